@@ -1,0 +1,56 @@
+"""Trains image-retrieval models for the number they are judged by, Recall@k.
+
+The names below are loaded when they are first used, so that the losses, metrics and models can be imported without
+Lightning.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_recall.callbacks import RetrievalEvaluation
+    from lightning_recall.datamodules import RetrievalDataModule
+    from lightning_recall.losses import RecallAtKLoss
+    from lightning_recall.metrics import RecallAtK
+    from lightning_recall.mixup import SimilarityMixup
+    from lightning_recall.models import ImageEmbedder
+    from lightning_recall.modules import RetrievalModule
+    from lightning_recall.recompute import chunked_forward
+    from lightning_recall.samplers import ClassBalancedBatchSampler
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ClassBalancedBatchSampler": "samplers",
+    "ImageEmbedder": "models",
+    "RecallAtK": "metrics",
+    "RecallAtKLoss": "losses",
+    "RetrievalDataModule": "datamodules",
+    "RetrievalEvaluation": "callbacks",
+    "RetrievalModule": "modules",
+    "SimilarityMixup": "mixup",
+    "chunked_forward": "recompute",
+}
+
+__all__ = [
+    "ClassBalancedBatchSampler",
+    "ImageEmbedder",
+    "RecallAtK",
+    "RecallAtKLoss",
+    "RetrievalDataModule",
+    "RetrievalEvaluation",
+    "RetrievalModule",
+    "SimilarityMixup",
+    "chunked_forward",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,7 @@
+"""Callbacks: evaluation and pictures for any LightningModule whose forward gives embeddings."""
+
+from lightning_recall.callbacks.retrieval_evaluation import RetrievalEvaluation
+from lightning_recall.callbacks.retrieved_images import RetrievedImages
+from lightning_recall.callbacks.training_curves import TrainingCurves
+
+__all__ = ["RetrievalEvaluation", "RetrievedImages", "TrainingCurves"]

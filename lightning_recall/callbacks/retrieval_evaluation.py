@@ -1,0 +1,146 @@
+"""Scores any LightningModule by Recall@k on validation and test."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.func import functional_call
+
+from lightning_recall.metrics import RecallAtK
+
+TRAINED, UNTRAINED, PIXELS = "trained", "untrained", "pixels"
+
+
+class RetrievalEvaluation(Callback):
+    """Logs `val/recall@k` and `test/recall@k` of a module whose forward gives embeddings (b, D) of images (b, ...).
+
+    Every image of the split queries all the others (`RecallAtK`). Batches are (images, labels). Where the module's
+    validation or test step returns the embeddings, as `RetrievalModule`'s do, they are not computed again. ModelCheckpoint
+    and EarlyStopping can monitor the logged keys. With several dataloaders each has its own keys, with Lightning's suffix
+    `/dataloader_idx_0`, ...
+
+    `trainer.validate` and `trainer.test` end with a table.
+
+    Args:
+        ks: cut-offs, integers from 1.
+        baselines: whether the test also scores, in the same pass, the raw pixels and the weights that the module had
+            when this callback first saw it, before training or before a checkpoint was loaded. They are logged as
+            `test/pixels/recall@k` and `test/untrained/recall@k`.
+
+    Raises:
+        ValueError: for wrong `ks`, and during evaluation if the embeddings or labels of a batch are not what
+            `RecallAtK` takes, or no image has another of its class.
+    """
+
+    def __init__(self, ks: Sequence[int] = (1, 2, 4, 8), baselines: bool = False) -> None:
+        RecallAtK(ks)  # refuses wrong ks now, not after an epoch
+        self.ks = tuple(ks)
+        self.baselines = baselines
+        self.initial_state: dict[str, Tensor] = {}
+        self.metrics: dict[tuple[int, str], RecallAtK] = {}  # (dataloader, who is scored)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keeps a copy of the weights before training, if they are to be scored."""
+        if self.baselines and not self.initial_state:
+            self.initial_state = {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets the last evaluation."""
+        self.metrics = {}
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets the last evaluation."""
+        self.metrics = {}
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Takes in a batch."""
+        self.update(dataloader_idx, TRAINED, embeddings_of_batch(trainer, pl_module, outputs, batch), batch[1])
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Takes in a batch, for the baselines too."""
+        self.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        if self.baselines:
+            images, labels = batch
+            state = {name: value.to(pl_module.device) for name, value in self.initial_state.items()}
+            with trainer.precision_plugin.forward_context():
+                untrained = functional_call(pl_module, state, (images,))
+            self.update(dataloader_idx, UNTRAINED, untrained, labels)
+            self.update(dataloader_idx, PIXELS, images.flatten(1).float(), labels)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the scores, except of the sanity check, which sees too little to score."""
+        if not trainer.sanity_checking:
+            self.log_scores(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the scores."""
+        self.log_scores(trainer, pl_module, "test")
+
+    def update(self, dataloader_idx: int, scored: str, embeddings: Tensor, labels: Tensor) -> None:
+        """Adds a batch to the metric of this dataloader and of this kind of embeddings."""
+        metric = self.metrics.setdefault((dataloader_idx, scored), RecallAtK(self.ks).to(embeddings.device))
+        metric.update(embeddings, labels)
+
+    def log_scores(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
+        """Computes and logs all scores of a split; shows them unless the training is going on."""
+        several = any(dataloader_idx for dataloader_idx, _ in self.metrics)
+        rows: dict[str, dict[str, Tensor]] = {}
+        for (dataloader_idx, scored), metric in self.metrics.items():
+            prefix = split if scored == TRAINED else f"{split}/{scored}"
+            suffix = f"/dataloader_idx_{dataloader_idx}" if several else ""
+            rows[f"{scored}{suffix}"] = scores = metric.compute()
+            pl_module.log_dict({f"{prefix}/{k}{suffix}": v for k, v in scores.items()}, sync_dist=True)
+        self.metrics = {}
+        if rows and trainer.state.fn != "fit":
+            print_scores(rows, split)
+
+
+def embeddings_of_batch(trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any) -> Tensor:
+    """Embeddings (b, D) of a batch (images (b, ...), labels (b,)): what the step returned, if it is that, else forward.
+
+    Raises:
+        ValueError: if the batch is no pair of that kind, or forward gives something else.
+    """
+    if not (isinstance(batch, Sequence) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
+        raise ValueError(f"Batches of evaluation must be pairs of tensors (images, labels), got {type(batch).__name__}.")
+    images, labels = batch
+    if isinstance(outputs, Tensor) and outputs.ndim == 2 and len(outputs) == len(labels):
+        return outputs
+    with torch.no_grad(), trainer.precision_plugin.forward_context():
+        embeddings = pl_module(images)
+    if not (isinstance(embeddings, Tensor) and embeddings.ndim == 2 and len(embeddings) == len(labels)):
+        raise ValueError(f"forward of {type(pl_module).__name__} must give embeddings ({len(labels)}, D).")
+    return embeddings
+
+
+@rank_zero_only
+def print_scores(rows: dict[str, dict[str, Tensor]], split: str) -> None:
+    """Prints one row of percentages for each thing scored, the baselines first."""
+    table = Table(title=f"Recall@k on the {split} split, in %")
+    table.add_column("")
+    for name in next(iter(rows.values())):
+        table.add_column(name.replace("recall", "R"), justify="right")
+    for name, scores in sorted(rows.items()):
+        table.add_row(name, *(f"{100 * score.item():.1f}" for score in scores.values()))
+    Console().print(table)

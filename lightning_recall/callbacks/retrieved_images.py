@@ -1,0 +1,132 @@
+"""Draws what the model retrieves: test queries beside their nearest neighbours."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lightning_recall.callbacks.output import picture_path, say_where
+from lightning_recall.callbacks.retrieval_evaluation import embeddings_of_batch
+
+RIGHT, WRONG = ("#1a9641", "solid"), ("#d7191c", (0, (2, 1)))  # style as well as colour, for the colour-blind
+
+
+class RetrievedImages(Callback):
+    """After a test, writes `retrieved_images.png`: random queries, each with the most similar images of the test split.
+
+    Images of the query's class have a green, solid frame, others a red, dashed one; above each stands its cosine
+    similarity. Works with any module that `RetrievalEvaluation` scores, on the first test dataloader; with several
+    processes it shows the images of process 0.
+
+    Args:
+        num_queries: rows of the picture, each of another class if there are enough.
+        num_neighbors: nearest images in a row.
+        seed: of the choice of queries.
+
+    Raises:
+        ValueError: for numbers below 1.
+    """
+
+    def __init__(self, num_queries: int = 10, num_neighbors: int = 10, seed: int = 0) -> None:
+        if num_queries < 1 or num_neighbors < 1:
+            raise ValueError(
+                f"num_queries and num_neighbors must be at least 1, got {num_queries} and {num_neighbors}."
+            )
+        self.num_queries = num_queries
+        self.num_neighbors = num_neighbors
+        self.seed = seed
+        self.embeddings: list[Tensor] = []
+        self.labels: list[Tensor] = []
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets the last test."""
+        self.embeddings, self.labels = [], []
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Takes in a batch of the first dataloader."""
+        if dataloader_idx == 0:
+            self.embeddings.append(embeddings_of_batch(trainer, pl_module, outputs, batch).detach().float().cpu())
+            self.labels.append(batch[1].cpu())
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Searches for the neighbours of the queries and draws them."""
+        if not trainer.is_global_zero:
+            return
+        embeddings, labels = F.normalize(torch.cat(self.embeddings), dim=1), torch.cat(self.labels)
+        self.embeddings, self.labels = [], []
+        queries = choose_queries(labels, self.num_queries, self.seed)
+        similarities = embeddings[queries] @ embeddings.T  # (Q, N)
+        similarities.scatter_(1, queries[:, None], -torch.inf)
+        top = similarities.topk(min(self.num_neighbors, len(labels) - 1))  # (Q, K)
+
+        loaders = trainer.test_dataloaders
+        loader = loaders[0] if isinstance(loaders, list) else loaders
+        rows = list(loader.sampler)  # of the data set, in the order of evaluation
+        pictures = {i: to_picture(loader.dataset[rows[i]][0]) for i in {*queries.tolist(), *top.indices.ravel().tolist()}}
+        relevant = labels[top.indices] == labels[queries, None]  # (Q, K)
+        figure = draw_rows(pictures, queries, top.indices, top.values, relevant)
+        path = picture_path(trainer, "retrieved_images.png")
+        figure.savefig(path, dpi=110)
+        say_where("What the model retrieves", path)
+
+
+def choose_queries(labels: Tensor, num_queries: int, seed: int) -> Tensor:
+    """Rows of random queries, of different classes as far as there are any, among those that have a positive."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).numpy()
+    shuffled = labels.numpy()[order]
+    _, first, inverse, counts = np.unique(shuffled, return_index=True, return_inverse=True, return_counts=True)
+    one_each = np.sort(first[counts > 1])
+    rest = np.setdiff1d(np.flatnonzero(counts[inverse] > 1), one_each)
+    return torch.from_numpy(order[np.concatenate([one_each, rest])[:num_queries]])
+
+
+def to_picture(image: Tensor) -> NDArray[np.float64]:
+    """Image (C, H, W), uint8 or floats of any range, as (H, W) or (H, W, 3) in [0, 1]."""
+    values = image.numpy().astype(float)
+    if image.dtype == torch.uint8:
+        values /= 255
+    elif values.min() < 0 or values.max() > 1:
+        values = (values - values.min()) / max(np.ptp(values), 1e-9)
+    picture: NDArray[np.float64] = values[0] if len(values) == 1 else values.transpose(1, 2, 0)
+    return picture
+
+
+def draw_rows(
+    pictures: dict[int, NDArray[np.float64]], queries: Tensor, neighbors: Tensor, similarities: Tensor, relevant: Tensor
+) -> Figure:
+    """One row a query (Q,): the query, then its neighbours (Q, K), with similarities (Q, K) and relevant (Q, K)."""
+    num_rows, num_columns = len(queries), neighbors.shape[1] + 1
+    figure = Figure(figsize=(num_columns * 0.95 + 0.3, num_rows * 1.12 + 0.5), layout="constrained")
+    axes = figure.subplots(num_rows, num_columns, squeeze=False)
+    for row in range(num_rows):
+        show(axes[row, 0], pictures[int(queries[row])], "query", ("black", "solid"), width=1)
+        for column, item in enumerate(neighbors[row].tolist()):
+            frame = RIGHT if relevant[row, column] else WRONG
+            show(axes[row, column + 1], pictures[item], f"{similarities[row, column]:.2f}", frame, width=3)
+    figure.suptitle("Queries and their nearest neighbours, with cosine similarity: green solid = right, red dashed = wrong")
+    return figure
+
+
+def show(axes: Axes, picture: NDArray[np.float64], title: str, frame: tuple[str, Any], width: float) -> None:
+    """One image with a title and a frame of a colour and a line style."""
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_title(title, fontsize=8, pad=3)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set(color=frame[0], linestyle=frame[1], linewidth=width)

@@ -1,0 +1,99 @@
+"""Recall@k surrogate: "Recall@k Surrogate Loss with Large Batches and Similarity Mixup", CVPR 2022."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_recall.losses.ranking import smooth_rank_loss
+
+
+def smooth_recall_at_k(ranks: Tensor, valid: Tensor, ks: Tensor, k_temperature: float) -> Tensor:
+    """Smooth Recall@k of each query, averaged over the cut-offs (equation 7 of the paper, without its sum over q).
+
+    Args:
+        ranks: (Q, P) smooth ranks of each query's positives, 1 being the best.
+        valid: (Q, P) bool, False where a query has fewer positives than P.
+        ks: (K,) cut-offs.
+        k_temperature: width of the cut, tau_1, in ranks.
+
+    Returns:
+        (Q,) in [0, 1].
+    """
+    hits = torch.sigmoid((ks - ranks[..., None]) / k_temperature) * valid[..., None]  # (Q, P, K)
+    possible = torch.minimum(ks, valid.sum(1, keepdim=True))  # (Q, K)
+    return (torch.minimum(hits.sum(1), ks) / possible).mean(1)
+
+
+class RecallAtKLoss(nn.Module):
+    """One minus a smooth Recall@k of the batch: every item queries all the others.
+
+    With s the dot products of the embeddings, P_q the other items of q's class:
+
+        rank(q, x) = 1 + sum over z not in {q, x} of sigmoid((s_qz - s_qx) / rank_temperature)
+        recall_k(q) = min(sum over x in P_q of sigmoid((k - rank(q, x)) / k_temperature), k) / min(k, |P_q|)
+        loss = 1 - mean over q, mean over k of recall_k(q)
+
+    Source: Patel, Tolias, Matas, CVPR 2022 (arXiv 2108.11179), equations 4 to 7. Both temperatures to 0 give one
+    minus the exact recall: the share of min(k, |P_q|) positives found among the k nearest, ties counting half.
+
+    Classes may have any size and items any order. An item alone in its class is no query, but stands in the ranking
+    of the others. A k above the number of positives asks for all of them. Work and memory go block by block, in fp32
+    at least, also under autocast.
+
+    Args:
+        ks: cut-offs, integers from 1; (1, 2, 4, 8, 16) is the published choice.
+        k_temperature: tau_1, in ranks, above 0; 1 in the paper.
+        rank_temperature: tau_2, in similarity, above 0; 0.01 in the paper. Where the similarities of a new network
+            spread less than this, all ranks are N/2 and nothing learns: see `norm="batch"` of `ImageEmbedder`.
+        count_query: True lets the query stand in its own ranking, which adds nearly one to every rank. The published
+            code does so; the paper's formula does not.
+
+    Shapes: embeddings (N, D), labels (N,) -> scalar.
+
+    Raises:
+        ValueError: for empty or non-positive `ks`, a temperature that is not above 0, and batches that
+            `smooth_rank_loss` refuses: other shapes, float labels, NaN, no two labels equal.
+
+    >>> embeddings = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.6, 0.8]])
+    >>> loss = RecallAtKLoss(ks=(1, 2))
+    >>> round(loss(embeddings, torch.tensor([0, 0, 1, 1])).item(), 4)
+    0.5
+    >>> round(loss(embeddings, torch.tensor([0, 1, 0, 1])).item(), 4)
+    0.5952
+    """
+
+    def __init__(
+        self,
+        ks: Sequence[int] = (1, 2, 4, 8, 16),
+        k_temperature: float = 1.0,
+        rank_temperature: float = 0.01,
+        count_query: bool = False,
+    ) -> None:
+        super().__init__()
+        if not ks or any(k < 1 or int(k) != k for k in ks):
+            raise ValueError(f"ks must be one or more integers from 1, got {tuple(ks)}.")
+        if not k_temperature > 0 or not rank_temperature > 0:
+            raise ValueError(
+                f"Temperatures must be above 0, got k_temperature={k_temperature}, rank_temperature={rank_temperature}."
+            )
+        self.ks = tuple(ks)
+        self.k_temperature = k_temperature
+        self.rank_temperature = rank_temperature
+        self.count_query = count_query
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Loss of a batch: embeddings (N, D), labels (N,) integers -> scalar."""
+
+        def missed(ranks: Tensor, valid: Tensor) -> Tensor:
+            ks = torch.tensor(self.ks, dtype=ranks.dtype, device=ranks.device)
+            return 1 - smooth_recall_at_k(ranks, valid, ks, self.k_temperature)
+
+        return smooth_rank_loss(embeddings, labels, missed, self.rank_temperature, self.count_query)
+
+    def extra_repr(self) -> str:
+        """The settings, as they are printed."""
+        return (
+            f"ks={self.ks}, k_temperature={self.k_temperature}, rank_temperature={self.rank_temperature}, "
+            f"count_query={self.count_query}"
+        )

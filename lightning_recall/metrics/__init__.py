@@ -1,0 +1,5 @@
+"""Metrics: torchmetrics.Metric classes over (embeddings (B, D), labels (B,))."""
+
+from lightning_recall.metrics.recall_at_k import RecallAtK
+
+__all__ = ["RecallAtK"]

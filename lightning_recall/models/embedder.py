@@ -1,0 +1,128 @@
+"""Images to unit embeddings: a backbone, pooling, a projection, L2 normalisation."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import SelectAdaptivePool2d
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import Self
+
+from lightning_recall.models.pooling import GeM
+
+
+def timm_backbone(name: str, pretrained: bool) -> tuple[nn.Module, bool]:
+    """A timm model without its classifier, and whether it gives feature maps (B, C, H, W).
+
+    Convnets give maps; all others (class tokens, channels-last maps) pool as they were built to, to (B, C).
+
+    Raises:
+        ValueError: for a name that timm does not know.
+    """
+    if not timm.is_model(name):
+        similar = timm.list_models(f"*{name}*")[:5]
+        hint = f"Similar: {', '.join(similar)}." if similar else "timm.list_models() tells those it knows."
+        raise ValueError(f"timm knows no model {name!r}. {hint}")
+    model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    with torch.no_grad():
+        features = model.eval().forward_features(torch.zeros(1, *model.pretrained_cfg["input_size"]))
+    gives_maps = features.ndim == 4 and features.shape[1] == model.num_features
+    if gives_maps:
+        model.reset_classifier(0, "")  # no pooling of its own
+    return model, gives_maps
+
+
+class ImageEmbedder(nn.Module):
+    """Embeds images on the unit sphere, as in the paper: backbone, GeM, LayerNorm, linear projection, L2.
+
+    Images come as uint8, or as floats in [0, 1], and are normalised here, on the device, with the mean and standard
+    deviation that the backbone was trained with. Grey images (B, 1, H, W) also go into a colour backbone.
+
+    Args:
+        backbone: name of a timm model ("resnet50", "vit_base_patch16_224.augreg_in21k", ...), or a module that gives
+            (B, C) vectors or (B, C, H, W) maps and tells C as `num_features`.
+        embedding_dim: D, length of an embedding.
+        pretrained: whether a timm backbone starts from its published weights, which timm downloads.
+        pooling: how maps become vectors: "gem", the generalised mean with a learned exponent, or "avg". None: "gem" for
+            the maps of a timm convnet; the vectors of any other backbone are taken as they are.
+        norm: "layer" normalises the features before the projection, as published; "batch" normalises the embeddings
+            before L2, which spreads the similarities of an untrained network so that training from scratch starts.
+        freeze_batch_norm: keeps the backbone's BatchNorm statistics as they are, also in train mode, as published;
+            its scale and shift still learn. None: frozen if `pretrained` and a timm name.
+        mean: per-channel mean in [0, 1]; None: the backbone's own, 0.5 where it tells none.
+        std: per-channel standard deviation; None: the backbone's own, 0.5 where it tells none.
+
+    Shapes: images (B, C, H, W) -> (B, embedding_dim), each row of length 1.
+
+    Raises:
+        ValueError: for a name that timm does not know, a backbone without `num_features`, an `embedding_dim` below 1,
+            or pooling for a timm model that gives vectors.
+
+    >>> from lightning_recall.models import SmallConvNet
+    >>> embedder = ImageEmbedder(SmallConvNet(), embedding_dim=64, norm="batch")
+    >>> embedder(torch.zeros(2, 1, 32, 32, dtype=torch.uint8)).shape
+    torch.Size([2, 64])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: str | nn.Module = "resnet50",
+        embedding_dim: int = 512,
+        pretrained: bool = True,
+        pooling: Literal["gem", "avg"] | None = None,
+        norm: Literal["layer", "batch"] = "layer",
+        freeze_batch_norm: bool | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if embedding_dim < 1:
+            raise ValueError(f"embedding_dim must be at least 1, got {embedding_dim}.")
+        if isinstance(backbone, str):
+            self.backbone, gives_maps = timm_backbone(backbone, pretrained)
+            if pooling and not gives_maps:
+                raise ValueError(f"{backbone} gives vectors: pooling must be None, got {pooling!r}.")
+            pooling = pooling or ("gem" if gives_maps else None)
+            freeze_batch_norm = pretrained if freeze_batch_norm is None else freeze_batch_norm
+        else:
+            self.backbone = backbone
+        num_features = getattr(self.backbone, "num_features", None)
+        if not isinstance(num_features, int):
+            raise ValueError(
+                f"{type(self.backbone).__name__} does not tell how many features it gives: "
+                "set its attribute num_features to C of its output (B, C) or (B, C, H, W)."
+            )
+        self.freeze_batch_norm = bool(freeze_batch_norm)
+        self.pooling = {"gem": GeM(), "avg": SelectAdaptivePool2d(pool_type="avg", flatten=True), None: nn.Identity()}[pooling]
+        linear = nn.Linear(num_features, embedding_dim)
+        self.projection = (
+            nn.Sequential(nn.LayerNorm(num_features), linear)
+            if norm == "layer"
+            else nn.Sequential(linear, nn.BatchNorm1d(embedding_dim))
+        )
+        config = getattr(self.backbone, "pretrained_cfg", {})
+        for name, given in (("mean", mean), ("std", std)):
+            values = torch.tensor(given or config.get(name, (0.5,)))
+            self.register_buffer(name, values.reshape(-1, 1, 1))  # (C, 1, 1)
+        self.train(self.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Unit embeddings (B, D) of images (B, C, H, W), uint8 or floats in [0, 1]."""
+        images = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images.to(self.mean.dtype)
+        features = self.pooling(self.backbone((images - self.mean) / self.std))  # (B, num_features)
+        return F.normalize(self.projection(features), dim=1)
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets train mode; frozen BatchNorm layers of the backbone stay in evaluation mode."""
+        super().train(mode)
+        if self.freeze_batch_norm:
+            for module in self.backbone.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self

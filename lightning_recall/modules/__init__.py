@@ -1,0 +1,5 @@
+"""Lightning modules."""
+
+from lightning_recall.modules.retrieval import RetrievalModule
+
+__all__ = ["RetrievalModule"]
