@@ -1,8 +1,13 @@
 """The command `lightning-recall`: Lightning's CLI over retrieval modules, data modules and callbacks."""
 
 import os
+import re
+import warnings
+from argparse import Action
 from pathlib import Path
+from typing import Any
 
+from jsonargparse import DefaultHelpFormatter
 from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -10,12 +15,42 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning_recall import callbacks, datamodules, losses, mixup, models, modules  # noqa: F401
 from lightning_recall.callbacks.output import say_where
 
+SUBCOMMANDS = {
+    "fit": "Trains a model, and validates it on classes set aside from training.",
+    "validate": "Scores a model on the validation classes.",
+    "test": "Scores a model on the test classes.",
+    "predict": "Embeds the test images.",
+}
+
+
+class ShortHelp(DefaultHelpFormatter):
+    """Help that names this package's classes, not each of the thousands of modules that torch and timm define."""
+
+    def _expand_help(self, action: Action) -> str:
+        def ours(match: re.Match[str]) -> str:
+            names = match[1].split(", ")
+            known = [name for name in names if name.startswith("lightning_recall.")]
+            return "known subclasses: " + ", ".join([*known, f"and {len(names) - len(known)} of other packages"])
+
+        return re.sub(r"known subclasses: ([\w.]+(?:, [\w.]+)*)", ours, super()._expand_help(action))
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's parser with short help."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"formatter_class": ShortHelp, **kwargs})
+
 
 class RecallCLI(LightningCLI):
     """LightningCLI that refuses a run whose results could not be kept, and whose checkpoints rebuild their module."""
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Loads in the chunks in which the module embeds, where both know of chunks."""
+        parser.link_arguments("model.init_args.chunk_size", "data.init_args.chunk_size")
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses; the metrics of test and validate are shown once, by RetrievalEvaluation."""
+        """Parses; the scores of test and validate are shown once, by RetrievalEvaluation."""
         parser.set_defaults({"test.verbose": False, "validate.verbose": False})
         super().parse_arguments(parser, args)
 
@@ -23,7 +58,7 @@ class RecallCLI(LightningCLI):
         """Refuses checkpoints that a new process cannot find: Lightning would test an untrained network."""
         ckpt_path = self.config[self.config.subcommand].get("ckpt_path")
         if self.config.subcommand != "fit" and ckpt_path in ("best", "last"):
-            self.parser.error(f"--ckpt_path {ckpt_path} is known only to the process that trains: give the path of a file.")
+            self.parser.error(f"--ckpt_path {ckpt_path} is known only to the process that trained: give a file's path.")
 
     def instantiate_classes(self) -> None:
         """Instantiates, and has checkpoints hold the configuration, for `load_from_checkpoint` in plain Python."""
@@ -31,7 +66,8 @@ class RecallCLI(LightningCLI):
         if not self.model.hparams:
             model = self.config[self.config.subcommand].model.as_dict()
             hparams = {"_class_path": model["class_path"], **model.get("init_args", {})}
-            self.model.save_hyperparameters({**hparams, "_instantiator": "pytorch_lightning.cli.instantiate_module"}, logger=False)
+            hparams["_instantiator"] = "pytorch_lightning.cli.instantiate_module"
+            self.model.save_hyperparameters(hparams, logger=False)
 
     def before_fit(self) -> None:
         """Refuses an output folder that cannot be written, before anything is computed."""
@@ -44,10 +80,26 @@ class RecallCLI(LightningCLI):
             )
 
     def after_fit(self) -> None:
-        """Says where the checkpoints are."""
-        checkpoint = self.trainer.checkpoint_callback
-        if checkpoint is not None and getattr(checkpoint, "best_model_path", ""):
-            say_where("Best checkpoint", Path(checkpoint.best_model_path))
+        """Says where the results are."""
+        checkpoints = self.trainer.checkpoint_callback
+        best = getattr(checkpoints, "best_model_path", "") or getattr(checkpoints, "last_model_path", "")
+        if best and self.trainer.is_global_zero:
+            say_where("Checkpoint", Path(best))
+        self.after_test()
+
+    def after_test(self) -> None:
+        """Says where the results are."""
+        if self.trainer.log_dir and self.trainer.is_global_zero:
+            say_where("Metrics and settings", Path(self.trainer.log_dir))
+
+
+def hide_noise() -> None:
+    """Hides warnings of Lightning's that a user of this command can do nothing about."""
+    for message in (
+        ".*isinstance.treespec, LeafSpec.*",  # Lightning 2.6 meets torch 2.13 and later
+        "The dirpath has changed from.*",  # every run has a folder of its own
+    ):
+        warnings.filterwarnings("ignore", message)
 
 
 def main(args: ArgsType = None) -> None:
@@ -56,6 +108,7 @@ def main(args: ArgsType = None) -> None:
     Args:
         args: command line, without the program's name; None: that of the process.
     """
+    hide_noise()
     RecallCLI(
         LightningModule,
         LightningDataModule,
@@ -63,6 +116,14 @@ def main(args: ArgsType = None) -> None:
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"prog": "lightning-recall"},
+        parser_class=Parser,
+        parser_kwargs={
+            "prog": "lightning-recall",
+            "description": "Trains and tests image-retrieval models for Recall@k.",
+            **{
+                name: {"description": text, "usage": f"lightning-recall {name} --config FILE [--OPTION VALUE ...]"}
+                for name, text in SUBCOMMANDS.items()
+            },
+        },
         args=args,
     )

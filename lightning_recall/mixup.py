@@ -54,8 +54,6 @@ class SimilarityMixup(nn.Module):
                 f"labels must hold one label per embedding, shape ({len(embeddings)},), got {tuple(labels.shape)}."
             )
         first, second = same_class_pairs(labels)
-        alpha = torch.rand(
-            (len(first), 1), dtype=embeddings.dtype, device=embeddings.device, generator=self.generator
-        )
+        alpha = torch.rand((len(first), 1), dtype=embeddings.dtype, device=embeddings.device, generator=self.generator)
         virtual = torch.lerp(embeddings[second], embeddings[first], alpha)  # (M, D)
         return torch.cat([embeddings, virtual]), torch.cat([labels, labels[first]])

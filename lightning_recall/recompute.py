@@ -39,7 +39,7 @@ def chunked_forward(encoder: Encoder, inputs: Tensor | Sequence[Tensor], chunk_s
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
     given = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-    chunks = [part for chunk in given for part in chunk.split(chunk_size) if len(part)]
+    chunks = [part for chunk in given for part in torch.split(chunk, chunk_size) if len(part)]
     if not chunks:
         raise ValueError("There is nothing to embed: inputs hold no rows.")
     if not torch.is_grad_enabled():

@@ -44,10 +44,12 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         small_classes: Literal["error", "drop"] = "error",
     ) -> None:
         if samples_per_class < 2:
-            raise ValueError(f"samples_per_class must be at least 2, so that each image has a positive, got {samples_per_class}.")
+            raise ValueError(
+                f"samples_per_class must be at least 2, so that each image has a positive, got {samples_per_class}."
+            )
         if batch_size < 2 * samples_per_class or batch_size % samples_per_class:
             raise ValueError(
-                f"batch_size must be a multiple of samples_per_class={samples_per_class} that holds at least 2 classes, "
+                f"batch_size must be a multiple of samples_per_class={samples_per_class} and hold at least 2 classes, "
                 f"got {batch_size}."
             )
         array = np.asarray(labels)
@@ -113,7 +115,8 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         taken = np.minimum(self._groups, self._length)[order]  # groups of each class, in the order of the classes
         within = np.arange(taken.sum()) - np.repeat(np.cumsum(taken) - taken, taken)  # 0, 1, ... in each class
         first = np.repeat(starts[order], taken) + within * self.samples_per_class
-        return shuffled[first[:, None] + np.arange(self.samples_per_class)]
+        dealt: NDArray[np.int64] = shuffled[first[:, None] + np.arange(self.samples_per_class)]
+        return dealt
 
 
 def most_batches(groups: NDArray[np.int64], num_classes: int) -> int:

@@ -13,16 +13,17 @@ from torch.func import functional_call
 
 from lightning_recall.metrics import RecallAtK
 
-TRAINED, UNTRAINED, PIXELS = "trained", "untrained", "pixels"
+MODEL, UNTRAINED, PIXELS = "model", "untrained", "pixels"
+ROW_NAMES = {MODEL: "model", UNTRAINED: "before training", PIXELS: "raw pixels"}
 
 
 class RetrievalEvaluation(Callback):
     """Logs `val/recall@k` and `test/recall@k` of a module whose forward gives embeddings (b, D) of images (b, ...).
 
     Every image of the split queries all the others (`RecallAtK`). Batches are (images, labels). Where the module's
-    validation or test step returns the embeddings, as `RetrievalModule`'s do, they are not computed again. ModelCheckpoint
-    and EarlyStopping can monitor the logged keys. With several dataloaders each has its own keys, with Lightning's suffix
-    `/dataloader_idx_0`, ...
+    validation or test step returns the embeddings, as `RetrievalModule`'s do, they are not computed again; a module
+    needs such steps, were they empty, for Lightning to run over the data. ModelCheckpoint and EarlyStopping can monitor
+    the logged keys. With several dataloaders each has its own, with Lightning's suffix `/dataloader_idx_0`, ...
 
     `trainer.validate` and `trainer.test` end with a table.
 
@@ -56,6 +57,7 @@ class RetrievalEvaluation(Callback):
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the last evaluation."""
         self.metrics = {}
+        self.initial_state = {name: value.to(pl_module.device) for name, value in self.initial_state.items()}
 
     def on_validation_batch_end(
         self,
@@ -67,7 +69,7 @@ class RetrievalEvaluation(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Takes in a batch."""
-        self.update(dataloader_idx, TRAINED, embeddings_of_batch(trainer, pl_module, outputs, batch), batch[1])
+        self.update(dataloader_idx, MODEL, embeddings_of_batch(trainer, pl_module, outputs, batch), batch[1])
 
     def on_test_batch_end(
         self,
@@ -79,14 +81,13 @@ class RetrievalEvaluation(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Takes in a batch, for the baselines too."""
-        self.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
         if self.baselines:
             images, labels = batch
-            state = {name: value.to(pl_module.device) for name, value in self.initial_state.items()}
             with trainer.precision_plugin.forward_context():
-                untrained = functional_call(pl_module, state, (images,))
-            self.update(dataloader_idx, UNTRAINED, untrained, labels)
+                untrained = functional_call(pl_module, self.initial_state, (images,))
             self.update(dataloader_idx, PIXELS, images.flatten(1).float(), labels)
+            self.update(dataloader_idx, UNTRAINED, untrained, labels)
+        self.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the scores, except of the sanity check, which sees too little to score."""
@@ -107,9 +108,9 @@ class RetrievalEvaluation(Callback):
         several = any(dataloader_idx for dataloader_idx, _ in self.metrics)
         rows: dict[str, dict[str, Tensor]] = {}
         for (dataloader_idx, scored), metric in self.metrics.items():
-            prefix = split if scored == TRAINED else f"{split}/{scored}"
+            prefix = split if scored == MODEL else f"{split}/{scored}"
             suffix = f"/dataloader_idx_{dataloader_idx}" if several else ""
-            rows[f"{scored}{suffix}"] = scores = metric.compute()
+            rows[f"{ROW_NAMES[scored]}{suffix}"] = scores = metric.compute()
             pl_module.log_dict({f"{prefix}/{k}{suffix}": v for k, v in scores.items()}, sync_dist=True)
         self.metrics = {}
         if rows and trainer.state.fn != "fit":
@@ -123,7 +124,9 @@ def embeddings_of_batch(trainer: Trainer, pl_module: LightningModule, outputs: A
         ValueError: if the batch is no pair of that kind, or forward gives something else.
     """
     if not (isinstance(batch, Sequence) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
-        raise ValueError(f"Batches of evaluation must be pairs of tensors (images, labels), got {type(batch).__name__}.")
+        raise ValueError(
+            f"Batches of evaluation must be pairs of tensors (images, labels), got {type(batch).__name__}."
+        )
     images, labels = batch
     if isinstance(outputs, Tensor) and outputs.ndim == 2 and len(outputs) == len(labels):
         return outputs
@@ -136,11 +139,11 @@ def embeddings_of_batch(trainer: Trainer, pl_module: LightningModule, outputs: A
 
 @rank_zero_only
 def print_scores(rows: dict[str, dict[str, Tensor]], split: str) -> None:
-    """Prints one row of percentages for each thing scored, the baselines first."""
+    """Prints one row of percentages for each thing scored."""
     table = Table(title=f"Recall@k on the {split} split, in %")
     table.add_column("")
     for name in next(iter(rows.values())):
         table.add_column(name.replace("recall", "R"), justify="right")
-    for name, scores in sorted(rows.items()):
+    for name, scores in rows.items():
         table.add_row(name, *(f"{100 * score.item():.1f}" for score in scores.values()))
     Console().print(table)

@@ -1,6 +1,5 @@
 """Draws what the model retrieves: test queries beside their nearest neighbours."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 from lightning_recall.callbacks.output import picture_path, say_where
 from lightning_recall.callbacks.retrieval_evaluation import embeddings_of_batch
 
-RIGHT, WRONG = ("#1a9641", "solid"), ("#d7191c", (0, (2, 1)))  # style as well as colour, for the colour-blind
+RIGHT, WRONG = ("#1a9641", "solid"), ("#d7191c", (0, (1.5, 1)))  # style as well as colour, for the colour-blind
 
 
 class RetrievedImages(Callback):
@@ -74,10 +73,12 @@ class RetrievedImages(Callback):
         similarities.scatter_(1, queries[:, None], -torch.inf)
         top = similarities.topk(min(self.num_neighbors, len(labels) - 1))  # (Q, K)
 
-        loaders = trainer.test_dataloaders
+        loaders: Any = trainer.test_dataloaders
         loader = loaders[0] if isinstance(loaders, list) else loaders
         rows = list(loader.sampler)  # of the data set, in the order of evaluation
-        pictures = {i: to_picture(loader.dataset[rows[i]][0]) for i in {*queries.tolist(), *top.indices.ravel().tolist()}}
+        pictures = {
+            i: to_picture(loader.dataset[rows[i]][0]) for i in {*queries.tolist(), *top.indices.ravel().tolist()}
+        }
         relevant = labels[top.indices] == labels[queries, None]  # (Q, K)
         figure = draw_rows(pictures, queries, top.indices, top.values, relevant)
         path = picture_path(trainer, "retrieved_images.png")
@@ -118,7 +119,9 @@ def draw_rows(
         for column, item in enumerate(neighbors[row].tolist()):
             frame = RIGHT if relevant[row, column] else WRONG
             show(axes[row, column + 1], pictures[item], f"{similarities[row, column]:.2f}", frame, width=3)
-    figure.suptitle("Queries and their nearest neighbours, with cosine similarity: green solid = right, red dashed = wrong")
+    figure.suptitle(
+        "Queries and their nearest neighbours, with cosine similarity: green solid = right, red dashed = wrong"
+    )
     return figure
 
 
@@ -129,4 +132,4 @@ def show(axes: Axes, picture: NDArray[np.float64], title: str, frame: tuple[str,
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
-        spine.set(color=frame[0], linestyle=frame[1], linewidth=width)
+        spine.set(color=frame[0], linestyle=frame[1], linewidth=width, capstyle="butt")

@@ -43,7 +43,9 @@ class TrainingCurves(Callback):
     def note(self, trainer: Trainer, key: str) -> None:
         """Adds the logged value of `key` at this step; it stays on its device until it is needed."""
         if key in trainer.callback_metrics:
-            self.points.setdefault(key, []).append((trainer.global_step, trainer.callback_metrics[key].detach().clone()))
+            self.points.setdefault(key, []).append(
+                (trainer.global_step, trainer.callback_metrics[key].detach().clone())
+            )
 
     def curves(self) -> dict[str, Points]:
         """Points of all curves as numbers."""

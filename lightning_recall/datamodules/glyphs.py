@@ -49,7 +49,8 @@ def draw_glyphs() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     codes = [c for c, n in sorted(counts.items()) if n >= MIN_TYPEFACES and unicodedata.category(chr(c))[0] in "LNS"]
 
     seen: set[tuple[int, bytes]] = set()  # (typeface, bitmap)
-    images, labels = [], []
+    images: list[NDArray[np.uint8]] = []
+    labels: list[int] = []
     for code in codes:
         drawn = {i: draw(chr(code), fonts[i]) for i, charmap in enumerate(charmaps) if code in charmap}
         keys = {(i, image.tobytes()) for i, image in drawn.items()}

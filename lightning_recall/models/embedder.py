@@ -1,12 +1,11 @@
 """Images to unit embeddings: a backbone, pooling, a projection, L2 normalisation."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import Self
@@ -26,7 +25,7 @@ def timm_backbone(name: str, pretrained: bool) -> tuple[nn.Module, bool]:
         similar = timm.list_models(f"*{name}*")[:5]
         hint = f"Similar: {', '.join(similar)}." if similar else "timm.list_models() tells those it knows."
         raise ValueError(f"timm knows no model {name!r}. {hint}")
-    model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0)
     with torch.no_grad():
         features = model.eval().forward_features(torch.zeros(1, *model.pretrained_cfg["input_size"]))
     gives_maps = features.ndim == 4 and features.shape[1] == model.num_features
@@ -72,7 +71,7 @@ class ImageEmbedder(nn.Module):
 
     def __init__(
         self,
-        backbone: str | nn.Module = "resnet50",
+        backbone: nn.Module | str = "resnet50",
         embedding_dim: int = 512,
         pretrained: bool = True,
         pooling: Literal["gem", "avg"] | None = None,
@@ -99,7 +98,9 @@ class ImageEmbedder(nn.Module):
                 "set its attribute num_features to C of its output (B, C) or (B, C, H, W)."
             )
         self.freeze_batch_norm = bool(freeze_batch_norm)
-        self.pooling = {"gem": GeM(), "avg": SelectAdaptivePool2d(pool_type="avg", flatten=True), None: nn.Identity()}[pooling]
+        self.pooling = {"gem": GeM(), "avg": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), None: nn.Identity()}[
+            pooling
+        ]
         linear = nn.Linear(num_features, embedding_dim)
         self.projection = (
             nn.Sequential(nn.LayerNorm(num_features), linear)

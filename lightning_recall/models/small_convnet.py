@@ -19,7 +19,9 @@ class SmallConvNet(nn.Module):
         ValueError: for an image size that is not a multiple of 8.
     """
 
-    def __init__(self, in_channels: int = 1, image_size: int = 32, widths: tuple[int, int, int] = (32, 64, 128)) -> None:
+    def __init__(
+        self, in_channels: int = 1, image_size: int = 32, widths: tuple[int, int, int] = (32, 64, 128)
+    ) -> None:
         super().__init__()
         if image_size < 8 or image_size % 8:
             raise ValueError(f"image_size must be a multiple of 8 pixels, got {image_size}.")

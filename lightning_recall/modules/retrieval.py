@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor, nn
 
@@ -32,7 +32,7 @@ class RetrievalModule(LightningModule):
         mixup: (embeddings, labels) -> more of both, such as `SimilarityMixup`; None: none.
         chunk_size: largest number of images in one pass of the embedder, per process; the activations of so many live
             at a time. BatchNorm in train mode normalises over a chunk.
-        optimizer: parameters -> optimizer.
+        optimizer: parameters -> optimizer; None: AdamW with a learning rate of 1e-4.
         lr_scheduler: optimizer -> scheduler; None: a constant learning rate. For `ReduceLROnPlateau` take
             `pytorch_lightning.cli.ReduceLROnPlateau`, which tells its monitor.
         lr_interval: whether the scheduler steps after every "epoch" or every "step".
@@ -50,7 +50,7 @@ class RetrievalModule(LightningModule):
         loss: nn.Module,
         mixup: nn.Module | None = None,
         chunk_size: int = 128,
-        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-4),
+        optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
         gradient_clip_val: float | None = None,
@@ -77,9 +77,9 @@ class RetrievalModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One optimizer step on one large batch."""
-        images, labels = split_chunks(batch)
-        embeddings = chunked_forward(self.embedder, images, self.chunk_size)  # (b, D)
-        embeddings, labels = self.gather(embeddings), self.gather(torch.cat(labels))  # (N, D), (N,)
+        images, own_labels = split_chunks(batch)
+        own_embeddings = chunked_forward(self.embedder, images, self.chunk_size)  # (b, D)
+        embeddings, labels = self.gather(own_embeddings), self.gather(torch.cat(own_labels))  # (N, D), (N,)
         with torch.autocast(embeddings.device.type, enabled=False):  # similarities need fp32: ranks differ by 0.01
             embeddings = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
             if self.mixup is not None:
@@ -87,6 +87,7 @@ class RetrievalModule(LightningModule):
             loss = self.loss(embeddings, labels)
 
         optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)  # configure_optimizers gives one
         optimizer.zero_grad()
         self.manual_backward(loss)
         optimizer.step()
@@ -98,7 +99,8 @@ class RetrievalModule(LightningModule):
         """Rows of all processes (N, ...) from each one's (b, ...), differentiably; in one process, the rows."""
         if self.trainer.world_size == 1:
             return rows
-        gathered: Tensor = self.all_gather(rows, sync_grads=rows.requires_grad)  # (processes, b, ...)
+        gathered = self.all_gather(rows, sync_grads=rows.requires_grad)
+        assert isinstance(gathered, Tensor)  # (processes, b, ...)
         return gathered.flatten(0, 1)
 
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
@@ -116,7 +118,8 @@ class RetrievalModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer and scheduler that were asked for."""
-        optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = self.optimizer(parameters) if self.optimizer else torch.optim.AdamW(parameters, lr=1e-4)
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
@@ -125,8 +128,10 @@ class RetrievalModule(LightningModule):
                 raise ValueError('ReduceLROnPlateau waits for a validation: set lr_interval="epoch".')
             if not isinstance(scheduler, ReduceLROnPlateau):
                 raise ValueError(
-                    "torch's ReduceLROnPlateau does not tell what to monitor: use pytorch_lightning.cli.ReduceLROnPlateau."
+                    "torch's ReduceLROnPlateau does not tell what to monitor: "
+                    "use pytorch_lightning.cli.ReduceLROnPlateau."
                 )
+        refuse_short_schedule(scheduler, self.lr_interval, self.trainer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.lr_interval}}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -145,6 +150,7 @@ class RetrievalModule(LightningModule):
         if isinstance(scheduler, ReduceLROnPlateau):
             self.step_plateau(scheduler)
         elif scheduler is not None:
+            assert not isinstance(scheduler, list)  # configure_optimizers gives one
             scheduler.step()
 
     def step_plateau(self, scheduler: ReduceLROnPlateau) -> None:
@@ -154,8 +160,21 @@ class RetrievalModule(LightningModule):
             return  # no validation in this epoch
         metrics = self.trainer.callback_metrics
         if scheduler.monitor not in metrics:
-            raise ValueError(f"ReduceLROnPlateau monitors {scheduler.monitor!r}, but only {sorted(metrics)} are logged.")
+            raise ValueError(
+                f"ReduceLROnPlateau monitors {scheduler.monitor!r}, but only {sorted(metrics)} are logged."
+            )
         scheduler.step(metrics[scheduler.monitor])
+
+
+def refuse_short_schedule(scheduler: Any, lr_interval: str, trainer: Trainer) -> None:
+    """Raises ValueError if the training is longer than a schedule with an end, such as OneCycleLR's."""
+    total = getattr(scheduler, "total_steps", None)
+    planned = trainer.estimated_stepping_batches if lr_interval == "step" else trainer.max_epochs
+    if isinstance(total, int) and planned is not None and planned > total:
+        raise ValueError(
+            f"{type(scheduler).__name__} ends after total_steps={total}, but the training takes {planned} "
+            f"{lr_interval}s: set total_steps to {planned}, or train for less."
+        )
 
 
 def split_chunks(batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
