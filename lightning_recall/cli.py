@@ -97,6 +97,7 @@ def hide_noise() -> None:
     """Hides warnings of Lightning's that a user of this command can do nothing about."""
     for message in (
         ".*isinstance.treespec, LeafSpec.*",  # Lightning 2.6 meets torch 2.13 and later
+        "torch.distributed.nn.functional.* is deprecated.*",  # likewise
         "The dirpath has changed from.*",  # every run has a folder of its own
     ):
         warnings.filterwarnings("ignore", message)

@@ -47,8 +47,8 @@ def find_positives(labels: Tensor) -> Positives:
     by_size = by_size[size[by_size] > 1]
     size, start = size[by_size], start[by_size]
 
-    width = int(counts.max()) if len(counts) else 0
-    slot = torch.arange(width - 1, device=labels.device)  # (P,)
+    width = int(counts.max()) - 1 if len(counts) else 0
+    slot = torch.arange(width, device=labels.device)  # (P,)
     own = by_size - start  # the query's place in its class, stepped over
     place = start[:, None] + slot + (slot >= own[:, None])
     valid = slot < size[:, None] - 1

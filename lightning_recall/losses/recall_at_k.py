@@ -34,8 +34,9 @@ class RecallAtKLoss(nn.Module):
         recall_k(q) = min(sum over x in P_q of sigmoid((k - rank(q, x)) / k_temperature), k) / min(k, |P_q|)
         loss = 1 - mean over q, mean over k of recall_k(q)
 
-    Source: Patel, Tolias, Matas, CVPR 2022 (arXiv 2108.11179), equations 4 to 7. Both temperatures to 0 give one
-    minus the exact recall: the share of min(k, |P_q|) positives found among the k nearest, ties counting half.
+    Source: Patel, Tolias, Matas, CVPR 2022 (arXiv 2108.11179), equations 4 to 7. As both
+    temperatures go to 0, the loss goes to one minus the exact recall, the share of min(k, |P_q|) positives found among
+    the k nearest, where a positive exactly at rank k counts half, and so does each tie.
 
     Classes may have any size and items any order. An item alone in its class is no query, but stands in the ranking
     of the others. A k above the number of positives asks for all of them. Work and memory go block by block, in fp32

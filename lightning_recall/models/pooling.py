@@ -15,8 +15,8 @@ class GeM(nn.Module):
 
     Shapes: features (B, C, H, W) -> (B, C).
 
-    >>> GeM(p=3.0)(torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 2, 2))  # cube root of 25
-    tensor([[2.9240]], grad_fn=<PowBackward0>)
+    >>> GeM(p=3.0)(torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 2, 2)).detach()  # cube root of 25
+    tensor([[2.9240]])
     """
 
     def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:

@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+import torch
+
+from lightning_recall import ClassBalancedBatchSampler, RetrievalDataModule
+from lightning_recall.datamodules import ChunkLoader
+from lightning_recall.datamodules.base import ImagesInMemory, held_out_classes
+
+LABELS = np.repeat(np.arange(10), 6)
+
+
+def images_in_memory():
+    images = np.broadcast_to(np.arange(60, dtype=np.uint8)[:, None, None, None], (60, 1, 8, 8)).copy()
+    return ImagesInMemory(images, LABELS)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("chunk_size", [5, 8, 100])
+def test_a_batch_is_a_list_of_chunks(chunk_size, num_workers):
+    sampler = ClassBalancedBatchSampler(LABELS, 16, 2)
+    loader = ChunkLoader(images_in_memory(), sampler, chunk_size, num_workers=num_workers)
+    batches = list(loader)
+    assert len(batches) == len(loader) == len(sampler)
+    sampler.set_epoch(0)
+    for chunks, rows in zip(batches, sampler, strict=True):
+        assert all(len(images) == len(labels) <= chunk_size for images, labels in chunks)
+        assert torch.cat([images for images, _ in chunks])[:, 0, 0, 0].tolist() == rows
+        assert torch.cat([labels for _, labels in chunks]).tolist() == LABELS[rows].tolist()
+        assert chunks[0][0].dtype == torch.uint8
+
+
+def test_processes_share_each_batch():
+    whole, shares = ClassBalancedBatchSampler(LABELS, 16, 2), []
+    for rank in range(2):
+        loader = ChunkLoader(images_in_memory(), ClassBalancedBatchSampler(LABELS, 16, 2), 4, rank, world_size=2)
+        shares.append([torch.cat([i for i, _ in chunks])[:, 0, 0, 0].tolist() for chunks in loader])
+    assert [a + b for a, b in zip(*shares, strict=True)] == list(whole)
+
+
+def test_each_pass_is_another_epoch_that_lightning_can_set():
+    loader = ChunkLoader(images_in_memory(), ClassBalancedBatchSampler(LABELS, 16, 2), 16)
+
+    def rows():
+        return [chunks[0][0][:, 0, 0, 0].tolist() for chunks in loader]
+
+    first, second = rows(), rows()
+    assert first != second
+    loader.sampler.set_epoch(0)
+    assert rows() == first
+
+
+def test_wrong_sizes_are_refused():
+    sampler = ClassBalancedBatchSampler(LABELS, 16, 2)
+    with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
+        ChunkLoader(images_in_memory(), sampler, 0)
+    with pytest.raises(ValueError, match="batch_size=16 must be a multiple of the 3 processes"):
+        ChunkLoader(images_in_memory(), sampler, 4, 0, 3)
+    with pytest.raises(ValueError, match="eval_batch_size must be at least 1, got 0"):
+        RetrievalDataModule(eval_batch_size=0)
+
+
+@pytest.mark.parametrize(("val_classes", "count"), [(0.2, 2), (3, 3)])
+def test_held_out_classes_are_whole(val_classes, count):
+    held = held_out_classes(LABELS, val_classes, seed=1)
+    assert len(np.unique(LABELS[held])) == count
+    assert not set(LABELS[held]) & set(LABELS[~held])
+    assert np.array_equal(held, held_out_classes(LABELS, val_classes, seed=1))
+    assert not np.array_equal(held, held_out_classes(LABELS, val_classes, seed=2))
+
+
+@pytest.mark.parametrize("val_classes", [0.0, 0.01, 10, 25])
+def test_a_split_without_classes_is_refused(val_classes):
+    with pytest.raises(ValueError, match="must leave at least one for validation and one for training"):
+        held_out_classes(LABELS, val_classes, seed=0)

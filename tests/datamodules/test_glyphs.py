@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+import torch
+
+from lightning_recall.datamodules import GlyphsDataModule, glyphs
+
+
+@pytest.fixture(scope="module")
+def datamodule(glyph_folder):
+    datamodule = GlyphsDataModule(root=str(glyph_folder), batch_size=32)
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    return datamodule
+
+
+def test_counts(datamodule):
+    splits = datamodule.train_data, datamodule.val_data, datamodule.test_data
+    classes = [set(data.labels.tolist()) for data in splits]
+    assert sum(len(data) for data in splits) == 27_656
+    assert [len(c) for c in classes] == [924, 103, 1028]
+    assert not classes[0] & classes[1] | classes[0] & classes[2] | classes[1] & classes[2]
+    assert all(np.unique(data.labels, return_counts=True)[1].min() >= 12 for data in splits)
+
+
+def test_images_are_the_characters(datamodule):
+    data = datamodule.train_data
+    assert data.images.shape[1:] == (1, 32, 32)
+    assert data.images.dtype == torch.uint8
+    assert data.images.flatten(1).any(1).all()  # none blank
+    row = int(np.flatnonzero(data.labels == data.labels[0])[0])
+    assert int(data[row][1]) == data.labels[0]
+
+
+def test_no_two_characters_look_alike_in_a_typeface(datamodule):
+    font = glyphs.ImageFont.truetype(
+        str(glyphs.Path(glyphs.matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), glyphs.FONT_SIZE
+    )
+    assert np.array_equal(glyphs.draw("A", font), glyphs.draw("\N{GREEK CAPITAL LETTER ALPHA}", font))
+    codes = {code for data in (datamodule.train_data, datamodule.test_data) for code in data.labels.tolist()}
+    assert ord("A") in codes | set(datamodule.val_data.labels.tolist())
+    assert ord("\N{GREEK CAPITAL LETTER ALPHA}") not in codes | set(datamodule.val_data.labels.tolist())
+
+
+def test_the_cache_is_used_and_never_half_written(glyph_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(glyphs, "draw_glyphs", lambda: pytest.fail("drawn again"))
+    GlyphsDataModule(root=str(glyph_folder)).prepare_data()
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(glyphs, "draw_glyphs", lambda: (np.zeros((1, 32, 32), np.uint8), np.zeros(1, np.int64)))
+    monkeypatch.setattr(np, "savez_compressed", interrupted)
+    datamodule = GlyphsDataModule(root=str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        datamodule.prepare_data()
+    assert not datamodule.file.exists()
+
+
+def test_the_cache_folder_is_the_users(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert GlyphsDataModule().file.parent == tmp_path / "lightning_recall"
+
+
+def test_outside_a_trainer_the_loaders_work(datamodule):
+    chunks = next(iter(datamodule.train_dataloader()))
+    images, labels = chunks[0]
+    assert images.shape == (32, 1, 32, 32)
+    assert labels.bincount().max() == 4
+    images, labels = next(iter(datamodule.test_dataloader()))
+    assert images.shape == (256, 1, 32, 32)
+    assert datamodule.on_after_batch_transfer((images, labels), 0) == (images, labels)

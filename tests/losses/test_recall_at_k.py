@@ -1,0 +1,165 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_recall.losses import RecallAtKLoss, ranking
+
+
+def loss_by_loops(embeddings, labels, ks, k_temperature, rank_temperature, count_query):
+    """The paper's equations, one comparison at a time."""
+    s = embeddings @ embeddings.T
+    n = len(labels)
+    recalls = []
+    for q in range(n):
+        positives = [x for x in range(n) if x != q and labels[x] == labels[q]]
+        if not positives:
+            continue
+        ranks = []
+        for x in positives:
+            others = [z for z in range(n) if z != x and (count_query or z != q)]
+            ranks.append(1 + sum(torch.sigmoid((s[q, z] - s[q, x]) / rank_temperature) for z in others))
+        for k in ks:
+            found = sum(torch.sigmoid((k - rank) / k_temperature) for rank in ranks)
+            recalls.append(torch.clamp(found, max=k) / min(k, len(positives)))
+    return 1 - torch.stack(recalls).mean()
+
+
+def unit(n, d, dtype=torch.float64):
+    return F.normalize(torch.randn(n, d, dtype=dtype), dim=1)
+
+
+UNEVEN = torch.tensor([3, 1, 1, 3, 3, 0, 1, 9, 3, 0, 3, 4, 4])  # 9 stands alone
+
+
+@pytest.mark.parametrize("count_query", [False, True])
+@pytest.mark.parametrize("block_elements", [1, 60, 2**22])  # one query a block, a few, all
+def test_value_and_gradient_equal_the_loops(count_query, block_elements, monkeypatch):
+    monkeypatch.setattr(ranking, "BLOCK_ELEMENTS", block_elements)
+    embeddings = unit(len(UNEVEN), 5).requires_grad_()
+    settings = {"ks": (1, 2, 4, 30), "k_temperature": 1.0, "rank_temperature": 0.05, "count_query": count_query}
+
+    expected = loss_by_loops(embeddings, UNEVEN, **settings)
+    actual = RecallAtKLoss(**settings)(embeddings, UNEVEN)
+    torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
+
+    (expected_gradient,) = torch.autograd.grad(expected, embeddings)
+    (actual_gradient,) = torch.autograd.grad(actual, embeddings)
+    assert expected_gradient.abs().max() > 1e-3
+    torch.testing.assert_close(actual_gradient, expected_gradient, atol=1e-12, rtol=0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(labels=st.lists(st.integers(0, 4), min_size=6, max_size=12), seed=st.integers(0, 999), count=st.booleans())
+def test_any_class_sizes_and_duplicates_equal_the_loops(labels, seed, count):
+    torch.manual_seed(seed)
+    labels = torch.tensor(labels)  # six of five classes: some two are equal
+    embeddings = unit(len(labels), 3)
+    embeddings[1] = embeddings[0]  # a tie
+    expected = loss_by_loops(embeddings, labels, (1, 2, 4), 1.0, 0.1, count)
+    actual = RecallAtKLoss((1, 2, 4), 1.0, 0.1, count)(embeddings, labels)
+    assert actual.item() == pytest.approx(expected.item(), abs=1e-10)
+
+
+def test_by_hand():
+    # Query 0 at angle 0 has its positive at 60 degrees (s = 0.5), rivals at 0 degrees (s = 1) and 90 degrees (s = 0).
+    angles = torch.tensor([0.0, 60.0, 0.0, 90.0], dtype=torch.float64).deg2rad()
+    embeddings = torch.stack([angles.cos(), angles.sin()], 1)
+    labels = torch.tensor([0, 0, 1, 2])
+
+    def sigmoid(x):
+        return 1 / (1 + math.exp(-x))
+
+    rank_0 = 1 + sigmoid((1 - 0.5) / 0.5) + sigmoid((0 - 0.5) / 0.5)  # of item 1 for query 0
+    rank_1 = 1 + sigmoid((0.5 - 0.5) / 0.5) + sigmoid((math.sqrt(0.75) - 0.5) / 0.5)  # of item 0 for query 1
+    expected = 1 - (sigmoid(1 - rank_0) + sigmoid(1 - rank_1)) / 2
+    loss = RecallAtKLoss(ks=(1,), rank_temperature=0.5)
+    assert loss(embeddings, labels).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_gradcheck():
+    embeddings = unit(8, 4).requires_grad_()
+    labels = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2])
+    assert torch.autograd.gradcheck(lambda e: RecallAtKLoss((1, 2), 1.0, 0.2)(e, labels), embeddings)
+
+
+def test_order_does_not_matter():
+    embeddings, loss = unit(len(UNEVEN), 5), RecallAtKLoss()
+    shuffle = torch.randperm(len(UNEVEN))
+    torch.testing.assert_close(loss(embeddings[shuffle], UNEVEN[shuffle]), loss(embeddings, UNEVEN))
+
+
+def test_cold_limit_is_one_minus_exact_recall():
+    embeddings = unit(40, 4)
+    labels = torch.arange(40) % 9
+    ks = (1, 2, 4, 8, 16)
+    s = (embeddings @ embeddings.T).fill_diagonal_(-torch.inf)
+    relevant = labels[s.argsort(1, descending=True)[:, :-1]] == labels[:, None]  # (40, 39), the query left out
+    hits = relevant.cumsum(1)
+    exact = [hits[:, k - 1].clamp(max=k) / hits[:, -1].clamp(max=k) for k in ks]
+    # At rank = k the outer sigmoid is a half, however cold: the last of the k counts half a hit, which is added here.
+    halves = [relevant[:, k - 1] * 0.5 / hits[:, -1].clamp(max=k) for k in ks]
+    expected = 1 - (torch.stack(exact) - torch.stack(halves)).mean()
+    loss = RecallAtKLoss(ks, k_temperature=1e-3, rank_temperature=1e-7)(embeddings, labels)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_half_precision_is_computed_in_float32():
+    embeddings = unit(64, 16, torch.float32)
+    labels = torch.arange(64) // 4
+    loss = RecallAtKLoss()
+    for dtype in (torch.bfloat16, torch.float16):
+        rounded = embeddings.to(dtype).requires_grad_()
+        value = loss(rounded, labels)
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, loss(rounded.float(), labels), rtol=0, atol=0)
+        value.backward()
+        assert rounded.grad.dtype == dtype
+        assert rounded.grad.isfinite().all()
+
+
+def test_autocast_does_not_reach_the_loss():
+    embeddings = unit(64, 16, torch.float32)
+    labels = torch.arange(64) // 4
+    expected = RecallAtKLoss()(embeddings, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(RecallAtKLoss()(embeddings, labels), expected)
+
+
+def test_a_thousand_images():
+    embeddings = unit(1024, 512, torch.float32).requires_grad_()
+    RecallAtKLoss()(embeddings, torch.arange(1024) // 4).backward()
+    assert embeddings.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("ks", [(), (0,), (1, -2), (1.5,)])
+def test_wrong_ks_are_refused(ks):
+    with pytest.raises(ValueError, match="ks must be"):
+        RecallAtKLoss(ks=ks)
+
+
+@pytest.mark.parametrize("name", ["k_temperature", "rank_temperature"])
+def test_a_temperature_of_zero_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name}=0"):
+        RecallAtKLoss(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "labels", "message"),
+    [
+        (torch.ones(4, 2), torch.tensor([0, 0, 1]), r"shape \(4,\), got shape \(3,\)"),
+        (torch.ones(4), torch.tensor([0, 0, 1, 1]), r"shape \(N, D\)"),
+        (torch.ones(4, 2, dtype=torch.int64), torch.tensor([0, 0, 1, 1]), "floating point"),
+        (torch.ones(4, 2), torch.tensor([0.0, 0.0, 1.0, 1.0]), "labels must be integers"),
+        (torch.ones(4, 2), torch.tensor([0, 1, 2, 3]), "no query has a positive"),
+        (torch.full((4, 2), float("nan")), torch.tensor([0, 0, 1, 1]), "NaN"),
+        (torch.full((4, 2), float("inf")), torch.tensor([0, 0, 1, 1]), "infinity"),
+        (torch.ones(0, 2), torch.zeros(0, dtype=torch.int64), "no query has a positive"),
+    ],
+)
+def test_wrong_batches_are_refused(embeddings, labels, message):
+    with pytest.raises(ValueError, match=message):
+        RecallAtKLoss()(embeddings, labels)

@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import NearestNeighbors
+from torchmetrics import MetricCollection
+
+from lightning_recall import RecallAtK
+from lightning_recall.metrics import recall_at_k as module
+
+
+def recall_by_sklearn(embeddings, labels, k):
+    """Hit rate by an independent exact search."""
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    _, found = NearestNeighbors(n_neighbors=k + 1, algorithm="brute").fit(unit).kneighbors(unit)
+    hits, queries = 0, 0
+    for q in range(len(labels)):
+        if (labels == labels[q]).sum() > 1:
+            neighbors = [z for z in found[q] if z != q][:k]
+            hits += (labels[neighbors] == labels[q]).any()
+            queries += 1
+    return hits / queries
+
+
+@pytest.mark.parametrize("block_elements", [1, 1000, 2**22])
+def test_equals_an_independent_search(block_elements, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", block_elements)
+    embeddings, labels = torch.randn(150, 8, dtype=torch.float64), torch.randint(0, 40, (150,))
+    assert (labels.bincount() == 1).any()  # some stand alone
+    metric = RecallAtK(ks=(1, 2, 4, 8))
+    for rows in torch.arange(150).split(37):
+        metric.update(embeddings[rows], labels[rows])
+    for k in (1, 2, 4, 8):
+        expected = recall_by_sklearn(embeddings.numpy(), labels.numpy(), k)
+        assert metric.compute()[f"recall@{k}"].item() == pytest.approx(expected, abs=1e-7)
+
+
+def test_a_collapsed_network_scores_zero():
+    metric = RecallAtK(ks=(1, 2))
+    metric.update(torch.ones(9, 4), torch.arange(9) // 3)
+    assert metric.compute() == {"recall@1": 0.0, "recall@2": 0.0}
+
+
+def test_a_duplicate_of_the_query_counts_by_its_label():
+    metric = RecallAtK(ks=(1,))
+    metric.update(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.1, 1.0]]), torch.tensor([0, 0, 1, 1]))
+    assert metric.compute()["recall@1"] == 1  # the twin is found, though as similar as the query itself
+
+
+def test_the_matrix_is_never_whole(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", 5000)
+    shapes, product = [], torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: shapes.append((len(a), b.shape[1])) or product(a, b))
+    metric = RecallAtK()
+    metric.update(torch.randn(500, 4), torch.arange(500) // 5)
+    metric.compute()
+    assert shapes == [(10, 500)] * 50
+
+
+def test_large_labels_and_half_precision():
+    metric = RecallAtK(ks=(1,))
+    metric.update(torch.eye(4).repeat_interleave(2, 0).half(), 2**40 + torch.arange(8) // 2)
+    assert metric.compute()["recall@1"] == 1
+
+
+def test_in_a_collection_and_reset():
+    collection = MetricCollection({"cosine": RecallAtK(ks=(1,)), "dot": RecallAtK(ks=(1,), normalize=False)}, prefix="")
+    long = torch.tensor([[1.0, 0.0], [0.9, 0.1], [5.0, 4.9], [4.0, 5.0]])
+    collection.update(long, torch.tensor([0, 0, 1, 1]))
+    scores = collection.compute()
+    assert scores["cosine_recall@1"] == 1
+    assert scores["dot_recall@1"] == 0.5  # the long vectors of class 1 are nearest to everyone
+    collection.reset()
+    collection["cosine"].update(torch.eye(2), torch.tensor([3, 3]))
+    assert collection["cosine"].compute() == {"recall@1": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "labels", "message"),
+    [
+        (torch.ones(3, 2), torch.zeros(2, dtype=torch.int64), r"got \(3, 2\) and \(2,\)"),
+        (torch.ones(3), torch.zeros(3, dtype=torch.int64), r"shape \(B, D\)"),
+        (torch.ones(3, 2), torch.zeros(3), "labels must be integers"),
+        (torch.full((3, 2), float("nan")), torch.zeros(3, dtype=torch.int64), "NaN"),
+    ],
+)
+def test_wrong_batches_are_refused(embeddings, labels, message):
+    with pytest.raises(ValueError, match=message):
+        RecallAtK().update(embeddings, labels)
+
+
+@pytest.mark.parametrize("ks", [(), (0,), (2.5,)])
+def test_wrong_ks_are_refused(ks):
+    with pytest.raises(ValueError, match="ks must be"):
+        RecallAtK(ks=ks)
+
+
+def test_recall_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="no batch was added"), pytest.warns(UserWarning, match="before"):
+        RecallAtK().compute()
+    metric = RecallAtK()
+    metric.update(torch.eye(3), torch.arange(3))
+    with pytest.raises(ValueError, match="None of the 3 items has another of its class"):
+        metric.compute()

@@ -1,0 +1,88 @@
+import pytest
+import torch
+from torch import nn
+
+from lightning_recall import ImageEmbedder
+from lightning_recall.models import SmallConvNet
+
+PIXELS = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+
+
+def test_a_timm_convnet_pools_its_maps_by_gem():
+    embedder = ImageEmbedder("resnet18", embedding_dim=32, pretrained=False)
+    embeddings = embedder(PIXELS)
+    assert embeddings.shape == (4, 32)
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(4))
+    embeddings.sum().backward()
+    assert all(p.grad is not None for p in embedder.parameters())  # DDP dies of unused ones
+    assert embedder.pooling.p.grad.abs() > 0
+
+
+def test_a_timm_transformer_gives_its_class_token():
+    embedder = ImageEmbedder("vit_tiny_patch16_224", embedding_dim=16, pretrained=False)
+    embedder(torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)).sum().backward()
+    assert all(p.grad is not None for p in embedder.parameters())
+    assert isinstance(embedder.pooling, nn.Identity)
+    assert embedder.mean.flatten().tolist() == [0.5, 0.5, 0.5]  # the weights' own, not ImageNet's
+
+
+def test_pixels_are_normalised_as_the_backbone_was_trained():
+    embedder = ImageEmbedder("resnet18", embedding_dim=8, pretrained=False).eval()
+    seen = []
+    embedder.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    from_bytes, from_floats = embedder(PIXELS), embedder(PIXELS / 255)
+    torch.testing.assert_close(from_bytes, from_floats)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = (PIXELS.double() / 255 - mean[:, None, None]) / std[:, None, None]
+    torch.testing.assert_close(seen[0], expected, check_dtype=False, atol=1e-5, rtol=1e-5)
+
+
+def test_grey_images_go_into_a_colour_backbone():
+    embedder = ImageEmbedder("resnet18", embedding_dim=8, pretrained=False).eval()
+    grey = PIXELS[:, :1]
+    torch.testing.assert_close(embedder(grey), embedder(grey.expand(-1, 3, -1, -1)))
+
+
+def test_frozen_batch_norm_survives_train():
+    embedder = ImageEmbedder("resnet18", embedding_dim=8, pretrained=False, freeze_batch_norm=True)
+    before = {name: value.clone() for name, value in embedder.backbone.named_buffers()}
+    embedder.eval().train()
+    embedder(PIXELS)
+    assert embedder.training
+    assert all(torch.equal(value, before[name]) for name, value in embedder.backbone.named_buffers())
+    assert all(p.requires_grad for p in embedder.parameters())  # scale and shift still learn
+
+
+def test_batch_norm_from_scratch_is_not_frozen():
+    embedder = ImageEmbedder("resnet18", embedding_dim=8, pretrained=False)
+    embedder(PIXELS)
+    assert embedder.backbone.bn1.num_batches_tracked == 1
+
+
+def test_norm_batch_spreads_the_similarities_of_a_new_network():
+    images = torch.randint(0, 256, (64, 1, 32, 32), dtype=torch.uint8)
+    spread = {}
+    for norm in ("layer", "batch"):
+        embeddings = ImageEmbedder(SmallConvNet(), 64, norm=norm)(images)
+        spread[norm] = (embeddings @ embeddings.T)[~torch.eye(64, dtype=torch.bool)].std().item()
+    assert spread["batch"] > 0.05 > spread["layer"]
+
+
+def test_dtype_follows_the_parameters():
+    embedder = ImageEmbedder(SmallConvNet(), 8, norm="batch").double()
+    assert embedder(torch.zeros(2, 1, 32, 32, dtype=torch.uint8)).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backbone": "resnet18x"}, "timm knows no model 'resnet18x'"),
+        ({"backbone": "resnet1", "pretrained": False}, "Similar: .*resnet18"),
+        ({"backbone": nn.Flatten()}, "set its attribute num_features"),
+        ({"backbone": SmallConvNet(), "embedding_dim": 0}, "embedding_dim must be at least 1, got 0"),
+        ({"backbone": "vit_tiny_patch16_224", "pretrained": False, "pooling": "gem"}, "pooling must be None"),
+    ],
+)
+def test_wrong_requests_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ImageEmbedder(**arguments)

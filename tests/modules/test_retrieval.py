@@ -1,0 +1,236 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import Callback, LightningDataModule, Trainer
+from pytorch_lightning.cli import ReduceLROnPlateau
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR, StepLR
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_recall import RecallAtKLoss, RetrievalEvaluation, RetrievalModule, SimilarityMixup
+from lightning_recall.datamodules import ChunkLoader
+from lightning_recall.samplers import ClassBalancedBatchSampler
+
+LABELS = torch.arange(48) // 4
+IMAGES = torch.randn(48, 6, generator=torch.Generator().manual_seed(3))
+
+
+class Vectors(LightningDataModule):
+    """Class-balanced batches of 16 vectors, three an epoch, in chunks of 5 per process."""
+
+    def train_dataloader(self):
+        sampler = ClassBalancedBatchSampler(LABELS, 16, 4)
+        return ChunkLoader(TensorDataset(IMAGES, LABELS), sampler, 5, self.trainer.global_rank, self.trainer.world_size)
+
+    def val_dataloader(self):
+        return DataLoader(TensorDataset(IMAGES, LABELS), batch_size=12)
+
+
+class Embedder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(6, 4, generator=generator))
+
+    def forward(self, x):
+        return F.normalize(torch.tanh(x.to(self.weight.dtype) @ self.weight), dim=1)
+
+
+class ScaledLoss(nn.Module):
+    """A loss with a parameter of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.recall = RecallAtKLoss(ks=(1, 2), rank_temperature=0.1)
+
+    def forward(self, embeddings, labels):
+        return self.recall(embeddings * self.scale, labels)
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=1.0)
+
+
+def make_trainer(**kwargs):
+    settings = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "max_epochs": 1,
+        "limit_val_batches": 0,
+        **kwargs,
+    }
+    return Trainer(**settings)
+
+
+def make_module(**kwargs):
+    return RetrievalModule(Embedder(), **{"loss": ScaledLoss(), "chunk_size": 3, "optimizer": sgd, **kwargs})
+
+
+def fitted(module, **kwargs):
+    trainer = make_trainer(**kwargs)
+    trainer.fit(module, datamodule=Vectors())
+    return trainer
+
+
+def plain_steps(count):
+    """The same steps by hand: whole batches, automatic differentiation, no Lightning."""
+    module = make_module().double()
+    optimizer = sgd(module.parameters())
+    for rows, _ in zip(ClassBalancedBatchSampler(LABELS, 16, 4), range(count), strict=False):
+        optimizer.zero_grad()
+        module.loss(module.embedder(IMAGES[rows].double()), LABELS[rows]).backward()
+        optimizer.step()
+    return module
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_steps_equal_plain_ones_on_one_process_and_on_two(devices):
+    module, expected = make_module().double(), plain_steps(3)
+    strategy = "ddp_fork" if devices > 1 else "auto"
+    fitted(module, precision="64-true", devices=devices, strategy=strategy)
+    assert not torch.equal(expected.embedder.weight, Embedder().weight.double())
+    torch.testing.assert_close(module.embedder.weight, expected.embedder.weight, atol=1e-12, rtol=0)
+    torch.testing.assert_close(module.loss.scale, expected.loss.scale, atol=1e-12, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+def test_a_plain_loader_is_split_into_chunks():
+    sizes = []
+    module = make_module()
+    module.embedder.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    make_trainer(max_steps=1).fit(module, DataLoader(TensorDataset(IMAGES, LABELS), batch_size=8))
+    assert max(sizes) == 3
+    assert sum(sizes) == 8 + 6  # all but the last chunk twice
+
+
+def test_mixup_feeds_the_loss():
+    seen = []
+
+    class Spy(RecallAtKLoss):
+        def forward(self, embeddings, labels):
+            seen.append(len(labels))
+            return super().forward(embeddings, labels)
+
+    fitted(make_module(loss=Spy(), mixup=SimilarityMixup()))
+    assert seen == [16 + 4 * 6] * 3
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_loss_sees_float32_outside_autocast(precision):
+    class Spy(RecallAtKLoss):
+        def forward(self, embeddings, labels):
+            assert embeddings.dtype == torch.float32
+            assert not torch.is_autocast_enabled("cpu")
+            return super().forward(embeddings, labels)
+
+    fitted(make_module(loss=Spy()), precision=precision)
+
+
+class Rates(Callback):
+    """Learning rate that each step used, and how far the weights moved."""
+
+    def __init__(self):
+        self.rates, self.moves = [], []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+        self.before = [p.detach().clone() for p in pl_module.parameters()]
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        moved = [(p - b).flatten() for p, b in zip(pl_module.parameters(), self.before, strict=True)]
+        self.moves.append(torch.cat(moved).norm().item())
+
+
+def test_gradients_are_clipped_by_norm():
+    free, clipped = Rates(), Rates()
+    fitted(make_module(), callbacks=[free])
+    assert min(free.moves) > 0.02
+    fitted(make_module(gradient_clip_val=0.01), callbacks=[clipped])
+    assert clipped.moves == pytest.approx([0.01] * 3, rel=1e-3)  # lr 1
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"), [("step", [1, 0.5, 0.25, 0.125, 0.0625, 0.03125]), ("epoch", [1, 1, 1, 0.5, 0.5, 0.5])]
+)
+def test_schedulers_step(interval, expected):
+    rates = Rates()
+    module = make_module(lr_scheduler=lambda o: StepLR(o, 1, gamma=0.5), lr_interval=interval)
+    trainer = fitted(module, max_epochs=2, callbacks=[rates])
+    assert rates.rates == expected
+    assert trainer.global_step == 6
+
+
+def never_improves(optimizer):
+    return ReduceLROnPlateau(optimizer, monitor="val/recall@1", factor=0.1, patience=0, threshold=9, threshold_mode="abs")
+
+
+def test_plateau_sees_the_validation_of_its_epoch():
+    each, second = Rates(), Rates()
+    settings = {"max_epochs": 4, "limit_val_batches": 1.0}
+    fitted(make_module(lr_scheduler=never_improves), callbacks=[each, RetrievalEvaluation(ks=(1,))], **settings)
+    assert each.rates[::3] == pytest.approx([1, 1, 0.1, 0.01])  # the first is the best so far
+    settings["check_val_every_n_epoch"] = 2
+    fitted(make_module(lr_scheduler=never_improves), callbacks=[second, RetrievalEvaluation(ks=(1,))], **settings)
+    assert second.rates[::3] == pytest.approx([1, 1, 1, 1])
+
+
+def test_plateau_on_an_unknown_monitor_names_the_known():
+    module = make_module(lr_scheduler=lambda o: ReduceLROnPlateau(o, monitor="val/recal@1"))
+    with pytest.raises(ValueError, match=r"monitors 'val/recal@1', but only \['train/loss', 'val/recall@1'\]"):
+        fitted(module, limit_val_batches=1.0, callbacks=[RetrievalEvaluation(ks=(1,))])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lr_scheduler": lambda o: OneCycleLR(o, 1.0, total_steps=2)}, "training takes 3 steps: set total_steps to 3"),
+        ({"lr_scheduler": lambda o: ReduceLROnPlateau(o, monitor="x")}, 'set lr_interval="epoch"'),
+    ],
+)
+def test_schedules_that_cannot_work_are_refused_before_training(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fitted(make_module(**arguments, lr_interval="step"))
+
+
+def test_torchs_plateau_is_refused():
+    with pytest.raises(ValueError, match="does not tell what to monitor"):
+        fitted(make_module(lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
+        ({"gradient_clip_val": 0}, "gradient_clip_val must be above 0, or None"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_module(**arguments)
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+def test_a_batch_without_a_pair_is_refused_before_the_weights_change():
+    module = make_module()
+    with pytest.raises(ValueError, match="no query has a positive"):
+        make_trainer().fit(module, DataLoader(TensorDataset(IMAGES, torch.arange(48)), batch_size=8))
+    assert torch.equal(module.embedder.weight, Embedder().weight)
+
+
+def test_a_checkpoint_of_plain_python_reloads(tmp_path):
+    module = make_module()
+    trainer = fitted(module)
+    trainer.save_checkpoint(tmp_path / "module.ckpt")
+    again = RetrievalModule.load_from_checkpoint(tmp_path / "module.ckpt", embedder=Embedder(), loss=ScaledLoss())
+    assert torch.equal(again.embedder.weight, module.embedder.weight)
+
+
+def test_predict_gives_embeddings():
+    module = make_module()
+    batches = make_trainer().predict(module, DataLoader(TensorDataset(IMAGES, LABELS), batch_size=20))
+    torch.testing.assert_close(torch.cat(batches), module.embedder(IMAGES))

@@ -1,0 +1,80 @@
+"""The design, as rules: who may import whom, and how large a piece may grow."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "lightning_recall"
+FILES = sorted(PACKAGE.rglob("*.py"))
+LEAVES = {"losses", "mixup", "recompute", "models", "metrics", "samplers"}  # plain torch, each usable alone
+ALLOWED = {
+    **{leaf: set() for leaf in LEAVES},
+    "datamodules": {"samplers"},
+    "modules": {"models", "losses", "mixup", "recompute"},
+    "callbacks": {"metrics"},
+    "cli": LEAVES | {"modules", "datamodules", "callbacks"},
+    "__main__": {"cli"},
+    "__init__": LEAVES | {"modules", "datamodules", "callbacks"},
+    "benchmarks": LEAVES | {"modules", "datamodules", "callbacks", "cli"},
+}
+MAX_FILE, MAX_FUNCTION, MAX_ARGUMENTS = 300, 40, 10  # lines, lines without docstring, arguments without self
+
+
+def room(path):
+    """losses/circle.py -> losses, mixup.py -> mixup."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports name their whole path"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    here = room(path)
+    for name in imports(ast.parse(path.read_text())):
+        parts = name.split(".")
+        if parts[0] == "lightning_recall":
+            assert parts[1] == here or parts[1] in ALLOWED[here], f"{here} must not import {name}"
+        if here in LEAVES:
+            assert parts[0] not in {"pytorch_lightning", "lightning", "jsonargparse", "rich"}, f"{here} is plain torch"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_pieces_stay_small(path):
+    assert len(path.read_text().splitlines()) <= MAX_FILE
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+            assert lines <= MAX_FUNCTION, f"{node.name} has {lines} lines"
+            arguments = [*node.args.args, *node.args.kwonlyargs]
+            assert len([a for a in arguments if a.arg != "self"]) <= MAX_ARGUMENTS, f"{node.name} is two things"
+
+
+def test_inheritance_is_at_most_two_deep():
+    bases = {
+        node.name: [base.id for base in node.bases if isinstance(base, ast.Name)]
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    }
+
+    def depth(name):
+        return 1 + max(map(depth, bases[name]), default=0) if name in bases else 0
+
+    assert {name: depth(name) for name in bases if depth(name) > 2} == {}
+
+
+def test_a_tests_stem_is_its_files():
+    tests = Path(__file__).parent
+    about_all = {"test_architecture", "test_configs", "test_plug_in", "test_package", "test_readme"}
+    for path in tests.rglob("test_*.py"):
+        source = PACKAGE / path.relative_to(tests).with_name(path.name.removeprefix("test_"))
+        assert path.stem in about_all or source.exists(), f"{path} tests no file"
