@@ -54,6 +54,9 @@ class RecallCLI(LightningCLI):
         parser.set_defaults({"test.verbose": False, "validate.verbose": False})
         super().parse_arguments(parser, args)
 
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the settings as they are given: Lightning would overrule them by those in the checkpoint."""
+
     def before_instantiate_classes(self) -> None:
         """Refuses checkpoints that a new process cannot find: Lightning would test an untrained network."""
         ckpt_path = self.config[self.config.subcommand].get("ckpt_path")

@@ -21,6 +21,16 @@ def in_tmp_path(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def command(in_tmp_path, monkeypatch):  # noqa: ARG001  # the command writes to the folder it runs in
+    """`lightning-recall` in process, in an empty folder."""
+    from lightning_recall.cli import main
+
+    monkeypatch.setattr("sys.argv", ["lightning-recall"])  # else Lightning takes pytest's arguments for its own
+    monkeypatch.setenv("COLUMNS", "100")
+    return lambda *args: main([str(arg) for arg in args])
+
+
 @pytest.fixture(scope="session")
 def glyph_folder(tmp_path_factory):
     """The glyphs, drawn once for all tests."""

@@ -111,7 +111,8 @@ class RetrievalEvaluation(Callback):
             prefix = split if scored == MODEL else f"{split}/{scored}"
             suffix = f"/dataloader_idx_{dataloader_idx}" if several else ""
             rows[f"{ROW_NAMES[scored]}{suffix}"] = scores = metric.compute()
-            pl_module.log_dict({f"{prefix}/{k}{suffix}": v for k, v in scores.items()}, sync_dist=True)
+            logged = {f"{prefix}/{name}{suffix}": score for name, score in scores.items()}
+            pl_module.log_dict(logged, sync_dist=True, add_dataloader_idx=False)
         self.metrics = {}
         if rows and trainer.state.fn != "fit":
             print_scores(rows, split)

@@ -108,7 +108,7 @@ class RetrievalDataModule(LightningDataModule):
         return self._eval_loader(self.test_data)
 
     def _eval_loader(self, data: LabeledDataset) -> DataLoader[Any]:
-        return DataLoader(data, self.eval_batch_size, num_workers=self.num_workers)  # type: ignore[arg-type]  # a Protocol
+        return DataLoader(data, batch_size=self.eval_batch_size, num_workers=self.num_workers)  # type: ignore[arg-type]  # a Protocol
 
 
 def held_out_classes(labels: Sequence[int] | NDArray[np.int64], val_classes: float, seed: int) -> NDArray[np.bool_]:

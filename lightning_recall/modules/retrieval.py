@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor, nn
 
@@ -131,8 +131,18 @@ class RetrievalModule(LightningModule):
                     "torch's ReduceLROnPlateau does not tell what to monitor: "
                     "use pytorch_lightning.cli.ReduceLROnPlateau."
                 )
-        refuse_short_schedule(scheduler, self.lr_interval, self.trainer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.lr_interval}}
+
+    def on_train_start(self) -> None:
+        """Refuses a training that is longer than a schedule with an end, such as OneCycleLR's, resumed or new."""
+        scheduler = self.lr_schedulers()
+        total = getattr(scheduler, "total_steps", None)
+        planned = self.trainer.estimated_stepping_batches if self.lr_interval == "step" else self.trainer.max_epochs
+        if isinstance(total, int) and planned is not None and planned > total:
+            raise ValueError(
+                f"{type(scheduler).__name__} ends after total_steps={total}, but the training takes {planned} "
+                f"{self.lr_interval}s: set total_steps to {planned}, or train for less."
+            )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clips the gradient: here, and not in `training_step`, it is no longer scaled by mixed precision."""
@@ -164,17 +174,6 @@ class RetrievalModule(LightningModule):
                 f"ReduceLROnPlateau monitors {scheduler.monitor!r}, but only {sorted(metrics)} are logged."
             )
         scheduler.step(metrics[scheduler.monitor])
-
-
-def refuse_short_schedule(scheduler: Any, lr_interval: str, trainer: Trainer) -> None:
-    """Raises ValueError if the training is longer than a schedule with an end, such as OneCycleLR's."""
-    total = getattr(scheduler, "total_steps", None)
-    planned = trainer.estimated_stepping_batches if lr_interval == "step" else trainer.max_epochs
-    if isinstance(total, int) and planned is not None and planned > total:
-        raise ValueError(
-            f"{type(scheduler).__name__} ends after total_steps={total}, but the training takes {planned} "
-            f"{lr_interval}s: set total_steps to {planned}, or train for less."
-        )
 
 
 def split_chunks(batch: Batch) -> tuple[list[Tensor], list[Tensor]]:

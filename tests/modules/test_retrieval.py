@@ -166,7 +166,9 @@ def test_schedulers_step(interval, expected):
 
 
 def never_improves(optimizer):
-    return ReduceLROnPlateau(optimizer, monitor="val/recall@1", factor=0.1, patience=0, threshold=9, threshold_mode="abs")
+    return ReduceLROnPlateau(
+        optimizer, monitor="val/recall@1", factor=0.1, patience=0, threshold=9, threshold_mode="abs"
+    )
 
 
 def test_plateau_sees_the_validation_of_its_epoch():

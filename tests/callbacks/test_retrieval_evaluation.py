@@ -1,0 +1,131 @@
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_recall import RecallAtK, RetrievalEvaluation
+
+LABELS = torch.arange(40) // 4
+IMAGES = torch.randn(40, 1, 3, 3)
+
+
+class TheirModule(pl.LightningModule):
+    """Steps that return nothing, or something else than embeddings."""
+
+    def __init__(self, output=None):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(9, 5))
+        self.output = output
+        self.calls = 0
+
+    def forward(self, images):
+        self.calls += 1
+        return self.net(images)
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        return self(batch[0]) if self.output == "embeddings" else self.output
+
+    test_step = validation_step
+
+    def training_step(self, batch, batch_idx):
+        return self(batch[0]).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.5)
+
+
+def loader(labels=LABELS, images=IMAGES):
+    return DataLoader(TensorDataset(images, labels), batch_size=12)
+
+
+def make_trainer(*callbacks, **kwargs):
+    return pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        **kwargs,
+    )
+
+
+def scores_of(embeddings, labels=LABELS, ks=(1, 2)):
+    metric = RecallAtK(ks)
+    metric.update(embeddings, labels)
+    return metric.compute()
+
+
+@pytest.mark.parametrize("output", [None, "embeddings", torch.tensor(3.0)])
+def test_logs_the_metric_of_any_module(output):
+    module = TheirModule(output)
+    results = make_trainer(RetrievalEvaluation(ks=(1, 2))).test(module, loader(), verbose=False)[0]
+    assert module.calls == 4  # returned embeddings are not computed again
+    expected = scores_of(module.net(IMAGES))
+    assert results == {f"test/{name}": pytest.approx(value.item()) for name, value in expected.items()}
+
+
+def test_scores_during_training_skip_the_sanity_check():
+    evaluation = RetrievalEvaluation(ks=(1, 2))
+    trainer, module = make_trainer(evaluation), TheirModule()
+    one_each = loader(torch.tensor([*range(12), *range(12), *range(12), *range(4)]))  # a first batch without a pair
+    trainer.fit(module, loader(), one_each)
+    expected = scores_of(module.net(IMAGES), torch.cat([labels for _, labels in one_each]))
+    assert trainer.callback_metrics["val/recall@1"] == pytest.approx(expected["recall@1"].item())
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+def test_baselines_are_the_pixels_and_the_first_weights():
+    evaluation, module = RetrievalEvaluation(ks=(1, 2), baselines=True), TheirModule()
+    before = scores_of(module.net(IMAGES))
+    trainer = make_trainer(evaluation, limit_val_batches=0)
+    trainer.fit(module, loader())
+    after = scores_of(module.net(IMAGES))
+    results = trainer.test(module, loader(), verbose=False)[0]
+    for name, expected in (("untrained/", before), ("", after), ("pixels/", scores_of(IMAGES.flatten(1)))):
+        assert results[f"test/{name}recall@2"] == pytest.approx(expected["recall@2"].item())
+    torch.testing.assert_close(scores_of(module.net(IMAGES)), after)  # the weights are the trained ones again
+
+
+def test_the_table_shows_percent(capsys):
+    make_trainer(RetrievalEvaluation(ks=(1, 2), baselines=True)).test(TheirModule(), loader(), verbose=False)
+    shown = capsys.readouterr().out
+    assert "Recall@k on the test split" in shown
+    assert [row in shown for row in ("R@1", "raw pixels", "before training", "model")] == [True] * 4
+
+
+def test_several_dataloaders_have_their_own_scores():
+    module = TheirModule()
+    shifted = loader(LABELS.roll(2))
+    results = make_trainer(RetrievalEvaluation(ks=(2,))).test(module, [loader(), shifted], verbose=False)
+    merged = {key: value for result in results for key, value in result.items()}
+    for index, labels in enumerate((LABELS, LABELS.roll(2))):
+        expected = scores_of(module.net(IMAGES), labels)["recall@2"].item()
+        assert merged[f"test/recall@2/dataloader_idx_{index}"] == pytest.approx(expected)
+
+
+def test_wrong_use_is_refused():
+    with pytest.raises(ValueError, match="ks must be"):
+        RetrievalEvaluation(ks=(0,))
+
+    class GivesMaps(TheirModule):
+        def forward(self, images):
+            return images
+
+    with pytest.raises(ValueError, match=r"forward of GivesMaps must give embeddings \(12, D\)"):
+        make_trainer(RetrievalEvaluation()).test(GivesMaps(), loader(), verbose=False)
+    with pytest.raises(ValueError, match="pairs of tensors"):
+        make_trainer(RetrievalEvaluation()).test(TheirModule(), DataLoader(IMAGES), verbose=False)
+    with pytest.raises(ValueError, match="None of the 40 items has another of its class"):
+        make_trainer(RetrievalEvaluation()).test(TheirModule(), loader(torch.arange(40)), verbose=False)
+
+
+def test_nan_embeddings_are_refused():
+    images = IMAGES.clone()
+    images[7] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        make_trainer(RetrievalEvaluation()).test(TheirModule(), loader(images=images), verbose=False)

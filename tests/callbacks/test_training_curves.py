@@ -1,0 +1,57 @@
+import pytest
+import pytorch_lightning as pl
+import torch
+from matplotlib.image import imread
+from torch.utils.data import DataLoader
+
+from lightning_recall.callbacks import TrainingCurves
+from lightning_recall.callbacks.training_curves import draw_curves
+
+
+class Counts(pl.LightningModule):
+    """Logs the number of the step as the loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch, batch_idx):
+        self.log("train/loss", float(self.global_step))
+        return self.weight.sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/recall@1", self.current_epoch / 10)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def train(callback, folder, max_epochs, ckpt_path=None):
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, logger=False, default_root_dir=folder, enable_progress_bar=False,
+        enable_model_summary=False, max_epochs=max_epochs, callbacks=[callback],
+    )  # fmt: skip
+    data = DataLoader(torch.zeros(3, 1))
+    trainer.fit(Counts(), data, data, ckpt_path=ckpt_path)
+    return trainer
+
+
+def test_curves_hold_every_step_and_go_on_after_a_resume(tmp_path, capsys):
+    first = train(TrainingCurves(), tmp_path, max_epochs=2)
+    second = TrainingCurves()
+    train(second, tmp_path / "again", max_epochs=3, ckpt_path=first.checkpoint_callback.best_model_path)
+    assert second.curves() == {
+        "train/loss": [(step + 1, float(step)) for step in range(9)],
+        "val/recall@1": [(3, 0.0), (6, pytest.approx(0.1)), (9, pytest.approx(0.2))],
+    }
+    path = tmp_path / "again" / "training_curves.png"
+    assert imread(path).shape[1] > imread(path).shape[0] > 300
+    assert str(path) in capsys.readouterr().out
+
+
+def test_curves_are_drawn_in_percent():
+    figure = draw_curves({"loss": [(1, 0.5)], "val/recall@1": [(1, 0.25), (2, 0.75)]}, "loss")
+    left, right = figure.axes
+    assert left.lines[0].get_ydata().tolist() == [0.5]
+    assert right.lines[0].get_ydata().tolist() == [25, 75]
+    assert right.lines[0].get_label() == "val/recall@1: 75.0"
