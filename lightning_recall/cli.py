@@ -7,7 +7,7 @@ from argparse import Action
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import DefaultHelpFormatter
+from jsonargparse import ActionConfigFile, DefaultHelpFormatter
 from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -44,6 +44,12 @@ class Parser(LightningArgumentParser):
 
 class RecallCLI(LightningCLI):
     """LightningCLI that refuses a run whose results could not be kept, and whose checkpoints rebuild their module."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """As LightningCLI's, with short help."""
+        parser = Parser(**kwargs)
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help="A YAML file of settings; may be repeated.")
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Loads in the chunks in which the module embeds, where both know of chunks."""
@@ -120,7 +126,6 @@ def main(args: ArgsType = None) -> None:
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         save_config_kwargs={"overwrite": True},
-        parser_class=Parser,
         parser_kwargs={
             "prog": "lightning-recall",
             "description": "Trains and tests image-retrieval models for Recall@k.",

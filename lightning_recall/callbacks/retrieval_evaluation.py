@@ -23,7 +23,7 @@ class RetrievalEvaluation(Callback):
     Every image of the split queries all the others (`RecallAtK`). Batches are (images, labels). Where the module's
     validation or test step returns the embeddings, as `RetrievalModule`'s do, they are not computed again; a module
     needs such steps, were they empty, for Lightning to run over the data. ModelCheckpoint and EarlyStopping can monitor
-    the logged keys. With several dataloaders each has its own, with Lightning's suffix `/dataloader_idx_0`, ...
+    the logged keys. With several dataloaders each has its own: `val/0/recall@1`, `val/1/recall@1`, ...
 
     `trainer.validate` and `trainer.test` end with a table.
 
@@ -108,10 +108,10 @@ class RetrievalEvaluation(Callback):
         several = any(dataloader_idx for dataloader_idx, _ in self.metrics)
         rows: dict[str, dict[str, Tensor]] = {}
         for (dataloader_idx, scored), metric in self.metrics.items():
-            prefix = split if scored == MODEL else f"{split}/{scored}"
-            suffix = f"/dataloader_idx_{dataloader_idx}" if several else ""
-            rows[f"{ROW_NAMES[scored]}{suffix}"] = scores = metric.compute()
-            logged = {f"{prefix}/{name}{suffix}": score for name, score in scores.items()}
+            name = ROW_NAMES[scored] + (f" on dataloader {dataloader_idx}" if several else "")
+            prefix = split + (f"/{dataloader_idx}" if several else "") + (f"/{scored}" if scored != MODEL else "")
+            rows[name] = scores = metric.compute()
+            logged = {f"{prefix}/{key}": score for key, score in scores.items()}
             pl_module.log_dict(logged, sync_dist=True, add_dataloader_idx=False)
         self.metrics = {}
         if rows and trainer.state.fn != "fit":

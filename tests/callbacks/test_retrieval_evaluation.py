@@ -105,7 +105,7 @@ def test_several_dataloaders_have_their_own_scores():
     merged = {key: value for result in results for key, value in result.items()}
     for index, labels in enumerate((LABELS, LABELS.roll(2))):
         expected = scores_of(module.net(IMAGES), labels)["recall@2"].item()
-        assert merged[f"test/recall@2/dataloader_idx_{index}"] == pytest.approx(expected)
+        assert merged[f"test/{index}/recall@2"] == pytest.approx(expected)
 
 
 def test_wrong_use_is_refused():

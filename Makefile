@@ -1,0 +1,52 @@
+# make demo: install, train on the embedded glyphs, show the result.   make test: install, check everything.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test test-oldest clean
+
+help:
+	@echo "make demo         install, train on glyphs drawn here, show Recall@k and pictures (about 5 minutes, then 2)"
+	@echo "make test         install, then ruff, mypy and pytest"
+	@echo "make test-oldest  the tests with the oldest releases that setup.cfg allows, on Python 3.10"
+	@echo "make clean        remove the virtual environments and what tools left"
+	@echo "PYTHON=python3.12 chooses the interpreter, VENV=folder the virtual environment"
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	@echo "==> Installing lightning-recall into $(VENV) (a few minutes; several GB where PyTorch comes with CUDA)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -e .
+	@touch $@
+
+$(VENV)/.installed-dev: setup.cfg pyproject.toml
+	@echo "==> Installing lightning-recall and its test tools into $(VENV) (a few minutes, several GB)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -e ".[dev]"
+	@touch $(VENV)/.installed $@
+
+demo: $(VENV)/.installed
+	@echo "==> Training on characters in 16 typefaces, about a minute on 2 CPU cores"
+	$(BIN)/lightning-recall fit --config configs/glyphs.yaml
+	@echo "==> Testing on 1,028 characters that the training has not seen"
+	$(BIN)/lightning-recall test --config configs/glyphs.yaml \
+		--ckpt_path "$$(ls -t runs/glyphs/version_*/checkpoints/best.ckpt | head -n 1)"
+
+test: $(VENV)/.installed-dev
+	@echo "==> ruff"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@echo "==> mypy"
+	$(BIN)/mypy
+	@echo "==> pytest, about 3 minutes on 2 CPU cores"
+	$(BIN)/python -m pytest
+
+test-oldest:
+	@echo "==> Installing the oldest releases that setup.cfg allows into $(VENV)-oldest"
+	$(PYTHON) -m venv $(VENV)-oldest-uv
+	$(VENV)-oldest-uv/bin/python -m pip install --quiet uv
+	$(VENV)-oldest-uv/bin/uv venv --clear --python 3.10 $(VENV)-oldest
+	VIRTUAL_ENV=$(VENV)-oldest $(VENV)-oldest-uv/bin/uv pip install --resolution lowest-direct -e ".[dev]"
+	$(VENV)-oldest/bin/python -m pytest -o filterwarnings=default
+
+clean:
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-oldest-uv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
