@@ -7,7 +7,7 @@ from argparse import Action
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile, DefaultHelpFormatter
+from jsonargparse import ActionConfigFile, DefaultHelpFormatter, Namespace
 from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -72,11 +72,7 @@ class RecallCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Instantiates, and has checkpoints hold the configuration, for `load_from_checkpoint` in plain Python."""
         super().instantiate_classes()
-        if not self.model.hparams:
-            model = self.config[self.config.subcommand].model.as_dict()
-            hparams = {"_class_path": model["class_path"], **model.get("init_args", {})}
-            hparams["_instantiator"] = "pytorch_lightning.cli.instantiate_module"
-            self.model.save_hyperparameters(hparams, logger=False)
+        remember_settings(self.model, self.config[self.config.subcommand].model)
 
     def before_fit(self) -> None:
         """Refuses an output folder that cannot be written, before anything is computed."""
@@ -100,6 +96,18 @@ class RecallCLI(LightningCLI):
         """Says where the results are."""
         if self.trainer.log_dir and self.trainer.is_global_zero:
             say_where("Metrics and settings", Path(self.trainer.log_dir))
+
+
+def remember_settings(module: LightningModule, settings: Namespace) -> None:
+    """Has checkpoints hold what builds the module again, unless it holds hyperparameters of its own.
+
+    RetrievalModule cannot do so itself: outside the command its arguments are networks, which a checkpoint should not
+    hold twice.
+    """
+    if not module.hparams:
+        arguments = settings.as_dict().get("init_args", {})
+        origin = {"_class_path": settings.class_path, "_instantiator": "pytorch_lightning.cli.instantiate_module"}
+        module.save_hyperparameters({**arguments, **origin}, logger=False)
 
 
 def hide_noise() -> None:
