@@ -7,9 +7,9 @@ from argparse import Action
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile, DefaultHelpFormatter, Namespace
-from pytorch_lightning import LightningDataModule, LightningModule
-from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from jsonargparse import ActionConfigFile, DefaultHelpFormatter  # type: ignore[attr-defined]  # loaded lazily
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 # Imported so that configs can name their classes without a module: `class_path: RetrievalModule`.
 from lightning_recall import callbacks, datamodules, losses, mixup, models, modules  # noqa: F401
@@ -42,6 +42,21 @@ class Parser(LightningArgumentParser):
         super().__init__(*args, **{"formatter_class": ShortHelp, **kwargs})
 
 
+class SaveSettings(SaveConfigCallback):
+    """Writes config.yaml, and has checkpoints hold what builds their module, for `load_from_checkpoint`.
+
+    RetrievalModule cannot do so itself: outside this command its arguments are networks, which a checkpoint should not
+    hold twice.
+    """
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds the model's settings, unless the module has saved hyperparameters of its own."""
+        model = self.config.model
+        settings = {**model.as_dict().get("init_args", {}), "_class_path": model.class_path}
+        settings["_instantiator"] = "pytorch_lightning.cli.instantiate_module"
+        checkpoint.setdefault(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, settings)
+
+
 class RecallCLI(LightningCLI):
     """LightningCLI that refuses a run whose results could not be kept, and whose checkpoints rebuild their module."""
 
@@ -69,11 +84,6 @@ class RecallCLI(LightningCLI):
         if self.config.subcommand != "fit" and ckpt_path in ("best", "last"):
             self.parser.error(f"--ckpt_path {ckpt_path} is known only to the process that trained: give a file's path.")
 
-    def instantiate_classes(self) -> None:
-        """Instantiates, and has checkpoints hold the configuration, for `load_from_checkpoint` in plain Python."""
-        super().instantiate_classes()
-        remember_settings(self.model, self.config[self.config.subcommand].model)
-
     def before_fit(self) -> None:
         """Refuses an output folder that cannot be written, before anything is computed."""
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir).absolute()
@@ -96,18 +106,6 @@ class RecallCLI(LightningCLI):
         """Says where the results are."""
         if self.trainer.log_dir and self.trainer.is_global_zero:
             say_where("Metrics and settings", Path(self.trainer.log_dir))
-
-
-def remember_settings(module: LightningModule, settings: Namespace) -> None:
-    """Has checkpoints hold what builds the module again, unless it holds hyperparameters of its own.
-
-    RetrievalModule cannot do so itself: outside the command its arguments are networks, which a checkpoint should not
-    hold twice.
-    """
-    if not module.hparams:
-        arguments = settings.as_dict().get("init_args", {})
-        origin = {"_class_path": settings.class_path, "_instantiator": "pytorch_lightning.cli.instantiate_module"}
-        module.save_hyperparameters({**arguments, **origin}, logger=False)
 
 
 def hide_noise() -> None:
@@ -133,6 +131,7 @@ def main(args: ArgsType = None) -> None:
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,
+        save_config_callback=SaveSettings,
         save_config_kwargs={"overwrite": True},
         parser_kwargs={
             "prog": "lightning-recall",
