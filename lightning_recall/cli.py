@@ -94,6 +94,8 @@ class RecallCLI(LightningCLI):
                 "Choose another with --trainer.default_root_dir or the logger's save_dir."
             )
 
+    before_validate = before_test = before_predict = before_fit
+
     def after_fit(self) -> None:
         """Says where the results are."""
         checkpoints = self.trainer.checkpoint_callback
@@ -106,6 +108,8 @@ class RecallCLI(LightningCLI):
         """Says where the results are."""
         if self.trainer.log_dir and self.trainer.is_global_zero:
             say_where("Metrics and settings", Path(self.trainer.log_dir))
+
+    after_validate = after_test
 
 
 def hide_noise() -> None:

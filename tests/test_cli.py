@@ -199,9 +199,10 @@ def test_checkpoints_of_another_process_are_not_guessed(name, command, capsys):
     assert "give a file's path" in capsys.readouterr().err
 
 
-def test_an_output_folder_that_cannot_be_written_is_refused_before_training(command, capsys, in_tmp_path):
+@pytest.mark.parametrize("subcommand", ["fit", "test"])
+def test_an_output_folder_that_cannot_be_written_is_refused_at_once(subcommand, command, capsys, in_tmp_path):
     (in_tmp_path / "runs").write_text("a file where the folder should be")
     with pytest.raises(SystemExit) as stopped:
-        command("fit", "--config", GLYPHS)
+        command(subcommand, "--config", GLYPHS)
     assert stopped.value.code == 2
     assert "Cannot write to" in capsys.readouterr().err

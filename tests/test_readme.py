@@ -1,0 +1,60 @@
+"""The README's commands and snippets, run."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^lightning-recall .*$", README, re.MULTILINE)
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_quickstart_and_the_changes_run(command, glyph_folder, monkeypatch, in_tmp_path, capsys):
+    (in_tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(in_tmp_path))
+    (in_tmp_path / "lightning_recall").symlink_to(glyph_folder)
+    assert len(COMMANDS) == 5
+    short = ("--trainer.max_epochs", 5, "--trainer.limit_train_batches", 1, "--trainer.enable_progress_bar", "false")
+    for line in COMMANDS:
+        args = shlex.split(line)[1:]
+        if "--model.help" in args:
+            with pytest.raises(SystemExit) as stopped:
+                command(*args)
+            assert stopped.value.code == 0
+        else:
+            command(*args, *(short if args[0] == "fit" else ()))
+    module = {}
+    exec(SNIPPETS[0], module)
+    assert module["module"].embedder(torch.zeros(2, 1, 32, 32)).shape == (2, 128)
+    assert "raw pixels" in capsys.readouterr().out
+
+
+def test_the_plug_in_snippet_trains():
+    names = {}
+    exec(SNIPPETS[1], names)
+    module = names["YourModule"](nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)))
+    loss = module.training_step((torch.randn(200, 6), torch.arange(200) // 4), 0)
+    loss.backward()
+    assert module.encoder[0].weight.grad.abs().max() > 0
+
+
+def test_every_snippet_is_run():
+    assert len(SNIPPETS) == 2
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
+def test_links_lead_somewhere(link):
+    assert link.startswith("https://") or (ROOT / link).exists()
+
+
+def test_the_table_of_parts_names_what_is_public():
+    import lightning_recall
+
+    table = README.split("## The parts")[1].split("##")[0]
+    assert all(f"`{name}`" in table for name in lightning_recall.__all__)
+    assert len(README.splitlines()) <= 250
