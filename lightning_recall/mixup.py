@@ -1,21 +1,56 @@
 """SiMix: similarity mixup, virtual examples between two images of a class."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 
+class Pairs(NamedTuple):
+    """M virtual examples, each between two rows of one class: row numbers (M,), (M,) and the share of the first (M,)."""
+
+    first: Tensor
+    second: Tensor
+    alpha: Tensor
+
+
 def same_class_pairs(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """All unordered pairs of different rows with equal labels, as two index vectors (M,)."""
+    """All unordered pairs of different rows with equal labels (N,), as two index vectors (M,)."""
     order = torch.argsort(labels, stable=True)
     ordered = labels[order]
     largest = int(torch.unique_consecutive(ordered, return_counts=True)[1].max()) if len(labels) else 0
-    first, second = [], []
+    first, second = [order[:0]], [order[:0]]
     for step in range(1, largest):  # rows of a class stand side by side: partners are 1, 2, ... places away
         here = torch.nonzero(ordered[:-step] == ordered[step:]).squeeze(1)
         first.append(order[here])
         second.append(order[here + step])
-    none = order[:0]
-    return torch.cat([none, *first]), torch.cat([none, *second])
+    return torch.cat(first), torch.cat(second)
+
+
+def mix_similarities(similarities: Tensor, pairs: Pairs) -> Tensor:
+    """Similarities of real and virtual items, mixed from those of the real ones: SiMix as the paper writes it.
+
+    A virtual v between x and z has s_vw = alpha s_xw + (1 - alpha) s_zw to any w, and two virtual items mix both ways,
+    bilinearly. `mix_embeddings` gives items with just these dot products.
+
+    Args:
+        similarities: (N, N) of the real items.
+        pairs: M virtual ones.
+
+    Returns:
+        (N + M, N + M), the real ones first.
+    """
+    alpha = pairs.alpha.to(similarities.dtype)
+    rows = torch.lerp(similarities[pairs.second], similarities[pairs.first], alpha[:, None])  # (M, N)
+    both = torch.cat([similarities, rows])  # (N + M, N)
+    columns = torch.lerp(both[:, pairs.second], both[:, pairs.first], alpha)  # (N + M, M)
+    return torch.cat([both, columns], 1)
+
+
+def mix_embeddings(embeddings: Tensor, pairs: Pairs) -> Tensor:
+    """Embeddings (N, D) with alpha e_x + (1 - alpha) e_z appended for each of M pairs: (N + M, D), not normalised."""
+    alpha = pairs.alpha.to(embeddings.dtype)[:, None]
+    return torch.cat([embeddings, torch.lerp(embeddings[pairs.second], embeddings[pairs.first], alpha)])
 
 
 class SimilarityMixup(nn.Module):
@@ -31,21 +66,31 @@ class SimilarityMixup(nn.Module):
 
     Source: Patel, Tolias, Matas, CVPR 2022 (arXiv 2108.11179), section 3.3.
 
-    A class of m items gains m (m - 1) / 2 virtual ones; a class of one gains none.
+    A class of m items gains m (m - 1) / 2 virtual ones; a class of one gains none. The draws are a sequence of their
+    own, told by `seed` and kept in the state: the same in all processes and after a resume, and torch's random numbers
+    are not touched.
 
     Args:
-        generator: draws alpha; None: torch's default generator of the embeddings' device.
+        max_virtual_per_class: most virtual items that a class gains, chosen at random, from 1 (16 items make 120
+            pairs, 100 items 4,950); None: all.
+        seed: of the draws.
 
     Shapes: embeddings (N, D), labels (N,) -> embeddings (N + M, D), labels (N + M,), the given ones first.
+
+    Raises:
+        ValueError: for a `max_virtual_per_class` below 1, or labels of another length than embeddings.
 
     >>> embeddings, labels = SimilarityMixup()(torch.eye(3), torch.tensor([7, 7, 8]))
     >>> embeddings.shape, labels
     (torch.Size([4, 3]), tensor([7, 7, 8, 7]))
     """
 
-    def __init__(self, generator: torch.Generator | None = None) -> None:
+    def __init__(self, max_virtual_per_class: int | None = None, seed: int = 0) -> None:
         super().__init__()
-        self.generator = generator
+        if max_virtual_per_class is not None and max_virtual_per_class < 1:
+            raise ValueError(f"max_virtual_per_class must be at least 1, or None for all, got {max_virtual_per_class}.")
+        self.max_virtual_per_class = max_virtual_per_class
+        self.generator = torch.Generator().manual_seed(seed)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (N, D) and labels (N,), the virtual ones appended."""
@@ -53,7 +98,28 @@ class SimilarityMixup(nn.Module):
             raise ValueError(
                 f"labels must hold one label per embedding, shape ({len(embeddings)},), got {tuple(labels.shape)}."
             )
+        pairs = self.draw(labels)
+        return mix_embeddings(embeddings, pairs), torch.cat([labels, labels[pairs.first]])
+
+    def draw(self, labels: Tensor) -> Pairs:
+        """Pairs of equal labels (N,), at most `max_virtual_per_class` of each class, and their alphas, on its device."""
         first, second = same_class_pairs(labels)
-        alpha = torch.rand((len(first), 1), dtype=embeddings.dtype, device=embeddings.device, generator=self.generator)
-        virtual = torch.lerp(embeddings[second], embeddings[first], alpha)  # (M, D)
-        return torch.cat([embeddings, virtual]), torch.cat([labels, labels[first]])
+        if self.max_virtual_per_class is not None:
+            shuffled = torch.randperm(len(first), generator=self.generator).to(labels.device)
+            shuffled = shuffled[torch.argsort(labels[first[shuffled]], stable=True)]  # by class, at random within
+            _, counts = torch.unique_consecutive(labels[first[shuffled]], return_counts=True)
+            place = torch.arange(len(first), device=labels.device) - (counts.cumsum(0) - counts).repeat_interleave(
+                counts
+            )
+            kept = shuffled[place < self.max_virtual_per_class]
+            first, second = first[kept], second[kept]
+        alpha = torch.rand(len(first), generator=self.generator, dtype=torch.float64)
+        return Pairs(first, second, alpha.to(labels.device))
+
+    def get_extra_state(self) -> Tensor:
+        """Where the sequence of draws stands."""
+        return self.generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Takes up the sequence of draws."""
+        self.generator.set_state(state.cpu())

@@ -2,10 +2,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_recall import SimilarityMixup
-from lightning_recall.mixup import same_class_pairs
+from lightning_recall import RecallAtKLoss, SimilarityMixup
+from lightning_recall.mixup import Pairs, mix_embeddings, mix_similarities, same_class_pairs
 
 LABELS = torch.tensor([5, 2, 5, 7, 2, 5, 5])  # classes of 4, 2 and 1
+
+
+def unit(n, d):
+    return F.normalize(torch.randn(n, d, dtype=torch.float64), dim=1)
 
 
 def test_every_pair_of_a_class_once():
@@ -16,36 +20,76 @@ def test_every_pair_of_a_class_once():
     assert len(first) == len(expected) == 7
 
 
-def test_equals_mixing_the_similarities():
-    embeddings = F.normalize(torch.randn(7, 4, dtype=torch.float64), dim=1)
-    mixed, labels = SimilarityMixup(torch.Generator().manual_seed(3))(embeddings, LABELS)
+def test_mixed_similarities_are_the_papers():
+    real = torch.randn(7, 7, dtype=torch.float64)
     first, second = same_class_pairs(LABELS)
-    alpha = torch.rand((len(first), 1), dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    alpha = torch.rand(7, dtype=torch.float64)
+    mixed = mix_similarities(real, Pairs(first, second, alpha))
+    for v in range(7):
+        x, z, a = first[v], second[v], alpha[v]
+        for w in range(7):
+            assert mixed[7 + v, w] == pytest.approx((a * real[x, w] + (1 - a) * real[z, w]).item())
+            xw, zw, b = first[w], second[w], alpha[w]
+            expected = a * b * real[x, xw] + a * (1 - b) * real[x, zw] + (1 - a) * b * real[z, xw]
+            assert mixed[7 + v, 7 + w] == pytest.approx((expected + (1 - a) * (1 - b) * real[z, zw]).item())
+    assert torch.equal(mixed[:7, :7], real)
 
-    real = embeddings @ embeddings.T
-    to_real = alpha * real[first] + (1 - alpha) * real[second]  # (M, N): s_vw = alpha s_xw + (1 - alpha) s_zw
-    to_virtual = alpha.T * to_real[:, first] + (1 - alpha.T) * to_real[:, second]  # (M, M), bilinear
-    expected = torch.cat([torch.cat([real, to_real.T], 1), torch.cat([to_real, to_virtual], 1)])
+
+def test_mixing_embeddings_is_mixing_similarities():
+    embeddings = unit(7, 4)
+    mixed, labels = SimilarityMixup(seed=3)(embeddings, LABELS)
+    pairs = SimilarityMixup(seed=3).draw(LABELS)
+    expected = mix_similarities(embeddings @ embeddings.T, pairs)
     torch.testing.assert_close(mixed @ mixed.T, expected, atol=1e-12, rtol=0)
-    assert labels.tolist() == LABELS.tolist() + LABELS[first].tolist()
+    assert labels.tolist() == LABELS.tolist() + LABELS[pairs.first].tolist()
 
 
 def test_gradient_reaches_the_real_embeddings():
-    embeddings = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
+    embeddings = unit(7, 4).requires_grad_()
+    pairs = SimilarityMixup().draw(LABELS)
+    labels = torch.cat([LABELS, LABELS[pairs.first]])
+    loss = RecallAtKLoss((1, 2), rank_temperature=0.2)
+    assert torch.autograd.gradcheck(lambda e: loss(mix_embeddings(e, pairs), labels), embeddings)
 
-    def mix(e):
-        return SimilarityMixup(torch.Generator().manual_seed(0))(e, LABELS)[0]
 
-    assert torch.autograd.gradcheck(mix, embeddings)
+def test_virtual_items_of_a_class_can_be_bounded():
+    labels = torch.arange(64) % 3
+    mixup = SimilarityMixup(max_virtual_per_class=10)
+    seen = set()
+    for _ in range(30):
+        first, second, alpha = mixup.draw(labels)
+        assert torch.equal(labels[first], labels[second])
+        assert labels[first].bincount().tolist() == [10, 10, 10]
+        assert len({tuple(sorted(p)) for p in zip(first.tolist(), second.tolist(), strict=True)}) == 30
+        assert ((alpha >= 0) & (alpha <= 1)).all()
+        seen |= set(zip(first.tolist(), second.tolist(), strict=True))
+    assert len(seen) > 400  # of 651 pairs: chosen anew each time
+    assert len(SimilarityMixup(max_virtual_per_class=1000).draw(labels).first) == 651
+
+
+def test_draws_are_told_by_the_seed_and_go_on_after_a_resume():
+    def draw(mixup):
+        return mixup.draw(LABELS).alpha.tolist()
+
+    before = torch.get_rng_state()
+    first, second = SimilarityMixup(seed=1), SimilarityMixup(seed=1)
+    assert draw(first) == draw(second) != draw(SimilarityMixup(seed=2))
+    assert torch.equal(torch.get_rng_state(), before)
+    resumed = SimilarityMixup(seed=9)
+    resumed.load_state_dict(first.state_dict())
+    assert draw(resumed) == draw(first) != draw(first)
 
 
 def test_without_a_pair_nothing_is_added():
     embeddings = torch.randn(3, 4)
-    mixed, labels = SimilarityMixup()(embeddings, torch.arange(3))
-    assert torch.equal(mixed, embeddings)
-    assert torch.equal(labels, torch.arange(3))
+    for mixup in (SimilarityMixup(), SimilarityMixup(max_virtual_per_class=2)):
+        mixed, labels = mixup(embeddings, torch.arange(3))
+        assert torch.equal(mixed, embeddings)
+        assert torch.equal(labels, torch.arange(3))
 
 
-def test_labels_of_another_length_are_refused():
+def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match=r"shape \(7,\)"):
         SimilarityMixup()(torch.randn(7, 4), LABELS[:5])
+    with pytest.raises(ValueError, match="at least 1, or None for all, got 0"):
+        SimilarityMixup(max_virtual_per_class=0)

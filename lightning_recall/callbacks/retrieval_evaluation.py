@@ -48,7 +48,8 @@ class RetrievalEvaluation(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keeps a copy of the weights before training, if they are to be scored."""
         if self.baselines and not self.initial_state:
-            self.initial_state = {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
+            state = (*pl_module.named_parameters(), *pl_module.named_buffers())
+            self.initial_state = {name: value.detach().clone() for name, value in state}
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the last evaluation."""

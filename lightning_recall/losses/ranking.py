@@ -10,16 +10,21 @@ sigmoid' = sigmoid (1 - sigmoid), the same comparisons give the gradient of thos
 the backward pass but the gradient of the embeddings.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """Ranks (Q, P) and which of them count (Q, P) bool -> one value a query (Q,), to be minimised."""
 
-BLOCK_ELEMENTS = 2**22  # comparisons held at a time: 16 MiB in fp32; smaller pays for more calls, larger for less cache
+BLOCK_ELEMENTS = 2**22  # similarities held at a time, 16 MiB in fp32: matrix products want many rows
+PART_ELEMENTS = 2**20  # comparisons held at a time, 4 MiB in fp32: six passes go over them, best in cache
+NEGLIGIBLE = 1e-30  # weights below are dropped: processors crawl over products of numbers near the smallest float
+
+ACTIVE = 1e-6  # a positive whose rank moves its query's value by less, per rank, teaches nothing
 
 
 class Positives(NamedTuple):
@@ -28,6 +33,21 @@ class Positives(NamedTuple):
     queries: Tensor
     items: Tensor
     valid: Tensor
+
+
+class RankLoss(NamedTuple):
+    """A loss over ranks, and what came to light on the way.
+
+    Attributes:
+        loss: scalar, the mean over the queries.
+        first_match: (Q,) exact rank of each query's most similar positive among the items of other classes, from 1;
+            ties count against it. Recall@k as a hit rate is the share that is at most k.
+        active: scalar, share of the pairs of query and positive whose rank moves the value by more than 1e-6 a rank.
+    """
+
+    loss: Tensor
+    first_match: Tensor
+    active: Tensor
 
 
 def find_positives(labels: Tensor) -> Positives:
@@ -62,7 +82,8 @@ def smooth_rank_loss(
     objective: Objective,
     rank_temperature: float,
     count_query: bool = False,
-) -> Tensor:
+    queries: slice | Tensor | None = None,
+) -> RankLoss:
     """Mean of `objective` over the queries of a batch, differentiable with respect to the embeddings.
 
     Args:
@@ -72,23 +93,29 @@ def smooth_rank_loss(
         objective: gives each query's value from its positives' ranks; differentiated by autograd.
         rank_temperature: width of the comparison, above 0, in units of similarity.
         count_query: whether the query stands in its own ranking, as in the published code.
+        queries: rows that query, each once; all rows are searched whatever it is. None: all. The means of disjoint
+            parts, weighted by their numbers of queries with a positive, add up to the whole, in value and gradient.
 
     Returns:
-        A scalar. Queries without a positive do not count.
+        The loss, and by the way the exact rank of each query's first match and the share of positives with gradient.
+        Queries without a positive do not count.
 
     Raises:
         ValueError: where shapes, dtypes or devices do not fit, embeddings are not finite, or no query has a positive.
     """
     check_batch(embeddings, labels)
     positives = find_positives(labels)
+    if queries is not None:
+        asked = torch.zeros_like(labels, dtype=torch.bool)
+        asked[queries] = True
+        positives = Positives(*(part[asked[positives.queries]] for part in positives))
     if len(positives.queries) == 0:
         raise ValueError(
-            f"No two of the {len(labels)} labels are equal, so no query has a positive to rank. "
+            f"No query has a positive: none of them shares its label with another of the {len(labels)} items. "
             "Draw batches with at least 2 samples per class (ClassBalancedBatchSampler does)."
         )
     exact = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-    loss: Tensor = _SmoothRankLoss.apply(exact, positives, objective, rank_temperature, count_query)
-    return loss
+    return RankLoss(*_SmoothRankLoss.apply(exact, positives, objective, rank_temperature, count_query))
 
 
 def check_batch(embeddings: Tensor, labels: Tensor) -> None:
@@ -115,66 +142,114 @@ class _SmoothRankLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, embeddings: Tensor, positives: Positives, objective: Objective, temperature: float, count_query: bool
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(embeddings.device.type, enabled=False):
             gradient = torch.zeros_like(embeddings) if ctx.needs_input_grad[0] else None
-            total = embeddings.new_zeros(())
-            for block in blocks(positives, len(embeddings)):
-                total += add_block(embeddings, block, objective, temperature, count_query, gradient)
-            count = len(positives.queries)
+            width = positives.valid.sum(1)  # ascending
+            results = [
+                result
+                for block in blocks(positives, width.tolist(), len(embeddings))
+                for result in add_block(embeddings, block, objective, temperature, count_query, gradient)
+            ]
+            values, first_matches, actives = zip(*results, strict=True)
+            first_match = torch.cat(first_matches)
+            active = torch.stack(actives).sum() / width.sum()
             if gradient is not None:
-                ctx.save_for_backward(gradient.div_(count))
-            return total / count
+                ctx.save_for_backward(gradient.div_(len(first_match)))
+            ctx.mark_non_differentiable(first_match, active)
+            return torch.stack(values).sum() / len(first_match), first_match, active
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad_output, None, None, None, None
 
 
-def blocks(positives: Positives, num_items: int) -> list[Positives]:
-    """Cuts the queries so that each block makes about BLOCK_ELEMENTS comparisons; padding is trimmed per block."""
-    widths = positives.valid.sum(1).tolist()  # ascending
-    cut, first = [], 0
-    while first < len(widths):
-        last = first + 1
-        while last < len(widths) and (last + 1 - first) * (widths[last] + 1) * num_items <= BLOCK_ELEMENTS:
-            last += 1
-        width = widths[last - 1]
-        cut.append(Positives(*(t[first:last, :width] if t.ndim == 2 else t[first:last] for t in positives)))
-        first = last
-    return cut
+def blocks(positives: Positives, widths: list[int], num_items: int) -> Iterator[list[Positives]]:
+    """Cuts the queries into blocks of BLOCK_ELEMENTS similarities, and each into parts of PART_ELEMENTS comparisons.
+
+    Queries come with their numbers of positives, `widths`, in ascending order; a part is padded to its own largest.
+    """
+    num_rows = max(1, BLOCK_ELEMENTS // num_items)
+    for start in range(0, len(widths), num_rows):
+        stop, first, parts = min(start + num_rows, len(widths)), start, []
+        while first < stop:
+            last = first + 1
+            while last < stop and (last + 1 - first) * widths[last] * num_items <= PART_ELEMENTS:
+                last += 1
+            queries, items, valid = positives
+            width = widths[last - 1]
+            parts.append(Positives(queries[first:last], items[first:last, :width], valid[first:last, :width]))
+            first = last
+        yield parts
 
 
 def add_block(
     embeddings: Tensor,
-    block: Positives,
+    parts: list[Positives],
     objective: Objective,
     temperature: float,
     count_query: bool,
     gradient: Tensor | None,
-) -> Tensor:
-    """Sum of the objective over a block's queries; adds its gradient into `gradient` (N, D) if given."""
-    queries, items, valid = block
-    rows = embeddings[queries]  # (q, D)
-    similarities = rows @ embeddings.T  # (q, N)
-    at_positives = similarities.gather(1, items)  # (q, P)
-    if not count_query:
-        similarities.scatter_(1, queries[:, None], -torch.inf)  # sigmoid 0: never more similar than anything
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Adds a block's part of the gradient into `gradient` (N, D), if given.
 
-    above = similarities[:, None, :] - at_positives[:, :, None]  # (q, P, N): by how much z beats x
-    above.div_(temperature).sigmoid_()
-    ranks = above.sum(2).add_(0.5)  # 1 + the sum; x itself stands in it with sigmoid(0) = 0.5
-    ranks.requires_grad_(gradient is not None)
-    with torch.set_grad_enabled(gradient is not None):
-        value = objective(ranks, valid).sum()
+    Returns:
+        For each part the sum of the objective, the rank of each query's first match (q,), and how many of its
+        positives have gradient.
+    """
+    queries = torch.cat([part.queries for part in parts])
+    rows = embeddings[queries]  # (q, D)
+    similarities = (rows / temperature) @ embeddings.T  # (q, N), in units of the temperature
+    slices = torch.split(similarities, [len(part.queries) for part in parts])
+    results = [
+        compare(slice_, part, objective, count_query, gradient is not None)
+        for slice_, part in zip(slices, parts, strict=True)
+    ]
     if gradient is not None:
-        (by_rank,) = torch.autograd.grad(value, ranks)  # (q, P)
-        by_rank = (by_rank * valid).div_(temperature)
-        slope = torch.addcmul(above, above, above, value=-1, out=above)  # sigmoid' = g - g^2; its tau is in by_rank
-        weights = torch.bmm(by_rank[:, None, :], slope)[:, 0]  # (q, N): dL/ds_qz
-        weights.scatter_add_(1, items, -by_rank * slope.sum(2))  # raising s_qx lowers x's own rank
+        weights = similarities.div_(temperature)  # dL/ds, which `compare` has left there
+        if weights.device.type == "cpu":  # elsewhere it would wait for the device
+            moving = weights.any(1).nonzero().squeeze(1)  # far beyond every k the loss is flat, and its rows are zero
+            if len(moving) < 0.8 * len(queries):
+                queries, rows, weights = queries[moving], rows[moving], weights[moving]
         gradient.addmm_(weights.T, rows)
         gradient.index_add_(0, queries, weights @ embeddings)
-    return value.detach()
+    return results
+
+
+def compare(
+    similarities: Tensor, part: Positives, objective: Objective, count_query: bool, with_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ranks the positives of some queries by `similarities` (q, N), in units of the temperature.
+
+    With gradient, the objective's derivative by the similarities takes their place.
+    """
+    queries, items, valid = part
+    at_positives = similarities.gather(1, items)  # (q, P)
+    own = similarities.gather(1, queries[:, None])
+    similarities.scatter_(1, queries[:, None], -torch.inf)  # sigmoid 0: the query is never more similar than anything
+    first_match = rank_of_best(similarities, at_positives.masked_fill(~valid, -torch.inf))
+    if count_query:
+        similarities.scatter_(1, queries[:, None], own)
+
+    above = (similarities[:, None, :] - at_positives[:, :, None]).sigmoid_()  # (q, P, N): whether z beats x
+    ranks = above.sum(2).add_(0.5)  # 1 + the sum; x itself stands in it with sigmoid(0) = 0.5
+    ranks.requires_grad_(with_gradient)
+    with torch.set_grad_enabled(with_gradient):
+        value = objective(ranks, valid).sum()
+    if not with_gradient:
+        return value, first_match, value.new_zeros(())
+    (by_rank,) = torch.autograd.grad(value, ranks)  # (q, P)
+    by_rank = F.hardshrink(by_rank * valid, NEGLIGIBLE)
+    slope = torch.addcmul(above, above, above, value=-1, out=above)  # sigmoid' = g - g^2
+    weights = torch.bmm(by_rank[:, None, :], slope)[:, 0]  # (q, N)
+    weights.scatter_add_(1, items, -by_rank * slope.sum(2))  # raising s_qx lowers x's own rank
+    similarities.copy_(F.hardshrink(weights, NEGLIGIBLE))
+    return value.detach(), first_match, (by_rank.abs() > ACTIVE).sum()
+
+
+def rank_of_best(similarities: Tensor, at_positives: Tensor) -> Tensor:
+    """One plus the number of items of other classes that are at least as similar as the best positive, (q,)."""
+    best = at_positives.amax(1, keepdim=True)
+    return 1 + (similarities >= best).sum(1) - (at_positives >= best).sum(1)

@@ -1,8 +1,10 @@
 """Recall@k surrogate: "Recall@k Surrogate Loss with Large Batches and Similarity Mixup", CVPR 2022."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_recall.losses.ranking import smooth_rank_loss
@@ -23,6 +25,10 @@ def smooth_recall_at_k(ranks: Tensor, valid: Tensor, ks: Tensor, k_temperature: 
     hits = torch.sigmoid((ks - ranks[..., None]) / k_temperature) * valid[..., None]  # (Q, P, K)
     possible = torch.minimum(ks, valid.sum(1, keepdim=True))  # (Q, K)
     return (torch.minimum(hits.sum(1), ks) / possible).mean(1)
+
+
+WATCHED_BATCHES = 20  # a dead start shows at once; watching further would make the processor wait for the device
+WATCHED_ROWS = 512
 
 
 class RecallAtKLoss(nn.Module):
@@ -51,6 +57,14 @@ class RecallAtKLoss(nn.Module):
             code does so; the paper's formula does not.
 
     Shapes: embeddings (N, D), labels (N,) -> scalar.
+
+    Attributes:
+        diagnostics: of the last batch, scalars on its device: "recall@k" for each of `ks`, the exact hit rate within
+            the batch (what `RecallAtK` measures), and, if there was a gradient to compute, "active_positives", the
+            share of the pairs of query and positive whose rank moves the loss. They cost nothing: the similarities
+            are at hand.
+
+    Warns once, if one of the first 20 batches has no gradient at all because its similarities are alike.
 
     Raises:
         ValueError: for empty or non-positive `ks`, a temperature that is not above 0, and batches that
@@ -82,15 +96,48 @@ class RecallAtKLoss(nn.Module):
         self.k_temperature = k_temperature
         self.rank_temperature = rank_temperature
         self.count_query = count_query
+        self.diagnostics: dict[str, Tensor] = {}
+        self.batches_watched = 0
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Loss of a batch: embeddings (N, D), labels (N,) integers -> scalar."""
+    def forward(self, embeddings: Tensor, labels: Tensor, queries: slice | Tensor | None = None) -> Tensor:
+        """Loss of a batch: embeddings (N, D), labels (N,) integers -> scalar.
+
+        With `queries`, rows as a slice or an index vector, only these query, against the whole batch: processes can
+        share the work. The means of disjoint parts, weighted by their numbers of queries, add up to the whole.
+        """
 
         def missed(ranks: Tensor, valid: Tensor) -> Tensor:
             ks = torch.tensor(self.ks, dtype=ranks.dtype, device=ranks.device)
             return 1 - smooth_recall_at_k(ranks, valid, ks, self.k_temperature)
 
-        return smooth_rank_loss(embeddings, labels, missed, self.rank_temperature, self.count_query)
+        loss, first_match, active = smooth_rank_loss(
+            embeddings, labels, missed, self.rank_temperature, self.count_query, queries
+        )
+        self.diagnostics = {f"recall@{k}": (first_match <= k).float().mean() for k in self.ks}
+        if loss.requires_grad:
+            self.diagnostics["active_positives"] = active
+            self.tell_dead_start(embeddings, active)
+        return loss
+
+    def tell_dead_start(self, embeddings: Tensor, active: Tensor) -> None:
+        """Warns, once, if one of the first batches has no gradient because all its similarities are alike."""
+        if self.batches_watched == WATCHED_BATCHES:
+            return
+        self.batches_watched += 1
+        if active > 0:
+            return
+        some = F.normalize(embeddings.detach()[:WATCHED_ROWS].double(), dim=1)
+        apart = ~torch.eye(len(some), dtype=torch.bool, device=some.device)
+        spread = (some @ some.T)[apart].std().item()
+        if spread < 2 * self.rank_temperature:
+            self.batches_watched = WATCHED_BATCHES
+            warnings.warn(
+                f"This batch teaches nothing: its similarities spread by {spread:.2g} only, rank_temperature is "
+                f"{self.rank_temperature:g}, so that all soft ranks are alike and the gradient vanishes; start from "
+                'pretrained weights, put BatchNorm before the L2 normalisation (norm="batch" of ImageEmbedder), or '
+                f"lower rank_temperature to {spread / 2:.1g}.",
+                stacklevel=3,
+            )
 
     def extra_repr(self) -> str:
         """The settings, as they are printed."""

@@ -41,7 +41,7 @@ class RetrievalModule(LightningModule):
     Raises:
         ValueError: for a `chunk_size` below 1, a `gradient_clip_val` that is not above 0, or a plateau by the step.
 
-    Logs `train/loss`.
+    Logs `train/loss`, and the loss's `diagnostics` if it has any: `train/recall@1`, `train/active_positives`, ...
     """
 
     def __init__(
@@ -94,6 +94,8 @@ class RetrievalModule(LightningModule):
         if self.lr_interval == "step":
             self.step_schedulers()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(labels))
+        diagnostics = getattr(self.loss, "diagnostics", {})
+        self.log_dict({f"train/{name}": value for name, value in diagnostics.items()}, batch_size=len(labels))
 
     def gather(self, rows: Tensor) -> Tensor:
         """Rows of all processes (N, ...) from each one's (b, ...), differentiably; in one process, the rows."""

@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from lightning_recall import RecallAtK
 from lightning_recall.losses import RecallAtKLoss, ranking
 
 
@@ -36,9 +38,10 @@ UNEVEN = torch.tensor([3, 1, 1, 3, 3, 0, 1, 9, 3, 0, 3, 4, 4])  # 9 stands alone
 
 
 @pytest.mark.parametrize("count_query", [False, True])
-@pytest.mark.parametrize("block_elements", [1, 60, 2**22])  # one query a block, a few, all
-def test_value_and_gradient_equal_the_loops(count_query, block_elements, monkeypatch):
-    monkeypatch.setattr(ranking, "BLOCK_ELEMENTS", block_elements)
+@pytest.mark.parametrize(("block", "part"), [(1, 1), (60, 1), (60, 70), (2**22, 60), (2**22, 2**20)])
+def test_value_and_gradient_equal_the_loops(count_query, block, part, monkeypatch):
+    monkeypatch.setattr(ranking, "BLOCK_ELEMENTS", block)  # one query a block, four, or all
+    monkeypatch.setattr(ranking, "PART_ELEMENTS", part)
     embeddings = unit(len(UNEVEN), 5).requires_grad_()
     settings = {"ks": (1, 2, 4, 30), "k_temperature": 1.0, "rank_temperature": 0.05, "count_query": count_query}
 
@@ -107,6 +110,100 @@ def test_cold_limit_is_one_minus_exact_recall():
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
 
 
+def test_parts_of_the_queries_add_up_to_the_whole():
+    embeddings, loss = unit(len(UNEVEN), 5).requires_grad_(), RecallAtKLoss((1, 2), rank_temperature=0.1)
+    whole = loss(embeddings, UNEVEN)
+    (gradient,) = torch.autograd.grad(whole, embeddings)
+    has_positive = (UNEVEN[:, None] == UNEVEN).sum(1) > 1
+    parts = [slice(0, 4), torch.tensor([12, 4, 7]), torch.tensor([5, 6, 8, 9, 10, 11])]
+    weights = [has_positive[part].sum() / has_positive.sum() for part in parts]
+    summed = sum(w * loss(embeddings, UNEVEN, queries=part) for w, part in zip(weights, parts, strict=True))
+    torch.testing.assert_close(summed, whole, atol=1e-12, rtol=0)
+    torch.testing.assert_close(torch.autograd.grad(summed, embeddings)[0], gradient, atol=1e-12, rtol=0)
+    with pytest.raises(ValueError, match="No query has a positive"):
+        loss(embeddings, UNEVEN, queries=torch.tensor([7]))
+
+
+def test_diagnostics_are_the_metric_and_the_share_with_gradient():
+    embeddings, labels = unit(60, 4), torch.arange(60) // 5
+    embeddings[1] = embeddings[7]  # a tie with another class
+    loss = RecallAtKLoss(ks=(1, 4))
+    for count_query in (False, True):
+        loss.count_query = count_query
+        loss(embeddings, labels)
+        metric = RecallAtK(ks=(1, 4))
+        metric.update(embeddings, labels)
+        assert loss.diagnostics == metric.compute()
+    loss(embeddings.requires_grad_(), labels).backward()
+    assert 0 < loss.diagnostics["active_positives"] <= 1
+    far = RecallAtKLoss(ks=(1,))
+    far(torch.cat([-embeddings[:1], embeddings[:1].repeat(58, 1), embeddings[:1]]).detach().requires_grad_(), labels)
+    assert far.diagnostics["active_positives"] == 0
+
+
+def training(norm):
+    """A new network, ten steps, and what they taught."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8), *([nn.BatchNorm1d(8)] if norm else [])]
+    network, loss = nn.Sequential(*layers), RecallAtKLoss()
+    network[2].bias.data.fill_(40.0)  # all embeddings lie close together, as those of deep new networks do
+    labels = torch.arange(256) // 4
+    images = torch.randn(64, 16)[labels] + 0.3 * torch.randn(256, 16)
+    optimizer, losses = torch.optim.Adam(network.parameters(), lr=0.01), []
+    for _ in range(10):
+        optimizer.zero_grad()
+        losses.append(loss(F.normalize(network(images), dim=1), labels))
+        losses[-1].backward()
+        optimizer.step()
+    return losses[0].item(), losses[-1].item()
+
+
+def test_a_dead_start_is_told_once_and_the_remedy_helps():
+    with pytest.warns(UserWarning, match=r"spread by .*e-0. only, rank_temperature is 0.01.*BatchNorm") as warned:
+        first, last = training(norm=False)
+    assert len(warned) == 1
+    assert first == last == 1
+    first, last = training(norm=True)  # warnings are errors
+    assert last < first - 0.05
+
+
+@pytest.mark.parametrize(
+    "embeddings",
+    [
+        torch.zeros(6, 4),
+        torch.eye(6) * 1e4,
+        -torch.ones(6, 4) * 1e4,
+        torch.tensor([[1.0], [-1.0], [1.0], [-1.0], [1.0], [1.0]]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:This batch teaches nothing")
+def test_extreme_embeddings_have_finite_gradients(embeddings):
+    embeddings.requires_grad_()
+    loss = RecallAtKLoss()(embeddings, torch.arange(6) // 3)
+    loss.backward()
+    assert loss.isfinite()
+    assert embeddings.grad.isfinite().all()
+
+
+def test_two_images_are_a_batch():
+    embeddings = torch.eye(2).requires_grad_()
+    loss = RecallAtKLoss()(embeddings, torch.tensor([3, 3]))
+    loss.backward()
+    expected = 1 - sum(min(1 / (1 + math.exp(1 - k)), k) for k in (1, 2, 4, 8, 16)) / 5  # each at rank 1
+    assert loss.item() == pytest.approx(expected)
+    assert embeddings.grad.abs().max() == 0
+
+
+def test_the_same_input_gives_the_same_bits():
+    embeddings, labels = unit(300, 16, torch.float32), torch.arange(300) // 4
+    results = []
+    for _ in range(2):
+        leaf = embeddings.clone().requires_grad_()
+        RecallAtKLoss()(leaf, labels).backward()
+        results.append(leaf.grad)
+    assert torch.equal(*results)
+
+
 def test_half_precision_is_computed_in_float32():
     embeddings = unit(64, 16, torch.float32)
     labels = torch.arange(64) // 4
@@ -154,10 +251,10 @@ def test_a_temperature_of_zero_is_refused(name):
         (torch.ones(4), torch.tensor([0, 0, 1, 1]), r"shape \(N, D\)"),
         (torch.ones(4, 2, dtype=torch.int64), torch.tensor([0, 0, 1, 1]), "floating point"),
         (torch.ones(4, 2), torch.tensor([0.0, 0.0, 1.0, 1.0]), "labels must be integers"),
-        (torch.ones(4, 2), torch.tensor([0, 1, 2, 3]), "no query has a positive"),
+        (torch.ones(4, 2), torch.tensor([0, 1, 2, 3]), "No query has a positive"),
         (torch.full((4, 2), float("nan")), torch.tensor([0, 0, 1, 1]), "NaN"),
         (torch.full((4, 2), float("inf")), torch.tensor([0, 0, 1, 1]), "infinity"),
-        (torch.ones(0, 2), torch.zeros(0, dtype=torch.int64), "no query has a positive"),
+        (torch.ones(0, 2), torch.zeros(0, dtype=torch.int64), "No query has a positive"),
     ],
 )
 def test_wrong_batches_are_refused(embeddings, labels, message):

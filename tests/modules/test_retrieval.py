@@ -108,6 +108,20 @@ def test_a_plain_loader_is_split_into_chunks():
     assert sum(sizes) == 8 + 6  # all but the last chunk twice
 
 
+def test_mixup_is_the_same_on_one_process_and_on_two():
+    one, two = (make_module(mixup=SimilarityMixup(max_virtual_per_class=3)).double() for _ in range(2))
+    fitted(one, precision="64-true")
+    fitted(two, precision="64-true", devices=2, strategy="ddp_fork")
+    torch.testing.assert_close(two.embedder.weight, one.embedder.weight, atol=1e-12, rtol=0)
+
+
+def test_diagnostics_of_the_loss_are_logged():
+    trainer = fitted(make_module(loss=RecallAtKLoss(ks=(1, 2))))
+    logged = trainer.callback_metrics
+    assert set(logged) == {"train/loss", "train/recall@1", "train/recall@2", "train/active_positives"}
+    assert 0 < logged["train/recall@1"] <= logged["train/recall@2"] <= 1
+
+
 def test_mixup_feeds_the_loss():
     seen = []
 
@@ -183,7 +197,7 @@ def test_plateau_sees_the_validation_of_its_epoch():
 
 def test_plateau_on_an_unknown_monitor_names_the_known():
     module = make_module(lr_scheduler=lambda o: ReduceLROnPlateau(o, monitor="val/recal@1"))
-    with pytest.raises(ValueError, match=r"monitors 'val/recal@1', but only \['train/loss', 'val/recall@1'\]"):
+    with pytest.raises(ValueError, match=r"monitors 'val/recal@1', but only \[.*'train/loss', 'val/recall@1'\]"):
         fitted(module, limit_val_batches=1.0, callbacks=[RetrievalEvaluation(ks=(1,))])
 
 
@@ -219,7 +233,7 @@ def test_wrong_arguments_are_refused(arguments, message):
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 def test_a_batch_without_a_pair_is_refused_before_the_weights_change():
     module = make_module()
-    with pytest.raises(ValueError, match="no query has a positive"):
+    with pytest.raises(ValueError, match="No query has a positive"):
         make_trainer().fit(module, DataLoader(TensorDataset(IMAGES, torch.arange(48)), batch_size=8))
     assert torch.equal(module.embedder.weight, Embedder().weight)
 

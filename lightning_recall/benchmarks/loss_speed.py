@@ -1,0 +1,102 @@
+"""Speed of RecallAtKLoss: forward plus backward, beside the matrix products it is made of and the published code."""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from lightning_recall.benchmarks.measure import (
+    example_batch,
+    forward_backward,
+    interleaved,
+    machine,
+    peak_bytes,
+    seconds,
+    three_products,
+)
+from lightning_recall.benchmarks.published import published_loss
+from lightning_recall.losses import RecallAtKLoss
+from lightning_recall.mixup import SimilarityMixup
+
+
+def main(args: list[str] | None = None) -> None:
+    """Prints one table, or two with --published."""
+    parser = argparse.ArgumentParser("lightning_recall.benchmarks.loss_speed", description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 4000], help="images in a batch, 4 a class")
+    parser.add_argument("--dim", type=int, default=512, help="length of an embedding")
+    parser.add_argument("--repeats", type=int, default=9, help="rounds, of which the median is shown")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--published", metavar="DIR", help="a clone of RecallatK_surrogate to compare with")
+    parser.add_argument("--published-sizes", type=int, nargs="+", default=[2000], help="images, without SiMix")
+    parser.add_argument("--published-mixed", type=int, nargs="+", default=[800], help="images, before SiMix")
+    given = parser.parse_args(args)
+    device = torch.device(given.device)
+    console = Console()
+    console.print(f"{machine(device)}; D = {given.dim}, 4 images a class, fp32")
+    console.print(beside_products(given.sizes, given.dim, given.repeats, device))
+    if given.published:
+        runs = [(size, False) for size in given.published_sizes] + [(size, True) for size in given.published_mixed]
+        console.print(beside_published(given.published, runs, given.dim, device))
+
+
+def beside_products(sizes: list[int], dim: int, repeats: int, device: torch.device) -> Table:
+    """The loss, and the loss with SiMix, beside the three matrix products over the same rows."""
+    table = Table("images", "data", "rows", "3 products, s", "loss, s", "ratio", title="Forward plus backward")
+    for size in sizes:
+        for data in ("random", "clustered", "clustered + SiMix"):
+            embeddings, labels = example_batch(size, dim, data.split()[0], device)
+            if "SiMix" in data:
+                embeddings, labels = SimilarityMixup()(embeddings, labels)
+            floor, step = (
+                partial(three_products, embeddings),
+                partial(forward_backward, RecallAtKLoss(), embeddings, labels),
+            )
+            least, own = interleaved([floor, step], device, repeats)
+            cells = f"{size:,}", data, f"{len(labels):,}", f"{least:.3f}", f"{own:.3f}", f"{own / least:.2f}"
+            table.add_row(*cells)
+    return table
+
+
+def beside_published(folder: str, runs: list[tuple[int, bool]], dim: int, device: torch.device) -> Table:
+    """Time, memory and numbers of the published code and of ours with `count_query=True`, on the same embeddings."""
+    columns = "rows", "published, s", "ours, s", "times faster", "published, MiB", "ours, MiB", "loss off by"
+    table = Table(*columns, "gradient off by", title="Beside the published code (clustered)")
+    for size, mixed in runs:
+        embeddings, labels = example_batch(size, dim, "clustered", device)
+        if mixed:
+            embeddings, labels = SimilarityMixup()(embeddings, labels)
+            order = labels.argsort(stable=True)  # the published code goes by position
+            embeddings, labels = embeddings[order], labels[order]
+        theirs = published_loss(folder, len(labels), len(torch.unique(labels)), dim)
+        table.add_row(f"{len(labels):,}{' SiMix' if mixed else ''}", *versus(theirs, embeddings, labels, device))
+    return table
+
+
+def versus(
+    theirs: Callable[[Tensor, Tensor], Tensor], embeddings: Tensor, labels: Tensor, device: torch.device
+) -> list[str]:
+    """One row of the table: seconds, ratio, memory, differences."""
+    ours = RecallAtKLoss(count_query=True)
+    own_step, their_step = (partial(forward_backward, loss, embeddings, labels) for loss in (ours, theirs))
+    own = interleaved([own_step], device, 5)[0]
+    own_bytes = peak_bytes(own_step, device)
+    their = seconds(their_step, device)
+    their_bytes = peak_bytes(their_step, device)
+    gradient_off = float((own_step() - their_step()).abs().max())
+    with torch.no_grad():
+        value_off = abs(float(ours(embeddings, labels) - theirs(embeddings, labels)))
+    numbers = f"{their:.2f}", f"{own:.3f}", f"{their / own:.0f}"
+    return [
+        *numbers,
+        *(f"{b / 2**20:.0f}" for b in (their_bytes, own_bytes)),
+        f"{value_off:.0e}",
+        f"{gradient_off:.0e}",
+    ]
+
+
+if __name__ == "__main__":
+    main()

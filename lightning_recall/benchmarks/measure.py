@@ -1,0 +1,97 @@
+"""How the benchmarks measure: time and memory of alternatives, in one run, on the CPU or a GPU."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PROCESS = Path("/proc/self")
+
+
+def machine(device: torch.device) -> str:
+    """The hardware and the release of torch, in one line."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def seconds(function: Callable[[], Any], device: torch.device) -> float:
+    """Wall time of one call."""
+    wait(device)
+    start = time.perf_counter()
+    function()
+    wait(device)
+    return time.perf_counter() - start
+
+
+def interleaved(functions: list[Callable[[], Any]], device: torch.device, repeats: int) -> list[float]:
+    """Median seconds of each function, called in turns after one warm-up each, so that all see the same machine."""
+    for function in functions:
+        function()
+    rounds = [[seconds(function, device) for function in functions] for _ in range(repeats)]
+    return [statistics.median(column) for column in zip(*rounds, strict=True)]
+
+
+def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
+    """Most memory that one call took beyond what was taken before, in bytes.
+
+    On the CPU it is the growth of the resident set, read from /proc (Linux only).
+
+    Raises:
+        OSError: where /proc cannot tell.
+    """
+    wait(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        wait(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    (PROCESS / "clear_refs").write_text("5")  # resets the high-water mark
+    before = resident("VmRSS")
+    function()
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> int:
+    """VmRSS or VmHWM of this process, in bytes."""
+    lines = (PROCESS / "status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
+
+
+def wait(device: torch.device) -> None:
+    """Waits until the device has done what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def example_batch(size: int, dim: int, data: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Unit embeddings (size, dim) of 4 images a class, "random" or "clustered" about their class's centre; labels."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(size, dim, generator=generator)
+    centres = torch.randn(-(-size // 4), dim, generator=generator).repeat_interleave(4, 0)[:size]
+    embeddings = noise if data == "random" else centres + 1.5 * noise
+    return F.normalize(embeddings, dim=1).to(device), (torch.arange(size) // 4).to(device)
+
+
+def forward_backward(loss: Callable[[Tensor, Tensor], Tensor], embeddings: Tensor, labels: Tensor) -> Tensor:
+    """One training step's share of the loss; gives the gradient (N, D)."""
+    leaf = embeddings.detach().requires_grad_()
+    loss(leaf, labels).backward()  # type: ignore[no-untyped-call]
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+def three_products(embeddings: Tensor) -> None:
+    """The matrix products N x N x D that a loss over all similarities, and its gradient, are made of."""
+    similarities = embeddings @ embeddings.T
+    similarities @ embeddings
+    similarities.T @ embeddings
