@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Pairs(NamedTuple):
-    """M virtual examples, each between two rows of one class: row numbers (M,), (M,) and the share of the first (M,)."""
+    """M virtual examples, each between two rows of one class: both row numbers, and the share of the first, all (M,)."""
 
     first: Tensor
     second: Tensor
@@ -105,13 +105,11 @@ class SimilarityMixup(nn.Module):
         """Pairs of equal labels (N,), at most `max_virtual_per_class` of each class, and their alphas, on its device."""
         first, second = same_class_pairs(labels)
         if self.max_virtual_per_class is not None:
-            shuffled = torch.randperm(len(first), generator=self.generator).to(labels.device)
-            shuffled = shuffled[torch.argsort(labels[first[shuffled]], stable=True)]  # by class, at random within
-            _, counts = torch.unique_consecutive(labels[first[shuffled]], return_counts=True)
-            place = torch.arange(len(first), device=labels.device) - (counts.cumsum(0) - counts).repeat_interleave(
-                counts
-            )
-            kept = shuffled[place < self.max_virtual_per_class]
+            kept = torch.randperm(len(first), generator=self.generator).to(labels.device)
+            kept = kept[torch.argsort(labels[first[kept]], stable=True)]  # by class, at random within it
+            _, counts = torch.unique_consecutive(labels[first[kept]], return_counts=True)
+            starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+            kept = kept[torch.arange(len(first), device=labels.device) - starts < self.max_virtual_per_class]
             first, second = first[kept], second[kept]
         alpha = torch.rand(len(first), generator=self.generator, dtype=torch.float64)
         return Pairs(first, second, alpha.to(labels.device))

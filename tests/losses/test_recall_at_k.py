@@ -116,7 +116,7 @@ def test_parts_of_the_queries_add_up_to_the_whole():
     (gradient,) = torch.autograd.grad(whole, embeddings)
     has_positive = (UNEVEN[:, None] == UNEVEN).sum(1) > 1
     parts = [slice(0, 4), torch.tensor([12, 4, 7]), torch.tensor([5, 6, 8, 9, 10, 11])]
-    weights = [has_positive[part].sum() / has_positive.sum() for part in parts]
+    weights = [has_positive[part].double().sum() / has_positive.sum() for part in parts]
     summed = sum(w * loss(embeddings, UNEVEN, queries=part) for w, part in zip(weights, parts, strict=True))
     torch.testing.assert_close(summed, whole, atol=1e-12, rtol=0)
     torch.testing.assert_close(torch.autograd.grad(summed, embeddings)[0], gradient, atol=1e-12, rtol=0)
