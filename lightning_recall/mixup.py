@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Pairs(NamedTuple):
-    """M virtual examples, each between two rows of one class: both row numbers, and the share of the first, all (M,)."""
+    """M virtual examples, each between two rows of a class: both row numbers, and the share of the first, all (M,)."""
 
     first: Tensor
     second: Tensor
@@ -102,7 +102,7 @@ class SimilarityMixup(nn.Module):
         return mix_embeddings(embeddings, pairs), torch.cat([labels, labels[pairs.first]])
 
     def draw(self, labels: Tensor) -> Pairs:
-        """Pairs of equal labels (N,), at most `max_virtual_per_class` of each class, and their alphas, on its device."""
+        """Pairs of equal labels (N,), at most `max_virtual_per_class` of a class, and their alphas, on its device."""
         first, second = same_class_pairs(labels)
         if self.max_virtual_per_class is not None:
             kept = torch.randperm(len(first), generator=self.generator).to(labels.device)

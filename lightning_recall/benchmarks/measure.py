@@ -82,12 +82,14 @@ def example_batch(size: int, dim: int, data: str, device: torch.device) -> tuple
     return F.normalize(embeddings, dim=1).to(device), (torch.arange(size) // 4).to(device)
 
 
-def forward_backward(loss: Callable[[Tensor, Tensor], Tensor], embeddings: Tensor, labels: Tensor) -> Tensor:
-    """One training step's share of the loss; gives the gradient (N, D)."""
+def forward_backward(
+    loss: Callable[[Tensor, Tensor], Tensor], embeddings: Tensor, labels: Tensor
+) -> tuple[float, Tensor]:
+    """One training step's share of the loss; gives its value and gradient (N, D)."""
     leaf = embeddings.detach().requires_grad_()
-    loss(leaf, labels).backward()  # type: ignore[no-untyped-call]
-    assert leaf.grad is not None
-    return leaf.grad
+    value = loss(leaf, labels)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    return value.item(), gradient
 
 
 def three_products(embeddings: Tensor) -> None:
