@@ -1,5 +1,6 @@
 """How the benchmarks measure: time and memory of alternatives, in one run, on the CPU or a GPU."""
 
+import ctypes
 import platform
 import statistics
 import time
@@ -55,6 +56,7 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
         function()
         wait(device)
         return torch.cuda.max_memory_allocated(device) - before
+    ctypes.CDLL(None).malloc_trim(0)  # gives back what earlier calls have freed, else it is used again unseen
     (PROCESS / "clear_refs").write_text("5")  # resets the high-water mark
     before = resident("VmRSS")
     function()
