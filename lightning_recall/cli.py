@@ -10,6 +10,7 @@ from typing import Any
 from jsonargparse import ActionConfigFile, DefaultHelpFormatter  # type: ignore[attr-defined]  # loaded lazily
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.utilities import rank_zero_info
 
 # Imported so that configs can name their classes without a module: `class_path: RetrievalModule`.
 from lightning_recall import callbacks, datamodules, losses, mixup, models, modules  # noqa: F401
@@ -79,10 +80,15 @@ class RecallCLI(LightningCLI):
         """Leaves the settings as they are given: Lightning would overrule them by those in the checkpoint."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuses checkpoints that a new process cannot find: Lightning would test an untrained network."""
-        ckpt_path = self.config[self.config.subcommand].get("ckpt_path")
-        if self.config.subcommand != "fit" and ckpt_path in ("best", "last"):
+        """Refuses checkpoints that are not there, or that a new process cannot find: it would test new weights."""
+        subcommand = self.config.subcommand
+        ckpt_path = str(self.config[subcommand].get("ckpt_path") or "")
+        if subcommand != "fit" and ckpt_path in ("best", "last"):
             self.parser.error(f"--ckpt_path {ckpt_path} is known only to the process that trained: give a file's path.")
+        if ckpt_path.endswith(".ckpt") and "://" not in ckpt_path and not Path(ckpt_path).exists():
+            self.parser.error(f"--ckpt_path {ckpt_path}: there is no such file.")
+        if subcommand != "fit" and not ckpt_path:
+            rank_zero_info("No --ckpt_path is given: the model is taken as it was initialised.")
 
     def before_fit(self) -> None:
         """Refuses an output folder that cannot be written, before anything is computed."""
@@ -100,14 +106,15 @@ class RecallCLI(LightningCLI):
         """Says where the results are."""
         checkpoints = self.trainer.checkpoint_callback
         best = getattr(checkpoints, "best_model_path", "") or getattr(checkpoints, "last_model_path", "")
-        if best and self.trainer.is_global_zero:
+        if best and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # it is
             say_where("Checkpoint", Path(best))
         self.after_test()
 
     def after_test(self) -> None:
         """Says where the results are."""
-        if self.trainer.log_dir and self.trainer.is_global_zero:
-            say_where("Metrics and settings", Path(self.trainer.log_dir))
+        folder = self.trainer.log_dir  # asks all processes
+        if folder and self.trainer.is_global_zero:
+            say_where("Metrics and settings", Path(folder))
 
     after_validate = after_test
 
@@ -117,6 +124,7 @@ def hide_noise() -> None:
     for message in (
         ".*isinstance.treespec, LeafSpec.*",  # Lightning 2.6 meets torch 2.13 and later
         "torch.distributed.nn.functional.* is deprecated.*",  # likewise
+        "Using `DistributedSampler` with the dataloaders.*",  # RetrievalEvaluation counts its repeated images once
         "The dirpath has changed from.*",  # every run has a folder of its own
     ):
         warnings.filterwarnings("ignore", message)

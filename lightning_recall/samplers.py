@@ -26,6 +26,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         seed: makes the order reproducible.
         small_classes: what to do with classes of fewer than `samples_per_class` images: "error" refuses them, "drop"
             never draws them.
+        reshuffle: False makes every pass the first epoch, to overfit on purpose.
 
     Raises:
         ValueError: if the request cannot be met; it says which number to change.
@@ -42,6 +43,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         samples_per_class: int,
         seed: int = 0,
         small_classes: Literal["error", "drop"] = "error",
+        reshuffle: bool = True,
     ) -> None:
         if samples_per_class < 2:
             raise ValueError(
@@ -59,6 +61,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         self.samples_per_class = samples_per_class
         self.seed = seed
         self.epoch = 0
+        self.reshuffle = reshuffle
         self._order = np.argsort(array, kind="stable")  # rows of one class side by side
         _, self._counts = np.unique(array, return_counts=True)
         small = int((self._counts < samples_per_class).sum())
@@ -68,6 +71,11 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
                 'Lower samples_per_class, or leave these classes out with small_classes="drop".'
             )
         usable = len(self._counts) - small
+        if usable < 2:
+            raise ValueError(
+                f"A batch needs 2 classes at least, but only {usable} of {len(self._counts)} have "
+                f"samples_per_class={samples_per_class} images: lower samples_per_class."
+            )
         if usable < self.num_classes:
             raise ValueError(
                 f"A batch needs batch_size / samples_per_class = {self.num_classes} classes, but only {usable} have "
@@ -97,7 +105,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Batches of row numbers, one epoch; the next pass is the next epoch."""
-        rng = np.random.default_rng((self.seed, self.epoch))
+        rng = np.random.default_rng((self.seed, self.epoch if self.reshuffle else 0))
         self.epoch += 1
         groups = self._deal(rng)  # (G, samples_per_class)
         # Column b of this table is a batch. A class's groups follow one another and are at most as many as columns,

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -12,6 +13,7 @@ from lightning_recall.cli import main
 from lightning_recall.datamodules import ChunkLoader
 
 GLYPHS = Path(__file__).parent.parent / "configs" / "glyphs.yaml"
+pytestmark = pytest.mark.filterwarnings("ignore:OneCycleLR ends after")  # short trainings of a long schedule
 QUICK = ("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false")
 
 
@@ -117,8 +119,28 @@ def test_fit_resumes(run, command, glyph_folder, in_tmp_path):
         command("fit", "--config", config, "--ckpt_path", last, "--trainer.max_epochs", 9, *QUICK)
 
 
-def test_predict_runs(command, glyph_folder):
-    command("predict", "--config", GLYPHS, "--data.root", glyph_folder, *QUICK)
+def test_predict_writes_embeddings(run, command, glyph_folder, in_tmp_path):
+    command("predict", "--config", GLYPHS, "--data.root", glyph_folder, "--ckpt_path", best(run), *QUICK)
+    with np.load(in_tmp_path / "runs/glyphs/version_0/embeddings.npz") as arrays:
+        assert arrays["embeddings"].shape == (len(arrays["labels"]), 128)
+        assert len(np.unique(arrays["labels"])) == 1028
+
+
+def test_a_checkpoint_that_is_not_there_is_refused_at_once(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command("test", "--config", GLYPHS, "--ckpt_path", "nofile.ckpt")
+    assert stopped.value.code == 2
+    assert "nofile.ckpt: there is no such file" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_two_processes_fit_and_test(command, glyph_folder, in_tmp_path):
+    two = ("--trainer.devices", 2, "--trainer.strategy", "ddp_fork", "--trainer.accelerator", "cpu", *QUICK)
+    short = ("--trainer.max_epochs", 1, "--trainer.limit_train_batches", 2, "--trainer.check_val_every_n_epoch", 1)
+    command("fit", "--config", GLYPHS, "--data.root", glyph_folder, *two, *short)
+    checkpoint = in_tmp_path / "runs/glyphs/version_0/checkpoints/best.ckpt"
+    command("test", "--config", GLYPHS, "--data.root", glyph_folder, "--ckpt_path", checkpoint, *two)
+    assert last_scores(in_tmp_path)["test/pixels/recall@1"] == pytest.approx(0.584, abs=0.01)
 
 
 def test_every_part_is_swapped_by_class_path(command, glyph_folder, in_tmp_path):

@@ -11,6 +11,7 @@ def options(config, glyph_folder):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("ignore:OneCycleLR ends after")
 @pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
 def test_every_config_runs(config, subcommand, command, glyph_folder):
     command(subcommand, "--config", config, *options(config, glyph_folder), "--trainer.fast_dev_run", 2)

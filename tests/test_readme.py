@@ -14,6 +14,7 @@ COMMANDS = re.findall(r"^lightning-recall .*$", README, re.MULTILINE)
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
+@pytest.mark.filterwarnings("ignore:OneCycleLR ends after")
 def test_the_quickstart_and_the_changes_run(command, glyph_folder, monkeypatch, in_tmp_path, capsys):
     (in_tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_tmp_path))

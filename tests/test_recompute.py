@@ -1,8 +1,10 @@
 import weakref
+from functools import partial
 
 import pytest
 import timm.layers
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -80,6 +82,24 @@ def test_a_method_and_a_function_are_encoders_too():
     weight = torch.randn(6, 4, requires_grad=True)
     chunked_forward(lambda x: x @ weight, inputs, 3).sum().backward()
     torch.testing.assert_close(weight.grad, inputs.sum(0)[:, None].expand(6, 4))
+
+
+@pytest.mark.parametrize("wrap", [lambda net: lambda x: F.normalize(net(x), dim=1), lambda net: partial(net.forward)])
+def test_batch_norm_inside_a_function_is_updated_once(wrap):
+    plain, wrapped = (nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)) for _ in range(2))
+    wrapped.load_state_dict(plain.state_dict())
+    inputs = torch.randn(12, 6)
+    for chunk in inputs.split(3):
+        plain(chunk)
+    chunked_forward(wrap(wrapped), inputs, 3).square().sum().backward()
+    assert wrapped[1].num_batches_tracked == 4
+    assert torch.equal(wrapped[1].running_mean, plain[1].running_mean)
+
+
+def test_chunks_are_even():
+    sizes = []
+    chunked_forward(lambda x: sizes.append(len(x)) or x, torch.randn(129, 6), 128)
+    assert sizes == [65, 64]  # BatchNorm could not take a chunk of one
 
 
 def test_autocast_is_the_same_in_both_passes():

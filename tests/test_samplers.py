@@ -20,7 +20,7 @@ from lightning_recall.samplers import most_batches
 def test_batches_are_balanced_and_use_an_image_once(sizes, samples_per_class, num_classes, seed):
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)) * 7, sizes))
     if sum(size >= samples_per_class for size in sizes) < num_classes:
-        with pytest.raises(ValueError, match="Lower batch_size"):
+        with pytest.raises(ValueError, match=r"Lower batch_size|lower samples_per_class"):
             ClassBalancedBatchSampler(labels, num_classes * samples_per_class, samples_per_class, small_classes="drop")
         return
     sampler = ClassBalancedBatchSampler(
@@ -69,6 +69,13 @@ def test_classes_meet_other_classes():
     assert len(pairs) == 28
 
 
+def test_without_reshuffling_every_pass_is_the_first():
+    sampler = ClassBalancedBatchSampler(torch.arange(40) // 4, 8, 2, reshuffle=False)
+    first = list(sampler)
+    sampler.set_epoch(7)
+    assert list(sampler) == list(sampler) == first == list(ClassBalancedBatchSampler(torch.arange(40) // 4, 8, 2))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -77,6 +84,7 @@ def test_classes_meet_other_classes():
         ({"batch_size": 4}, "at least 2 classes"),
         ({"batch_size": 0}, "got 0"),
         ({"batch_size": 400}, "Lower batch_size to 40 or less"),
+        ({"labels": [0] * 9 + [1], "small_classes": "drop"}, "only 1 of 2 have samples_per_class=4 images"),
         ({"labels": torch.rand(40)}, "labels must be integers"),
         ({"labels": [0, 1, 1, 1, 1, 2, 2, 2, 2]}, "1 of 3 classes have fewer than samples_per_class=4 images"),
     ],

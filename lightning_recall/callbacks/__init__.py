@@ -2,6 +2,7 @@
 
 from lightning_recall.callbacks.retrieval_evaluation import RetrievalEvaluation
 from lightning_recall.callbacks.retrieved_images import RetrievedImages
+from lightning_recall.callbacks.saved_embeddings import SavedEmbeddings
 from lightning_recall.callbacks.training_curves import TrainingCurves
 
-__all__ = ["RetrievalEvaluation", "RetrievedImages", "TrainingCurves"]
+__all__ = ["RetrievalEvaluation", "RetrievedImages", "SavedEmbeddings", "TrainingCurves"]

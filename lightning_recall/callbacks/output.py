@@ -6,7 +6,7 @@ from pytorch_lightning import Trainer
 from rich.console import Console
 
 
-def picture_path(trainer: Trainer, name: str) -> Path:
+def output_path(trainer: Trainer, name: str) -> Path:
     """Path of a file in the run's folder, which is made."""
     folder = Path(trainer.log_dir or trainer.default_root_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.func import functional_call
 
+from lightning_recall.callbacks.batches import embeddings_of_batch, images_and_labels, loader_at, rows_in_order
 from lightning_recall.metrics import RecallAtK
 
 MODEL, UNTRAINED, PIXELS = "model", "untrained", "pixels"
@@ -21,9 +22,10 @@ class RetrievalEvaluation(Callback):
     """Logs `val/recall@k` and `test/recall@k` of a module whose forward gives embeddings (b, D) of images (b, ...).
 
     Every image of the split queries all the others (`RecallAtK`). Batches are (images, labels). Where the module's
-    validation or test step returns the embeddings, as `RetrievalModule`'s do, they are not computed again; a module
-    needs such steps, were they empty, for Lightning to run over the data. ModelCheckpoint and EarlyStopping can monitor
-    the logged keys. With several dataloaders each has its own: `val/0/recall@1`, `val/1/recall@1`, ...
+    validation or test step returns a dict with "embeddings", as `RetrievalModule`'s do, they are not computed again; a
+    module needs such steps, were they empty, for Lightning to run over the data. ModelCheckpoint and EarlyStopping can
+    monitor the logged keys. With several dataloaders each has its own: `val/0/recall@1`, `val/1/recall@1`, ... With
+    several processes, an image that fills up a process's last batch counts once.
 
     `trainer.validate` and `trainer.test` end with a table.
 
@@ -43,7 +45,8 @@ class RetrievalEvaluation(Callback):
         self.ks = tuple(ks)
         self.baselines = baselines
         self.initial_state: dict[str, Tensor] = {}
-        self.metrics: dict[tuple[int, str], RecallAtK] = {}  # (dataloader, who is scored)
+        self.metrics: dict[tuple[int, str], RecallAtK] = {}  # (dataloader, what is scored)
+        self.rows: dict[int, list[int] | None] = {}  # of the data set, still to come from each dataloader
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keeps a copy of the weights before training, if they are to be scored."""
@@ -53,11 +56,11 @@ class RetrievalEvaluation(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the last evaluation."""
-        self.metrics = {}
+        self.metrics, self.rows = {}, {}
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the last evaluation."""
-        self.metrics = {}
+        self.metrics, self.rows = {}, {}
         self.initial_state = {name: value.to(pl_module.device) for name, value in self.initial_state.items()}
 
     def on_validation_batch_end(
@@ -70,7 +73,9 @@ class RetrievalEvaluation(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Takes in a batch."""
-        self.update(dataloader_idx, MODEL, embeddings_of_batch(trainer, pl_module, outputs, batch), batch[1])
+        loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+        embeddings = embeddings_of_batch(trainer, pl_module, outputs, batch)
+        self.update(loader_at(loaders, dataloader_idx), dataloader_idx, {MODEL: embeddings}, batch[1])
 
     def on_test_batch_end(
         self,
@@ -82,13 +87,14 @@ class RetrievalEvaluation(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Takes in a batch, for the baselines too."""
+        scored = {}
         if self.baselines:
-            images, labels = batch
+            images, _ = images_and_labels(batch)
             with trainer.precision_plugin.forward_context():
-                untrained = functional_call(pl_module, self.initial_state, (images,))
-            self.update(dataloader_idx, PIXELS, images.flatten(1).float(), labels)
-            self.update(dataloader_idx, UNTRAINED, untrained, labels)
-        self.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+                scored[UNTRAINED] = functional_call(pl_module, self.initial_state, (images,))
+            scored[PIXELS] = images.flatten(1).float()
+        scored[MODEL] = embeddings_of_batch(trainer, pl_module, outputs, batch)
+        self.update(loader_at(trainer.test_dataloaders, dataloader_idx), dataloader_idx, scored, batch[1])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the scores, except of the sanity check, which sees too little to score."""
@@ -99,10 +105,14 @@ class RetrievalEvaluation(Callback):
         """Logs the scores."""
         self.log_scores(trainer, pl_module, "test")
 
-    def update(self, dataloader_idx: int, scored: str, embeddings: Tensor, labels: Tensor) -> None:
-        """Adds a batch to the metric of this dataloader and of this kind of embeddings."""
-        metric = self.metrics.setdefault((dataloader_idx, scored), RecallAtK(self.ks).to(embeddings.device))
-        metric.update(embeddings, labels)
+    def update(self, loader: Any, dataloader_idx: int, scored: dict[str, Tensor], labels: Tensor) -> None:
+        """Adds a batch to the metrics of its dataloader, one for each kind of embeddings (b, D) in `scored`."""
+        rows = self.rows.setdefault(dataloader_idx, rows_in_order(loader))
+        indices = None if rows is None else torch.tensor(rows[: len(labels)])
+        self.rows[dataloader_idx] = None if rows is None else rows[len(labels) :]
+        for kind, embeddings in scored.items():
+            metric = self.metrics.setdefault((dataloader_idx, kind), RecallAtK(self.ks).to(embeddings.device))
+            metric.update(embeddings, labels, indices)
 
     def log_scores(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         """Computes and logs all scores of a split; shows them unless the training is going on."""
@@ -117,26 +127,6 @@ class RetrievalEvaluation(Callback):
         self.metrics = {}
         if rows and trainer.state.fn != "fit":
             print_scores(rows, split)
-
-
-def embeddings_of_batch(trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any) -> Tensor:
-    """Embeddings (b, D) of a batch (images (b, ...), labels (b,)): what the step returned, if it is that, else forward.
-
-    Raises:
-        ValueError: if the batch is no pair of that kind, or forward gives something else.
-    """
-    if not (isinstance(batch, Sequence) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
-        raise ValueError(
-            f"Batches of evaluation must be pairs of tensors (images, labels), got {type(batch).__name__}."
-        )
-    images, labels = batch
-    if isinstance(outputs, Tensor) and outputs.ndim == 2 and len(outputs) == len(labels):
-        return outputs
-    with torch.no_grad(), trainer.precision_plugin.forward_context():
-        embeddings = pl_module(images)
-    if not (isinstance(embeddings, Tensor) and embeddings.ndim == 2 and len(embeddings) == len(labels)):
-        raise ValueError(f"forward of {type(pl_module).__name__} must give embeddings ({len(labels)}, D).")
-    return embeddings
 
 
 @rank_zero_only

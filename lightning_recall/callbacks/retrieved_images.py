@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_recall.callbacks.output import picture_path, say_where
-from lightning_recall.callbacks.retrieval_evaluation import embeddings_of_batch
+from lightning_recall.callbacks.batches import embeddings_of_batch, loader_at, rows_in_order
+from lightning_recall.callbacks.output import output_path, say_where
 
 RIGHT, WRONG = ("#1a9641", "solid"), ("#d7191c", (0, (1.5, 1)))  # style as well as colour, for the colour-blind
 
@@ -30,7 +30,7 @@ class RetrievedImages(Callback):
         seed: of the choice of queries.
 
     Raises:
-        ValueError: for numbers below 1.
+        ValueError: for numbers below 1, and before a test whose dataloader shuffles or streams.
     """
 
     def __init__(self, num_queries: int = 10, num_neighbors: int = 10, seed: int = 0) -> None:
@@ -45,8 +45,13 @@ class RetrievedImages(Callback):
         self.labels: list[Tensor] = []
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the last test."""
+        """Forgets the last test; refuses a dataloader whose images could not be found again."""
         self.embeddings, self.labels = [], []
+        if rows_in_order(loader_at(trainer.test_dataloaders, 0)) is None:
+            raise ValueError(
+                "RetrievedImages looks its images up in the data set: the test dataloader must go through a map-style "
+                "data set in order (shuffle=False)."
+            )
 
     def on_test_batch_end(
         self,
@@ -64,6 +69,7 @@ class RetrievedImages(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Searches for the neighbours of the queries and draws them."""
+        path = output_path(trainer, "retrieved_images.png")  # asks all processes
         if not trainer.is_global_zero:
             return
         embeddings, labels = F.normalize(torch.cat(self.embeddings), dim=1), torch.cat(self.labels)
@@ -73,15 +79,14 @@ class RetrievedImages(Callback):
         similarities.scatter_(1, queries[:, None], -torch.inf)
         top = similarities.topk(min(self.num_neighbors, len(labels) - 1))  # (Q, K)
 
-        loaders: Any = trainer.test_dataloaders
-        loader = loaders[0] if isinstance(loaders, list) else loaders
-        rows = list(loader.sampler)  # of the data set, in the order of evaluation
+        loader = loader_at(trainer.test_dataloaders, 0)
+        rows = rows_in_order(loader)
+        assert rows is not None  # on_test_epoch_start has seen to it
         pictures = {
             i: to_picture(loader.dataset[rows[i]][0]) for i in {*queries.tolist(), *top.indices.ravel().tolist()}
         }
         relevant = labels[top.indices] == labels[queries, None]  # (Q, K)
         figure = draw_rows(pictures, queries, top.indices, top.values, relevant)
-        path = picture_path(trainer, "retrieved_images.png")
         figure.savefig(path, dpi=110)
         say_where("What the model retrieves", path)
 

@@ -51,7 +51,7 @@ class RetrievalDataModule(LightningDataModule):
     Args:
         batch_size: images that the loss compares, over all processes; a multiple of `samples_per_class`.
         samples_per_class: images of each class in a batch, from 2.
-        chunk_size: images that a worker loads at a time, and the embedder takes in one pass, per process.
+        chunk_size: images that a worker loads at a time, per process; under `lightning-recall` it is that of the model.
         eval_batch_size: images in one pass of validation and test, per process.
         val_classes: how many of the training classes are set aside to choose checkpoints by: a share below 1, or a
             number.
@@ -89,8 +89,9 @@ class RetrievalDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ChunkLoader:
         """Class-balanced batches as lists of chunks; each process loads its share of the same batches."""
+        overfit = getattr(self.trainer, "overfit_batches", 0) > 0
         sampler = ClassBalancedBatchSampler(
-            self.train_data.labels, self.batch_size, self.samples_per_class, self.seed, self.small_classes
+            self.train_data.labels, self.batch_size, self.samples_per_class, self.seed, self.small_classes, not overfit
         )
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return ChunkLoader(self.train_data, sampler, self.chunk_size, rank, world_size, num_workers=self.num_workers)

@@ -1,7 +1,7 @@
 """A batch is a list of chunks: large batches without a worker that holds one whole."""
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 from torch.utils.data import DataLoader, Sampler
@@ -10,7 +10,7 @@ from lightning_recall.samplers import ClassBalancedBatchSampler
 
 
 class ChunkSampler(Sampler[list[int]]):
-    """Cuts one process's share of every batch into lists of at most `chunk_size` row numbers."""
+    """Cuts one process's share of every batch evenly into lists of at most `chunk_size` row numbers."""
 
     def __init__(self, batches: ClassBalancedBatchSampler, chunk_size: int, rank: int, world_size: int) -> None:
         self.batches = batches
@@ -31,8 +31,8 @@ class ChunkSampler(Sampler[list[int]]):
         """Chunks of the first batch, then of the second, ..."""
         for batch in self.batches:
             share = batch[self.first : self.first + self.share]
-            for start in range(0, self.share, self.chunk_size):
-                yield share[start : start + self.chunk_size]
+            cuts = [self.share * part // self.chunks_per_batch for part in range(self.chunks_per_batch + 1)]
+            yield from (share[start:stop] for start, stop in pairwise(cuts))
 
 
 class ChunkLoader:

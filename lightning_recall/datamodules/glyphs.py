@@ -95,8 +95,13 @@ class GlyphsDataModule(RetrievalDataModule):
         """Draws the images unless the cache has them."""
         if self.file.exists():
             return
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"Cannot keep the drawings in {self.file.parent}: choose another root. ({error})"
+            ) from error
         images, labels = draw_glyphs()
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.file.with_suffix(f".{os.getpid()}.npz")  # whoever is interrupted leaves no half of a file
         np.savez_compressed(unfinished, images=images, labels=labels)
         unfinished.replace(self.file)

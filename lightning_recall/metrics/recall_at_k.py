@@ -40,6 +40,13 @@ def rank_of_first_match(embeddings: Tensor, labels: Tensor) -> Tensor:
     return torch.cat(ranks) if ranks else torch.zeros(0, dtype=torch.int64, device=embeddings.device)
 
 
+def first_of_each(indices: Tensor) -> Tensor:
+    """Places (M,) at which each of the M different values of `indices` (N,) stands first, by ascending value."""
+    order = torch.argsort(indices, stable=True)
+    ordered = indices[order]
+    return order[torch.cat([ordered[:1] == ordered[:1], ordered[1:] != ordered[:-1]])]
+
+
 class RecallAtK(Metric):
     """Share of the queries that find an item of their own class among their k nearest, leave-one-out.
 
@@ -47,18 +54,20 @@ class RecallAtK(Metric):
     found, which is `torchmetrics.retrieval.RetrievalRecall`. Every item queries all the others by cosine similarity;
     an item alone in its class is no query, but may be retrieved. Ties count against the query.
 
-    The N x N similarities are computed a block of rows at a time and never held together.
+    The N x N similarities are computed a block of rows at a time and never held together. Items with the same index
+    are one item seen again, such as those with which a distributed sampler fills its last batch, and count once.
 
     Args:
         ks: cut-offs, integers from 1.
         normalize: whether to scale embeddings to unit length, on by default; off ranks by dot products.
         kwargs: for `torchmetrics.Metric`.
 
-    Shapes: `update` takes embeddings (B, D) and labels (B,); `compute` gives {"recall@1": scalar in [0, 1], ...}.
+    Shapes: `update` takes embeddings (B, D), labels (B,) and, optionally, indices (B,); `compute` gives {"recall@1":
+    scalar in [0, 1], ...}.
 
     Raises:
-        ValueError: for empty or non-positive `ks`, embeddings and labels that do not fit or are not finite, and from
-            `compute` if no item has another of its class.
+        ValueError: for empty or non-positive `ks`, embeddings and labels that do not fit or are not finite, indices for
+            some batches only, and from `compute` if no item has another of its class.
 
     >>> metric = RecallAtK(ks=(1, 2))
     >>> metric.update(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.6, 0.8]]), torch.tensor([5, 5, 6, 6]))
@@ -71,6 +80,7 @@ class RecallAtK(Metric):
     full_state_update = False
     embeddings: list[Tensor]
     labels: list[Tensor]
+    indices: list[Tensor]
 
     def __init__(self, ks: Sequence[int] = (1, 2, 4, 8), normalize: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -80,9 +90,10 @@ class RecallAtK(Metric):
         self.normalize = normalize
         self.add_state("embeddings", default=[], dist_reduce_fx="cat")
         self.add_state("labels", default=[], dist_reduce_fx="cat")
+        self.add_state("indices", default=[], dist_reduce_fx="cat")
 
-    def update(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Adds a batch: embeddings (B, D) floating point, labels (B,) integers."""
+    def update(self, embeddings: Tensor, labels: Tensor, indices: Tensor | None = None) -> None:
+        """Adds a batch: embeddings (B, D) floating point, labels (B,) integers, indices (B,) of the items if known."""
         if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
             raise ValueError(
                 "embeddings must be of shape (B, D) and labels (B,), "
@@ -92,14 +103,21 @@ class RecallAtK(Metric):
             raise ValueError(f"labels must be integers, got {labels.dtype}.")
         if not torch.isfinite(embeddings).all():
             raise ValueError("embeddings hold NaN or infinity: the network has diverged or its input is broken.")
+        if (indices is not None) != (len(self.indices) > 0) and len(self.labels) > 0:
+            raise ValueError("Give indices with every batch, or with none.")
         self.embeddings.append(embeddings.detach())
         self.labels.append(labels)
+        if indices is not None:
+            self.indices.append(indices.to(labels.device))
 
     def compute(self) -> dict[str, Tensor]:
         """Recall@k over all that was added, for each k."""
-        if not self.embeddings:
+        if len(self.embeddings) == 0:
             raise ValueError("Recall@k of nothing: no batch was added with update().")
         embeddings, labels = dim_zero_cat(self.embeddings), dim_zero_cat(self.labels)
+        if len(self.indices) > 0:
+            once = first_of_each(dim_zero_cat(self.indices))
+            embeddings, labels = embeddings[once], labels[once]
         ranks = rank_of_first_match(F.normalize(embeddings, dim=1) if self.normalize else embeddings, labels)
         ranks = ranks[ranks > 0]
         if len(ranks) == 0:

@@ -13,8 +13,8 @@ from typing_extensions import Self
 from lightning_recall.models.pooling import GeM
 
 
-def timm_backbone(name: str, pretrained: bool) -> tuple[nn.Module, bool]:
-    """A timm model without its classifier, and whether it gives feature maps (B, C, H, W).
+def timm_backbone(name: str, pretrained: bool) -> tuple[nn.Module, bool, int]:
+    """A timm model without its classifier, whether it gives feature maps (B, C, H, W), and C.
 
     Convnets give maps; all others (class tokens, channels-last maps) pool as they were built to, to (B, C).
 
@@ -25,13 +25,23 @@ def timm_backbone(name: str, pretrained: bool) -> tuple[nn.Module, bool]:
         similar = timm.list_models(f"*{name}*")[:5]
         hint = f"Similar: {', '.join(similar)}." if similar else "timm.list_models() tells those it knows."
         raise ValueError(f"timm knows no model {name!r}. {hint}")
+    channels = map_channels(name)
+    if channels:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool=""), True, channels
     model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0)
-    with torch.no_grad():
-        features = model.eval().forward_features(torch.zeros(1, *model.pretrained_cfg["input_size"]))
-    gives_maps = features.ndim == 4 and features.shape[1] == model.num_features
-    if gives_maps:
-        model.reset_classifier(0, "")  # no pooling of its own
-    return model, gives_maps
+    return model, False, getattr(model, "head_hidden_size", model.num_features)
+
+
+def map_channels(name: str) -> int:
+    """C of the maps (B, C, H, W) that a timm model gives when it does not pool, 0 if none; computes only shapes."""
+    try:
+        with torch.device("meta"), torch.no_grad():
+            model: Any = timm.create_model(name, num_classes=0, global_pool="").eval()
+            maps = model(torch.zeros(1, *model.pretrained_cfg["input_size"]))
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError):  # it cannot do without its pooling
+        return 0
+    known = {model.num_features, getattr(model, "head_hidden_size", model.num_features)}
+    return int(maps.shape[1]) if maps.ndim == 4 and maps.shape[1] in known else 0
 
 
 class ImageEmbedder(nn.Module):
@@ -84,15 +94,14 @@ class ImageEmbedder(nn.Module):
         if embedding_dim < 1:
             raise ValueError(f"embedding_dim must be at least 1, got {embedding_dim}.")
         if isinstance(backbone, str):
-            self.backbone, gives_maps = timm_backbone(backbone, pretrained)
+            self.backbone, gives_maps, num_features = timm_backbone(backbone, pretrained)
             if pooling and not gives_maps:
                 raise ValueError(f"{backbone} gives vectors: pooling must be None, got {pooling!r}.")
             pooling = pooling or ("gem" if gives_maps else None)
             freeze_batch_norm = pretrained if freeze_batch_norm is None else freeze_batch_norm
         else:
-            self.backbone = backbone
-        num_features = getattr(self.backbone, "num_features", None)
-        if not isinstance(num_features, int):
+            self.backbone, num_features = backbone, getattr(backbone, "num_features", 0)
+        if not num_features:
             raise ValueError(
                 f"{type(self.backbone).__name__} does not tell how many features it gives: "
                 "set its attribute num_features to C of its output (B, C) or (B, C, H, W)."

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_recall.recompute import chunked_forward
@@ -105,18 +106,18 @@ class RetrievalModule(LightningModule):
         assert isinstance(gathered, Tensor)  # (processes, b, ...)
         return gathered.flatten(0, 1)
 
-    def validation_step(self, batch: Sequence[Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Embeddings (b, D) of a batch (images, labels), for the callbacks."""
-        embeddings: Tensor = self(batch[0])
-        return embeddings
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """{"embeddings": (b, D)} of a batch (images, labels), for the callbacks."""
+        return {"embeddings": self(batch[0])}
 
-    def test_step(self, batch: Sequence[Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+    def test_step(self, batch: Sequence[Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """As `validation_step`."""
         return self.validation_step(batch, batch_idx, dataloader_idx)
 
     def predict_step(self, batch: Sequence[Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """As `validation_step`."""
-        return self.validation_step(batch, batch_idx, dataloader_idx)
+        """Embeddings (b, D) of a batch (images, labels)."""
+        embeddings: Tensor = self(batch[0])
+        return embeddings
 
     def configure_optimizers(self) -> Any:
         """The optimizer and scheduler that were asked for."""
@@ -136,15 +137,19 @@ class RetrievalModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.lr_interval}}
 
     def on_train_start(self) -> None:
-        """Refuses a training that is longer than a schedule with an end, such as OneCycleLR's, resumed or new."""
+        """Compares the training, resumed or new, with a schedule that has an end, such as OneCycleLR's."""
         scheduler = self.lr_schedulers()
         total = getattr(scheduler, "total_steps", None)
         planned = self.trainer.estimated_stepping_batches if self.lr_interval == "step" else self.trainer.max_epochs
-        if isinstance(total, int) and planned is not None and planned > total:
-            raise ValueError(
-                f"{type(scheduler).__name__} ends after total_steps={total}, but the training takes {planned} "
-                f"{self.lr_interval}s: set total_steps to {planned}, or train for less."
-            )
+        if not isinstance(total, int) or planned is None or not 0 < planned < float("inf") or planned == total:
+            return
+        mismatch = (
+            f"{type(scheduler).__name__} ends after total_steps={total}, but the training takes {planned} "
+            f"{self.lr_interval}s"
+        )
+        if planned > total:
+            raise ValueError(f"{mismatch}: set total_steps to {planned}, or train for less.")
+        rank_zero_warn(f"{mismatch}, so that the learning rate will not come down: set total_steps to {planned}.")
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clips the gradient: here, and not in `training_step`, it is no longer scaled by mixed precision."""
@@ -157,7 +162,7 @@ class RetrievalModule(LightningModule):
             self.step_schedulers()
 
     def step_schedulers(self) -> None:
-        """Steps the scheduler, if any; a plateau only when its monitor was measured since the last time."""
+        """Steps the scheduler, if any."""
         scheduler = self.lr_schedulers()
         if isinstance(scheduler, ReduceLROnPlateau):
             self.step_plateau(scheduler)
@@ -166,10 +171,10 @@ class RetrievalModule(LightningModule):
             scheduler.step()
 
     def step_plateau(self, scheduler: ReduceLROnPlateau) -> None:
-        """Shows the plateau scheduler its monitor."""
+        """Shows the plateau scheduler its monitor, one of validation only after a validation."""
         every = self.trainer.check_val_every_n_epoch
-        if every is not None and (self.current_epoch + 1) % every:
-            return  # no validation in this epoch
+        if scheduler.monitor.startswith("val") and every is not None and (self.current_epoch + 1) % every:
+            return
         metrics = self.trainer.callback_metrics
         if scheduler.monitor not in metrics:
             raise ValueError(

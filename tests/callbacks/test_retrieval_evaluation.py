@@ -25,7 +25,7 @@ class TheirModule(pl.LightningModule):
         return self.net(images)
 
     def validation_step(self, batch, batch_idx, dataloader_idx=0):
-        return self(batch[0]) if self.output == "embeddings" else self.output
+        return {"embeddings": self(batch[0])} if self.output == "embeddings" else self.output
 
     test_step = validation_step
 
@@ -60,13 +60,23 @@ def scores_of(embeddings, labels=LABELS, ks=(1, 2)):
     return metric.compute()
 
 
-@pytest.mark.parametrize("output", [None, "embeddings", torch.tensor(3.0)])
+@pytest.mark.parametrize("output", [None, "embeddings", torch.tensor(3.0), {"loss": torch.tensor(3.0)}])
 def test_logs_the_metric_of_any_module(output):
     module = TheirModule(output)
     results = make_trainer(RetrievalEvaluation(ks=(1, 2))).test(module, loader(), verbose=False)[0]
     assert module.calls == 4  # returned embeddings are not computed again
     expected = scores_of(module.net(IMAGES))
     assert results == {f"test/{name}": pytest.approx(value.item()) for name, value in expected.items()}
+
+
+def test_logits_that_a_step_returns_are_not_taken_for_embeddings():
+    class Classifier(TheirModule):
+        def test_step(self, batch, batch_idx):
+            return torch.zeros(len(batch[0]), 3)
+
+    module = Classifier()
+    results = make_trainer(RetrievalEvaluation(ks=(2,))).test(module, loader(), verbose=False)[0]
+    assert results["test/recall@2"] == pytest.approx(scores_of(module.net(IMAGES), ks=(2,))["recall@2"].item())
 
 
 def test_scores_during_training_skip_the_sanity_check():
@@ -118,8 +128,11 @@ def test_wrong_use_is_refused():
 
     with pytest.raises(ValueError, match=r"forward of GivesMaps must give embeddings \(12, D\)"):
         make_trainer(RetrievalEvaluation()).test(GivesMaps(), loader(), verbose=False)
-    with pytest.raises(ValueError, match="pairs of tensors"):
+    with pytest.raises(ValueError, match=r"pair of tensors \(images, labels\), got a Tensor"):
         make_trainer(RetrievalEvaluation()).test(TheirModule(), DataLoader(IMAGES), verbose=False)
+    triples = DataLoader(TensorDataset(IMAGES, LABELS, LABELS), batch_size=9)
+    with pytest.raises(ValueError, match="got a list of 3"):
+        make_trainer(RetrievalEvaluation(baselines=True)).test(TheirModule(), triples, verbose=False)
     with pytest.raises(ValueError, match="None of the 40 items has another of its class"):
         make_trainer(RetrievalEvaluation()).test(TheirModule(), loader(torch.arange(40)), verbose=False)
 

@@ -33,6 +33,19 @@ def test_writes_a_picture_and_says_where(channels, dtype, tmp_path, capsys):
     assert str(path) in capsys.readouterr().out
 
 
+def test_a_shuffled_loader_is_refused(tmp_path):
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, logger=False, default_root_dir=tmp_path, enable_progress_bar=False,
+        callbacks=[RetrievedImages()],
+    )  # fmt: skip
+    data = TensorDataset(torch.rand(8, 1, 4, 4), torch.arange(8) // 2)
+    with (
+        pytest.warns(UserWarning, match="shuffling enabled"),
+        pytest.raises(ValueError, match="in order"),
+    ):
+        trainer.test(Flatten(), DataLoader(data, shuffle=True), verbose=False)
+
+
 def test_the_frame_tells_right_from_wrong():
     pictures = {i: to_picture(torch.full((1, 8, 8), i, dtype=torch.uint8)) for i in range(4)}
     figure = draw_rows(

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +56,27 @@ def test_the_cache_is_used_and_never_half_written(glyph_folder, tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):
         datamodule.prepare_data()
     assert not datamodule.file.exists()
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_drawing(tmp_path, monkeypatch):
+    monkeypatch.setattr(glyphs, "draw_glyphs", lambda: pytest.fail("drawn in vain"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="choose another root"):
+        GlyphsDataModule(root=str(tmp_path / "file" / "folder")).prepare_data()
+
+
+def test_overfitting_sees_one_batch_again_and_again(datamodule):
+    def first_labels(module):
+        return [next(iter(loader))[0][1].tolist() for loader in [module.train_dataloader()] for _ in range(2)]
+
+    datamodule.trainer = SimpleNamespace(overfit_batches=1, global_rank=0, world_size=1)
+    try:
+        first, second = first_labels(datamodule)
+    finally:
+        datamodule.trainer = None
+    assert first == second
+    first, second = first_labels(datamodule)
+    assert first != second
 
 
 def test_the_cache_folder_is_the_users(monkeypatch, tmp_path):

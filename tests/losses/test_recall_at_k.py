@@ -67,6 +67,16 @@ def test_any_class_sizes_and_duplicates_equal_the_loops(labels, seed, count):
     assert actual.item() == pytest.approx(expected.item(), abs=1e-10)
 
 
+def test_the_cap_at_k_counts():
+    embeddings = torch.cat([torch.ones(17, 1), -torch.ones(17, 1)]).double()  # 17 positives before k = 9
+    labels = torch.cat([torch.zeros(17), torch.arange(1, 18)]).long()
+    expected = loss_by_loops(embeddings, labels, (9,), 1.0, 0.01, count_query=False)
+    assert RecallAtKLoss((9,))(embeddings, labels).item() == pytest.approx(expected.item(), abs=1e-12)
+    tight = RecallAtKLoss((9,), k_temperature=10.0)  # every hit a bit above a half, 17 of them above 9
+    expected = loss_by_loops(embeddings, labels, (9,), 10.0, 0.01, count_query=False)
+    assert tight(embeddings, labels).item() == pytest.approx(expected.item(), abs=1e-12)
+
+
 def test_by_hand():
     # Query 0 at angle 0 has its positive at 60 degrees (s = 0.5), rivals at 0 degrees (s = 1) and 90 degrees (s = 0).
     angles = torch.tensor([0.0, 60.0, 0.0, 90.0], dtype=torch.float64).deg2rad()

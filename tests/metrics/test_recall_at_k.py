@@ -58,8 +58,26 @@ def test_the_matrix_is_never_whole(monkeypatch):
 
 def test_large_labels_and_half_precision():
     metric = RecallAtK(ks=(1,))
-    metric.update(torch.eye(4).repeat_interleave(2, 0).half(), 2**40 + torch.arange(8) // 2)
+    labels = 2**40 + torch.tensor([0, 1, 2, 3, 4, 4])  # all the same in fp32
+    metric.update(torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1], [1, 1], [1, 1]]).half(), labels)
     assert metric.compute()["recall@1"] == 1
+    metric.reset()
+    metric.update(torch.eye(4).repeat_interleave(2, 0).half(), 2**40 + torch.arange(8))
+    with pytest.raises(ValueError, match="None of the 8 items"):
+        metric.compute()
+
+
+def test_an_item_seen_twice_counts_once():
+    embeddings, labels = torch.randn(5, 3), torch.tensor([0, 0, 1, 2, 3])
+    once, twice = RecallAtK(), RecallAtK()
+    once.update(embeddings, labels)
+    for rows in (torch.tensor([0, 2, 4]), torch.tensor([1, 3, 0])):  # what two processes see of five items
+        twice.update(embeddings[rows], labels[rows], indices=rows)
+    assert twice.compute() == once.compute()
+    with pytest.raises(ValueError, match="indices with every batch, or with none"):
+        twice.update(embeddings, labels)
+    with pytest.raises(ValueError, match="indices with every batch, or with none"):
+        once.update(embeddings, labels, indices=torch.arange(5))
 
 
 def test_in_a_collection_and_reset():

@@ -18,6 +18,14 @@ def test_a_timm_convnet_pools_its_maps_by_gem():
     assert embedder.pooling.p.grad.abs() > 0
 
 
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "vgg11", "efficientvit_b0", "swin_tiny_patch4_window7_224"])
+def test_backbones_with_heads_of_their_own(name):
+    embedder = ImageEmbedder(name, embedding_dim=8, pretrained=False)
+    height, width = embedder.backbone.pretrained_cfg["input_size"][1:]
+    embedder(torch.zeros(2, 3, height, width)).sum().backward()
+    assert all(p.grad is not None for p in embedder.parameters())
+
+
 def test_a_timm_transformer_gives_its_class_token():
     embedder = ImageEmbedder("vit_tiny_patch16_224", embedding_dim=16, pretrained=False)
     embedder(torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)).sum().backward()

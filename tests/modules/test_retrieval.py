@@ -8,6 +8,7 @@ from torch.optim.lr_scheduler import OneCycleLR, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_recall import RecallAtKLoss, RetrievalEvaluation, RetrievalModule, SimilarityMixup
+from lightning_recall.callbacks import RetrievedImages, TrainingCurves
 from lightning_recall.datamodules import ChunkLoader
 from lightning_recall.samplers import ClassBalancedBatchSampler
 
@@ -25,6 +26,10 @@ class Vectors(LightningDataModule):
     def val_dataloader(self):
         return DataLoader(TensorDataset(IMAGES, LABELS), batch_size=12)
 
+    def test_dataloader(self):
+        squares = TensorDataset(IMAGES[:47].reshape(-1, 1, 2, 3), LABELS[:47])  # odd: two processes share it unevenly
+        return DataLoader(squares, batch_size=12)
+
 
 class Embedder(nn.Module):
     def __init__(self):
@@ -33,7 +38,7 @@ class Embedder(nn.Module):
         self.weight = nn.Parameter(torch.randn(6, 4, generator=generator))
 
     def forward(self, x):
-        return F.normalize(torch.tanh(x.to(self.weight.dtype) @ self.weight), dim=1)
+        return F.normalize(torch.tanh(x.flatten(1).to(self.weight.dtype) @ self.weight), dim=1)
 
 
 class ScaledLoss(nn.Module):
@@ -106,6 +111,25 @@ def test_a_plain_loader_is_split_into_chunks():
     make_trainer(max_steps=1).fit(module, DataLoader(TensorDataset(IMAGES, LABELS), batch_size=8))
     assert max(sizes) == 3
     assert sum(sizes) == 8 + 6  # all but the last chunk twice
+
+
+def test_evaluation_and_pictures_on_two_processes(tmp_path):
+    def scores(devices, folder):
+        callbacks = [RetrievalEvaluation(ks=(1, 2), baselines=True), RetrievedImages(), TrainingCurves()]
+        strategy = "ddp_fork" if devices > 1 else "auto"
+        settings = {"devices": devices, "strategy": strategy, "callbacks": callbacks, "default_root_dir": folder}
+        trainer = make_trainer(**settings, limit_val_batches=1.0)
+        module, data = make_module(), Vectors()
+        trainer.fit(module, datamodule=data)
+        trainer.test(module, datamodule=data, verbose=False)
+        return {key: value.item() for key, value in trainer.callback_metrics.items() if "recall" in key}
+
+    one, two = scores(1, tmp_path / "one"), scores(2, tmp_path / "two")
+    assert (tmp_path / "two" / "retrieved_images.png").exists()
+    assert (tmp_path / "two" / "training_curves.png").exists()
+    tested = [key for key in one if key.startswith("test/")]
+    assert len(tested) == 6
+    assert {key: two[key] for key in tested} == pytest.approx({key: one[key] for key in tested})
 
 
 def test_mixup_is_the_same_on_one_process_and_on_two():
@@ -193,6 +217,22 @@ def test_plateau_sees_the_validation_of_its_epoch():
     settings["check_val_every_n_epoch"] = 2
     fitted(make_module(lr_scheduler=never_improves), callbacks=[second, RetrievalEvaluation(ks=(1,))], **settings)
     assert second.rates[::3] == pytest.approx([1, 1, 1, 1])
+
+
+def test_plateau_on_the_training_loss_needs_no_validation():
+    rates = Rates()
+
+    def plateau(optimizer):
+        return ReduceLROnPlateau(optimizer, "train/loss", factor=0.1, patience=0, threshold=9, threshold_mode="abs")
+
+    fitted(make_module(lr_scheduler=plateau), callbacks=[rates], max_epochs=3, check_val_every_n_epoch=3)
+    assert rates.rates[::3] == pytest.approx([1, 1, 0.1])
+
+
+def test_a_schedule_longer_than_the_training_is_told():
+    module = make_module(lr_scheduler=lambda o: OneCycleLR(o, 1.0, total_steps=9), lr_interval="step")
+    with pytest.warns(UserWarning, match="will not come down: set total_steps to 3"):
+        fitted(module)
 
 
 def test_plateau_on_an_unknown_monitor_names_the_known():
