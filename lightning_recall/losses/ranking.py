@@ -90,7 +90,8 @@ def smooth_rank_loss(
         embeddings: (N, D) floating point, unit length if similarities are to be cosines. Half-precision embeddings,
             and autocast, are computed in fp32; fp64 stays fp64.
         labels: (N,) integers.
-        objective: gives each query's value from its positives' ranks; differentiated by autograd.
+        objective: gives each query's value from its positives' ranks; differentiated by autograd with respect to the
+            ranks only: parameters in it get no gradient.
         rank_temperature: width of the comparison, above 0, in units of similarity.
         count_query: whether the query stands in its own ranking, as in the published code.
         queries: rows that query, each once; all rows are searched whatever it is. None: all. The means of disjoint

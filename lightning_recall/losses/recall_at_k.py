@@ -105,9 +105,10 @@ class RecallAtKLoss(nn.Module):
         With `queries`, rows as a slice or an index vector, only these query, against the whole batch: processes can
         share the work. The means of disjoint parts, weighted by their numbers of queries, add up to the whole.
         """
+        dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+        ks = torch.tensor(self.ks, dtype=dtype, device=embeddings.device)
 
         def missed(ranks: Tensor, valid: Tensor) -> Tensor:
-            ks = torch.tensor(self.ks, dtype=ranks.dtype, device=ranks.device)
             return 1 - smooth_recall_at_k(ranks, valid, ks, self.k_temperature)
 
         loss, first_match, active = smooth_rank_loss(

@@ -261,6 +261,7 @@ def test_a_temperature_of_zero_is_refused(name):
         (torch.ones(4), torch.tensor([0, 0, 1, 1]), r"shape \(N, D\)"),
         (torch.ones(4, 2, dtype=torch.int64), torch.tensor([0, 0, 1, 1]), "floating point"),
         (torch.ones(4, 2), torch.tensor([0.0, 0.0, 1.0, 1.0]), "labels must be integers"),
+        (torch.ones(4, 2), torch.zeros(4, dtype=torch.int64, device="meta"), "labels are on meta, embeddings on cpu"),
         (torch.ones(4, 2), torch.tensor([0, 1, 2, 3]), "No query has a positive"),
         (torch.full((4, 2), float("nan")), torch.tensor([0, 0, 1, 1]), "NaN"),
         (torch.full((4, 2), float("inf")), torch.tensor([0, 0, 1, 1]), "infinity"),
