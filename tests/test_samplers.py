@@ -61,6 +61,13 @@ def test_epochs_differ_and_can_be_repeated():
     assert sampler.sampler is sampler  # where Lightning looks for set_epoch
 
 
+def test_images_of_a_class_are_spread_over_the_epoch():
+    labels = np.repeat(np.arange(60), 8)
+    batches = list(ClassBalancedBatchSampler(labels, 12, 2))  # 40 batches, each class in four
+    at = [[b for b, batch in enumerate(batches) if c in labels[batch]] for c in range(60)]
+    assert np.mean([places[-1] - places[0] for places in at]) > 15  # three, were they dealt one after the other
+
+
 def test_classes_meet_other_classes():
     """Over the epochs every pair of classes stands in a batch together."""
     labels = np.repeat(np.arange(8), 4)

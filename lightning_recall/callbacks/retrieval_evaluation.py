@@ -90,9 +90,9 @@ class RetrievalEvaluation(Callback):
         scored = {}
         if self.baselines:
             images, _ = images_and_labels(batch)
+            scored[PIXELS] = images.flatten(1).float()
             with trainer.precision_plugin.forward_context():
                 scored[UNTRAINED] = functional_call(pl_module, self.initial_state, (images,))
-            scored[PIXELS] = images.flatten(1).float()
         scored[MODEL] = embeddings_of_batch(trainer, pl_module, outputs, batch)
         self.update(loader_at(trainer.test_dataloaders, dataloader_idx), dataloader_idx, scored, batch[1])
 
