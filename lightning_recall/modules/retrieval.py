@@ -42,7 +42,8 @@ class RetrievalModule(LightningModule):
     Raises:
         ValueError: for a `chunk_size` below 1, a `gradient_clip_val` that is not above 0, or a plateau by the step.
 
-    Logs `train/loss`, and the loss's `diagnostics` if it has any: `train/recall@1`, `train/active_positives`, ...
+    Logs `train/loss`, and, every `log_every_n_steps`, the loss's `diagnostics` if it has any: `train/recall@1`,
+    `train/active_positives`, ...
     """
 
     def __init__(
@@ -95,8 +96,14 @@ class RetrievalModule(LightningModule):
         if self.lr_interval == "step":
             self.step_schedulers()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(labels))
-        diagnostics = getattr(self.loss, "diagnostics", {})
-        self.log_dict({f"train/{name}": value for name, value in diagnostics.items()}, batch_size=len(labels))
+        if self.logs_this_batch():
+            diagnostics = getattr(self.loss, "diagnostics", {})
+            self.log_dict({f"train/{name}": value for name, value in diagnostics.items()}, batch_size=len(labels))
+
+    def logs_this_batch(self) -> bool:
+        """Whether the loggers are written to after this batch: else logging would only take time."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by Lightning
+        return bool(every) and (self.trainer.fit_loop.total_batch_idx + 1) % every == 0
 
     def gather(self, rows: Tensor) -> Tensor:
         """Rows of all processes (N, ...) from each one's (b, ...), differentiably; in one process, the rows."""

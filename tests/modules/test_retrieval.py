@@ -140,7 +140,9 @@ def test_mixup_is_the_same_on_one_process_and_on_two():
 
 
 def test_diagnostics_of_the_loss_are_logged():
-    trainer = fitted(make_module(loss=RecallAtKLoss(ks=(1, 2))))
+    fewer = fitted(make_module(loss=RecallAtKLoss(ks=(1, 2))), log_every_n_steps=4)  # of three steps none
+    assert set(fewer.callback_metrics) == {"train/loss"}
+    trainer = fitted(make_module(loss=RecallAtKLoss(ks=(1, 2))), log_every_n_steps=3)
     logged = trainer.callback_metrics
     assert set(logged) == {"train/loss", "train/recall@1", "train/recall@2", "train/active_positives"}
     assert 0 < logged["train/recall@1"] <= logged["train/recall@2"] <= 1
