@@ -13,7 +13,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.utilities import rank_zero_info
 
 # Imported so that configs can name their classes without a module: `class_path: RetrievalModule`.
-from lightning_recall import callbacks, datamodules, losses, mixup, models, modules  # noqa: F401
+from lightning_recall import callbacks, datamodules, losses, mixup, models, modules  # noqa: F401  # see above
 from lightning_recall.callbacks.output import say_where
 
 SUBCOMMANDS = {

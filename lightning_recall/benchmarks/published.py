@@ -41,8 +41,8 @@ def cuda_means_here() -> Iterator[None]:
         return tensor
 
     if not torch.cuda.is_available():
-        torch.Tensor.cuda = stay  # type: ignore[method-assign, assignment]
+        torch.Tensor.cuda = stay  # type: ignore[method-assign, assignment]  # on purpose
     try:
         yield
     finally:
-        torch.Tensor.cuda = original  # type: ignore[method-assign]
+        torch.Tensor.cuda = original  # type: ignore[method-assign]  # likewise

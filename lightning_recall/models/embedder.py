@@ -38,7 +38,7 @@ def map_channels(name: str) -> int:
         with torch.device("meta"), torch.no_grad():
             model: Any = timm.create_model(name, num_classes=0, global_pool="").eval()
             maps = model(torch.zeros(1, *model.pretrained_cfg["input_size"]))
-    except (AssertionError, NotImplementedError, RuntimeError, TypeError):  # it cannot do without its pooling
+    except (AssertionError, RuntimeError, TypeError):  # it cannot do without its pooling
         return 0
     known = {model.num_features, getattr(model, "head_hidden_size", model.num_features)}
     return int(maps.shape[1]) if maps.ndim == 4 and maps.shape[1] in known else 0
