@@ -52,6 +52,27 @@ def test_gradient_reaches_the_real_embeddings():
     assert torch.autograd.gradcheck(lambda e: loss(mix_embeddings(e, pairs), labels), embeddings)
 
 
+@pytest.mark.parametrize("queries", [None, slice(3, 12), torch.tensor([13, 0, 8, 9])])
+@pytest.mark.parametrize("count_query", [False, True])
+def test_the_loss_mixes_similarities_itself(queries, count_query):
+    embeddings = unit(7, 4).requires_grad_()
+    pairs = SimilarityMixup().draw(LABELS)
+    loss = RecallAtKLoss((1, 2, 4), rank_temperature=0.2, count_query=count_query)
+    appended = loss(mix_embeddings(embeddings, pairs), torch.cat([LABELS, LABELS[pairs.first]]), queries)
+    mixed = loss(embeddings, LABELS, queries, pairs)
+    torch.testing.assert_close(mixed, appended, atol=1e-14, rtol=0)
+    expected, actual = (torch.autograd.grad(value, embeddings)[0] for value in (appended, mixed))
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
+
+
+def test_the_loss_takes_a_batch_without_a_virtual_item():
+    embeddings, labels = unit(6, 4), torch.tensor([0, 0, 1, 1, 2, 2])
+    none = Pairs(*(torch.empty(0, dtype=dtype) for dtype in (torch.int64, torch.int64, torch.float64)))
+    loss = RecallAtKLoss((1, 2))
+    assert loss(embeddings, labels, pairs=none) == loss(embeddings, labels)
+
+
 def test_virtual_items_of_a_class_can_be_bounded():
     labels = torch.arange(64) % 3
     mixup = SimilarityMixup(max_virtual_per_class=10)

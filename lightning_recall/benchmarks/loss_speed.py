@@ -20,7 +20,9 @@ from lightning_recall.benchmarks.measure import (
 )
 from lightning_recall.benchmarks.published import published_loss
 from lightning_recall.losses import RecallAtKLoss
-from lightning_recall.mixup import SimilarityMixup
+from lightning_recall.mixup import Pairs, SimilarityMixup, mix_embeddings
+
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def main(args: list[str] | None = None) -> None:
@@ -44,20 +46,24 @@ def main(args: list[str] | None = None) -> None:
 
 
 def beside_products(sizes: list[int], dim: int, repeats: int, device: torch.device) -> Table:
-    """The loss, and the loss with SiMix, beside the three matrix products over the same rows."""
+    """The loss, and the loss with SiMix in both forms, beside the three matrix products over the same rows."""
     table = Table("images", "data", "rows", "3 products, s", "loss, s", "ratio", title="Forward plus backward")
     for size in sizes:
-        for data in ("random", "clustered", "clustered + SiMix"):
-            embeddings, labels = example_batch(size, dim, data.split()[0], device)
-            if "SiMix" in data:
-                embeddings, labels = SimilarityMixup()(embeddings, labels)
-            floor, step = (
-                partial(three_products, embeddings),
-                partial(forward_backward, RecallAtKLoss(), embeddings, labels),
-            )
-            least, own = interleaved([floor, step], device, repeats)
-            cells = f"{size:,}", data, f"{len(labels):,}", f"{least:.3f}", f"{own:.3f}", f"{own / least:.2f}"
-            table.add_row(*cells)
+        random, clustered = (example_batch(size, dim, data, device) for data in ("random", "clustered"))
+        pairs = SimilarityMixup().draw(clustered[1])
+        appended = SimilarityMixup()(*clustered)
+        plain, mixed = RecallAtKLoss(), partial(RecallAtKLoss(), pairs=pairs)
+        runs: list[tuple[str, Loss, tuple[Tensor, Tensor]]] = [
+            ("random", plain, random),
+            ("clustered", plain, clustered),
+            ("clustered + SiMix", mixed, clustered),
+            ("clustered + SiMix, appended", plain, appended),
+        ]
+        for data, loss, batch in runs:
+            searched = appended[0] if "SiMix" in data else batch[0]
+            steps = partial(three_products, searched), partial(forward_backward, loss, *batch)
+            least, own = interleaved(list(steps), device, repeats)
+            table.add_row(f"{size:,}", data, f"{len(searched):,}", f"{least:.3f}", f"{own:.3f}", f"{own / least:.2f}")
     return table
 
 
@@ -67,20 +73,24 @@ def beside_published(folder: str, runs: list[tuple[int, bool]], dim: int, device
     table = Table(*columns, "gradient off by", title="Beside the published code (clustered)")
     for size, mixed in runs:
         embeddings, labels = example_batch(size, dim, "clustered", device)
-        if mixed:
-            embeddings, labels = SimilarityMixup()(embeddings, labels)
-            order = labels.argsort(stable=True)  # the published code goes by position
-            embeddings, labels = embeddings[order], labels[order]
-        theirs = published_loss(folder, len(labels), len(torch.unique(labels)), dim)
-        table.add_row(f"{len(labels):,}{' SiMix' if mixed else ''}", *versus(theirs, embeddings, labels, device))
+        pairs = SimilarityMixup().draw(labels) if mixed else Pairs(*(labels[:0] for _ in range(3)))
+        searched = torch.cat([labels, labels[pairs.first]])
+        order = searched.argsort(stable=True)  # the published code goes by position
+        published = published_loss(folder, len(searched), len(torch.unique(labels)), dim)
+        theirs = partial(appended_loss, published, pairs, order)
+        ours = partial(RecallAtKLoss(count_query=True), pairs=pairs) if mixed else RecallAtKLoss(count_query=True)
+        table.add_row(f"{len(searched):,}{' SiMix' if mixed else ''}", *versus(theirs, ours, embeddings, labels))
     return table
 
 
-def versus(
-    theirs: Callable[[Tensor, Tensor], Tensor], embeddings: Tensor, labels: Tensor, device: torch.device
-) -> list[str]:
+def appended_loss(published: Loss, pairs: Pairs, order: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:
+    """The published loss of embeddings (N, D), with those of M virtual items appended, in the order (N + M,)."""
+    return published(mix_embeddings(embeddings, pairs)[order], torch.cat([labels, labels[pairs.first]])[order])
+
+
+def versus(theirs: Loss, ours: Loss, embeddings: Tensor, labels: Tensor) -> list[str]:
     """One row of the table: seconds, ratio, memory, differences."""
-    ours = RecallAtKLoss(count_query=True)
+    device = embeddings.device
     own_step, their_step = (partial(forward_backward, loss, embeddings, labels) for loss in (ours, theirs))
     own = interleaved([own_step], device, 5)[0]
     own_bytes = peak_bytes(own_step, device)

@@ -41,8 +41,8 @@ def cuda_means_here() -> Iterator[None]:
         return tensor
 
     if not torch.cuda.is_available():
-        torch.Tensor.cuda = stay  # type: ignore[method-assign, assignment]  # on purpose
+        torch.Tensor.cuda = stay  # type: ignore[method-assign, assignment]  # that code asks for CUDA
     try:
         yield
     finally:
-        torch.Tensor.cuda = original  # type: ignore[method-assign]  # likewise
+        torch.Tensor.cuda = original  # type: ignore[method-assign]  # undoes the above

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_recall.losses.gallery import MixedPairs
 from lightning_recall.losses.ranking import smooth_rank_loss
 
 
@@ -99,11 +100,20 @@ class RecallAtKLoss(nn.Module):
         self.diagnostics: dict[str, Tensor] = {}
         self.batches_watched = 0
 
-    def forward(self, embeddings: Tensor, labels: Tensor, queries: slice | Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        queries: slice | Tensor | None = None,
+        pairs: MixedPairs | None = None,
+    ) -> Tensor:
         """Loss of a batch: embeddings (N, D), labels (N,) integers -> scalar.
 
         With `queries`, rows as a slice or an index vector, only these query, against the whole batch: processes can
         share the work. The means of disjoint parts, weighted by their numbers of queries, add up to the whole.
+
+        With `pairs`, what `SimilarityMixup.draw(labels)` gives, M virtual items join, as rows N, N + 1, ...: the loss
+        of `SimilarityMixup()(embeddings, labels)`, in three quarters of the time.
         """
         dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
         ks = torch.tensor(self.ks, dtype=dtype, device=embeddings.device)
@@ -112,7 +122,7 @@ class RecallAtKLoss(nn.Module):
             return 1 - smooth_recall_at_k(ranks, valid, ks, self.k_temperature)
 
         loss, first_match, active = smooth_rank_loss(
-            embeddings, labels, missed, self.rank_temperature, self.count_query, queries
+            embeddings, labels, missed, self.rank_temperature, self.count_query, queries, pairs
         )
         self.diagnostics = {f"recall@{k}": (first_match <= k).float().mean() for k in self.ks}
         if loss.requires_grad:
