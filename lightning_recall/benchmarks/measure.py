@@ -4,6 +4,7 @@ import ctypes
 import platform
 import statistics
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 PROCESS = Path("/proc/self")
 
@@ -61,6 +63,45 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
     before = resident("VmRSS")
     function()
     return resident("VmHWM") - before
+
+
+class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
+    """Counts the bytes that tensors made under it hold, now and at most."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types here
+        self.live = self.peak = 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs an operation, and notes the storages of its results."""
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor):
+                self.note(tensor.untyped_storage())
+        return result
+
+    def note(self, storage: torch.UntypedStorage) -> None:
+        """Counts a storage until it is freed."""
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.seen:
+            self.seen.add(key)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self.forget, key, size)
+
+    def forget(self, key: int, size: int) -> None:
+        """A storage is freed."""
+        self.seen.discard(key)
+        self.live -= size
+
+
+def peak_tensor_bytes(function: Callable[[], Any]) -> int:
+    """Most bytes that the tensors of one call held at one time: what it needs, whatever the allocator keeps."""
+    memory = LiveTensors()
+    with memory:
+        function()
+    return memory.peak
 
 
 def resident(field: str) -> int:

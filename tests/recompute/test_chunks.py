@@ -1,0 +1,367 @@
+import random
+from functools import partial
+
+import numpy as np
+import pytest
+import timm.layers
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_recall import RecallAtKLoss, chunked_forward
+from lightning_recall.benchmarks.measure import peak_tensor_bytes
+
+LABELS = torch.arange(10) // 2
+
+
+class DropPathNet(nn.Module):
+    """Dropout, drop-path and BatchNorm: all that a second pass could get wrong."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 12)
+        self.norm = nn.BatchNorm1d(12)
+        self.drop = nn.Dropout(0.3)
+        self.block = nn.Linear(12, 12)
+        self.drop_path = timm.layers.DropPath(0.4)
+        self.last = nn.Linear(12, 4)
+
+    def forward(self, x):
+        hidden = self.drop(torch.tanh(self.norm(self.first(x))))
+        return self.last(hidden + self.drop_path(self.block(hidden)))
+
+
+def gradients(model, forward):
+    torch.manual_seed(1)
+    model.zero_grad()
+    loss = RecallAtKLoss(ks=(1, 2), rank_temperature=0.3)(forward(), LABELS)
+    loss.backward()
+    return loss.detach(), [p.grad.clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("chunk_size", [1 + 1, 3, 4, 10, 99])  # BatchNorm needs two; 3 and 4 leave a ragged last chunk
+def test_gradients_equal_the_same_chunks_in_one_graph(chunk_size):
+    model = DropPathNet().double()
+    inputs = torch.randn(10, 6, dtype=torch.float64)
+    chunks = inputs.split(chunk_size)
+    if len(chunks[-1]) == 1:
+        chunks = (*chunks[:-2], torch.cat(chunks[-2:]))  # BatchNorm needs two
+    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+    expected_loss, expected = gradients(model, lambda: torch.cat([model(chunk) for chunk in chunks]))
+    expected_statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.load_state_dict(statistics, strict=False)
+    loss, actual = gradients(model, lambda: chunked_forward(model, list(chunks), chunk_size + 1))
+
+    assert loss.item() == pytest.approx(expected_loss.item(), abs=1e-14)
+    assert max(g.abs().max() for g in expected) > 1e-3
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, atol=1e-12, rtol=0)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, expected_statistics[name]), name  # updated once a chunk, and counted once
+
+
+def test_a_tensor_is_split_like_given_chunks():
+    model = DropPathNet().eval()
+    inputs = torch.randn(10, 6)
+    torch.testing.assert_close(chunked_forward(model, inputs, 3), model(inputs))
+    torch.testing.assert_close(chunked_forward(model, list(inputs.split(5)), 3), model(inputs))
+
+
+def test_a_method_and_a_function_are_encoders_too():
+    class Towers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.image = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
+
+        def encode_image(self, x):
+            return self.image(x)
+
+    towers, inputs = Towers(), torch.randn(8, 6)
+    chunked_forward(towers.encode_image, inputs, 2).sum().backward()
+    assert towers.image[1].num_batches_tracked == 4
+    weight = torch.randn(6, 4, requires_grad=True)
+    chunked_forward(lambda x: x @ weight, inputs, 3).sum().backward()
+    torch.testing.assert_close(weight.grad, inputs.sum(0)[:, None].expand(6, 4))
+
+
+@pytest.mark.parametrize("wrap", [lambda net: lambda x: F.normalize(net(x), dim=1), lambda net: partial(net.forward)])
+def test_batch_norm_inside_a_function_is_updated_once(wrap):
+    plain, wrapped = (nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)) for _ in range(2))
+    wrapped.load_state_dict(plain.state_dict())
+    inputs = torch.randn(12, 6)
+    for chunk in inputs.split(3):
+        plain(chunk)
+    chunked_forward(wrap(wrapped), inputs, 3).square().sum().backward()
+    assert wrapped[1].num_batches_tracked == 4
+    assert torch.equal(wrapped[1].running_mean, plain[1].running_mean)
+
+
+def test_chunks_are_even():
+    sizes = []
+    chunked_forward(lambda x: sizes.append(len(x)) or x, torch.randn(129, 6), 128)
+    assert sizes == [65, 64]  # BatchNorm could not take a chunk of one
+
+
+def test_autocast_is_the_same_in_both_passes():
+    model, inputs = nn.Linear(6, 4), torch.randn(9, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        whole, chunked = model(inputs), chunked_forward(model, inputs, 2)
+    assert chunked.dtype == torch.bfloat16
+    expected = torch.autograd.grad(whole.float().square().sum(), model.weight)
+    actual = torch.autograd.grad(chunked.float().square().sum(), model.weight)
+    torch.testing.assert_close(actual, expected, atol=0.05, rtol=0.02)
+
+
+def peak_bytes(forward):
+    return peak_tensor_bytes(lambda: forward().square().sum().backward())
+
+
+def test_one_chunks_activations_live_at_a_time():
+    layers = [layer for _ in range(8) for layer in (nn.Linear(16, 16), nn.Tanh())]
+    model = nn.Sequential(*layers, nn.Linear(16, 1))
+    inputs = torch.randn(4096, 16)
+    one_chunk = peak_bytes(lambda: model(inputs[:128]))
+    whole = peak_bytes(lambda: model(inputs))
+    chunked = peak_bytes(lambda: chunked_forward(model, inputs, 128))
+    assert whole > 6 * one_chunk  # else there is nothing to save
+    assert chunked < 1.3 * one_chunk  # 32 chunks, and the embeddings of all of them
+
+
+def test_without_gradients_nothing_is_kept():
+    with torch.no_grad():
+        assert not chunked_forward(nn.Linear(6, 4), torch.randn(9, 6), 2).requires_grad
+
+
+def both_ways(encoder, inputs, chunk_size, buffers=None, **kwargs):
+    """Gradients of chunked_forward, and of the same chunks in one graph, from the same random state and buffers."""
+    chunks = list(inputs.tensor_split(-(-len(inputs) // chunk_size)))
+    results = []
+    for forward in (
+        lambda: torch.cat([encoder(c) for c in chunks]),
+        lambda: chunked_forward(encoder, chunks, 99, **kwargs),
+    ):
+        owner = encoder if isinstance(encoder, nn.Module) else encoder.__self__
+        if buffers is not None:
+            owner.load_state_dict(buffers, strict=False)
+        random.seed(4)
+        np.random.seed(4)  # noqa: NPY002  # what an encoder may draw from
+        torch.manual_seed(4)
+        owner.zero_grad()
+        loss = RecallAtKLoss(ks=(1, 2), rank_temperature=0.3)(F.normalize(forward(), dim=1), LABELS)
+        loss.backward()
+        state = {name: buffer.clone() for name, buffer in owner.named_buffers()}
+        results.append(([p.grad.clone() for p in owner.parameters() if p.grad is not None], state, torch.rand(1)))
+    return results
+
+
+def assert_same(results):
+    (expected, expected_state, expected_next), (actual, state, following) = results
+    assert max(g.abs().max() for g in expected) > 1e-3
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, atol=1e-12, rtol=0)
+    for name in state:
+        torch.testing.assert_close(state[name], expected_state[name], atol=1e-12, rtol=0)
+    assert torch.equal(following, expected_next)  # the random numbers go on as if nothing had been recomputed
+
+
+class Noisy(nn.Module):
+    """Draws from Python's and numpy's global generators."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x):
+        noise = torch.from_numpy(np.random.randn(*x.shape))  # noqa: NPY002  # the global generator is the point
+        return self.layer(torch.tanh(x + noise) * random.choice([0.5, 2.0]))
+
+
+def spectral():
+    torch.manual_seed(0)
+    return nn.utils.parametrizations.spectral_norm(nn.Linear(6, 4)).double()
+
+
+def frozen_batch_norm():
+    net = DropPathNet().double()
+    net.norm.eval()
+    return net
+
+
+@pytest.mark.parametrize("make", [lambda: Noisy().double(), spectral, frozen_batch_norm])
+@pytest.mark.parametrize("keep_last", [1, 2, 9])
+def test_what_a_pass_draws_and_changes_is_the_same_again(make, keep_last):
+    net = make()
+    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    inputs = torch.randn(10, 6, dtype=torch.float64)
+    assert_same(both_ways(net, inputs, 3, buffers, keep_last=keep_last))
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Linear(6, 5)
+        self.embedding, self.logits = nn.Linear(5, 4), nn.Linear(5, 3)
+
+    def forward(self, x):
+        hidden = torch.tanh(self.trunk(x))
+        return {"embedding": self.embedding(hidden), "extras": (self.logits(hidden),)}
+
+    def embed(self, x):
+        return self(x)["embedding"]
+
+
+def test_an_output_of_which_a_part_is_used():
+    net, inputs = TwoHeads().double(), torch.randn(10, 6, dtype=torch.float64)
+    outputs = chunked_forward(net, inputs, 3)
+    assert outputs["extras"][0].shape == (10, 3)
+    torch.testing.assert_close(outputs, net(inputs))
+    outputs["embedding"].square().sum().backward()
+    assert net.logits.weight.grad is None
+    expected = torch.autograd.grad(net(inputs)["embedding"].square().sum(), net.trunk.weight)[0]
+    torch.testing.assert_close(net.trunk.weight.grad, expected, atol=1e-12, rtol=0)
+    assert_same(both_ways(net.embed, inputs, 3))
+
+
+class TextAndImage(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.text, self.image = nn.EmbeddingBag(9, 4), nn.Linear(6, 4)
+
+    def forward(self, batch):
+        views = [self.image(view) for view in batch["views"]]
+        return self.text(batch["text"]["ids"]) + sum(views)
+
+
+def test_any_nest_of_tensors_is_split():
+    net, sizes = TextAndImage(), []
+    net.text.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    batch = {"text": {"ids": torch.randint(9, (10, 7))}, "views": (torch.randn(10, 6), torch.randn(10, 6))}
+    whole = net(batch)
+    for inputs in (batch, [batch]):
+        sizes.clear()
+        torch.testing.assert_close(chunked_forward(net, inputs, 4), whole)
+        assert sizes == [4, 3, 3]
+
+
+def test_keep_last_chunks_are_not_computed_twice():
+    net, passes = nn.Linear(6, 4), []
+    net.register_forward_pre_hook(lambda *_: passes.append(1))
+    for keep_last, expected in ((1, 9), (3, 7), (5, 5), (99, 5)):
+        passes.clear()
+        chunked_forward(net, torch.randn(10, 6), 2, keep_last).square().sum().backward()
+        assert len(passes) == expected
+
+
+def test_backward_can_be_repeated():
+    net = DropPathNet().double()
+    loss = chunked_forward(net, torch.randn(10, 6, dtype=torch.float64), 3).square().sum()
+    first, second = (torch.autograd.grad(loss, list(net.parameters()), retain_graph=True) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: whether its random state is kept")
+def test_chunks_on_the_cpu_move_one_at_a_time():
+    net = DropPathNet().double().cuda()
+    chunks = list(torch.randn(10, 6, dtype=torch.float64).split(5))
+    on_device = [chunk.cuda() for chunk in chunks]
+    moved = gradients(net, lambda: chunked_forward(net, chunks, 5, device="cuda"))
+    torch.testing.assert_close(moved, gradients(net, lambda: chunked_forward(net, on_device, 5)))
+
+
+def test_the_device_is_where_chunks_go():
+    net, seen = nn.Linear(6, 4, device="meta"), []
+    net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].device.type))
+    chunked_forward(net, torch.randn(9, 6), 3, device="meta")
+    assert seen == ["meta"] * 3
+
+
+class OwnGenerator(nn.Linear):
+    def __init__(self):
+        super().__init__(6, 4)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def forward(self, x):
+        return super().forward(x + torch.rand(x.shape, generator=self.generator))
+
+
+class ChangesItself(nn.Linear):
+    def forward(self, x):
+        with torch.no_grad():
+            self.weight.mul_(1.01)
+        return super().forward(x * 1.0)
+
+
+@pytest.mark.parametrize("encoder", [OwnGenerator(), ChangesItself(6, 4)])
+def test_an_encoder_that_does_not_repeat_itself_is_told(encoder):
+    with pytest.raises(
+        (ValueError, RuntimeError), match=r"other embeddings when a chunk was recomputed|inplace operation"
+    ):
+        chunked_forward(encoder, torch.randn(10, 6), 4).square().sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        (lambda x: x[:, : len(x)], r"one shape and dtype for all chunks, got \[\(3,\)\] and \[\(4,\)\]"),
+        (lambda x: x[:2], r"one row for each of the 4 rows of a chunk, got \(2, 6\)"),
+        (lambda x: x.sum(), r"one row for each of the 4 rows of a chunk, got \(\)"),
+        (lambda x: (x, None), "one row for each of the 4 rows of a chunk, got NoneType"),
+    ],
+)
+def test_an_encoder_that_gives_no_row_a_row_is_told(encoder, message):
+    with pytest.raises(ValueError, match=message):
+        chunked_forward(encoder, torch.randn(10, 6), 4)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"a": torch.ones(4, 2), "b": torch.ones(3, 2)}, r"must have as many rows, got \[3, 4\]"),
+        ({"a": torch.ones(4, 2), "b": ["x"] * 4}, "inputs must be tensors .* got 'x'"),
+        (torch.tensor(3.0), "inputs must be tensors"),
+        (({},), "nothing to embed"),
+    ],
+)
+def test_inputs_that_cannot_be_split_are_told(inputs, message):
+    with pytest.raises(ValueError, match=message):
+        chunked_forward(lambda x: x, inputs, 4)
+
+
+@pytest.mark.parametrize("chunk_size", [0, -3])
+def test_chunk_size_must_be_positive(chunk_size):
+    with pytest.raises(ValueError, match=f"must be at least 1, got {chunk_size} and 1"):
+        chunked_forward(nn.Linear(6, 4), torch.randn(9, 6), chunk_size)
+
+
+@pytest.mark.parametrize("inputs", [[], torch.ones(0, 6)])
+def test_no_inputs_are_refused(inputs):
+    with pytest.raises(ValueError, match="nothing to embed"):
+        chunked_forward(nn.Linear(6, 4), inputs, 2)
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_a_compiled_encoder_is_compiled_once(dynamic):
+    torch._dynamo.reset()
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(inputs)
+        return graph.forward
+
+    torch.manual_seed(0)
+    net = DropPathNet().double()
+    encoder = torch.compile(net, backend=backend, dynamic=dynamic)
+    inputs = torch.randn(10, 6, dtype=torch.float64)
+    for step in range(4):
+        state = {name: buffer.clone() for name, buffer in net.named_buffers()}
+        expected = gradients(
+            net, lambda: torch.cat([net(chunk) for chunk in inputs.tensor_split(3)])
+        )  # 4, 3 and 3 rows
+        net.load_state_dict(state, strict=False)
+        actual = gradients(net, lambda: chunked_forward(encoder, inputs, 4))
+        torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
+        if step == 0:
+            first = len(compiled)
+    assert first == len(compiled) > 0
