@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_recall.callbacks import RetrievalEvaluation
     from lightning_recall.datamodules import RetrievalDataModule
+    from lightning_recall.gather import gather_rows
     from lightning_recall.losses import RecallAtKLoss
     from lightning_recall.metrics import RecallAtK
     from lightning_recall.mixup import SimilarityMixup
@@ -30,6 +31,7 @@ _HOMES = {
     "RetrievalModule": "modules",
     "SimilarityMixup": "mixup",
     "chunked_forward": "recompute",
+    "gather_rows": "gather",
 }
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "RetrievalModule",
     "SimilarityMixup",
     "chunked_forward",
+    "gather_rows",
 ]
 
 

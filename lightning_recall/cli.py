@@ -13,7 +13,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.utilities import rank_zero_info
 
 # Imported so that configs can name their classes without a module: `class_path: RetrievalModule`.
-from lightning_recall import callbacks, datamodules, losses, mixup, models, modules  # noqa: F401  # see above
+from lightning_recall import callbacks, datamodules, losses, mixup, models, modules  # noqa: F401  # for their names
 from lightning_recall.callbacks.output import say_where
 
 SUBCOMMANDS = {
@@ -43,6 +43,11 @@ class Parser(LightningArgumentParser):
         super().__init__(*args, **{"formatter_class": ShortHelp, **kwargs})
 
 
+def chunk_to_load(chunk_size: int | str) -> int:
+    """Images that a worker loads at a time; while the module has yet to find its own chunk size, enough to try with."""
+    return 512 if isinstance(chunk_size, str) else chunk_size
+
+
 class SaveSettings(SaveConfigCallback):
     """Writes config.yaml, and has checkpoints hold what builds their module, for `load_from_checkpoint`.
 
@@ -69,7 +74,7 @@ class RecallCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Loads in the chunks in which the module embeds, where both know of chunks."""
-        parser.link_arguments("model.init_args.chunk_size", "data.init_args.chunk_size")
+        parser.link_arguments("model.init_args.chunk_size", "data.init_args.chunk_size", compute_fn=chunk_to_load)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses; the scores of test and validate are shown once, by RetrievalEvaluation."""
@@ -106,7 +111,7 @@ class RecallCLI(LightningCLI):
         """Says where the results are."""
         checkpoints = self.trainer.checkpoint_callback
         best = getattr(checkpoints, "best_model_path", "") or getattr(checkpoints, "last_model_path", "")
-        if best and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # it is
+        if best and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning sets it
             say_where("Checkpoint", Path(best))
         self.after_test()
 
@@ -126,6 +131,7 @@ def hide_noise() -> None:
         "torch.distributed.nn.functional.* is deprecated.*",  # likewise
         "Using `DistributedSampler` with the dataloaders.*",  # RetrievalEvaluation counts its repeated images once
         "The dirpath has changed from.*",  # every run has a folder of its own
+        "Using ModelCheckpoint with manual optimization.*",  # the state after the step is the one to resume from
     ):
         warnings.filterwarnings("ignore", message)
 

@@ -4,13 +4,14 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Sampler
 
 
 class ClassBalancedBatchSampler(Sampler[list[int]]):
-    """Yields batches of `batch_size / samples_per_class` classes with `samples_per_class` images each.
+    """Draws batches of `batch_size / samples_per_class` classes with `samples_per_class` images each.
 
     An epoch deals each class's images out in groups of `samples_per_class`, in a new order, and makes as many batches
     as these groups allow with no class twice in a batch; no image comes twice in an epoch. What does not fill a group
@@ -18,6 +19,9 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
 
     Every pass is another epoch. In Lightning, and in loops that call `set_epoch`, epoch e is the same batches for the
     same seed, on every process and after a resume.
+
+    Where torch.distributed runs, each process draws the same batches and yields its own part of each, so that
+    `batch_size` counts the images of all of them.
 
     Args:
         labels: (N,) integers: the class of each item of the data set.
@@ -27,6 +31,8 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         small_classes: what to do with classes of fewer than `samples_per_class` images: "error" refuses them, "drop"
             never draws them.
         reshuffle: False makes every pass the first epoch, to overfit on purpose.
+        rank: number of this process; None: what torch.distributed says when a pass begins.
+        world_size: number of processes; None: likewise.
 
     Raises:
         ValueError: if the request cannot be met; it says which number to change.
@@ -44,6 +50,8 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         seed: int = 0,
         small_classes: Literal["error", "drop"] = "error",
         reshuffle: bool = True,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> None:
         if samples_per_class < 2:
             raise ValueError(
@@ -62,6 +70,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         self.seed = seed
         self.epoch = 0
         self.reshuffle = reshuffle
+        self.rank, self.world_size = rank, world_size
         self._order = np.argsort(array, kind="stable")  # rows of one class side by side
         _, self._counts = np.unique(array, return_counts=True)
         small = int((self._counts < samples_per_class).sum())
@@ -91,6 +100,23 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         return self.batch_size // self.samples_per_class
 
     @property
+    def share(self) -> slice:
+        """This process's part of each batch.
+
+        Raises:
+            ValueError: if the batch has less than an image for each process.
+        """
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank, world_size = self.rank, self.world_size
+        if rank is None:
+            rank = torch.distributed.get_rank() if distributed else 0
+        if world_size is None:
+            world_size = torch.distributed.get_world_size() if distributed else 1
+        if self.batch_size < world_size:
+            raise ValueError(f"batch_size={self.batch_size} leaves none for some of the {world_size} processes.")
+        return slice(self.batch_size * rank // world_size, self.batch_size * (rank + 1) // world_size)
+
+    @property
     def sampler(self) -> "ClassBalancedBatchSampler":
         """This object: Lightning calls `set_epoch` on the `sampler` of a batch sampler, not on itself."""
         return self
@@ -104,7 +130,8 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         return self._length
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Batches of row numbers, one epoch; the next pass is the next epoch."""
+        """This process's part of one epoch's batches, as row numbers; the next pass is the next epoch."""
+        share = self.share
         rng = np.random.default_rng((self.seed, self.epoch if self.reshuffle else 0))
         self.epoch += 1
         groups = self._deal(rng)  # (G, samples_per_class)
@@ -112,7 +139,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         # so no column has two of them.
         table = groups[: self.num_classes * self._length].reshape(self.num_classes, self._length, -1)
         for batch in rng.permutation(self._length):
-            yield table[:, batch].ravel().tolist()
+            yield table[:, batch].ravel()[share].tolist()
 
     def _deal(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """Row numbers (G, samples_per_class): classes in random order, each one's images shuffled and cut in groups."""

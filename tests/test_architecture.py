@@ -7,11 +7,11 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lightning_recall"
 FILES = sorted(PACKAGE.rglob("*.py"))
-LEAVES = {"losses", "mixup", "recompute", "models", "metrics", "samplers"}  # plain torch, each usable alone
+LEAVES = {"losses", "mixup", "gather", "recompute", "models", "metrics", "samplers"}  # plain torch, each usable alone
 ALLOWED = {
     **{leaf: set() for leaf in LEAVES},
     "datamodules": {"samplers"},
-    "modules": {"models", "losses", "mixup", "recompute"},
+    "modules": {"models", "losses", "mixup", "gather", "recompute"},
     "callbacks": {"metrics"},
     "cli": LEAVES | {"modules", "datamodules", "callbacks"},
     "__main__": {"cli"},
@@ -74,7 +74,15 @@ def test_inheritance_is_at_most_two_deep():
 
 def test_a_tests_stem_is_its_files():
     tests = Path(__file__).parent
-    about_all = {"test_architecture", "test_configs", "test_plug_in", "test_package", "test_readme"}
+    about_all = {
+        "test_architecture",
+        "test_configs",
+        "test_distributed",
+        "test_resume",
+        "test_plug_in",
+        "test_package",
+        "test_readme",
+    }
     for path in tests.rglob("test_*.py"):
         source = PACKAGE / path.relative_to(tests).with_name(path.name.removeprefix("test_"))
         assert path.stem in about_all or source.exists(), f"{path} tests no file"

@@ -22,7 +22,7 @@ def test_version_is_told_once():
     assert importlib.metadata.version("lightning-recall") == lightning_recall.__version__
 
 
-@pytest.mark.parametrize("leaf", ["losses", "metrics", "mixup", "models", "recompute", "samplers"])
+@pytest.mark.parametrize("leaf", ["gather", "losses", "metrics", "mixup", "models", "recompute", "samplers"])
 def test_leaves_do_without_lightning(leaf):
     code = f"import sys, lightning_recall.{leaf}; print('pytorch_lightning' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -38,6 +38,10 @@ class ImagesInMemory(Dataset[tuple[Tensor, Tensor]]):
         """Image (C, H, W) uint8 and label, a scalar."""
         return self.images[index], torch.tensor(self.labels[index])
 
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
+        """Many at a time."""
+        return list(zip(self.images[indices], torch.from_numpy(self.labels[indices]), strict=True))
+
 
 class RetrievalDataModule(LightningDataModule):
     """Base of the data modules: a subclass fills three data sets, this makes the loaders.
@@ -93,8 +97,7 @@ class RetrievalDataModule(LightningDataModule):
         sampler = ClassBalancedBatchSampler(
             self.train_data.labels, self.batch_size, self.samples_per_class, self.seed, self.small_classes, not overfit
         )
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return ChunkLoader(self.train_data, sampler, self.chunk_size, rank, world_size, num_workers=self.num_workers)
+        return ChunkLoader(self.train_data, sampler, self.chunk_size, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The classes set aside from training."""
@@ -109,7 +112,13 @@ class RetrievalDataModule(LightningDataModule):
         return self._eval_loader(self.test_data)
 
     def _eval_loader(self, data: LabeledDataset) -> DataLoader[Any]:
-        return DataLoader(data, batch_size=self.eval_batch_size, num_workers=self.num_workers)  # type: ignore[arg-type]  # a Protocol
+        generator = torch.Generator()  # else a pass would draw from torch's own, and a resumed training differ
+        return DataLoader(
+            data,  # type: ignore[arg-type]  # a Protocol that has what DataLoader calls
+            batch_size=self.eval_batch_size,
+            num_workers=self.num_workers,
+            generator=generator,
+        )
 
 
 def held_out_classes(labels: Sequence[int] | NDArray[np.int64], val_classes: float, seed: int) -> NDArray[np.bool_]:

@@ -1,81 +1,162 @@
 """A batch is a list of chunks: large batches without a worker that holds one whole."""
 
+import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from torch.utils.data import DataLoader, Sampler
 
 from lightning_recall.samplers import ClassBalancedBatchSampler
 
 
-class ChunkSampler(Sampler[list[int]]):
-    """Cuts one process's share of every batch evenly into lists of at most `chunk_size` row numbers."""
+class Chunk(NamedTuple):
+    """Rows of a data set, and where they stand: seed, epoch, number of the batch, place of the first in the batch."""
 
-    def __init__(self, batches: ClassBalancedBatchSampler, chunk_size: int, rank: int, world_size: int) -> None:
+    rows: list[int]
+    seed: int
+    epoch: int
+    batch: int
+    place: int
+
+
+class ChunkSampler(Sampler[Chunk]):
+    """Cuts one process's share of every batch evenly into chunks of at most `chunk_size` rows.
+
+    Attributes:
+        skip: batches at the start of the next pass that are left out.
+    """
+
+    def __init__(self, batches: ClassBalancedBatchSampler, chunk_size: int) -> None:
         self.batches = batches
         self.chunk_size = chunk_size
-        self.share = batches.batch_size // world_size  # images of a batch that this process embeds
-        self.first = rank * self.share
+        self.skip = 0
 
     @property
-    def chunks_per_batch(self) -> int:
-        """Chunks in this process's share of a batch."""
-        return -(-self.share // self.chunk_size)
+    def cuts(self) -> list[int]:
+        """Where the chunks of a batch begin and the last one ends, counted in the whole batch."""
+        share = self.batches.share
+        size = share.stop - share.start
+        count = -(-size // self.chunk_size)
+        return [share.start + size * part // count for part in range(count + 1)]
 
     def __len__(self) -> int:
         """Chunks in an epoch."""
-        return len(self.batches) * self.chunks_per_batch
+        return len(self.batches) * (len(self.cuts) - 1)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Chunk]:
         """Chunks of the first batch, then of the second, ..."""
-        for batch in self.batches:
-            share = batch[self.first : self.first + self.share]
-            cuts = [self.share * part // self.chunks_per_batch for part in range(self.chunks_per_batch + 1)]
-            yield from (share[start:stop] for start, stop in pairwise(cuts))
+        cuts, seed, epoch = self.cuts, self.batches.seed, self.batches.epoch
+        for number, rows in islice(enumerate(self.batches), self.skip, None):
+            for start, stop in pairwise(cuts):
+                yield Chunk(rows[start - cuts[0] : stop - cuts[0]], seed, epoch, number, start)
+
+
+class SeededItems:
+    """A data set whose items draw random numbers told by their place in the epoch, whoever loads them.
+
+    So an augmentation does not depend on the number of workers, of processes and of chunks, nor on a resume. It may
+    draw from the global generators of torch, numpy and Python. A data set with `__getitems__` of its own draws for a
+    chunk at a time.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, chunk: Chunk) -> Any:
+        """Items of a chunk, in order."""
+        with random_state_restored():
+            if hasattr(self.dataset, "__getitems__"):
+                seed_generators(*chunk[1:])
+                return self.dataset.__getitems__(chunk.rows)
+            items = []
+            for place, row in enumerate(chunk.rows, chunk.place):
+                seed_generators(chunk.seed, chunk.epoch, chunk.batch, place)
+                items.append(self.dataset[row])
+            return items
+
+
+@contextmanager
+def random_state_restored() -> Iterator[None]:
+    """Gives the process its random numbers back: with num_workers=0 it is the training process."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002  # what data sets draw from
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002  # what data sets draw from
+        torch.set_rng_state(states[2])
+
+
+def seed_generators(*key: int) -> None:
+    """Seeds the global CPU generators of torch, numpy and Python from some integers."""
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  # what data sets draw from
+    torch.default_generator.manual_seed(seed)
 
 
 class ChunkLoader:
     """Loads class-balanced batches as lists of chunks; the workers build one batch together.
 
     Iterating gives lists of what the data set's items collate to, (images (c, ...), labels (c,)): one list per batch
-    of `sampler`, holding the share of process `rank`.
+    of `sampler`, holding this process's share. The order and the augmentation are told by the sampler's seed and
+    epoch: the same with any number of workers, chunks and processes.
+
+    `state_dict` tells the position; with it, Lightning resumes in the middle of an epoch. A part of an epoch that
+    `load_state_dict` skips is not loaded.
 
     Args:
         dataset: map-style; items must be tensors of equal shape, or what torch can collate.
         sampler: draws the batches, the same on every process.
         chunk_size: largest number of items in a chunk, from 1.
-        rank: number of this process.
-        world_size: number of processes.
         kwargs: for `torch.utils.data.DataLoader`.
 
     Raises:
-        ValueError: for a `chunk_size` below 1, or a batch that the processes cannot share evenly.
+        ValueError: for a `chunk_size` below 1.
     """
 
-    def __init__(
-        self,
-        dataset: Any,
-        sampler: ClassBalancedBatchSampler,
-        chunk_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, dataset: Any, sampler: ClassBalancedBatchSampler, chunk_size: int, **kwargs: Any) -> None:
         if chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
-        if sampler.batch_size % world_size:
-            raise ValueError(f"batch_size={sampler.batch_size} must be a multiple of the {world_size} processes.")
         self.sampler = sampler  # Lightning calls its set_epoch
-        self.chunks = ChunkSampler(sampler, chunk_size, rank, world_size)
-        self.loader: DataLoader[Any] = DataLoader(dataset, batch_sampler=self.chunks, **kwargs)
+        self.chunks = ChunkSampler(sampler, chunk_size)
+        generator = torch.Generator().manual_seed(sampler.seed)  # else workers start from a draw of torch's own
+        self.loader: DataLoader[Any] = DataLoader(
+            SeededItems(dataset),  # type: ignore[arg-type]  # no Dataset, but __getitems__ is all that is called
+            batch_sampler=self.chunks,  # type: ignore[arg-type]  # torch hands chunks to __getitems__ as they are
+            generator=generator,
+            **kwargs,
+        )
+        self.epoch = self.batches = 0  # batches that were taken of this epoch
+        self.resumed: tuple[int, int] | None = None  # epoch and batches to go on from
 
     def __len__(self) -> int:
         """Batches in an epoch."""
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[list[Any]]:
-        """One epoch of batches, each a list of chunks."""
+        """One epoch of batches, each a list of chunks; after `load_state_dict`, what is left of that epoch."""
+        self.epoch, self.batches = self.sampler.epoch, 0
+        if self.resumed is not None and self.resumed[0] == self.epoch:
+            self.batches = self.resumed[1]
+        self.resumed = None
+        self.chunks.skip = self.batches
+        count = len(self.chunks.cuts) - 1
         chunks = iter(self.loader)
-        for _ in range(len(self)):
-            yield list(islice(chunks, self.chunks.chunks_per_batch))
+        while self.batches < len(self):
+            self.batches += 1
+            yield list(islice(chunks, count))
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and how many of its batches were given."""
+        return {"epoch": self.epoch, "batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Makes the next pass go on from there, if it is a pass of that epoch."""
+        self.resumed = state["epoch"], state["batches"]
+        self.sampler.set_epoch(state["epoch"])
+        self.epoch, self.batches = self.resumed

@@ -1,49 +1,56 @@
 """Trains an embedder so that the whole batch's similarity matrix feeds the loss, whatever the batch's size."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning import LightningModule
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
-from pytorch_lightning.utilities import rank_zero_warn
-from torch import Tensor, nn
+from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor, distributed, nn
+from torch.utils._pytree import tree_flatten
 
-from lightning_recall.recompute import chunked_forward
+from lightning_recall.gather import gather_rows
+from lightning_recall.modules.manual_optimization import ManualOptimization
+from lightning_recall.modules.random_state import random_states, restore_random_state
+from lightning_recall.recompute import chunked_forward, largest_chunk_size
+from lightning_recall.recompute.chunks import num_rows
 
-Batch = Sequence[Tensor] | Sequence[Sequence[Tensor]]
-"""(images (b, ...), labels (b,)), or a list of such chunks."""
+Batch = Any
+"""(inputs, labels (b,)), where inputs are a tensor (b, ...), or a dict, tuple or list of such; or a list of such pairs,
+the chunks of a batch."""
 
 
-class RetrievalModule(LightningModule):
+class RetrievalModule(ManualOptimization):
     """Manual optimization with one exact step per large batch, as in the paper.
 
     A training step embeds the batch chunk by chunk, gathers the embeddings of all processes, computes the loss over all
-    of them, and lets backward recompute the chunks: the memory of one chunk, the gradient of the whole batch.
+    of them, and lets backward recompute the chunks: the memory of one chunk, the gradient of the whole batch. With
+    several processes (DDP) each works out its share of the loss, if the loss takes `queries` as the losses of this
+    package do, and the parameters' gradients are reduced once.
 
-    Manual optimization loses nothing of Lightning's: the schedulers step, by epoch or by step, and gradients are
-    clipped by `gradient_clip_val` here (the Trainer refuses its own).
-
-    A training batch is a list of chunks, as `RetrievalDataModule` makes it, or one pair (images, labels) of any loader.
+    A training batch is a list of chunks, as `RetrievalDataModule` makes it, or one pair (inputs, labels) of any loader.
     Validation and test only embed: `RetrievalEvaluation` scores.
 
+    A training that is resumed from a checkpoint, in the middle of an epoch too, goes on as if never interrupted.
+
     Args:
-        embedder: images (b, ...) -> embeddings (b, D).
-        loss: (embeddings (N, D), labels (N,)) -> scalar; its parameters, if any, are trained too.
+        embedder: inputs (b, ...) -> embeddings (b, D).
+        loss: (embeddings (N, D), labels (N,)) -> scalar; its parameters, if any, are trained too. A loss that takes
+            `queries` and `pairs` too gets the rows of this process, and the pairs that `mixup` draws.
         mixup: (embeddings, labels) -> more of both, such as `SimilarityMixup`; None: none.
         chunk_size: largest number of images in one pass of the embedder, per process; the activations of so many live
-            at a time. BatchNorm in train mode normalises over a chunk.
-        optimizer: parameters -> optimizer; None: AdamW with a learning rate of 1e-4.
-        lr_scheduler: optimizer -> scheduler; None: a constant learning rate. For `ReduceLROnPlateau` take
-            `pytorch_lightning.cli.ReduceLROnPlateau`, which tells its monitor.
-        lr_interval: whether the scheduler steps after every "epoch" or every "step".
-        gradient_clip_val: largest norm of the gradient; None: not clipped.
+            at a time. "auto": the largest that fits the GPU, tried out at the first step; 128 on a CPU. BatchNorm in
+            train mode normalises over a chunk.
+        keep_chunks: how many chunks keep their activations and are not computed twice, from 1.
+        kwargs: for `ManualOptimization`: optimizer, lr_scheduler, gradient_clip_val, accumulate_grad_batches, ...
 
     Raises:
-        ValueError: for a `chunk_size` below 1, a `gradient_clip_val` that is not above 0, or a plateau by the step.
+        ValueError: for a `chunk_size` or `keep_chunks` below 1; when training starts, for a strategy that shards the
+            parameters, and for processes that all get the same batch.
 
-    Logs `train/loss`, and, every `log_every_n_steps`, the loss's `diagnostics` if it has any: `train/recall@1`,
-    `train/active_positives`, ...
+    Logs `train/loss`, the same number on every process, and, every `log_every_n_steps`, the loss's `diagnostics` if it
+    has any: `train/recall@1`, `train/active_positives`, ...
     """
 
     def __init__(
@@ -51,147 +58,161 @@ class RetrievalModule(LightningModule):
         embedder: nn.Module,
         loss: nn.Module,
         mixup: nn.Module | None = None,
-        chunk_size: int = 128,
-        optimizer: OptimizerCallable | None = None,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        lr_interval: Literal["epoch", "step"] = "epoch",
-        gradient_clip_val: float | None = None,
+        chunk_size: int | Literal["auto"] = 128,
+        keep_chunks: int = 1,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
-        if chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
-        if gradient_clip_val is not None and not gradient_clip_val > 0:
-            raise ValueError(f"gradient_clip_val must be above 0, or None for no clipping, got {gradient_clip_val}.")
-        self.automatic_optimization = False
+        super().__init__(**kwargs)
+        if (chunk_size != "auto" and chunk_size < 1) or keep_chunks < 1:
+            raise ValueError(f"chunk_size and keep_chunks must be at least 1, got {chunk_size} and {keep_chunks}.")
         self.embedder = embedder
         self.loss = loss
         self.mixup = mixup
         self.chunk_size = chunk_size
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.lr_interval = lr_interval
-        self.gradient_clip_val = gradient_clip_val
+        self.keep_chunks = keep_chunks
+        self.resumed_states: list[dict[str, Any]] | None = None
+        self.batch_checked = False
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Any) -> Tensor:
         """Embeddings (b, D) of images (b, ...)."""
         embeddings: Tensor = self.embedder(images)
         return embeddings
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One optimizer step on one large batch."""
-        images, own_labels = split_chunks(batch)
-        own_embeddings = chunked_forward(self.embedder, images, self.chunk_size)  # (b, D)
-        embeddings, labels = self.gather(own_embeddings), self.gather(torch.cat(own_labels))  # (N, D), (N,)
-        with torch.autocast(embeddings.device.type, enabled=False):  # similarities need fp32: ranks differ by 0.01
-            embeddings = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-            if self.mixup is not None:
-                embeddings, labels = self.mixup(embeddings, labels)
-            loss = self.loss(embeddings, labels)
-
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)  # configure_optimizers gives one
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        optimizer.step()
-        if self.lr_interval == "step":
-            self.step_schedulers()
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(labels))
+        """One large batch: its loss, its gradient, and an optimizer step where one is due."""
+        inputs, own_labels = split_chunks(batch)
+        self.check_batch(inputs, own_labels)
+        chunk_size = self.fitting_chunk_size(inputs)
+        own_embeddings = chunked_forward(self.embedder, inputs, chunk_size, self.keep_chunks, self.device)  # (b, D)
+        loss, share = self.batch_loss(own_embeddings, own_labels)
+        self.optimize(loss * share)
+        self.log("train/loss", loss.detach() * share, prog_bar=True, sync_dist=True, batch_size=len(own_labels))
         if self.logs_this_batch():
             diagnostics = getattr(self.loss, "diagnostics", {})
-            self.log_dict({f"train/{name}": value for name, value in diagnostics.items()}, batch_size=len(labels))
+            logged = {f"train/{name}": value * share for name, value in diagnostics.items()}
+            self.log_dict(logged, sync_dist=True, batch_size=len(own_labels))
+
+    def batch_loss(self, own_embeddings: Tensor, own_labels: Tensor) -> tuple[Tensor, float]:
+        """Loss over the embeddings of all processes, of which this one holds (b, D).
+
+        Where processes share the work, it is the mean of this one's queries. Multiplied by the number that comes with
+        it, its mean over the processes is the loss of the whole batch, in value and gradient.
+        """
+        exact = own_embeddings if own_embeddings.dtype == torch.float64 else own_embeddings.float()
+        embeddings, labels = gather_rows(exact), gather_rows(own_labels)  # (N, D), (N,)
+        options: dict[str, Any] = {}
+        with torch.autocast(embeddings.device.type, enabled=False):  # similarities need fp32: ranks differ by 0.01
+            if self.mixup is not None and hasattr(self.mixup, "draw") and takes(self.loss, "pairs"):
+                options["pairs"] = self.mixup.draw(labels)  # type: ignore[operator]  # hasattr says that it can be called
+            elif self.mixup is not None:
+                embeddings, labels = self.mixup(embeddings, labels)
+            share = 1.0
+            if self.trainer.world_size > 1 and takes(self.loss, "queries"):
+                options["queries"], share = self.own_queries(labels, options.get("pairs"))
+            loss: Tensor = self.loss(embeddings, labels, **options)
+        return loss, share
+
+    def own_queries(self, labels: Tensor, pairs: Any) -> tuple[Tensor | None, float]:
+        """Rows that query on this process, and their share of all queries times the number of processes.
+
+        None, and a share of 1, if there are fewer queries than processes: then each works out all of them.
+        """
+        searched = labels if pairs is None else torch.cat([labels, labels[pairs[0]]])
+        _, inverse, counts = torch.unique(searched, return_inverse=True, return_counts=True)
+        queries = (counts[inverse] > 1).nonzero().squeeze(1)  # those that have a positive
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        own = queries[rank::world_size]
+        return (own, world_size * len(own) / len(queries)) if len(queries) >= world_size else (None, 1.0)
 
     def logs_this_batch(self) -> bool:
         """Whether the loggers are written to after this batch: else logging would only take time."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by Lightning
         return bool(every) and (self.trainer.fit_loop.total_batch_idx + 1) % every == 0
 
-    def gather(self, rows: Tensor) -> Tensor:
-        """Rows of all processes (N, ...) from each one's (b, ...), differentiably; in one process, the rows."""
-        if self.trainer.world_size == 1:
-            return rows
-        gathered = self.all_gather(rows, sync_grads=rows.requires_grad)
-        assert isinstance(gathered, Tensor)  # (processes, b, ...)
-        return gathered.flatten(0, 1)
+    def fitting_chunk_size(self, inputs: list[Any]) -> int:
+        """The chunk size; "auto" is tried out with the largest chunk, the same on all processes, and told."""
+        if self.chunk_size == "auto":
+            largest = max(inputs, key=num_rows)
+            found = torch.tensor(largest_chunk_size(self.embedder, largest, self.device), device=self.device)
+            if self.trainer.world_size > 1:
+                distributed.all_reduce(found, distributed.ReduceOp.MIN)
+            self.chunk_size = int(found)
+            rank_zero_info(f"chunk_size: {self.chunk_size} images in one pass of the embedder.")
+        return self.chunk_size
 
-    def validation_step(self, batch: Sequence[Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+    def check_batch(self, inputs: list[Any], labels: Tensor) -> None:
+        """Raises ValueError if, in the first batch of a training, all processes have got the same images."""
+        if self.trainer.world_size == 1 or self.batch_checked:
+            return
+        self.batch_checked = True
+        first = tree_flatten(inputs[0])[0][0]
+        own = torch.cat([part.flatten()[:10_000].double().to(self.device) for part in (first, labels)])
+        sums = gather_rows(torch.stack([own.sum(), (own * torch.arange(len(own), device=own.device)).sum()])[None])
+        if bool((sums == sums[0]).all()):
+            raise ValueError(
+                f"All {len(sums)} processes have got the same batch, so that each image would count {len(sums)} times: "
+                "draw with ClassBalancedBatchSampler, or another sampler that gives each process its own part."
+            )
+
+    def validation_step(self, batch: Sequence[Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """{"embeddings": (b, D)} of a batch (images, labels), for the callbacks."""
         return {"embeddings": self(batch[0])}
 
-    def test_step(self, batch: Sequence[Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+    def test_step(self, batch: Sequence[Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """As `validation_step`."""
         return self.validation_step(batch, batch_idx, dataloader_idx)
 
-    def predict_step(self, batch: Sequence[Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+    def predict_step(self, batch: Sequence[Any], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Embeddings (b, D) of a batch (images, labels)."""
         embeddings: Tensor = self(batch[0])
         return embeddings
 
-    def configure_optimizers(self) -> Any:
-        """The optimizer and scheduler that were asked for."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        optimizer = self.optimizer(parameters) if self.optimizer else torch.optim.AdamW(parameters, lr=1e-4)
-        if self.lr_scheduler is None:
-            return optimizer
-        scheduler = self.lr_scheduler(optimizer)
-        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            if self.lr_interval == "step":
-                raise ValueError('ReduceLROnPlateau waits for a validation: set lr_interval="epoch".')
-            if not isinstance(scheduler, ReduceLROnPlateau):
-                raise ValueError(
-                    "torch's ReduceLROnPlateau does not tell what to monitor: "
-                    "use pytorch_lightning.cli.ReduceLROnPlateau."
-                )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.lr_interval}}
+    def setup(self, stage: str) -> None:
+        """Refuses strategies that cannot work."""
+        super().setup(stage)
+        self.resumed_states, self.batch_checked = None, False
+        strategy = self.trainer.strategy
+        if stage == "fit" and isinstance(strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+            raise ValueError(
+                f"{type(strategy).__name__} shards the parameters, which the recomputation would not find: use "
+                'strategy="ddp"; a smaller chunk_size saves memory.'
+            )
 
     def on_train_start(self) -> None:
-        """Compares the training, resumed or new, with a schedule that has an end, such as OneCycleLR's."""
-        scheduler = self.lr_schedulers()
-        total = getattr(scheduler, "total_steps", None)
-        planned = self.trainer.estimated_stepping_batches if self.lr_interval == "step" else self.trainer.max_epochs
-        if not isinstance(total, int) or planned is None or not 0 < planned < float("inf") or planned == total:
-            return
-        mismatch = (
-            f"{type(scheduler).__name__} ends after total_steps={total}, but the training takes {planned} "
-            f"{self.lr_interval}s"
+        """Goes on with the random numbers of a resumed training."""
+        super().on_train_start()
+        if self.resumed_states is not None:
+            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+            restore_random_state(self.resumed_states, rank, world_size, self.device)
+            self.resumed_states = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the random numbers of every process."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["random_states"] = random_states(self.device)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up the random numbers, if a training is resumed."""
+        super().on_load_checkpoint(checkpoint)
+        self.resumed_states = checkpoint.get("random_states")
+
+
+def split_chunks(batch: Batch) -> tuple[list[Any], Tensor]:
+    """Inputs of a training batch as a list of chunks, and its labels (b,); a plain pair is one chunk.
+
+    Raises:
+        ValueError: if the batch is neither.
+    """
+    chunks = [batch] if len(batch) == 2 and isinstance(batch[1], Tensor) else batch
+    if not all(isinstance(chunk, Sequence) and len(chunk) == 2 and isinstance(chunk[1], Tensor) for chunk in chunks):
+        raise ValueError(
+            "A training batch must be a pair (inputs, labels), or a list of such chunks, "
+            f"got a {type(batch).__name__} of {len(batch)}."
         )
-        if planned > total:
-            raise ValueError(f"{mismatch}: set total_steps to {planned}, or train for less.")
-        rank_zero_warn(f"{mismatch}, so that the learning rate will not come down: set total_steps to {planned}.")
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clips the gradient: here, and not in `training_step`, it is no longer scaled by mixed precision."""
-        if self.gradient_clip_val is not None:
-            self.clip_gradients(optimizer, self.gradient_clip_val, gradient_clip_algorithm="norm")
-
-    def on_train_epoch_end(self) -> None:
-        """Steps the scheduler that steps by the epoch; validation is over by then."""
-        if self.lr_interval == "epoch":
-            self.step_schedulers()
-
-    def step_schedulers(self) -> None:
-        """Steps the scheduler, if any."""
-        scheduler = self.lr_schedulers()
-        if isinstance(scheduler, ReduceLROnPlateau):
-            self.step_plateau(scheduler)
-        elif scheduler is not None:
-            assert not isinstance(scheduler, list)  # configure_optimizers gives one
-            scheduler.step()
-
-    def step_plateau(self, scheduler: ReduceLROnPlateau) -> None:
-        """Shows the plateau scheduler its monitor, one of validation only after a validation."""
-        every = self.trainer.check_val_every_n_epoch
-        if scheduler.monitor.startswith("val") and every is not None and (self.current_epoch + 1) % every:
-            return
-        metrics = self.trainer.callback_metrics
-        if scheduler.monitor not in metrics:
-            raise ValueError(
-                f"ReduceLROnPlateau monitors {scheduler.monitor!r}, but only {sorted(metrics)} are logged."
-            )
-        scheduler.step(metrics[scheduler.monitor])
+    inputs, labels = zip(*chunks, strict=True)
+    return list(inputs), torch.cat(labels)
 
 
-def split_chunks(batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
-    """Images and labels of a training batch, each as a list of chunks; a plain pair is one chunk."""
-    chunks = [batch] if isinstance(batch[0], Tensor) else batch
-    images, labels = zip(*chunks, strict=True)
-    return list(images), list(labels)
+def takes(module: nn.Module, argument: str) -> bool:
+    """Whether the forward of a module has an argument of this name."""
+    return argument in inspect.signature(module.forward).parameters

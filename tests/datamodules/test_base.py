@@ -32,7 +32,8 @@ def test_a_batch_is_a_list_of_chunks(chunk_size, num_workers):
 def test_processes_share_each_batch():
     whole, shares = ClassBalancedBatchSampler(LABELS, 16, 2), []
     for rank in range(2):
-        loader = ChunkLoader(images_in_memory(), ClassBalancedBatchSampler(LABELS, 16, 2), 4, rank, world_size=2)
+        sampler = ClassBalancedBatchSampler(LABELS, 16, 2, rank=rank, world_size=2)
+        loader = ChunkLoader(images_in_memory(), sampler, 4)
         shares.append([torch.cat([i for i, _ in chunks])[:, 0, 0, 0].tolist() for chunks in loader])
     assert [a + b for a, b in zip(*shares, strict=True)] == list(whole)
 
@@ -53,8 +54,8 @@ def test_wrong_sizes_are_refused():
     sampler = ClassBalancedBatchSampler(LABELS, 16, 2)
     with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
         ChunkLoader(images_in_memory(), sampler, 0)
-    with pytest.raises(ValueError, match="batch_size=16 must be a multiple of the 3 processes"):
-        ChunkLoader(images_in_memory(), sampler, 4, 0, 3)
+    with pytest.raises(ValueError, match="batch_size=16 leaves none for some of the 17 processes"):
+        list(ChunkLoader(images_in_memory(), ClassBalancedBatchSampler(LABELS, 16, 2, rank=0, world_size=17), 4))
     with pytest.raises(ValueError, match="eval_batch_size must be at least 1, got 0"):
         RetrievalDataModule(eval_batch_size=0)
 

@@ -1,0 +1,344 @@
+import csv
+
+import pytest
+import torch
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
+from pytorch_lightning.cli import ReduceLROnPlateau
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.plugins.precision import MixedPrecision
+from torch import nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, StepLR
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_recall.modules import ManualOptimization
+
+INPUTS = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))  # 5 batches of 2
+
+
+class Line(ManualOptimization):
+    """Two weights: one in the network, one in the loss. Their gradients are known."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**{"optimizer": sgd, **kwargs})
+        self.net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+        self.loss = nn.Linear(2, 1)
+
+    def training_step(self, batch, batch_idx):
+        loss = self.value(batch[0])
+        self.optimize(loss)
+        self.log("train/loss", loss.detach())
+
+    def value(self, inputs):
+        return (1 - self.loss(self.net(inputs)).tanh()).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/score", torch.tensor(float(self.current_epoch == 0)))  # the first epoch is the best
+
+
+def sgd(parameters):
+    return SGD(parameters, lr=1.0)
+
+
+def initialise(module):
+    torch.manual_seed(0)
+    for layer in module.modules():
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+
+
+def fit(module, **kwargs):
+    initialise(module)
+    settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "max_epochs": 1}
+    settings |= {"enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
+    trainer = Trainer(**{**settings, **kwargs})
+    batches = DataLoader(TensorDataset(INPUTS), batch_size=2)
+    trainer.fit(module, batches, batches)
+    return trainer
+
+
+class Steps(Callback):
+    """Learning rates that the steps used, their gradients, and how the weights moved."""
+
+    def __init__(self):
+        self.rates, self.gradients, self.moves, self.hooks = [], [], [], 0
+
+    def on_train_start(self, trainer, pl_module):
+        pl_module.net[0].weight.register_hook(lambda _: setattr(self, "hooks", self.hooks + 1))
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.rates.append(optimizer.param_groups[0]["lr"])
+        self.gradients.append(flat(p.grad for p in pl_module.parameters() if p.grad is not None))
+        self.before = flat(pl_module.parameters())
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.moves.append(flat(pl_module.parameters()) - self.before if hasattr(self, "before") else None)
+
+
+def flat(tensors):
+    return torch.cat([t.detach().flatten().clone() for t in tensors])
+
+
+@pytest.mark.parametrize(("algorithm", "limit"), [("norm", 0.01), ("value", 0.02)])
+def test_gradients_are_clipped(algorithm, limit):
+    steps = Steps()
+    fit(Line(gradient_clip_val=limit, gradient_clip_algorithm=algorithm), callbacks=[steps])
+    for gradient, move in zip(steps.gradients, steps.moves, strict=True):
+        assert gradient.norm() > limit
+        expected = gradient * limit / gradient.norm() if algorithm == "norm" else gradient.clamp(-limit, limit)
+        torch.testing.assert_close(move, -expected, atol=1e-6, rtol=1e-4)  # lr 1
+
+
+@pytest.mark.parametrize(("batches", "steps"), [(1, [1, 1, 1, 1, 1]), (2, [2, 2, 1]), (9, [5])])
+def test_accumulated_batches_make_one_step(batches, steps):
+    seen = Steps()
+    trainer = fit(Line(accumulate_grad_batches=batches), callbacks=[seen])
+    assert trainer.global_step == len(steps) == len(seen.gradients)
+
+    module = Line()
+    initialise(module)
+    optimizer, rows = sgd(module.parameters()), iter(INPUTS.split(2))
+    for count, gradient in zip(steps, seen.gradients, strict=True):
+        optimizer.zero_grad()
+        for _ in range(count):
+            (module.value(next(rows)) / batches).backward()
+        torch.testing.assert_close(flat(p.grad for p in module.parameters()), gradient)
+        optimizer.step()
+
+
+def test_a_validation_between_keeps_what_is_accumulated():
+    plain, validated = Steps(), Steps()
+    fit(Line(accumulate_grad_batches=4), callbacks=[plain])
+    fit(Line(accumulate_grad_batches=4), callbacks=[validated], limit_val_batches=1.0, val_check_interval=1)
+    torch.testing.assert_close(torch.stack(validated.gradients), torch.stack(plain.gradients))
+
+
+def rates(epochs=2, **kwargs):
+    steps = Steps()
+    trainer = fit(Line(**kwargs), callbacks=[steps], max_epochs=epochs)
+    assert trainer.global_step == len(steps.rates)
+    return steps.rates
+
+
+def halved(optimizer):
+    return StepLR(optimizer, 1, gamma=0.5)
+
+
+def test_schedulers_step():
+    assert rates() == [1] * 10
+    assert rates(lr_scheduler=halved) == [1] * 5 + [0.5] * 5
+    assert rates(lr_scheduler=halved, lr_interval="step", epochs=1) == [1, 0.5, 0.25, 0.125, 0.0625]
+    assert rates(lr_scheduler=halved, lr_interval="step", lr_frequency=2, epochs=1) == [1, 1, 0.5, 0.5, 0.25]
+    assert rates(lr_scheduler=halved, lr_frequency=2, epochs=3) == [1] * 10 + [0.5] * 5
+    accumulated = {"accumulate_grad_batches": 2, "lr_interval": "step"}  # 3 steps an epoch
+    assert rates(lr_scheduler=halved, **accumulated) == [1, 0.5, 0.25, 0.125, 0.0625, 0.03125]
+
+
+def test_a_warm_up_and_a_decay_step_together():
+    def warm_up(optimizer):
+        return LinearLR(optimizer, 0.25, total_iters=4)
+
+    def decay(optimizer):
+        return CosineAnnealingLR(optimizer, 10)
+
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = SGD([weight], lr=1.0)
+    schedulers, expected = [warm_up(optimizer), decay(optimizer)], []
+    for _ in range(10):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    assert rates(lr_scheduler=[warm_up, decay], lr_interval="step") == pytest.approx(expected)
+    assert expected[0] == 0.25 < expected[3] > expected[9]
+
+
+def test_the_loss_has_a_learning_rate_of_its_own():
+    steps = Steps()
+    trainer = fit(Line(loss_lr=0.125), callbacks=[steps])
+    loss, net = trainer.optimizers[0].param_groups[1], trainer.optimizers[0].param_groups[0]
+    assert [group["lr"] for group in (net, loss)] == [1, 0.125]
+    rates = torch.cat([torch.ones(12), torch.full((3,), 0.125)])
+    torch.testing.assert_close(steps.moves[0], -steps.gradients[0] * rates, atol=1e-6, rtol=1e-4)
+    assert len(Line(loss_lr=None).configure_optimizers()[0][0].param_groups) == 1
+
+
+class TwoOptimizers(Line):
+    def configure_optimizers(self):
+        first, second = sgd(self.net.parameters()), SGD(self.loss.parameters(), lr=0.1)
+        schedule = {"scheduler": StepLR(second, 1, gamma=0.1), "interval": "step", "frequency": 2}
+        return [first, second], [schedule]
+
+
+def test_several_optimizers_and_their_schedulers():
+    seen = []
+
+    class LastRates(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
+
+    module = TwoOptimizers()
+    trainer = fit(module, callbacks=[LastRates()])
+    assert [first for first, _ in seen] == [1] * 5
+    assert [second for _, second in seen] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])
+    assert trainer.global_step == 10  # Lightning counts the steps of each
+
+
+def test_hooks_fire_once_a_step():
+    steps = Steps()
+    fit(Line(), callbacks=[steps])
+    assert steps.hooks == len(steps.gradients) == 5
+
+
+def test_max_steps_counts_steps():
+    trainer = fit(Line(accumulate_grad_batches=2), max_epochs=-1, max_steps=4)
+    assert trainer.global_step == 4
+    assert trainer.fit_loop.total_batch_idx + 1 == 7  # of the first epoch 5, which are 3 steps
+
+
+class Scaler(torch.amp.GradScaler):
+    def __init__(self):
+        super().__init__("cpu", init_scale=1024.0)
+
+
+def test_a_scaled_gradient_is_clipped_and_stepped_as_it_is():
+    plain, scaled, halves = Steps(), Steps(), {"gradient_clip_val": 0.01}
+    fit(Line(**halves), callbacks=[plain], precision="bf16-mixed")
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=Scaler())
+    fit(Line(**halves), callbacks=[scaled], plugins=[plugin])
+    assert plugin.scaler.get_scale() == 1024
+    for gradient, move in zip(scaled.gradients, scaled.moves, strict=True):
+        assert move.norm().item() == pytest.approx(0.01, rel=1e-3)
+        assert gradient.norm() < 100  # unscaled
+    torch.testing.assert_close(scaled.gradients[0], plain.gradients[0], atol=0.05, rtol=0.05)
+
+
+# Lightning's own callbacks
+
+
+def test_plateau_sees_the_validation_of_its_epoch():
+    def never_improves(optimizer):
+        return ReduceLROnPlateau(optimizer, "val/score", mode="max", factor=0.1, patience=0)
+
+    def seen(**kwargs):
+        steps = Steps()
+        fit(Line(lr_scheduler=never_improves), callbacks=[steps], max_epochs=4, limit_val_batches=1.0, **kwargs)
+        return steps.rates[::5]
+
+    assert seen() == pytest.approx([1, 1, 0.1, 0.01])  # the first is the best
+    assert seen(check_val_every_n_epoch=2) == pytest.approx([1, 1, 1, 1])
+
+
+def test_plateau_on_the_training_loss_needs_no_validation():
+    def plateau(optimizer):
+        return ReduceLROnPlateau(optimizer, "train/loss", factor=0.1, patience=0, threshold=9, threshold_mode="abs")
+
+    assert rates(3, lr_scheduler=plateau)[::5] == pytest.approx([1, 1, 0.1])
+
+
+def test_early_stopping_and_checkpoints(tmp_path):
+    saving = ModelCheckpoint(tmp_path, "{step}", monitor="val/score", mode="max")
+    stopping = EarlyStopping("val/score", mode="max", patience=2)
+    settings = {"limit_val_batches": 1.0, "enable_checkpointing": True, "max_epochs": 9}
+    trainer = fit(Line(), callbacks=[saving, stopping], **settings)
+    assert trainer.current_epoch == 3
+    assert saving.best_model_path.endswith("step=5.ckpt")
+
+
+def test_the_learning_rate_is_logged(tmp_path):
+    module = Line(lr_scheduler=halved, lr_interval="step")
+    monitor = LearningRateMonitor("step")
+    trainer = fit(module, callbacks=[monitor], logger=CSVLogger(tmp_path), log_every_n_steps=1)
+    with open(trainer.logger.experiment.metrics_file_path) as file:
+        logged = [float(row["lr-SGD"]) for row in csv.DictReader(file) if row["lr-SGD"]]
+    assert logged == [1, 0.5, 0.25, 0.125, 0.0625]
+
+
+def test_weights_are_averaged():
+    class Weights(Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_train_epoch_start(self, trainer, pl_module):
+            self.seen.append(flat(pl_module.parameters()))
+
+    weights, module = Weights(), Line()
+    swa = StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=2, annealing_epochs=1)
+    trainer = fit(module, callbacks=[weights, swa], max_epochs=4)
+    assert trainer.global_step == 20  # the epoch for the statistics of BatchNorm makes no step
+    expected = torch.stack(weights.seen[1:4]).mean(0)  # as Lightning does: when epochs 2, 3 and 4 start
+    torch.testing.assert_close(flat(module.parameters()), expected)
+
+
+def test_lightnings_accumulation_names_the_alternative():
+    with pytest.raises(RuntimeError, match=r"not supported for\s+manual optimization"):
+        fit(Line(), callbacks=[GradientAccumulationScheduler({0: 2})])
+
+
+# What cannot work
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"gradient_clip_val": 0}, "gradient_clip_val must be above 0, or None"),
+        ({"accumulate_grad_batches": 0}, "must be at least 1, got 0 and 1"),
+        ({"lr_frequency": 0}, "must be at least 1, got 1 and 0"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Line(**arguments)
+
+
+def one_cycle(total_steps):
+    return lambda optimizer: OneCycleLR(optimizer, 1.0, total_steps=total_steps)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lr_scheduler": one_cycle(2)}, "training steps it 5 times, every step: set total_steps to 5"),
+        ({"lr_scheduler": one_cycle(2), "lr_frequency": 2}, "steps it 2 times, every 2 steps"),
+        ({"lr_scheduler": one_cycle(2), "accumulate_grad_batches": 2}, "steps it 3 times, every step"),
+        ({"lr_scheduler": lambda o: ReduceLROnPlateau(o, monitor="x")}, 'set lr_interval="epoch"'),
+    ],
+)
+def test_schedules_that_cannot_work_are_refused_before_training(arguments, message):
+    module = Line(**arguments, lr_interval="step")
+    if "steps it 2" in message:
+        fit(module)  # just right
+        return
+    with pytest.raises(ValueError, match=message):
+        fit(module)
+
+
+def test_a_schedule_longer_than_the_training_is_told():
+    with pytest.warns(UserWarning, match="will not come down: set total_steps to 5"):
+        fit(Line(lr_scheduler=one_cycle(9), lr_interval="step"))
+
+
+def test_plateau_on_an_unknown_monitor_names_the_known():
+    module = Line(lr_scheduler=lambda o: ReduceLROnPlateau(o, monitor="val/scor"))
+    with pytest.raises(ValueError, match=r"monitors 'val/scor', but only \['train/loss', 'val/score'\]"):
+        fit(module, limit_val_batches=1.0)
+
+
+def test_torchs_plateau_is_refused():
+    with pytest.raises(ValueError, match="does not tell what to monitor"):
+        fit(Line(lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau))
+
+
+def test_a_checkpoint_by_time_is_refused(tmp_path):
+    from datetime import timedelta
+
+    saving = ModelCheckpoint(tmp_path, train_time_interval=timedelta(seconds=1))
+    with pytest.raises(ValueError, match="give every_n_train_steps or every_n_epochs"):
+        fit(Line(), callbacks=[saving], enable_checkpointing=True)

@@ -1,0 +1,204 @@
+"""A training that is killed and resumed ends with the weights of one that was not, to the bit."""
+
+import multiprocessing
+import os
+import random
+import signal
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from pytorch_lightning import Callback, LightningDataModule, Trainer, seed_everything
+from pytorch_lightning.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from pytorch_lightning.cli import ReduceLROnPlateau
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR, StepLR
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from lightning_recall import (
+    ClassBalancedBatchSampler,
+    RecallAtKLoss,
+    RetrievalEvaluation,
+    RetrievalModule,
+    SimilarityMixup,
+)
+from lightning_recall.datamodules import ChunkLoader
+
+LABELS = torch.arange(48) // 4
+IMAGES = torch.randn(48, 6, generator=torch.Generator().manual_seed(3))
+STEPS = 12  # four epochs of three
+
+
+class Augmented(Dataset):
+    """Noise from all three generators that augmentations draw from."""
+
+    def __len__(self):
+        return len(IMAGES)
+
+    def __getitem__(self, row):
+        noise = torch.randn(6) + random.random() + float(np.random.rand())  # noqa: NPY002  # global on purpose
+        return IMAGES[row] + noise, LABELS[row]
+
+
+class Data(LightningDataModule):
+    def __init__(self, num_workers):
+        super().__init__()
+        self.num_workers = num_workers
+
+    def train_dataloader(self):
+        return ChunkLoader(Augmented(), ClassBalancedBatchSampler(LABELS, 16, 4), 3, num_workers=self.num_workers)
+
+    def val_dataloader(self):
+        return DataLoader(TensorDataset(IMAGES, LABELS), batch_size=12, generator=torch.Generator())
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        """Noise in the training process, as augmentation on the device draws it."""
+        if not self.trainer.training:
+            return batch
+        return [(images + torch.randn_like(images), labels) for images, labels in batch]
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 4))
+
+
+class End(Callback):
+    """Ends the process in the way asked for after some steps; else keeps the final weights."""
+
+    def __init__(self, folder, after=None, how=None):
+        self.folder, self.after, self.how = folder, after, how
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.after:
+            os.kill(os.getpid(), self.how)
+
+    def on_train_end(self, trainer, pl_module):
+        if trainer.is_global_zero:
+            torch.save(pl_module.state_dict(), self.folder / "final.pt")
+
+
+def train(folder, end=(), ckpt_path=None, devices=1, num_workers=0, checkpoint=None, validate=False, **kwargs):
+    torch.set_num_threads(1)  # a fork finds none of the threads that its parent has started
+    torch.cuda._is_in_bad_fork = lambda: False  # torch.compile has looked for CUDA in the parent; this is a CPU's
+    warnings.simplefilter("ignore")  # of folders that are not empty, and the like
+    seed_everything(5, verbose=False)
+    settings = {
+        "lr_scheduler": lambda optimizer: OneCycleLR(optimizer, 0.05, total_steps=STEPS),
+        "lr_interval": "step",
+        "mixup": SimilarityMixup(),
+        **kwargs,
+    }
+    module = RetrievalModule(
+        Net(),
+        RecallAtKLoss((1, 2), rank_temperature=0.1),
+        chunk_size=3,
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
+        **settings,
+    )
+    saving = checkpoint or ModelCheckpoint(folder, "{step}", every_n_train_steps=2, save_top_k=-1)
+    callbacks = [saving, End(folder, *end)]
+    if signal.SIGTERM in end or ckpt_path == folder / "exception.ckpt":
+        callbacks.append(OnExceptionCheckpoint(folder, "exception"))
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp_fork" if devices > 1 else "auto",
+        max_epochs=4,
+        default_root_dir=folder,
+        limit_val_batches=1.0 if validate else 0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[*callbacks, RetrievalEvaluation(ks=(1,))] if validate else callbacks,
+    )
+    trainer.fit(module, datamodule=Data(num_workers), ckpt_path=ckpt_path)
+
+
+def in_a_process(folder, timeout=60, **kwargs):
+    """Runs `train` in a process of its own, which may be killed; gives its exit code, None after `timeout` seconds."""
+    folder.mkdir(exist_ok=True)
+    process = multiprocessing.get_context("fork").Process(target=train, args=(folder,), kwargs=kwargs)
+    process.start()
+    process.join(timeout)
+    code = process.exitcode
+    process.kill()
+    return code
+
+
+def assert_same_end(first, second):
+    expected, actual = (torch.load(folder / "final.pt") for folder in (first, second))
+    assert len(expected) > 6
+    for name in expected:
+        assert torch.equal(actual[name], expected[name]), name
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_workers": 2}, {"devices": 2}, {"devices": 2, "num_workers": 2}])
+def test_killed_in_the_middle_of_an_epoch(tmp_path, settings):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert in_a_process(whole, **settings) == 0
+    assert in_a_process(killed, end=(5, signal.SIGKILL), **settings) != 0
+    assert not (killed / "final.pt").exists()
+    assert {path.name for path in killed.glob("*.ckpt")} == {"step=2.ckpt", "step=4.ckpt"}  # epochs have 3 steps
+    assert in_a_process(killed, ckpt_path=killed / "step=4.ckpt", **settings) == 0
+    assert_same_end(whole, killed)
+
+
+def test_terminated_after_a_save(tmp_path):
+    whole, ended = tmp_path / "whole", tmp_path / "ended"
+    assert in_a_process(whole) == 0
+    in_a_process(ended, end=(5, signal.SIGTERM))
+    assert not (ended / "final.pt").exists()
+    assert torch.load(ended / "exception.ckpt")["global_step"] == 5
+    assert in_a_process(ended, ckpt_path=ended / "exception.ckpt") == 0
+    assert_same_end(whole, ended)
+
+
+def stepwise(optimizer):
+    return StepLR(optimizer, 1, gamma=0.5)
+
+
+def plateau(optimizer):
+    return ReduceLROnPlateau(optimizer, "val/recall@1", mode="max", threshold=9, patience=0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "when"),
+    [
+        (stepwise, {"every_n_epochs": 1}),
+        (stepwise, {"monitor": "val/recall@1"}),
+        (stepwise, {"every_n_train_steps": 3}),
+        (plateau, {"every_n_epochs": 1}),
+        (plateau, {"monitor": "val/recall@1"}),
+        # every_n_train_steps=3 saves before the validation, which Lightning does not make up for: a plateau misses it
+    ],
+)
+def test_resumed_at_the_end_of_an_epoch(tmp_path, schedule, when):
+    def checkpoint(folder):
+        return ModelCheckpoint(folder, "{step}", save_top_k=-1, **when)
+
+    settings = {"lr_scheduler": schedule, "lr_interval": "epoch", "validate": True}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert in_a_process(whole, checkpoint=checkpoint(whole), **settings) == 0
+    assert in_a_process(killed, checkpoint=checkpoint(killed), end=(7, signal.SIGKILL), **settings) != 0
+    assert in_a_process(killed, ckpt_path=killed / "step=6.ckpt", checkpoint=checkpoint(killed), **settings) == 0
+    assert_same_end(whole, killed)
+
+
+def test_gradients_that_wait_for_a_step_are_kept(tmp_path):
+    settings = {"accumulate_grad_batches": 2, "lr_scheduler": None, "mixup": None}
+    whole, ended = tmp_path / "whole", tmp_path / "ended"
+    assert in_a_process(whole, **settings) == 0
+
+    class AfterFourBatches(End):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.fit_loop.total_batch_idx == 3:  # the second of an epoch is a step, the fourth waits
+                trainer.save_checkpoint(ended / "waiting.ckpt")
+
+    ended.mkdir()
+    assert in_a_process(ended, checkpoint=AfterFourBatches(ended), **settings) == 0
+    waiting = torch.load(ended / "waiting.ckpt")["accumulated"]
+    assert waiting["batches"] == 1
+    assert in_a_process(ended, ckpt_path=ended / "waiting.ckpt", **settings) == 0
+    assert_same_end(whole, ended)
