@@ -3,6 +3,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 # matplotlib would look for a screen, and Lightning for other machines.
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -39,3 +40,125 @@ def glyph_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("glyphs")
     GlyphsDataModule(root=str(folder)).prepare_data()
     return folder
+
+
+TRAIN, TEST = range(1, 5), range(101, 105)  # classes, on either side of where Cars196 and CUB are cut
+
+
+def draw(path, size=(40, 30), mode="RGB", **kwargs):
+    """An image file with some structure, so that JPEG has something to do."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows, columns = np.indices(size[::-1])
+    seed = sum(map(ord, str(path.name)))
+    image = np.stack([(rows * 5 + seed) % 256, (columns * 7) % 256, (rows + columns) % 256], 2).astype(np.uint8)
+    Image.fromarray(image).convert(mode).save(path, **kwargs)
+
+
+def rows(classes=(*TRAIN, *TEST), images=4):
+    """class and number of each image of a small data set."""
+    return [(c, i) for c in classes for i in range(images)]
+
+
+def sop(root):
+    for split, classes in (("train", TRAIN), ("test", TEST)):
+        lines = ["image_id class_id super_class_id path"]
+        for number, (c, i) in enumerate(rows(classes), 1):
+            lines.append(f"{number} {c} {c % 2 + 1} bicycle_final/{c}_{i}.JPG")
+            draw(root / "bicycle_final" / f"{c}_{i}.JPG", mode="L" if i else "RGB", format="JPEG")
+        (root / f"Ebay_{split}.txt").write_text("\n".join(lines) + "\n")
+
+
+def cub(root):
+    names = [f"{c:03}.Bird/Bird_{c}_{i}.jpg" for c, i in rows()]
+    for name in names:
+        draw(root / "images" / name)
+    (root / "images.txt").write_text("".join(f"{n} {name}\n" for n, name in enumerate(names, 1)))
+    labels = "".join(f"{n} {int(name[:3])}\n" for n, name in enumerate(names, 1))
+    (root / "image_class_labels.txt").write_text(labels)
+
+
+def inaturalist(root):
+    for split, classes in (("train", TRAIN), ("test", TEST)):
+        paths = [f"train_val2018/{('Aves', 'Plantae')[c % 2]}/{c}/{i:032x}.jpg" for c, i in rows(classes)]
+        for path in paths:
+            draw(root / path)
+        (root / "Inat_dataset_splits").mkdir(exist_ok=True)
+        (root / "Inat_dataset_splits" / f"Inaturalist_{split}_set1.txt").write_text("\n".join(paths) + "\n")
+
+
+def vehicle_id(root):
+    folder = root / "train_test_split"
+    folder.mkdir(parents=True)
+    parts = {"train_list": TRAIN, "test_list_800": TEST[:2], "test_list_1600": TEST[:3], "test_list_2400": TEST}
+    for name, classes in parts.items():
+        (folder / f"{name}.txt").write_text("".join(f"{c}{i} {c}\n" for c, i in rows(classes)))
+    for c, i in rows():
+        draw(root / "image" / f"{int(f'{c}{i}'):07d}.jpg")
+
+
+def in_shop(root):
+    lines = ["32", "image_name                    item_id     evaluation_status"]
+    for c, i in rows():
+        part = "train" if c in TRAIN else ("query" if i < 2 else "gallery")
+        path = f"img/WOMEN/Dresses/id_{c:08}/0{i}_1_front.jpg"
+        lines.append(f"{path}    id_{c:08}   {part}  ")
+        draw(root / path)
+    (root / "Eval").mkdir()
+    (root / "Eval" / "list_eval_partition.txt").write_text("\n".join(lines) + "\n")
+
+
+def cars196(root):
+    """The oldest form; that of the devkit and Kaggle's are drawn by their tests."""
+    from scipy.io import savemat
+
+    kinds = [
+        (name, object) for name in ("relative_im_path", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "test")
+    ]
+    annotations = np.zeros((1, 32), dtype=kinds)
+    for n, (c, i) in enumerate(rows()):
+        annotations[0, n] = (f"car_ims/{n + 1:06}.jpg", 1, 1, 9, 9, c, i % 2)
+        draw(root / "car_ims" / f"{n + 1:06}.jpg", mode="L" if i == 3 else "RGB")
+    savemat(root / "cars_annos.mat", {"annotations": annotations})
+
+
+def landmarks(root):
+    lines = ["landmark_id,images"]
+    for c in TRAIN:
+        ids = [f"{c * 77 + i:016x}"[::-1] for i in range(4)]
+        lines.append(f"{c},{' '.join(ids)}")
+        for name in ids:
+            draw(root / "train" / name[0] / name[1] / name[2] / f"{name}.jpg")
+    (root / "train_clean.csv").write_text("\n".join(lines) + "\n")
+
+
+def omniglot(root):
+    for part, classes in (("background", TRAIN), ("evaluation", TEST)):
+        for c, i in rows(classes):
+            folder = root / "omniglot-py" / f"images_{part}" / f"Alphabet{c % 2}" / f"character{c:02}"
+            draw(folder / f"{c:04}_{i:02}.png", size=(105, 105), mode="1")
+
+
+def image_folder(root):
+    for c, i in rows():
+        draw(root / f"class {c}" / f"{i}.png", size=(30 + 7 * i, 40), mode=("RGB", "L", "RGBA", "P")[i])
+
+
+def image_table(root):
+    lines = ["path,label,split"]
+    for c, i in rows():
+        draw(root / "photos" / f"{c}_{i}.jpg", mode="CMYK" if i == 0 else "RGB")
+        lines.append(f"photos/{c}_{i}.jpg,class {c},{'train' if c in TRAIN else 'test'}")
+    (root / "images.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def small_data(tmp_path):
+    """Draws a small data set in the format of the real one: small_data("sop") gives its root."""
+
+    def make(name):
+        root = tmp_path / name
+        root.mkdir()
+        globals()[name](root)
+        return root
+
+    return make

@@ -8,6 +8,8 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DistributedSampler, IterableDataset, SequentialSampler
 
+UNREADABLE = -100  # label of an image that could not be read and is not scored: torch's ignore_index
+
 
 def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
     """Images (b, ...) and labels (b,) of a batch of evaluation.
@@ -48,6 +50,21 @@ def rows_in_order(loader: Any) -> list[int] | None:
     return None
 
 
+def roles(loader: Any, rows: Tensor | None) -> dict[str, Tensor]:
+    """Which of some rows (b,) of a data set are queries and which are searched, (b,) bool, where it tells.
+
+    Raises:
+        ValueError: if it tells, but the rows are not known.
+    """
+    found = {name: getattr(loader.dataset, name, None) for name in ("is_query", "is_gallery")}
+    told = {name: torch.as_tensor(values) for name, values in found.items() if values is not None}
+    if told and rows is None:
+        raise ValueError("A data set with queries and gallery must be evaluated in order (shuffle=False).")
+    return {name: values[rows] for name, values in told.items()}
+
+
 def loader_at(loaders: Any, dataloader_idx: int) -> Any:
-    """One of the Trainer's dataloaders, which are a list unless there is one only."""
+    """One of the Trainer's dataloaders, which are a list or a dict unless there is one only."""
+    if isinstance(loaders, Mapping):
+        return list(loaders.values())[dataloader_idx]
     return loaders[dataloader_idx] if isinstance(loaders, Sequence) else loaders

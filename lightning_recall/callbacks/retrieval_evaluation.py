@@ -1,6 +1,6 @@
 """Scores any LightningModule by Recall@k on validation and test."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,14 @@ from rich.table import Table
 from torch import Tensor
 from torch.func import functional_call
 
-from lightning_recall.callbacks.batches import embeddings_of_batch, images_and_labels, loader_at, rows_in_order
+from lightning_recall.callbacks.batches import (
+    UNREADABLE,
+    embeddings_of_batch,
+    images_and_labels,
+    loader_at,
+    roles,
+    rows_in_order,
+)
 from lightning_recall.metrics import RecallAtK
 
 MODEL, UNTRAINED, PIXELS = "model", "untrained", "pixels"
@@ -24,8 +31,12 @@ class RetrievalEvaluation(Callback):
     Every image of the split queries all the others (`RecallAtK`). Batches are (images, labels). Where the module's
     validation or test step returns a dict with "embeddings", as `RetrievalModule`'s do, they are not computed again; a
     module needs such steps, were they empty, for Lightning to run over the data. ModelCheckpoint and EarlyStopping can
-    monitor the logged keys. With several dataloaders each has its own: `val/0/recall@1`, `val/1/recall@1`, ... With
-    several processes, an image that fills up a process's last batch counts once.
+    monitor the logged keys. With several dataloaders each has its own: `val/0/recall@1`, `val/1/recall@1`, ..., or
+    `test/small/recall@1` where they are a dict with names. With several processes, an image that fills up a process's
+    last batch counts once.
+
+    A data set may tell by `is_query` and `is_gallery`, arrays (N,) of bool, which images search and which are searched.
+    Images with the label -100 are left out: the data modules' mark of a file that could not be read.
 
     `trainer.validate` and `trainer.test` end with a table.
 
@@ -111,16 +122,20 @@ class RetrievalEvaluation(Callback):
         indices = None if rows is None else torch.tensor(rows[: len(labels)])
         self.rows[dataloader_idx] = None if rows is None else rows[len(labels) :]
         for kind, embeddings in scored.items():
-            metric = self.metrics.setdefault((dataloader_idx, kind), RecallAtK(self.ks).to(embeddings.device))
-            metric.update(embeddings, labels, indices)
+            new = RecallAtK(self.ks, ignore_index=UNREADABLE).to(embeddings.device)
+            metric = self.metrics.setdefault((dataloader_idx, kind), new)
+            metric.update(embeddings, labels, indices, **roles(loader, indices))
 
     def log_scores(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         """Computes and logs all scores of a split; shows them unless the training is going on."""
-        several = any(dataloader_idx for dataloader_idx, _ in self.metrics)
+        loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+        several = isinstance(loaders, Mapping) or any(dataloader_idx for dataloader_idx, _ in self.metrics)
+        names = list(loaders) if isinstance(loaders, Mapping) else range(len(self.metrics))
         rows: dict[str, dict[str, Tensor]] = {}
         for (dataloader_idx, scored), metric in self.metrics.items():
-            name = ROW_NAMES[scored] + (f" on dataloader {dataloader_idx}" if several else "")
-            prefix = split + (f"/{dataloader_idx}" if several else "") + (f"/{scored}" if scored != MODEL else "")
+            part = names[dataloader_idx]
+            name = ROW_NAMES[scored] + (f" on {'dataloader ' * isinstance(part, int)}{part}" if several else "")
+            prefix = split + (f"/{part}" if several else "") + (f"/{scored}" if scored != MODEL else "")
             rows[name] = scores = metric.compute()
             logged = {f"{prefix}/{key}": score for key, score in scores.items()}
             pl_module.log_dict(logged, sync_dist=True, add_dataloader_idx=False)

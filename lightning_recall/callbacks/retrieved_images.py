@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_recall.callbacks.batches import embeddings_of_batch, loader_at, rows_in_order
+from lightning_recall.callbacks.batches import UNREADABLE, embeddings_of_batch, loader_at, roles, rows_in_order
 from lightning_recall.callbacks.output import output_path, say_where
 
 RIGHT, WRONG = ("#1a9641", "solid"), ("#d7191c", (0, (1.5, 1)))  # style as well as colour, for the colour-blind
@@ -74,14 +74,17 @@ class RetrievedImages(Callback):
             return
         embeddings, labels = F.normalize(torch.cat(self.embeddings), dim=1), torch.cat(self.labels)
         self.embeddings, self.labels = [], []
-        queries = choose_queries(labels, self.num_queries, self.seed)
-        similarities = embeddings[queries] @ embeddings.T  # (Q, N)
-        similarities.scatter_(1, queries[:, None], -torch.inf)
-        top = similarities.topk(min(self.num_neighbors, len(labels) - 1))  # (Q, K)
-
         loader = loader_at(trainer.test_dataloaders, 0)
         rows = rows_in_order(loader)
         assert rows is not None  # on_test_epoch_start has seen to it
+        told = roles(loader, torch.tensor(rows[: len(labels)]))
+        readable = labels != UNREADABLE
+        is_query, is_gallery = (told.get(name, readable) & readable for name in ("is_query", "is_gallery"))
+        queries = choose_queries(labels, is_query, is_gallery, self.num_queries, self.seed)
+        similarities = embeddings[queries] @ embeddings.T  # (Q, N)
+        similarities.scatter_(1, queries[:, None], -torch.inf)
+        similarities[:, ~is_gallery] = -torch.inf
+        top = similarities.topk(min(self.num_neighbors, max(int(is_gallery.sum()) - 1, 1)))  # (Q, K)
         pictures = {
             i: to_picture(loader.dataset[rows[i]][0]) for i in {*queries.tolist(), *top.indices.ravel().tolist()}
         }
@@ -91,13 +94,23 @@ class RetrievedImages(Callback):
         say_where("What the model retrieves", path)
 
 
-def choose_queries(labels: Tensor, num_queries: int, seed: int) -> Tensor:
-    """Rows of random queries, of different classes as far as there are any, among those that have a positive."""
+def choose_queries(labels: Tensor, is_query: Tensor, is_gallery: Tensor, num_queries: int, seed: int) -> Tensor:
+    """Rows of random queries, of different classes as far as there are any, among those that have a positive to find.
+
+    Args:
+        labels: (N,).
+        is_query: (N,) bool, which rows may be chosen.
+        is_gallery: (N,) bool, which rows are searched.
+        num_queries: how many, at most.
+        seed: of the choice.
+    """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).numpy()
-    shuffled = labels.numpy()[order]
-    _, first, inverse, counts = np.unique(shuffled, return_index=True, return_inverse=True, return_counts=True)
-    one_each = np.sort(first[counts > 1])
-    rest = np.setdiff1d(np.flatnonzero(counts[inverse] > 1), one_each)
+    asks, searched = is_query.numpy()[order], is_gallery.numpy()[order]
+    _, inverse = np.unique(labels.numpy()[order], return_inverse=True)
+    others = np.bincount(inverse, weights=searched)[inverse] - searched  # (N,) that each would have to find
+    able = np.flatnonzero(asks & (others > 0))
+    one_each = np.sort(able[np.unique(inverse[able], return_index=True)[1]])
+    rest = np.setdiff1d(able, one_each)
     return torch.from_numpy(order[np.concatenate([one_each, rest])[:num_queries]])
 
 

@@ -1,7 +1,34 @@
-"""Data modules: one file per benchmark."""
+"""Data modules: one file per benchmark, and for images of your own."""
 
 from lightning_recall.datamodules.base import RetrievalDataModule
+from lightning_recall.datamodules.cars196 import Cars196DataModule
 from lightning_recall.datamodules.chunk_loader import ChunkLoader
+from lightning_recall.datamodules.cub import CUB200DataModule
 from lightning_recall.datamodules.glyphs import GlyphsDataModule
+from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
+from lightning_recall.datamodules.image_folder import ImageFolderDataModule
+from lightning_recall.datamodules.image_table import ImageTableDataModule
+from lightning_recall.datamodules.in_shop import InShopDataModule
+from lightning_recall.datamodules.inaturalist import INaturalist2018DataModule
+from lightning_recall.datamodules.landmarks import LandmarksDataModule
+from lightning_recall.datamodules.omniglot import OmniglotDataModule
+from lightning_recall.datamodules.sop import SOPDataModule
+from lightning_recall.datamodules.vehicle_id import VehicleIDDataModule
 
-__all__ = ["ChunkLoader", "GlyphsDataModule", "RetrievalDataModule"]
+__all__ = [
+    "CUB200DataModule",
+    "Cars196DataModule",
+    "ChunkLoader",
+    "GlyphsDataModule",
+    "INaturalist2018DataModule",
+    "ImageFiles",
+    "ImageFolderDataModule",
+    "ImageLoading",
+    "ImageTableDataModule",
+    "InShopDataModule",
+    "LandmarksDataModule",
+    "OmniglotDataModule",
+    "RetrievalDataModule",
+    "SOPDataModule",
+    "VehicleIDDataModule",
+]

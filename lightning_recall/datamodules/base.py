@@ -1,14 +1,16 @@
 """What all data modules share: class-disjoint splits, class-balanced training batches, plain evaluation loaders."""
 
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from typing_extensions import Self
 
 from lightning_recall.datamodules.chunk_loader import ChunkLoader
 from lightning_recall.samplers import ClassBalancedBatchSampler
@@ -22,6 +24,13 @@ class LabeledDataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]: ...
+
+    def select(self, rows: Any, training: bool = False) -> Self:
+        """Some rows, by a mask (N,) or by their numbers, transformed for training or for evaluation."""
+
+
+SamplerCallable = Callable[[NDArray[np.int64], int, int], ClassBalancedBatchSampler]
+"""labels (N,) or (N, 2), batch_size, samples_per_class -> sampler"""
 
 
 class ImagesInMemory(Dataset[tuple[Tensor, Tensor]]):
@@ -42,12 +51,16 @@ class ImagesInMemory(Dataset[tuple[Tensor, Tensor]]):
         """Many at a time."""
         return list(zip(self.images[indices], torch.from_numpy(self.labels[indices]), strict=True))
 
+    def select(self, rows: Any, training: bool = False) -> "ImagesInMemory":
+        """Some rows, by a mask (N,) or by their numbers."""
+        return ImagesInMemory(self.images.numpy()[rows], self.labels[rows])
+
 
 class RetrievalDataModule(LightningDataModule):
-    """Base of the data modules: a subclass fills three data sets, this makes the loaders.
+    """Base of the data modules: a subclass reads its data sets, this splits classes off and makes the loaders.
 
-    A subclass overrides `prepare_data` (once per machine) and `setup` (every process), which sets `train_data`,
-    `val_data` and `test_data`. Their classes are disjoint: a network is judged on classes that it has never seen.
+    A subclass overrides `read`, and `prepare_data` (once per machine) where there is something to prepare. Classes of
+    training, validation and test are disjoint: a network is judged on classes that it has never seen.
 
     A training batch is a list of chunks (images (c, C, H, W) uint8, labels (c,)), together `batch_size` images over
     all processes. A batch of evaluation is one such pair, in the order of the data set.
@@ -58,15 +71,15 @@ class RetrievalDataModule(LightningDataModule):
         chunk_size: images that a worker loads at a time, per process; under `lightning-recall` it is that of the model.
         eval_batch_size: images in one pass of validation and test, per process.
         val_classes: how many of the training classes are set aside to choose checkpoints by: a share below 1, or a
-            number.
+            number; 0: none, for a training on all classes without validation.
         num_workers: loader processes; 0 loads in the training process.
         seed: of the validation split and of the batches.
-        small_classes: what to do with training classes of fewer than `samples_per_class` images: "error" or "drop".
+        sampler: how batches are drawn: `ClassBalancedBatchSampler` with other settings, or another one of the kind.
     """
 
-    train_data: LabeledDataset
-    val_data: LabeledDataset
-    test_data: LabeledDataset
+    train_data: LabeledDataset | None
+    val_data: LabeledDataset | None
+    test_data: LabeledDataset | Mapping[str, LabeledDataset] | None
 
     def __init__(
         self,
@@ -77,7 +90,7 @@ class RetrievalDataModule(LightningDataModule):
         val_classes: float = 0.1,
         num_workers: int = 0,
         seed: int = 0,
-        small_classes: Literal["error", "drop"] = "error",
+        sampler: SamplerCallable | None = None,
     ) -> None:
         super().__init__()
         if eval_batch_size < 1:
@@ -89,27 +102,72 @@ class RetrievalDataModule(LightningDataModule):
         self.val_classes = val_classes
         self.num_workers = num_workers
         self.seed = seed
-        self.small_classes: Literal["error", "drop"] = small_classes
+        self.sampler = sampler or ClassBalancedBatchSampler
+
+    def read(self) -> dict[str, Any]:
+        """The data sets under "train", "val" and "test", those that there are.
+
+        "test" may be a dict of several, by name. Without "val", classes of "train" are set aside.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must override read() with the data sets that it has.")
+
+    def setup(self, stage: str) -> None:
+        """Reads the data sets, sets classes aside for validation, and says what there is."""
+        if hasattr(self, "test_data"):
+            return
+        data = self.read()
+        train, val = data.get("train"), data.get("val")
+        if train is not None and val is None and self.val_classes:
+            held = held_out_classes(train.labels, self.val_classes, self.seed)
+            train, val = train.select(~held, training=True), train.select(held)
+        elif train is not None:
+            train = train.select(slice(None), training=True)
+        self.train_data, self.val_data, self.test_data = train, val, data.get("test")
+        for name, part in (("training", train), ("validation", val), *named(self.test_data)):
+            if part is not None:
+                _, counts = np.unique(part.labels, return_counts=True)
+                each = f"{counts.min():,}" + (f" to {counts.max():,}" if counts.min() < counts.max() else "")
+                rank_zero_info(f"{name}: {len(part):,} images of {len(counts):,} classes, {each} of each")
+                check_queries(name, part)
 
     def train_dataloader(self) -> ChunkLoader:
         """Class-balanced batches as lists of chunks; each process loads its share of the same batches."""
-        overfit = getattr(self.trainer, "overfit_batches", 0) > 0
-        sampler = ClassBalancedBatchSampler(
-            self.train_data.labels, self.batch_size, self.samples_per_class, self.seed, self.small_classes, not overfit
-        )
+        if self.train_data is None:
+            raise ValueError(f"{type(self).__name__} has no training images: it is for validate, test and predict.")
+        labels = self.train_data.labels
+        super_labels = getattr(self.train_data, "super_labels", None)
+        if super_labels is not None:
+            labels = np.stack([labels, super_labels], 1)
+        sampler = self.sampler(labels, self.batch_size, self.samples_per_class)
+        sampler.seed = self.seed
+        sampler.reshuffle = not getattr(self.trainer, "overfit_batches", 0)
         return ChunkLoader(self.train_data, sampler, self.chunk_size, num_workers=self.num_workers)
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> Any:
         """The classes set aside from training."""
-        return self._eval_loader(self.val_data)
+        return [] if self.val_data is None else self._eval_loader(self.val_data)
 
-    def test_dataloader(self) -> DataLoader[Any]:
-        """The unseen classes."""
+    def test_dataloader(self) -> Any:
+        """The unseen classes; a dict of dataloaders where there are several test sets."""
+        if self.test_data is None:
+            raise ValueError(f"{type(self).__name__} has no test images of its own: test with another data module.")
+        if isinstance(self.test_data, Mapping):
+            return {name: self._eval_loader(data) for name, data in self.test_data.items()}
         return self._eval_loader(self.test_data)
 
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """The images of `test_dataloader`."""
-        return self._eval_loader(self.test_data)
+    def predict_dataloader(self) -> Any:
+        """The images of `test_dataloader`, those of several test sets one after the other."""
+        loaders = self.test_dataloader()
+        return list(loaders.values()) if isinstance(loaders, dict) else loaders
+
+    def teardown(self, stage: str) -> None:
+        """Says how many files could not be read, and forgets them."""
+        parts = [("training", self.train_data), ("validation", self.val_data), *named(self.test_data)]
+        for name, part in parts:
+            marks = getattr(part, "unreadable", None)
+            if marks is not None and marks.any():
+                rank_zero_warn(f"{name}: {int(marks.sum()):,} of {len(marks):,} image files could not be read.")
+                marks.zero_()
 
     def _eval_loader(self, data: LabeledDataset) -> DataLoader[Any]:
         generator = torch.Generator()  # else a pass would draw from torch's own, and a resumed training differ
@@ -121,22 +179,50 @@ class RetrievalDataModule(LightningDataModule):
         )
 
 
-def held_out_classes(labels: Sequence[int] | NDArray[np.int64], val_classes: float, seed: int) -> NDArray[np.bool_]:
-    """Chooses classes at random and marks their rows: (N,) bool, True for validation.
+def check_queries(name: str, data: Any) -> None:
+    """Warns of queries that have nothing to find: they are not counted."""
+    is_query, is_gallery = getattr(data, "is_query", None), getattr(data, "is_gallery", None)
+    if is_query is None or is_gallery is None:
+        return
+    lost = np.flatnonzero(is_query & ~np.isin(data.labels, data.labels[is_gallery]))
+    if len(lost):
+        rank_zero_warn(
+            f"{name}: {len(lost):,} of {is_query.sum():,} queries have no image of their class in the gallery, such as "
+            f"{data.path(lost[0])}: they are not counted."
+        )
+
+
+def named(test_data: Any) -> list[tuple[str, Any]]:
+    """Names and data sets of a test: "test" if there is but one."""
+    if isinstance(test_data, Mapping):
+        return [(f"test {name}", data) for name, data in test_data.items()]
+    return [("test", test_data)]
+
+
+def held_out_classes(
+    labels: Sequence[int] | NDArray[np.int64],
+    share: float,
+    seed: int,
+    name: str = "val_classes",
+    part: str = "validation",
+) -> NDArray[np.bool_]:
+    """Chooses classes at random and marks their rows: (N,) bool, True for those set aside.
 
     Args:
-        labels: (N,) of the training split.
-        val_classes: a share of the classes, above 0 and below 1, or a number of them, from 1.
+        labels: (N,) of all.
+        share: of the classes, above 0 and below 1, or a number of them, from 1.
         seed: of the choice.
+        name: of the setting, for the error.
+        part: what they are set aside for, likewise.
 
     Raises:
-        ValueError: if no class would be left for validation or for training.
+        ValueError: if no class would be set aside, or none be left.
     """
     classes = np.unique(np.asarray(labels))
-    count = round(val_classes * len(classes)) if val_classes < 1 else int(val_classes)
+    count = round(share * len(classes)) if share < 1 else int(share)
     if not 0 < count < len(classes):
         raise ValueError(
-            f"val_classes={val_classes} sets {count} of {len(classes)} classes aside; it must leave at least one for "
-            "validation and one for training."
+            f"{name}={share} sets {count} of {len(classes)} classes aside; it must leave at least one for {part} and "
+            "one for training."
         )
     return np.isin(labels, np.random.default_rng(seed).permutation(classes)[:count])

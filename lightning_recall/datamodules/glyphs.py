@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lightning_recall.datamodules.augment import random_affine
-from lightning_recall.datamodules.base import ImagesInMemory, RetrievalDataModule, held_out_classes
+from lightning_recall.datamodules.base import ImagesInMemory, RetrievalDataModule
 
 IMAGE_SIZE = 32  # pixels
 FONT_SIZE = 24  # pixels per em: most characters fill the image without touching its border
@@ -106,17 +106,13 @@ class GlyphsDataModule(RetrievalDataModule):
         np.savez_compressed(unfinished, images=images, labels=labels)
         unfinished.replace(self.file)
 
-    def setup(self, stage: str) -> None:
-        """Splits the characters: every second one for the test, of the others some for validation."""
+    def read(self) -> dict[str, ImagesInMemory]:
+        """Every second character for the test."""
         with np.load(self.file) as arrays:
             images, labels = arrays["images"][:, None], arrays["labels"]  # (N, 1, 32, 32), (N,)
         _, number = np.unique(labels, return_inverse=True)
-        test = number % 2 == 0
-        val = np.zeros_like(test)
-        val[~test] = held_out_classes(labels[~test], self.val_classes, self.seed)
-        self.train_data = ImagesInMemory(images[~test & ~val], labels[~test & ~val])
-        self.val_data = ImagesInMemory(images[val], labels[val])
-        self.test_data = ImagesInMemory(images[test], labels[test])
+        data = ImagesInMemory(images, labels)
+        return {"train": data.select(number % 2 == 1), "test": data.select(number % 2 == 0)}
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augments a training batch, chunk by chunk, on the device."""

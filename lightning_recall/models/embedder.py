@@ -1,6 +1,8 @@
 """Images to unit embeddings: a backbone, pooling, a projection, L2 normalisation."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import timm
@@ -13,13 +15,13 @@ from typing_extensions import Self
 from lightning_recall.models.pooling import GeM
 
 
-def timm_backbone(name: str, pretrained: bool) -> tuple[nn.Module, bool, int]:
+def timm_backbone(name: str, pretrained: bool | str) -> tuple[nn.Module, bool, int]:
     """A timm model without its classifier, whether it gives feature maps (B, C, H, W), and C.
 
     Convnets give maps; all others (class tokens, channels-last maps) pool as they were built to, to (B, C).
 
     Raises:
-        ValueError: for a name that timm does not know.
+        ValueError: for a name that timm does not know, and weights that cannot be had.
     """
     if not timm.is_model(name):
         similar = timm.list_models(f"*{name}*")[:5]
@@ -27,9 +29,33 @@ def timm_backbone(name: str, pretrained: bool) -> tuple[nn.Module, bool, int]:
         raise ValueError(f"timm knows no model {name!r}. {hint}")
     channels = map_channels(name)
     if channels:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool=""), True, channels
-    model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        return load_timm(name, pretrained, global_pool=""), True, channels
+    model = load_timm(name, pretrained)
     return model, False, getattr(model, "head_hidden_size", model.num_features)
+
+
+def load_timm(name: str, pretrained: bool | str, **kwargs: Any) -> Any:
+    """A timm model without its classifier: new, with its published weights, or with those of a file."""
+    if isinstance(pretrained, str):
+        if not Path(pretrained).is_file():
+            raise ValueError(f"pretrained must be true, false or a file of weights, but there is no file {pretrained}.")
+        kwargs["pretrained_cfg_overlay"] = {"file": pretrained}
+    try:
+        model: Any = timm.create_model(name, pretrained=bool(pretrained), num_classes=0, **kwargs)
+        if isinstance(pretrained, str):
+            again: Any = timm.create_model(name, pretrained=True, num_classes=0, **kwargs)
+            pairs = zip(model.named_parameters(), again.parameters(), strict=True)
+            lacking = [key for (key, one), other in pairs if not torch.equal(one, other)]  # timm leaves them at random
+            if lacking:
+                raise RuntimeError(f"it lacks {len(lacking)} parameters, such as {lacking[0]}.")
+        return model
+    except OSError as error:
+        raise ValueError(
+            f"The weights of {name} cannot be fetched: {error} Fetch them elsewhere, from https://huggingface.co/timm "
+            "(model.safetensors), and give the file as pretrained; or start from scratch with pretrained=false."
+        ) from error
+    except (RuntimeError, UnpicklingError) as error:
+        raise ValueError(f"{pretrained} does not hold the weights of {name}: {error}") from error
 
 
 def map_channels(name: str) -> int:
@@ -54,7 +80,8 @@ class ImageEmbedder(nn.Module):
         backbone: name of a timm model ("resnet50", "vit_base_patch16_224.augreg_in21k", ...), or a module that gives
             (B, C) vectors or (B, C, H, W) maps and tells C as `num_features`.
         embedding_dim: D, length of an embedding.
-        pretrained: whether a timm backbone starts from its published weights, which timm downloads.
+        pretrained: whether a timm backbone starts from its published weights, which timm downloads; or a file of
+            them, .safetensors, .pth or .npz as published, for machines without a network.
         pooling: how maps become vectors: "gem", the generalised mean with a learned exponent, or "avg". None: "gem" for
             the maps of a timm convnet; the vectors of any other backbone are taken as they are.
         norm: "layer" normalises the features before the projection, as published; "batch" normalises the embeddings
@@ -67,8 +94,8 @@ class ImageEmbedder(nn.Module):
     Shapes: images (B, C, H, W) -> (B, embedding_dim), each row of length 1.
 
     Raises:
-        ValueError: for a name that timm does not know, a backbone without `num_features`, an `embedding_dim` below 1,
-            or pooling for a timm model that gives vectors.
+        ValueError: for a name that timm does not know, weights that cannot be had, a backbone without `num_features`,
+            an `embedding_dim` below 1, or pooling for a timm model that gives vectors.
 
     >>> from lightning_recall.models import SmallConvNet
     >>> embedder = ImageEmbedder(SmallConvNet(), embedding_dim=64, norm="batch")
@@ -83,7 +110,7 @@ class ImageEmbedder(nn.Module):
         self,
         backbone: nn.Module | str = "resnet50",
         embedding_dim: int = 512,
-        pretrained: bool = True,
+        pretrained: bool | str = True,
         pooling: Literal["gem", "avg"] | None = None,
         norm: Literal["layer", "batch"] = "layer",
         freeze_batch_norm: bool | None = None,
@@ -98,7 +125,7 @@ class ImageEmbedder(nn.Module):
             if pooling and not gives_maps:
                 raise ValueError(f"{backbone} gives vectors: pooling must be None, got {pooling!r}.")
             pooling = pooling or ("gem" if gives_maps else None)
-            freeze_batch_norm = pretrained if freeze_batch_norm is None else freeze_batch_norm
+            freeze_batch_norm = bool(pretrained) if freeze_batch_norm is None else freeze_batch_norm
         else:
             self.backbone, num_features = backbone, getattr(backbone, "num_features", 0)
         if not num_features:

@@ -77,12 +77,13 @@ def test_the_neighbours_are_the_nearest(tmp_path, monkeypatch):
 
 def test_queries_are_of_different_classes_and_have_a_positive():
     labels = torch.tensor([0] * 50 + [1, 1, 2, 2, 3])
-    chosen = choose_queries(labels, 3, seed=0)
+    every = torch.ones(55, dtype=torch.bool)
+    chosen = choose_queries(labels, every, every, 3, seed=0)
     assert sorted(labels[chosen].tolist()) == [0, 1, 2]
-    more = choose_queries(labels, 10, seed=0)
+    more = choose_queries(labels, every, every, 10, seed=0)
     assert len(set(more.tolist())) == 10
     assert 3 not in labels[more]
-    assert torch.equal(chosen, choose_queries(labels, 3, seed=0))
+    assert torch.equal(chosen, choose_queries(labels, every, every, 3, seed=0))
 
 
 @pytest.mark.parametrize("arguments", [{"num_queries": 0}, {"num_neighbors": 0}])

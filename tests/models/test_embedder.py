@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -94,3 +95,36 @@ def test_dtype_follows_the_parameters():
 def test_wrong_requests_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         ImageEmbedder(**arguments)
+
+
+@pytest.mark.parametrize("name", ["resnet18.tv_in1k", "vit_tiny_patch16_224_in21k"])  # the second is timm's old name
+@pytest.mark.filterwarnings("ignore:Mapping deprecated model name")
+def test_weights_from_a_file(name, tmp_path):
+    published = timm.create_model(name, num_classes=10)  # with a classifier, as published
+    torch.save(published.state_dict(), tmp_path / "weights.pth")
+    embedder = ImageEmbedder(name, 8, pretrained=str(tmp_path / "weights.pth"))
+    expected = published.state_dict()
+    for key, value in embedder.backbone.state_dict().items():
+        assert torch.equal(value, expected[key]), key
+    assert embedder.freeze_batch_norm
+
+
+def test_weights_that_cannot_be_had(tmp_path, monkeypatch):
+    file = tmp_path / "weights.pth"
+    with pytest.raises(ValueError, match=r"true, false or a file of weights, but there is no file .*weights\.pth"):
+        ImageEmbedder("resnet18", pretrained=str(file))
+    torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), file)
+    with pytest.raises(ValueError, match=r"weights\.pth does not hold the weights of resnet18: it lacks"):
+        ImageEmbedder("resnet18", pretrained=str(file))
+    file.write_text("<html>404</html>")
+    with pytest.raises(ValueError, match=r"weights\.pth does not hold the weights of resnet18"):
+        ImageEmbedder("resnet18", pretrained=str(file))
+
+    def offline(*_, **__):
+        raise OSError("no connection.")
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", offline)
+    with pytest.raises(
+        ValueError, match=r"cannot be fetched: no connection. Fetch them elsewhere, .* pretrained=false"
+    ):
+        ImageEmbedder("resnet18", pretrained=True)

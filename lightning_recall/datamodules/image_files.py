@@ -1,0 +1,187 @@
+"""Image files as a data set: decoded, cropped and augmented in the workers, as uint8."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tv
+
+UNREADABLE = -100  # label of an image that could not be read, and that no score counts: torch's ignore_index
+
+
+@dataclass(frozen=True)
+class ImageLoading:
+    """How an image file becomes a tensor (C, size, size) uint8.
+
+    The defaults are those of the paper: a random crop, resized, and a random flip for training; for evaluation the
+    middle of the image, its shorter side scaled to `resize`.
+
+    Args:
+        size: height and width that the network sees, in pixels.
+        resize: length of the shorter side before the middle is cut out for evaluation, in pixels, from `size`.
+        min_scale: smallest share of the image's area in a random crop, above 0 and up to 1.
+        flip: whether training images are mirrored at random, left to right.
+        mode: "RGB", or "L" for one grey channel.
+        train_transform: a transform of (C, H, W) uint8 tensors, of torchvision's v2 for example, instead of the random
+            crop and flip.
+        eval_transform: one instead of the cut-out middle.
+        on_error: what becomes of a file that cannot be read. "skip": training takes another image of the class,
+            evaluation leaves it out, and both say so; "raise" ends the run.
+
+    Raises:
+        ValueError: for numbers out of range.
+    """
+
+    size: int = 224
+    resize: int = 256
+    min_scale: float = 0.08
+    flip: bool = True
+    mode: Literal["RGB", "L"] = "RGB"
+    train_transform: nn.Module | None = None
+    eval_transform: nn.Module | None = None
+    on_error: Literal["skip", "raise"] = "skip"
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.size <= self.resize and 0 < self.min_scale <= 1):
+            raise ValueError(
+                f"An image needs 1 <= size <= resize and 0 < min_scale <= 1, got size={self.size}, "
+                f"resize={self.resize}, min_scale={self.min_scale}."
+            )
+
+    def transform(self, training: bool) -> nn.Module:
+        """The transform of training images, or of those of evaluation."""
+        if training:
+            crop = v2.RandomResizedCrop(self.size, scale=(self.min_scale, 1.0), antialias=True)
+            return self.train_transform or (v2.Compose([crop, v2.RandomHorizontalFlip()]) if self.flip else crop)
+        return self.eval_transform or v2.Compose([v2.Resize(self.resize, antialias=True), v2.CenterCrop(self.size)])
+
+
+def read_image(path: str | Path, mode: Literal["RGB", "L"] = "RGB", box: Sequence[float] | None = None) -> Tensor:
+    """Decodes an image file to (C, H, W) uint8, upright, whatever its colour mode.
+
+    Grey, palette and CMYK images are converted, an EXIF orientation is applied, transparent parts become white, and 16
+    bits a channel are scaled to 8.
+
+    Args:
+        path: of any format that Pillow reads.
+        mode: "RGB" or "L".
+        box: part of the upright image to cut out: left, top, right, bottom, in pixels.
+    """
+    with Image.open(path) as file:
+        file.load()
+    image = ImageOps.exif_transpose(file)
+    if image.mode.startswith("I"):  # Pillow would clip 16 bits to 8
+        values = np.asarray(image)
+        image = Image.fromarray((values // 257 if values.max() > 255 else values).astype(np.uint8))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    image = image.convert(mode)
+    if box is not None:
+        left, top, right, bottom = (round(side) for side in box)
+        image = image.crop((left, top, right, bottom))
+    tensor: Tensor = tv.pil_to_tensor(image)
+    return tensor
+
+
+class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
+    """Image files and their labels; an item is (image (C, H, W) uint8, label).
+
+    Paths and labels are arrays, so that worker processes share the memory of millions of them.
+
+    Args:
+        root: folder that the paths start from.
+        paths: (N,) of files.
+        labels: (N,) integers from 0.
+        super_labels: (N,) integers: a wider class of each image, such as "bicycle"; None: not known.
+        boxes: (N, 4) parts of the images to cut out first: left, top, right, bottom, in pixels; None: whole images.
+        is_query: (N,) whether an image is a query in evaluation; None: all are.
+        is_gallery: (N,) whether an image can be retrieved; None: all can.
+        loading: how a file becomes a tensor.
+        training: whether images are transformed for training.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        paths: Sequence[str] | NDArray[np.bytes_],
+        labels: Any,
+        super_labels: Any = None,
+        boxes: Any = None,
+        is_query: Any = None,
+        is_gallery: Any = None,
+        loading: ImageLoading | None = None,
+        training: bool = False,
+    ) -> None:
+        self.root = str(root)
+        self.paths = paths if isinstance(paths, np.ndarray) else np.array([os.fsencode(path) for path in paths])
+        self.labels: NDArray[np.int64] = np.asarray(labels, dtype=np.int64)
+        self.super_labels, self.boxes, self.is_query, self.is_gallery = (
+            None if values is None else np.asarray(values) for values in (super_labels, boxes, is_query, is_gallery)
+        )
+        self.loading = loading or ImageLoading()
+        self.training = training
+        self.transform = self.loading.transform(training)
+        self.unreadable = torch.zeros(len(self.labels), dtype=torch.bool)  # (N,)
+        self.unreadable.share_memory_()  # type: ignore[no-untyped-call]  # torch has no types here; workers mark rows
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Image and label; for a file that cannot be read see `ImageLoading.on_error`."""
+        image = self.read(index)
+        if image is None and self.training:
+            index, image = self.another_of_class(index)
+        elif image is None:
+            channels = len(self.loading.mode)
+            return self.transform(torch.zeros(channels, 32, 32, dtype=torch.uint8)), torch.tensor(UNREADABLE)
+        return self.transform(image), torch.tensor(self.labels[index])
+
+    def path(self, index: int) -> str:
+        """Path of a file."""
+        return os.path.join(self.root, os.fsdecode(self.paths[index]))
+
+    def read(self, index: int) -> Tensor | None:
+        """An image (C, H, W) uint8 before its transform, None where it cannot be read and need not be."""
+        try:
+            return read_image(self.path(index), self.loading.mode, None if self.boxes is None else self.boxes[index])
+        except Exception as error:  # decoders of broken files raise anything
+            if self.loading.on_error == "raise":
+                raise ValueError(f"Cannot read the image {self.path(index)}: {error}") from error
+            known, self.unreadable[index] = bool(self.unreadable[index]), True
+            if not known:
+                instead = "another image of its class is taken" if self.training else "it is left out"
+                warnings.warn(f"Cannot read the image {self.path(index)}: {error}; {instead}.", stacklevel=2)
+            return None
+
+    def another_of_class(self, index: int) -> tuple[int, Tensor]:
+        """The next image of the same class that can be read.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        same = np.flatnonzero(self.labels == self.labels[index])
+        for other in np.roll(same, -np.searchsorted(same, index) - 1)[:-1]:
+            image = self.read(int(other))
+            if image is not None:
+                return int(other), image
+        raise ValueError(f"No image of the class of {self.path(index)} can be read: is the folder still there?")
+
+    def select(self, rows: Any, training: bool = False) -> "ImageFiles":
+        """Some rows, by a mask (N,) or by their numbers, transformed for training or for evaluation."""
+        optional = {"super_labels": self.super_labels, "boxes": self.boxes}
+        optional |= {"is_query": self.is_query, "is_gallery": self.is_gallery}
+        chosen = {name: None if values is None else values[rows] for name, values in optional.items()}
+        return ImageFiles(
+            self.root, self.paths[rows], self.labels[rows], **chosen, loading=self.loading, training=training
+        )

@@ -1,0 +1,62 @@
+"""In-Shop Clothes Retrieval of DeepFashion."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightning_recall.datamodules.base import RetrievalDataModule
+from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
+from lightning_recall.datamodules.tables import check_counts, check_files, existing, numbered, read_columns
+
+SOURCE = (
+    "In-shop Clothes Retrieval Benchmark comes from https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion.html: unpack "
+    "img.zip, or img_highres.zip, in root, with list_eval_partition.txt in Eval/ beside it."
+)
+
+
+class InShopDataModule(RetrievalDataModule):
+    """Finds shop pictures of a piece of clothing: 52,712 images of 7,982 pieces.
+
+    Training 25,882 images of 3,997 pieces; in the test 14,218 images query a gallery of 12,612 others, of 3,985 other
+    pieces, Recall@1, 10, 20, 30, 40 and 50. `val_classes` of the training pieces are set aside for validation. Some
+    pieces have less than 4 images: give the sampler `small_classes="drop"`.
+
+    Source: Liu, Luo, Qiu, Wang, Tang, "DeepFashion: Powering Robust Clothes Recognition and Retrieval with Rich
+    Annotations", CVPR 2016. Licence: non-commercial research.
+
+    Args:
+        root: folder that holds `Eval` and `img`, or `img_highres`.
+        images: how files become tensors.
+        kwargs: for `RetrievalDataModule`.
+
+    Raises:
+        ValueError: if the list or an image is not there, or the list is broken; when the data are set up.
+    """
+
+    def __init__(self, root: str = "data/InShop", images: ImageLoading | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.root = Path(root)
+        self.images = images or ImageLoading()
+
+    def read(self) -> dict[str, ImageFiles]:
+        """Training, and a test of queries and gallery."""
+        file = existing(self.root / "Eval" / "list_eval_partition.txt", SOURCE)
+        names = ("image_name", "item_id", "evaluation_status")
+        paths, items, parts = read_columns(file, names, skip=1)  # the first line tells the number of images
+        unknown = set(parts) - {"train", "query", "gallery"}
+        if unknown:
+            raise ValueError(f"{file}: evaluation_status must be train, query or gallery, got {sorted(unknown)[0]!r}.")
+        if not (self.root / "img").exists() and (self.root / "img_highres").exists():
+            paths = [path.replace("img/", "img_highres/", 1) for path in paths]
+        (labels,) = numbered(items)
+        part = np.array(parts)
+        data = ImageFiles(
+            self.root, paths, labels, is_query=part == "query", is_gallery=part == "gallery", loading=self.images
+        )
+        check_files(data, SOURCE)
+        train, test = data.select(part == "train"), data.select(part != "train")
+        train.is_query = train.is_gallery = None  # those set aside for validation are both
+        check_counts(file, train, 25_882, 3_997)
+        check_counts(file, test, 14_218 + 12_612, 3_985)
+        return {"train": train, "test": test}

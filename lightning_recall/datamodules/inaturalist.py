@@ -1,0 +1,61 @@
+"""iNaturalist 2018, with the retrieval splits of Smooth-AP."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning_recall.datamodules.base import RetrievalDataModule
+from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
+from lightning_recall.datamodules.tables import check_counts, check_files, existing, numbered, read_columns
+
+SOURCE = (
+    "Unpack train_val2018.tar.gz from https://github.com/visipedia/inat_comp/tree/master/2018 in root, and "
+    "Inat_dataset_splits.zip beside it; the splits are those of Smooth-AP, on Google Drive only: "
+    "https://github.com/Andrew-Brown1/Smooth_AP links to them."
+)
+
+
+class INaturalist2018DataModule(RetrievalDataModule):
+    """Finds other pictures of a species: 461,939 images of 8,142 plants, animals and fungi, of the long tail.
+
+    Training 325,846 images of 5,690 species, test 136,093 of 2,452 others, as `Inaturalist_train_set1.txt` and
+    `Inaturalist_test_set1.txt` have it; every test image queries all the others, Recall@1, 4, 16 and 32.
+    `val_classes` of the training species are set aside for validation. The 13 or so super-categories, such as "Aves",
+    are known to the sampler. Some species have less than 4 images: give the sampler `small_classes="drop"`.
+
+    Source: Van Horn et al., "The iNaturalist Species Classification and Detection Dataset", CVPR 2018; splits: Brown,
+    Xie, Kalogeiton, Zisserman, "Smooth-AP", ECCV 2020. Licence: non-commercial research.
+
+    Args:
+        root: folder that holds `train_val2018` and the splits, or a folder `Inat_dataset_splits` of them.
+        images: how files become tensors.
+        kwargs: for `RetrievalDataModule`.
+
+    Raises:
+        ValueError: if a list or an image is not there, or a list is broken; when the data are set up.
+    """
+
+    def __init__(self, root: str = "data/inaturalist2018", images: ImageLoading | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.root = Path(root)
+        self.images = images or ImageLoading()
+
+    def read(self) -> dict[str, ImageFiles]:
+        """Training and test; a species is the folder of its images, `train_val2018/SUPER-CATEGORY/SPECIES/`."""
+        folder = self.root / "Inat_dataset_splits"
+        folder = folder if folder.exists() else self.root
+        files = [existing(folder / f"Inaturalist_{split}_set1.txt", SOURCE) for split in ("train", "test")]
+        parts = [[path.lstrip("/") for path in read_columns(file, ("path",), header=False)[0]] for file in files]
+        for file, paths in zip(files, parts, strict=True):
+            wrong = next((path for path in paths if path.count("/") < 2), None)
+            if wrong:
+                raise ValueError(f"{file} must list train_val2018/SUPER-CATEGORY/SPECIES/IMAGE.jpg, got {wrong!r}.")
+        labels = numbered(*([path.split("/")[-2] for path in paths] for paths in parts))
+        supers = numbered(*([path.split("/")[-3] for path in paths] for paths in parts))
+        train, test = (
+            ImageFiles(self.root, *columns, loading=self.images) for columns in zip(parts, labels, supers, strict=True)
+        )
+        check_counts(files[0], train, 325_846, 5_690)
+        check_counts(files[1], test, 136_093, 2_452)
+        for data in (train, test):
+            check_files(data, SOURCE)
+        return {"train": train, "test": test}

@@ -1,0 +1,65 @@
+"""Omniglot: handwritten characters of fifty alphabets."""
+
+from pathlib import Path
+from typing import Any
+
+from torchvision.datasets import Omniglot
+
+from lightning_recall.datamodules.base import RetrievalDataModule
+from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
+from lightning_recall.datamodules.tables import check_counts, existing, numbered
+
+SOURCE = (
+    "It is downloaded by torchvision, or unpacked by hand from https://github.com/brendenlake/omniglot, "
+    "python/images_background.zip and images_evaluation.zip, in root/omniglot-py."
+)
+PARTS = {"train": "images_background", "test": "images_evaluation"}
+
+
+class OmniglotDataModule(RetrievalDataModule):
+    """Finds a handwritten character by other hands: 32,460 drawings, 20 of each of 1,623 characters.
+
+    Training 19,280 drawings of the 964 characters of 30 alphabets, test 13,180 drawings of the 659 of 20 others; every
+    test image queries all the others. `val_classes` of the training characters are set aside for validation. The
+    alphabet is the super-class that the sampler knows. Grey, 32 x 32 pixels unless `images` says otherwise.
+
+    Source: Lake, Salakhutdinov, Tenenbaum, "Human-level concept learning through probabilistic program induction",
+    Science 2015. Licence: MIT.
+
+    Args:
+        root: folder to keep it in; 9 MB to download, 150 MB unpacked.
+        images: how files become tensors.
+        kwargs: for `RetrievalDataModule`.
+
+    Raises:
+        ValueError: if it is not there and cannot be downloaded.
+    """
+
+    def __init__(self, root: str = "data", images: ImageLoading | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.root = Path(root)
+        self.images = images or ImageLoading(size=32, resize=32, min_scale=0.6, flip=False, mode="L")
+
+    def prepare_data(self) -> None:
+        """Downloads what is not there."""
+        for part in PARTS.values():
+            if not (self.root / Omniglot.folder / part).exists():
+                try:
+                    Omniglot(str(self.root), background=part == PARTS["train"], download=True)
+                except (OSError, RuntimeError) as error:
+                    raise ValueError(f"Cannot download Omniglot to {self.root}: {error}. {SOURCE}") from error
+
+    def read(self) -> dict[str, ImageFiles]:
+        """Training and test: ALPHABET/characterNN/*.png of both parts."""
+        data = {}
+        for name, count in (("train", (19_280, 964)), ("test", (13_180, 659))):
+            folder = existing(self.root / Omniglot.folder / PARTS[name], SOURCE)
+            files = sorted(folder.glob("*/*/*.png"))
+            if not files:
+                raise ValueError(f"{folder} holds no ALPHABET/CHARACTER/*.png. {SOURCE}")
+            (labels,) = numbered([str(file.parent.relative_to(folder)) for file in files])
+            (alphabets,) = numbered([file.parent.parent.name for file in files])
+            paths = [str(file.relative_to(self.root)) for file in files]
+            data[name] = ImageFiles(self.root, paths, labels, alphabets, loading=self.images)
+            check_counts(folder, data[name], *count)
+        return data

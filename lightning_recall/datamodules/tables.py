@@ -1,0 +1,94 @@
+"""Reads the lists that data sets come with, and says what is wrong with them."""
+
+import csv
+import warnings
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightning_recall.datamodules.image_files import ImageFiles
+
+LOOKED_UP = 200  # files of a data set whose existence is checked
+
+
+def existing(path: Path, source: str) -> Path:
+    """A file or folder of a data set.
+
+    Args:
+        path: where it should be.
+        source: where the data set comes from and how it is unpacked, for the error.
+
+    Raises:
+        ValueError: if it is not there.
+    """
+    if not path.exists():
+        parent = next(parent for parent in path.parents if parent.exists())
+        raise ValueError(f"{path} is not there (but {parent} is). {source}")
+    return path
+
+
+def read_columns(
+    path: Path, columns: Sequence[str], delimiter: str | None = None, header: bool = True, skip: int = 0
+) -> list[list[str]]:
+    """Some columns of a text file, as strings; empty lines and Windows line ends do not matter.
+
+    Args:
+        path: UTF-8 text.
+        columns: names that the header must have; without a header, the names of all columns in order.
+        delimiter: what separates the columns, "," also with quoted cells; None: any number of spaces.
+        header: whether the first line names the columns.
+        skip: lines before that.
+
+    Raises:
+        ValueError: for a missing column, a line with too few cells, or no line at all; it names the file.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file) if delimiter == "," else (line.split(delimiter) for line in file)
+        wanted = enumerate(islice(lines, skip, None), skip + 1)
+        rows = [(number, [cell.strip() for cell in row]) for number, row in wanted if "".join(row).strip()]
+    names = rows.pop(0)[1] if header and rows else list(columns)
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise ValueError(f"{path} has no column {missing[0]!r}: its first line names {names}.")
+    if not rows:
+        raise ValueError(f"{path} lists nothing.")
+    places = [names.index(name) for name in columns]
+    for number, row in rows:
+        if len(row) <= max(places):
+            raise ValueError(f"{path}, line {number}: {len(row)} cells where {len(names)} are needed: {' '.join(row)}")
+    return [[row[place] for _, row in rows] for place in places]
+
+
+def check_files(data: ImageFiles, source: str) -> None:
+    """Looks some files up, spread over the list.
+
+    Raises:
+        ValueError: if one is missing, as in an archive that is not unpacked to its end.
+    """
+    rows = np.unique(np.linspace(0, len(data) - 1, LOOKED_UP).astype(int)) if len(data) else np.zeros(0, dtype=int)
+    missing = [path for path in map(data.path, rows) if not Path(path).exists()]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(rows)} files that were looked up are not there, such as {missing[0]}. {source}"
+        )
+
+
+def check_counts(file: Path, data: Any, images: int, classes: int) -> None:
+    """Warns where a list has not as many images and classes as the published one."""
+    found = len(data), len(np.unique(data.labels))
+    if found != (images, classes):
+        warnings.warn(
+            f"{file} lists {found[0]:,} images of {found[1]:,} classes, where the published split has {images:,} of "
+            f"{classes:,}: results cannot be compared with published ones.",
+            stacklevel=3,
+        )
+
+
+def numbered(*names: Sequence[str]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+    """Labels from 0 in place of names, the same for the same name in all lists."""
+    known, labels = np.unique(np.concatenate([np.asarray(part, dtype=object) for part in names]), return_inverse=True)
+    assert len(known)  # read_columns refuses empty lists
+    return np.split(labels.astype(np.int64).ravel(), np.cumsum([len(part) for part in names])[:-1])

@@ -1,0 +1,215 @@
+"""Every data module on a small data set in the format of the real one: splits, counts, protocols, and a run."""
+
+import shutil
+
+import numpy as np
+import pytest
+from pytorch_lightning import Trainer, seed_everything
+
+from lightning_recall import ImageEmbedder, RecallAtKLoss, RetrievalEvaluation, RetrievalModule, datamodules
+from lightning_recall.datamodules.image_files import ImageLoading
+from lightning_recall.models import SmallConvNet
+
+SMALL = pytest.mark.filterwarnings("ignore:.* lists .* images of .* classes, where the published split")
+IMAGES = ImageLoading(size=32, resize=36)
+MODULES = {
+    "sop": datamodules.SOPDataModule,
+    "cub": datamodules.CUB200DataModule,
+    "cars196": datamodules.Cars196DataModule,
+    "inaturalist": datamodules.INaturalist2018DataModule,
+    "vehicle_id": datamodules.VehicleIDDataModule,
+    "in_shop": datamodules.InShopDataModule,
+    "landmarks": datamodules.LandmarksDataModule,
+    "omniglot": datamodules.OmniglotDataModule,
+    "image_folder": datamodules.ImageFolderDataModule,
+}
+
+
+def set_up(name, root, **kwargs):
+    images = None if name == "omniglot" else IMAGES  # omniglot's are grey and small by themselves
+    data = MODULES[name](str(root), images=images, batch_size=8, chunk_size=3, **{"val_classes": 1, **kwargs})
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def classes(data):
+    return set(data.labels.tolist())
+
+
+@SMALL
+@pytest.mark.parametrize("name", MODULES)
+def test_classes_are_disjoint_and_files_are_there(name, small_data):
+    data = set_up(name, small_data(name), **({"test_classes": 4} if name == "image_folder" else {}))
+    parts = [data.train_data, data.val_data]
+    if data.test_data is not None:
+        parts += list(data.test_data.values()) if name == "vehicle_id" else [data.test_data]
+    assert [len(classes(part)) for part in parts[:2]] == [3, 1]
+    assert not classes(parts[0]) & classes(parts[1])
+    if name not in (
+        "sop",
+        "cub",
+        "cars196",
+        "vehicle_id",
+    ):  # labels are the files' own numbers: other images, other class
+        assert (
+            all(not classes(part) & (classes(parts[0]) | classes(parts[1])) for part in parts[2:]) or name == "omniglot"
+        )
+    paths = [set(map(part.path, range(len(part)))) for part in parts]
+    assert not paths[0] & paths[1]
+    assert all(not (p & (paths[0] | paths[1])) for p in paths[2:])
+    for part in parts:
+        counts = np.unique(part.labels, return_counts=True)[1]
+        assert (counts == 4).all()
+        for row in range(len(part)):
+            image, label = part[row]
+            assert image.shape[1:] == (32, 32)
+            assert int(label) == part.labels[row]
+    assert parts[0].training
+    assert not any(part.training for part in parts[1:])
+
+
+@SMALL
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "landmarks"])
+def test_fit_and_test_run(name, small_data, tmp_path):
+    seed_everything(0, verbose=False)
+    data = set_up(name, small_data(name), num_workers=2 if name == "sop" else 0)
+    channels = {"in_channels": 1} if name == "omniglot" else {"in_channels": 3}
+    embedder = ImageEmbedder(SmallConvNet(**channels), embedding_dim=8, norm="batch")
+    module = RetrievalModule(embedder, RecallAtKLoss((1, 2)), chunk_size=4)
+    settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        default_root_dir=tmp_path,
+        enable_model_summary=False,
+        callbacks=[RetrievalEvaluation((1, 2))],
+        **settings,
+    )
+    trainer.fit(module, datamodule=data)
+    assert "val/recall@1" in trainer.callback_metrics
+    (scores,) = trainer.test(module, datamodule=data, verbose=False)[:1]
+    expected = {"vehicle_id": "test/small/recall@1"}.get(name, "test/recall@1")
+    assert 0 <= scores[expected] <= 1
+
+
+@SMALL
+def test_sop_knows_super_classes(small_data):
+    data = set_up("sop", small_data("sop"))
+    assert set(data.test_data.super_labels.tolist()) == {1, 2}
+
+
+@SMALL
+@pytest.mark.parametrize("protocol", ["all", "reid"])
+def test_vehicle_id_has_three_tests_and_two_protocols(small_data, protocol):
+    data = set_up("vehicle_id", small_data("vehicle_id"), protocol=protocol)
+    assert {name: len(classes(test)) for name, test in data.test_data.items()} == {"small": 2, "medium": 3, "large": 4}
+    large = data.test_data["large"]
+    if protocol == "all":
+        assert large.is_gallery is None
+        return
+    assert np.unique(large.labels[large.is_gallery], return_counts=True)[1].tolist() == [1] * 4
+    assert np.array_equal(large.is_query, ~large.is_gallery)
+    other = set_up("vehicle_id", large.root and data.root, protocol="reid", seed=5).test_data["large"]
+    assert not np.array_equal(other.is_gallery, large.is_gallery)
+
+
+@SMALL
+def test_in_shop_has_queries_and_gallery(small_data):
+    root = small_data("in_shop")
+    test = set_up("in_shop", root).test_data
+    assert (test.is_query.sum(), test.is_gallery.sum(), len(test)) == (8, 8, 16)
+    assert not (test.is_query & test.is_gallery).any()
+    (root / "img").rename(root / "img_highres")
+    assert "img_highres/WOMEN" in set_up("in_shop", root).test_data.path(0)
+    file = root / "Eval" / "list_eval_partition.txt"
+    file.write_text(file.read_text().replace("gallery", "galery"))
+    with pytest.raises(ValueError, match="evaluation_status must be train, query or gallery, got 'galery'"):
+        set_up("in_shop", root)
+
+
+@SMALL
+def test_cars_come_in_three_forms(small_data, tmp_path):
+    from scipy.io import loadmat, savemat
+
+    root = small_data("cars196")
+    rows = loadmat(root / "cars_annos.mat", squeeze_me=True)["annotations"]
+    expected = set_up("cars196", root)
+
+    devkit = tmp_path / "devkit_form"
+    (devkit / "devkit").mkdir(parents=True)
+    kinds = [(name, object) for name in ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")]
+    for part in (0, 1):
+        chosen = rows[rows["test"].astype(int) == part]
+        folder = ("cars_train", "cars_test")[part]
+        table = np.zeros((1, len(chosen)), dtype=kinds)
+        for n, row in enumerate(chosen):
+            table[0, n] = (1, 1, 9, 9, row["class"], f"{n + 1:05}.jpg")
+            (devkit / folder).mkdir(exist_ok=True)
+            shutil.copy(root / str(row["relative_im_path"]), devkit / folder / f"{n + 1:05}.jpg")
+        name = ("cars_train_annos.mat", "cars_test_annos_withlabels.mat")[part]
+        savemat(devkit / "devkit" / name, {"annotations": table})
+
+    kaggle = tmp_path / "kaggle_form"
+    kaggle.mkdir()
+    (kaggle / "names.csv").write_text("".join(f"Ram C/V {c} 2012\n" for c in range(1, 197)))
+    for part in (0, 1):
+        name = ("train", "test")[part]
+        lines = []
+        for n, row in enumerate(rows[rows["test"].astype(int) == part]):
+            to = kaggle / "car_data" / "car_data" / name / f"Ram C-V {row['class']} 2012" / f"{n + 1:05}.jpg"
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / str(row["relative_im_path"]), to)
+            lines.append(f"{n + 1:05}.jpg,1,1,9,9,{row['class']}\n")
+        (kaggle / f"anno_{name}.csv").write_text("".join(lines))
+
+    for other in (devkit, kaggle):
+        data = set_up("cars196", other)
+        for part in ("train_data", "val_data", "test_data"):
+            assert sorted(getattr(data, part).labels) == sorted(getattr(expected, part).labels)
+            assert len(set(map(getattr(data, part).path, range(4)))) == 4
+    (devkit / "devkit" / "cars_test_annos_withlabels.mat").unlink()
+    with pytest.raises(ValueError, match=r"cars_test_annos_withlabels.mat is not there .* root must hold one of"):
+        set_up("cars196", devkit)
+    savemat(devkit / "devkit" / "cars_test_annos_withlabels.mat", {"annotations": [{"fname": "1.jpg"}]})
+    with pytest.raises(ValueError, match="has no field 'class' in its annotations"):
+        set_up("cars196", devkit)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "omniglot"])
+def test_a_missing_root_says_what_to_do(name, tmp_path):
+    with pytest.raises(ValueError, match=r"is not there \(but .* is\)\. .*root"):
+        set_up(name, tmp_path / "nowhere")
+
+
+@SMALL
+@pytest.mark.parametrize(("name", "folder"), [("sop", "bicycle_final"), ("cub", "images"), ("landmarks", "train")])
+def test_half_an_archive_is_noticed(name, folder, small_data):
+    root = small_data(name)
+    files = sorted((root / folder).rglob("*.*"))
+    for file in files[len(files) // 2 :]:
+        if file.suffix.lower() == ".jpg":
+            file.unlink()
+    with pytest.raises(ValueError, match=r"files that were looked up are not there, such as .*\. .*root"):
+        set_up(name, root)
+
+
+def test_counts_are_compared_with_the_published_ones(small_data):
+    with pytest.warns(UserWarning, match=r"Ebay_\w+.txt lists 16 images of 4 classes, where the published split has"):
+        set_up("sop", small_data("sop"))
+
+
+@SMALL
+def test_validation_can_be_left_out(small_data):
+    data = set_up("cub", small_data("cub"), val_classes=0)
+    assert data.val_data is None
+    assert data.val_dataloader() == []
+    assert len(data.train_data) == 16
+    assert data.train_data.training
+
+
+@SMALL
+def test_landmarks_have_no_test(small_data):
+    data = set_up("landmarks", small_data("landmarks"))
+    with pytest.raises(ValueError, match="LandmarksDataModule has no test images of its own"):
+        data.test_dataloader()

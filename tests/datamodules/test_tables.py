@@ -1,0 +1,66 @@
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lightning_recall.datamodules.image_files import ImageFiles
+from lightning_recall.datamodules.tables import check_counts, check_files, existing, numbered, read_columns
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+def test_columns_by_name(tmp_path, newline, bom):
+    file = tmp_path / "list.txt"
+    file.write_bytes((bom + newline.join(["id  path", "1 a.jpg  ", "", "2\tb.jpg", ""])).encode())
+    assert read_columns(file, ("path", "id")) == [["a.jpg", "b.jpg"], ["1", "2"]]
+
+
+def test_quoted_cells_and_no_header(tmp_path):
+    file = tmp_path / "list.csv"
+    file.write_text('7,"a, b.jpg"\n8,c.jpg\n')
+    assert read_columns(file, ("id", "path"), ",", header=False) == [["7", "8"], ["a, b.jpg", "c.jpg"]]
+    file.write_text("3\nid path\n1 a.jpg\n")
+    assert read_columns(file, ("path",), skip=1) == [["a.jpg"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id file\n1 a.jpg\n", "has no column 'path': its first line names ['id', 'file']"),
+        ("id path\n1 a.jpg\n2\n", "line 3: 1 cells where 2 are needed: 2"),
+        ("id path\n", "lists nothing"),
+        ("", "lists nothing"),
+    ],
+)
+def test_broken_lists_are_named(tmp_path, text, message):
+    file = tmp_path / "list.txt"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(f"{file}") + ".*" + re.escape(message)):
+        read_columns(file, ("id", "path"))
+
+
+def test_what_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match=r"a/b.txt is not there \(but .* is\). Unpack it."):
+        existing(tmp_path / "a" / "b.txt", "Unpack it.")
+    assert existing(tmp_path, "") == tmp_path
+
+
+def test_half_an_archive(tmp_path):
+    Image.new("L", (4, 4)).save(tmp_path / "0.png")
+    check_files(ImageFiles(tmp_path, ["0.png"], [0]), "")
+    with pytest.raises(ValueError, match=r"3 of 4 files that were looked up are not there, such as .*1.png. Unpack"):
+        check_files(ImageFiles(tmp_path, [f"{i}.png" for i in range(4)], [0] * 4), "Unpack it.")
+
+
+def test_counts_that_differ_are_told(tmp_path):
+    data = ImageFiles(tmp_path, ["0.png", "1.png"], [7, 8])
+    check_counts(tmp_path / "list.txt", data, 2, 2)
+    with pytest.warns(UserWarning, match=r"list.txt lists 2 images of 2 classes, where .* has 3,000 of 2"):
+        check_counts(tmp_path / "list.txt", data, 3000, 2)
+
+
+def test_names_become_numbers():
+    first, second = numbered(["b", "a", "b"], ["c", "a"])
+    assert (first.tolist(), second.tolist()) == ([1, 0, 1], [2, 0])
+    assert first.dtype == np.int64
