@@ -95,7 +95,12 @@ class RetrievalDataModule(LightningDataModule):
         """Class-balanced batches as lists of chunks; each process loads its share of the same batches."""
         overfit = getattr(self.trainer, "overfit_batches", 0) > 0
         sampler = ClassBalancedBatchSampler(
-            self.train_data.labels, self.batch_size, self.samples_per_class, self.seed, self.small_classes, not overfit
+            self.train_data.labels,
+            self.batch_size,
+            self.samples_per_class,
+            self.seed,
+            self.small_classes,
+            reshuffle=not overfit,
         )
         return ChunkLoader(self.train_data, sampler, self.chunk_size, num_workers=self.num_workers)
 
