@@ -1,4 +1,6 @@
 from collections import Counter
+from heapq import heapify, heappop, heappush
+from itertools import chain, permutations
 
 import numpy as np
 import pytest
@@ -8,31 +10,344 @@ from hypothesis import strategies as st
 
 from lightning_recall import ClassBalancedBatchSampler
 from lightning_recall.samplers import most_batches
+from lightning_recall.samplers.group_counts import GroupCounts
+from lightning_recall.samplers.published import PublishedEpoch, turns
+from lightning_recall.samplers.super_classes import draw_batches
+
+SIZES = st.lists(st.integers(1, 12), min_size=3, max_size=12)
+OPTIONS = st.fixed_dictionaries(
+    {
+        "small_classes": st.sampled_from(["drop", "repeat"]),
+        "tail": st.sampled_from(["drop", "fill"]),
+        "few_classes": st.sampled_from(["error", "repeat"]),
+        "super_classes": st.sampled_from([None, 1, 2]),
+    }
+)
+MODES = [
+    {},
+    {"tail": "fill"},
+    {"small_classes": "repeat"},
+    {"few_classes": "repeat", "batch_size": 36},
+    {"epoch_order": "published"},
+    {"super_classes": 2},
+    {"super_classes": 1, "tail": "fill", "small_classes": "repeat"},
+]
 
 
-@settings(max_examples=60, deadline=None)
+def labels_of(sizes, seed=0):
+    """(N, 2): classes 0, 7, 14, ... in three super-classes, in random order."""
+    classes = np.repeat(np.arange(len(sizes)) * 7, sizes)
+    return np.random.default_rng(seed).permutation(np.stack([classes, classes % 3 - 1], axis=1))
+
+
+def sampler_of(mode):
+    """Classes of 3 to 9 images, so that every mode leaves something to another epoch."""
+    settings = {"batch_size": 16, "samples_per_class": 4, "small_classes": "drop", "seed": 5, **mode}
+    return ClassBalancedBatchSampler(labels_of([3, 9, 5, 4, 7, 8, 9, 6]), **settings)
+
+
+def can_fill(sizes, num_groups, samples_per_class, small_classes, few_classes):
+    usable = [size for size in sizes if size >= samples_per_class or small_classes == "repeat"]
+    if len(usable) >= num_groups:
+        return len(usable) >= 2
+    different = sum(size // samples_per_class for size in usable)
+    return len(usable) >= 2 and few_classes == "repeat" and (small_classes == "repeat" or different >= num_groups)
+
+
+def greedy_length(groups, num_groups):
+    """Batches that there are if each takes the classes with most groups left."""
+    heap, length = [-count for count in groups], 0
+    heapify(heap)
+    while len(heap) >= num_groups:
+        taken = [heappop(heap) for _ in range(num_groups)]
+        for count in taken:
+            if count < -1:
+                heappush(heap, count + 1)
+        length += 1
+    return length
+
+
+@settings(max_examples=400, deadline=None)
 @given(
-    sizes=st.lists(st.integers(1, 12), min_size=3, max_size=12),
+    sizes=SIZES,
     samples_per_class=st.integers(2, 4),
-    num_classes=st.integers(2, 4),
+    num_groups=st.integers(2, 7),
+    seed=st.integers(0, 99),
+    options=OPTIONS,
+)
+def test_an_epoch_is_what_its_options_say(sizes, samples_per_class, num_groups, seed, options):
+    labels = labels_of(sizes, seed)
+    usable = {7 * c: n for c, n in enumerate(sizes) if n >= samples_per_class or options["small_classes"] == "repeat"}
+    if (options["super_classes"] or 0) > len({label % 3 for label in usable}):
+        options["super_classes"] = None
+    arguments = (labels, num_groups * samples_per_class, samples_per_class, seed)
+    if not can_fill(sizes, num_groups, samples_per_class, options["small_classes"], options["few_classes"]):
+        with pytest.raises(ValueError, match=r"Lower batch_size|lower samples_per_class"):
+            ClassBalancedBatchSampler(*arguments, **options)
+        return
+    sampler = ClassBalancedBatchSampler(*arguments, **options)
+    length, batches = len(sampler), np.array(list(sampler))
+    assert len(batches) == length >= 1
+    for batch in batches:
+        check_batch(labels[batch, 0].reshape(num_groups, samples_per_class), batch, usable, options)
+    times = np.bincount(batches.ravel(), minlength=len(labels))  # that each image is drawn in the epoch
+    for label in set(labels[:, 0]) - set(usable):
+        assert (times[labels[:, 0] == label] == 0).all()
+    check_coverage({label: times[labels[:, 0] == label] for label in usable}, length, num_groups, arguments[2], options)
+
+
+def check_batch(groups, batch, usable, options):
+    """Groups (num_groups, samples_per_class) of labels, and the rows of the batch."""
+    num_groups, samples_per_class = groups.shape
+    assert (groups == groups[:, :1]).all()  # images of a class side by side
+    in_batch = Counter(groups[:, 0].tolist())
+    assert set(in_batch) <= set(usable)
+    assert sum(groups[1:, 0] != groups[:-1, 0]) == len(in_batch) - 1  # groups of a class too
+    most = max(in_batch.values())
+    different = np.array([max(size // samples_per_class, 1) for size in usable.values()])
+    if len(usable) >= num_groups:
+        assert most == 1
+    elif different.sum() >= num_groups:
+        assert np.minimum(different, most - 1).sum() < num_groups  # as even as it can be
+        assert len(in_batch) >= 2
+    rows = Counter(batch.tolist())
+    repeats = Counter()
+    for place, row in enumerate(batch.tolist()):
+        label = int(groups.ravel()[place])
+        repeats[label] = max(repeats[label], rows[row])
+    for label, count in in_batch.items():  # images as often as each other, or once more
+        assert repeats[label] == -(-count * samples_per_class // usable[label])
+    if options["small_classes"] == "drop":
+        assert max(rows.values()) == 1
+
+
+def check_coverage(times, length, num_groups, samples_per_class, options):
+    """Times (n,) that each image of each class is drawn in the epoch."""
+    different = {label: max(len(drawn) // samples_per_class, 1) for label, drawn in times.items()}
+    drawn_groups = {label: drawn.sum() // samples_per_class for label, drawn in times.items()}
+    repeated = sum(different.values()) < num_groups
+    assert all(drawn.max() - drawn.min() <= 1 for drawn in times.values())
+    if options["tail"] == "drop" and not repeated:
+        assert all(drawn_groups[label] <= different[label] for label in times)
+        if options["super_classes"]:
+            assert sum(drawn_groups[label] < different[label] for label in times) < num_groups
+        elif len(times) >= num_groups:
+            assert length == greedy_length(different.values(), num_groups)
+    if options["tail"] == "fill":
+        assert min(drawn.min() for drawn in times.values()) >= 1
+        groups = {label: -(-len(drawn) // samples_per_class) for label, drawn in times.items()}
+        if len(times) >= num_groups and not options["super_classes"]:
+            assert length == max(*groups.values(), -(-sum(groups.values()) // num_groups))
+            passes = [drawn_groups[label] / groups[label] for label in times if drawn_groups[label] < length]
+            assert not passes or max(drawn_groups[c] / groups[c] for c in times) <= np.floor(min(passes)) + 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=2, max_size=25), num_classes=st.integers(2, 6), seed=st.integers(0, 9)
+)
+def test_published_turns_are_those_of_a_loop(sizes, num_classes, seed):
+    order = np.random.default_rng(seed).permutation(len(sizes)) * 3
+    groups = np.array(sizes)
+    starts, length = turns(groups, num_classes)
+    epoch = PublishedEpoch(order, starts, starts + groups, length)
+    batches = [epoch.batch(number) for number in range(length)]
+    expected = published_by_loops(dict(zip(order.tolist(), sizes, strict=True)), 1, num_classes)
+    assert [classes.tolist() for classes, _ in batches] == expected
+    for label in order:  # its groups in turn
+        numbers = [n for classes, numbers in batches for c, n in zip(classes, numbers, strict=True) if c == label]
+        assert numbers == list(range(len(numbers)))
+
+
+def published_by_loops(images, samples_per_class, num_classes):
+    """Classes of each batch, given how many images each class has, in the order of the classes."""
+    left, batches = dict(images), []
+    while True:
+        batch = []
+        for label in left:
+            if left[label] >= samples_per_class and len(batch) < num_classes:
+                batch.append(label)
+                left[label] -= samples_per_class
+        if len(batch) < num_classes:
+            return batches
+        batches.append(batch)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 14), min_size=2, max_size=5), num_classes=st.integers(2, 3), seed=st.integers(0, 99)
+)
+def test_published_epochs_are_those_of_some_class_order(sizes, num_classes, seed):
+    labels = labels_of(sizes, seed)[:, 0]
+    if sum(size >= 3 for size in sizes) < num_classes:
+        return
+    sampler = ClassBalancedBatchSampler(labels, num_classes * 3, 3, seed, "drop", epoch_order="published")
+    for _ in range(3):
+        length, batches = len(sampler), list(sampler)
+        assert length == len(batches)
+        used = [row for batch in batches for row in batch]
+        assert len(used) == len(set(used))
+        classes = sorted(labels[batch][::3].tolist() for batch in batches)
+        assert all((labels[batch].reshape(-1, 3).std(1) == 0).all() for batch in batches)
+        orders = permutations(zip(range(0, 7 * len(sizes), 7), sizes, strict=True))
+        assert any(classes == sorted(published_by_loops(order, 3, num_classes)) for order in orders)
+
+
+def test_published_length_is_that_of_the_next_epoch():
+    sampler = ClassBalancedBatchSampler(labels_of([40, 4, 4, 4, 12]), 12, 4, epoch_order="published")
+    lengths = {}
+    for epoch in (3, 0, 1, 2, 3, 5):
+        sampler.set_epoch(epoch)
+        lengths[epoch] = len(sampler)
+        assert len(sampler) == len(list(sampler))
+    assert len(set(lengths.values())) > 1
+    sampler.reshuffle = False
+    assert [len(sampler), len(list(sampler)), len(sampler)] == [lengths[0]] * 3
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    groups=st.lists(st.integers(0, 6), min_size=4, max_size=20),
+    per_batch=st.integers(1, 2),
+    num_groups=st.integers(2, 6),
+    num_super_classes=st.integers(1, 3),
     seed=st.integers(0, 99),
 )
-def test_batches_are_balanced_and_use_an_image_once(sizes, samples_per_class, num_classes, seed):
-    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)) * 7, sizes))
-    if sum(size >= samples_per_class for size in sizes) < num_classes:
-        with pytest.raises(ValueError, match=r"Lower batch_size|lower samples_per_class"):
-            ClassBalancedBatchSampler(labels, num_classes * samples_per_class, samples_per_class, small_classes="drop")
-        return
-    sampler = ClassBalancedBatchSampler(
-        labels, num_classes * samples_per_class, samples_per_class, seed, small_classes="drop"
-    )
+def test_batches_come_from_the_super_classes_asked_for(groups, per_batch, num_groups, num_super_classes, seed):
+    rng = np.random.default_rng(seed)
+    super_of = rng.permutation(np.arange(len(groups)) % 4)
+    left = np.array(groups)
+    most = np.minimum(left, per_batch)
+    num_super_classes = min(num_super_classes, num_groups)
+    for batch in draw_batches(GroupCounts(left.copy(), most), super_of, num_super_classes, num_groups, rng):
+        room = np.bincount(super_of, np.minimum(left, most))  # (4,) groups that the batch may have of each
+        share = np.bincount(super_of[batch], minlength=4)
+        drawn = np.flatnonzero(share)
+        assert len(drawn) >= min(num_super_classes, (room > 0).sum())
+        if len(drawn) > num_super_classes:  # any fewer would not have filled it
+            assert room[drawn].sum() - room[drawn].max() < num_groups
+            assert (share[drawn] < room[drawn]).sum() <= 1
+        else:
+            assert all(share[s] == room[s] or share[s] >= share.max() - 1 for s in drawn)
+        assert (np.bincount(batch, minlength=len(left)) <= most).all()
+        left = left - np.bincount(batch, minlength=len(left))
+        assert left.min() >= 0
+    assert np.minimum(left, most).sum() < num_groups
+
+
+def test_super_classes_and_classes_are_drawn_in_proportion_to_what_is_left():
+    left, super_of = np.array([9, 3, 3, 1, 2, 2]), np.array([0, 0, 0, 1, 1, 1])
+    counts = GroupCounts(left, np.ones_like(left))
+    first = [draw_batches(counts, super_of, 1, 2, np.random.default_rng(seed))[0] for seed in range(800)]
+    assert np.mean([super_of[batch[0]] == 0 for batch in first]) == pytest.approx(0.75, abs=0.05)
+    # 9/15 as the first, else the second of 9/12
+    in_batch = np.mean([0 in batch for batch in first if super_of[batch[0]] == 0])
+    assert in_batch == pytest.approx(0.6 + 0.4 * 0.75, abs=0.05)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_epochs_differ_and_can_be_repeated(mode):
+    sampler, again = sampler_of(mode), sampler_of(mode)
+    epochs = [(len(sampler), list(sampler)) for _ in range(3)]
+    assert epochs[0][1] != epochs[1][1] != epochs[2][1]
+    for epoch in (2, 0, 1):
+        again.set_epoch(epoch)
+        assert list(again) == epochs[epoch][1]
+        assert len(epochs[epoch][1]) == epochs[epoch][0]
+    assert list(sampler_of({**mode, "seed": 6})) != epochs[0][1]
+    fixed = sampler_of({**mode, "reshuffle": False})
+    assert [list(fixed), list(fixed)] == [epochs[0][1]] * 2
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("world_size", [1, 2, 3, 16])
+def test_processes_share_every_batch(mode, world_size):
+    shares = []
+    for rank in range(world_size):
+        sampler = sampler_of(mode)
+        sampler.shard = rank, world_size
+        shares.append(list(sampler))
+    assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == list(sampler_of(mode))
+    sizes = {len(part) for share in shares for part in share}
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_super_classes_without_a_class_to_draw_do_not_count():
+    labels = [[0, 0], [0, 0], [1, 0], [1, 0], [2, 1]]
+    with pytest.raises(ValueError, match="super_classes must be None or from 1 to 1"):
+        ClassBalancedBatchSampler(labels, 4, 2, small_classes="drop", super_classes=2)
+    assert len(ClassBalancedBatchSampler(labels, 4, 2, small_classes="repeat", super_classes=2)) == 1
+
+
+def test_super_classes_matter_only_where_they_are_asked_for():
+    labels = np.array([[0, 0], [0, 1], [1, 0], [1, 0], [2, 1], [2, 1]])
+    assert list(ClassBalancedBatchSampler(labels, 4, 2)) == list(ClassBalancedBatchSampler(labels[:, 0], 4, 2))
+    with pytest.raises(ValueError, match="Class 0 is in super-class 0 and in 1"):
+        ClassBalancedBatchSampler(labels, 4, 2, super_classes=1)
+    with pytest.raises(ValueError, match=r"needs labels of shape \(N, 2\)"):
+        ClassBalancedBatchSampler(labels[:, 0], 4, 2, super_classes=1)
+
+
+def test_the_batches_of_two_super_classes():
+    """Eight super-classes of ten classes each: the first epoch's batches, and all that it leaves."""
+    classes = np.repeat(np.arange(80), 8)
+    sampler = ClassBalancedBatchSampler(np.stack([classes, classes // 10], 1), 40, 4, super_classes=2)
+    batches = [Counter((classes[batch][::4] // 10).tolist()) for batch in sampler]
+    assert len(batches) >= 15
+    assert sum(sorted(batch.values()) == [5, 5] for batch in batches) >= 10
+    assert len({tuple(sorted(batch)) for batch in batches}) >= 8
+
+
+def test_a_class_of_one_image_is_repeated():
+    batches = list(ClassBalancedBatchSampler([0, 1, 1, 1], 8, 4, small_classes="repeat"))
+    (counts,) = (Counter(batch) for batch in batches)
+    assert counts[0] == 4
+    assert sorted(counts[row] for row in (1, 2, 3)) == [1, 1, 2]
+
+
+def test_few_classes_share_a_batch_as_their_sizes_allow():
+    labels = np.repeat([0, 1, 2], [12, 4, 4])
+    (batch,) = ClassBalancedBatchSampler(labels, 20, 4, few_classes="repeat")
+    assert sorted(batch) == list(range(20))
+    batches = list(ClassBalancedBatchSampler(labels, 40, 4, small_classes="repeat", few_classes="repeat"))
+    assert [Counter(batch) for batch in batches] == [Counter([*range(20), *range(20)])]
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes=st.lists(st.integers(4, 25), min_size=2, max_size=4), samples_per_class=st.integers(2, 4), data=st.data())
+def test_groups_of_a_class_in_a_batch_have_no_image_in_common(sizes, samples_per_class, data):
+    num_groups = data.draw(st.integers(2, sum(size // samples_per_class for size in sizes)))
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    batch_size = num_groups * samples_per_class
+    sampler = ClassBalancedBatchSampler(labels, batch_size, samples_per_class, tail="fill", few_classes="repeat")
     batches = list(sampler)
-    assert len(batches) == len(sampler) >= 1
-    for batch in batches:
-        assert sorted(Counter(labels[batch]).values()) == [samples_per_class] * num_classes
-        assert (labels[batch].reshape(num_classes, samples_per_class).std(1) == 0).all()  # side by side
-    used = [row for batch in batches for row in batch]
-    assert len(used) == len(set(used))
+    assert all(len(set(batch)) == batch_size for batch in batches)
+    assert set(chain(*batches)) == set(range(len(labels)))
+
+
+def test_fill_draws_what_is_missing_evenly():
+    sampler = ClassBalancedBatchSampler(np.repeat(np.arange(10), 6), 12, 4, tail="fill")
+    assert len(sampler) == 7  # 20 groups, three in a batch
+    times = np.bincount(np.ravel(list(sampler)), minlength=60)
+    assert times.min() == 1
+    assert times.max() == 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_default_epochs_are_dealt_as_these_loops_do(seed):
+    """Trainings of earlier releases resume with the batches that they had."""
+    labels = labels_of([9, 3, 5, 12, 8, 8, 4], seed)[:, 0]
+    sampler = ClassBalancedBatchSampler(labels, 9, 3, seed)
+    rng = np.random.default_rng((seed, 2))
+    keys, rows, dealt = iter(rng.random(len(labels))), {}, []
+    for label in np.unique(labels):
+        rows[label] = [row for _, row in sorted((next(keys), row) for row in np.flatnonzero(labels == label))]
+    for label in rng.permutation(np.unique(labels)):
+        groups = [rows[label][i : i + 3] for i in range(0, len(rows[label]) - 2, 3)]
+        dealt += groups[: len(sampler)]
+    expected = [list(chain(*dealt[b :: len(sampler)][:3])) for b in rng.permutation(len(sampler))]
+    sampler.set_epoch(2)
+    assert list(sampler) == expected
 
 
 def test_an_epoch_uses_all_that_the_classes_allow():
@@ -48,17 +363,9 @@ def test_most_batches(groups, num_classes, expected):
     assert most_batches(np.array(groups), num_classes) == expected
 
 
-def test_epochs_differ_and_can_be_repeated():
-    labels = torch.arange(40) // 4
-    sampler = ClassBalancedBatchSampler(labels, 8, 2, seed=5)
-    first, second = list(sampler), list(sampler)
-    assert first != second
-    sampler.set_epoch(1)
-    assert list(sampler) == second
-    again = ClassBalancedBatchSampler(labels, 8, 2, seed=5)
-    assert list(again) == first
-    assert list(ClassBalancedBatchSampler(labels, 8, 2, seed=6)) != first
-    assert sampler.sampler is sampler  # where Lightning looks for set_epoch
+def test_lightning_finds_set_epoch():
+    sampler = ClassBalancedBatchSampler(torch.arange(40) // 4, 8, 2)
+    assert sampler.sampler is sampler  # where it looks
 
 
 def test_images_of_a_class_are_spread_over_the_epoch():
@@ -83,6 +390,9 @@ def test_without_reshuffling_every_pass_is_the_first():
     assert list(sampler) == list(sampler) == first == list(ClassBalancedBatchSampler(torch.arange(40) // 4, 8, 2))
 
 
+PAIRS = np.stack([np.repeat(np.arange(10), 4), np.repeat(np.arange(5), 8)], axis=1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -93,6 +403,23 @@ def test_without_reshuffling_every_pass_is_the_first():
         ({"batch_size": 400}, "Lower batch_size to 40 or less"),
         ({"labels": [0] * 9 + [1], "small_classes": "drop"}, "only 1 of 2 have samples_per_class=4 images"),
         ({"labels": torch.rand(40)}, "labels must be integers"),
+        ({"labels": np.zeros((40, 3), int)}, r"shape \(N,\) or \(N, 2\)"),
+        ({"labels": 3}, "labels must be integers"),
+        ({"small_classes": "keep"}, "small_classes must be one of 'error', 'drop', 'repeat', got 'keep'"),
+        ({"tail": "keep"}, "tail must be one of 'drop', 'fill', got 'keep'"),
+        ({"few_classes": "drop"}, "few_classes must be one of 'error', 'repeat', got 'drop'"),
+        ({"epoch_order": None}, "epoch_order must be one of 'longest', 'published', got None"),
+        ({"epoch_order": "published", "small_classes": "repeat"}, 'epoch_order="published" needs'),
+        ({"epoch_order": "published", "tail": "fill"}, 'epoch_order="published" needs'),
+        ({"epoch_order": "published", "few_classes": "repeat"}, 'epoch_order="published" needs'),
+        ({"epoch_order": "published", "super_classes": 1}, 'epoch_order="published" needs'),
+        ({"super_classes": 0, "labels": PAIRS}, "super_classes must be None or from 1 to 2, .* got 0"),
+        ({"super_classes": 3, "labels": PAIRS}, r"classes in a batch \(2\)"),
+        ({"super_classes": 6, "labels": PAIRS, "batch_size": 32}, r"from 1 to 5, .* to draw \(5\)"),
+        (
+            {"batch_size": 48, "few_classes": "repeat"},
+            "would have an image twice: .* only 10 .* Lower batch_size to 40",
+        ),
         ({"labels": [0, 1, 1, 1, 1, 2, 2, 2, 2]}, "1 of 3 classes have fewer than samples_per_class=4 images"),
     ],
 )

@@ -145,9 +145,9 @@ class ChunkLoader:
             self.batches = self.resumed[1]
         self.resumed = None
         self.chunks.skip = self.batches
-        count = len(self.chunks.cuts) - 1
+        count, length = len(self.chunks.cuts) - 1, len(self)  # once the pass has begun, the length is the next epoch's
         chunks = iter(self.loader)
-        while self.batches < len(self):
+        while self.batches < length:
             self.batches += 1
             yield list(islice(chunks, count))
 

@@ -32,7 +32,8 @@ def test_a_batch_is_a_list_of_chunks(chunk_size, num_workers):
 def test_processes_share_each_batch():
     whole, shares = ClassBalancedBatchSampler(LABELS, 16, 2), []
     for rank in range(2):
-        sampler = ClassBalancedBatchSampler(LABELS, 16, 2, rank=rank, world_size=2)
+        sampler = ClassBalancedBatchSampler(LABELS, 16, 2)
+        sampler.shard = rank, 2
         loader = ChunkLoader(images_in_memory(), sampler, 4)
         shares.append([torch.cat([i for i, _ in chunks])[:, 0, 0, 0].tolist() for chunks in loader])
     assert [a + b for a, b in zip(*shares, strict=True)] == list(whole)
@@ -50,12 +51,22 @@ def test_each_pass_is_another_epoch_that_lightning_can_set():
     assert rows() == first
 
 
+def test_epochs_may_differ_in_length():
+    labels = np.repeat(np.arange(5), [40, 4, 4, 4, 8])
+    sampler = ClassBalancedBatchSampler(labels, 12, 4, epoch_order="published")
+    loader = ChunkLoader(images_in_memory(), sampler, 5)
+    lengths = [(len(loader), len(list(loader))) for _ in range(8)]
+    assert all(told == found for told, found in lengths)
+    assert len(set(lengths)) > 1
+
+
 def test_wrong_sizes_are_refused():
     sampler = ClassBalancedBatchSampler(LABELS, 16, 2)
     with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
         ChunkLoader(images_in_memory(), sampler, 0)
+    sampler.shard = 0, 17
     with pytest.raises(ValueError, match="batch_size=16 leaves none for some of the 17 processes"):
-        list(ChunkLoader(images_in_memory(), ClassBalancedBatchSampler(LABELS, 16, 2, rank=0, world_size=17), 4))
+        list(ChunkLoader(images_in_memory(), sampler, 4))
     with pytest.raises(ValueError, match="eval_batch_size must be at least 1, got 0"):
         RetrievalDataModule(eval_batch_size=0)
 

@@ -1,0 +1,265 @@
+"""The sampler: deals images out in groups, and leaves to the epoch which groups stand together in a batch."""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from lightning_recall.samplers.group_counts import FewClasses, SmallClasses, Tail, group_counts
+from lightning_recall.samplers.published import PublishedEpoch, published_epoch
+from lightning_recall.samplers.spread import SpreadEpoch, fewest_batches, filled_epoch, longest_epoch, most_batches
+from lightning_recall.samplers.super_classes import SuperClassEpoch, super_class_epoch
+
+EpochOrder = Literal["longest", "published"]
+Labels = Sequence[int] | Sequence[Sequence[int]] | NDArray[np.integer] | Tensor
+
+
+class ClassBalancedBatchSampler(Sampler[list[int]]):
+    """Draws batches of `batch_size / samples_per_class` classes with `samples_per_class` images each.
+
+    An epoch deals each class's images out in groups of `samples_per_class`, in a new order, and makes as many batches
+    as these groups allow with no class twice in a batch; no image comes twice in an epoch. What does not fill a group
+    or a batch waits for another epoch's draw. Images of a class stand side by side in the batch.
+
+    Every pass is another epoch. In Lightning, and in loops that call `set_epoch`, epoch e is the same batches for the
+    same seed, on every process and after a resume.
+
+    Epochs of epoch_order="published" and of `super_classes` differ in length. Lightning plans all with that of the
+    first: it cuts longer ones, and does not validate after shorter ones.
+
+    Where torch.distributed runs, each process draws the same batches and yields its own part of each, so that
+    `batch_size` counts the images of all of them.
+
+    Args:
+        labels: (N,) integers: the class of each item of the data set; or (N, 2): its class and its super-class, which
+            only `super_classes` looks at.
+        batch_size: images in a batch, over all processes; a multiple of `samples_per_class`.
+        samples_per_class: images of a class in a batch, from 2, so that each has a positive.
+        seed: makes the order reproducible.
+        small_classes: what to do with classes of fewer than `samples_per_class` images: "error" refuses them, "drop"
+            never draws them, "repeat" fills their group with their images again, each as often as the others or once
+            more. The group of a class of one image is copies of it.
+        tail: what to do with images and groups that do not fill a batch: "drop" leaves them out of this epoch. "fill"
+            draws every image of every class in use at least once an epoch, in the fewest batches; what these lack is
+            drawn again, evenly over all images as far as no class comes twice in a batch. One class much larger than
+            the others makes such epochs long: it can be in a batch only once.
+        few_classes: what to do if a batch needs more classes than there are: "error" refuses it, "repeat" puts several
+            groups of a class in a batch, as evenly as the classes' sizes allow. They have no image in common; only if
+            there are too few images for that, and with `small_classes="repeat"`, images come more than once.
+        epoch_order: "longest" makes as many batches as possible and spreads each class over the epoch. "published" is
+            the epoch of the code published with the Recall@k surrogate loss: the first classes of a random order are
+            in every batch until their images are used up and the next classes take their places; it ends when fewer
+            classes are left than a batch needs. It does not go with "fill", "repeat" or `super_classes`.
+        super_classes: from how many super-classes a batch takes its classes, for harder negatives: from 1 to the
+            classes in a batch. They are drawn in proportion to the groups that they have left, and share the batch
+            evenly as far as they have classes. Fewer are drawn only where fewer have groups left, more where these
+            have too few classes to fill the batch. The epoch ends when fewer classes have groups left than a batch
+            needs: all others are drawn to the last group. The batches that "fill" adds draw what is left from all
+            super-classes.
+        reshuffle: False makes every pass the first epoch, to overfit on purpose.
+
+    Attributes:
+        shard: (rank, world size): which part of each batch this process yields; None: what torch.distributed says when
+            a pass begins.
+
+    Raises:
+        ValueError: if the request cannot be met; it says which number to change.
+
+    >>> sampler = ClassBalancedBatchSampler([0, 0, 1, 1, 2, 2], batch_size=4, samples_per_class=2)
+    >>> len(sampler), [len(batch) for batch in sampler]
+    (1, [4])
+    >>> sampler = ClassBalancedBatchSampler([0, 0, 1, 1, 2, 2], batch_size=4, samples_per_class=2, tail="fill")
+    >>> len(sampler), sorted({row for batch in sampler for row in batch})
+    (2, [0, 1, 2, 3, 4, 5])
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        batch_size: int,
+        samples_per_class: int,
+        seed: int = 0,
+        small_classes: SmallClasses = "error",
+        tail: Tail = "drop",
+        few_classes: FewClasses = "error",
+        epoch_order: EpochOrder = "longest",
+        super_classes: int | None = None,
+        reshuffle: bool = True,
+    ) -> None:
+        check_sizes(batch_size, samples_per_class)
+        check_options(small_classes, tail, few_classes, epoch_order, super_classes)
+        self.batch_size = batch_size
+        self.samples_per_class = samples_per_class
+        self.seed = seed
+        self.epoch = 0
+        self.tail = tail
+        self.super_classes = super_classes
+        self.reshuffle = reshuffle
+        self.shard: tuple[int, int] | None = None
+        array = label_array(labels)  # (N,) or (N, 2)
+        column = array if array.ndim == 1 else array[:, 0]
+        self._order = np.argsort(column, kind="stable").astype(np.int32)  # rows of one class side by side
+        self._sizes = np.unique(column, return_counts=True)[1]  # (C,)
+        self._groups = group_counts(self._sizes, samples_per_class, self.num_classes, small_classes, tail, few_classes)
+        self._length: int | None = None  # batches, if all epochs have the same number
+        self._drawn: tuple[tuple[int, int], PublishedEpoch | SuperClassEpoch] | None = None  # seed and epoch, and this
+        if super_classes is not None:
+            self._super_of = super_class_of(array, self._order, self._sizes)  # (C,)
+            check_super_classes(super_classes, self._super_of[self._groups.per_epoch > 0], self.num_classes)
+        elif epoch_order == "longest" and tail == "drop":
+            self._length = most_batches(self._groups.per_epoch, self.num_classes, self._groups.per_batch)
+        elif epoch_order == "longest":
+            self._length = fewest_batches(self._groups.per_epoch, self.num_classes, self._groups.per_batch)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes in a batch; groups of images, where `few_classes="repeat"` puts several of a class in it."""
+        return self.batch_size // self.samples_per_class
+
+    @property
+    def share(self) -> slice:
+        """This process's part of each batch.
+
+        Raises:
+            ValueError: if the batch has less than an image for each process.
+        """
+        rank, world_size = self.shard or (0, 1)
+        if self.shard is None and torch.distributed.is_available() and torch.distributed.is_initialized():
+            rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        if self.batch_size < world_size:
+            raise ValueError(f"batch_size={self.batch_size} leaves none for some of the {world_size} processes.")
+        return slice(self.batch_size * rank // world_size, self.batch_size * (rank + 1) // world_size)
+
+    @property
+    def sampler(self) -> "ClassBalancedBatchSampler":
+        """This object: Lightning calls `set_epoch` on the `sampler` of a batch sampler, not on itself."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes the next pass epoch `epoch`."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches in the epoch that the next pass draws; the same for all, but for "published" and `super_classes`."""
+        return self._length if self._length is not None else self._draw_epoch().length
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """This process's part of one epoch's batches, as row numbers; the next pass is the next epoch."""
+        share = self.share
+        rng = np.random.default_rng((self.seed, self.epoch if self.reshuffle else 0))
+        shuffled = self._shuffle(rng)  # (N,)
+        epoch = self._draw_epoch() if self._length is None else self._spread_epoch(self._length, rng)
+        self.epoch += 1
+        starts = np.cumsum(self._sizes) - self._sizes
+        for batch in rng.permutation(epoch.length):
+            classes, numbers = epoch.batch(batch)
+            # Group g of a class is its images g * samples_per_class, ..., beginning again after the last.
+            images = numbers[:, None] * self.samples_per_class + np.arange(self.samples_per_class)
+            rows = shuffled[starts[classes, None] + images % self._sizes[classes, None]]
+            yield rows.ravel()[share].tolist()
+
+    def _shuffle(self, rng: np.random.Generator) -> NDArray[np.int32]:
+        """Row numbers (N,), one class after the other, each one's images in random order."""
+        classes = np.repeat(np.arange(len(self._sizes), dtype=np.int32), self._sizes)
+        return self._order[np.lexsort((rng.random(len(classes)), classes))]
+
+    def _spread_epoch(self, length: int, rng: np.random.Generator) -> SpreadEpoch:
+        """The batches of an epoch, where their number is known without drawing."""
+        if self.tail == "fill":
+            return filled_epoch(self._groups, np.zeros_like(self._sizes), self.num_classes, rng)
+        return longest_epoch(self._groups, length, self.num_classes, rng)
+
+    def _draw_epoch(self) -> PublishedEpoch | SuperClassEpoch:
+        """The batches of the next epoch, where their number is known only then; kept, as it is asked for twice."""
+        key = self.seed, self.epoch if self.reshuffle else 0
+        if self._drawn is None or self._drawn[0] != key:
+            rng = np.random.default_rng((*key, 1))  # not the numbers that shuffle the images
+            size, fill = self.num_classes, self.tail == "fill"
+            if self.super_classes is None:
+                self._drawn = key, published_epoch(self._groups.per_epoch, size, rng)
+            else:
+                epoch = super_class_epoch(self._groups, self._super_of, self.super_classes, size, fill, rng)
+                self._drawn = key, epoch
+        return self._drawn[1]
+
+
+def check_sizes(batch_size: int, samples_per_class: int) -> None:
+    """Raises ValueError unless a batch can be cut into groups of two images or more, from two classes or more."""
+    if samples_per_class < 2:
+        raise ValueError(
+            f"samples_per_class must be at least 2, so that each image has a positive, got {samples_per_class}."
+        )
+    if batch_size < 2 * samples_per_class or batch_size % samples_per_class:
+        raise ValueError(
+            f"batch_size must be a multiple of samples_per_class={samples_per_class} and hold at least 2 classes, "
+            f"got {batch_size}."
+        )
+
+
+def check_options(
+    small_classes: SmallClasses,
+    tail: Tail,
+    few_classes: FewClasses,
+    epoch_order: EpochOrder,
+    super_classes: int | None,
+) -> None:
+    """Raises ValueError for a value that an option does not have, or options that contradict each other."""
+    for name, value, kind in (
+        ("small_classes", small_classes, SmallClasses),
+        ("tail", tail, Tail),
+        ("few_classes", few_classes, FewClasses),
+        ("epoch_order", epoch_order, EpochOrder),
+    ):
+        if value not in get_args(kind):
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(kind)))}, got {value!r}.")
+    others = small_classes == "repeat", tail == "fill", few_classes == "repeat", super_classes is not None
+    if epoch_order == "published" and any(others):
+        raise ValueError(
+            'epoch_order="published" needs small_classes="error" or "drop", tail="drop", few_classes="error" and '
+            f"super_classes=None, got {small_classes!r}, {tail!r}, {few_classes!r} and {super_classes}."
+        )
+
+
+def label_array(labels: Labels) -> NDArray[np.integer]:
+    """Labels as an array (N,) or (N, 2).
+
+    Raises:
+        ValueError: if they have another shape, or are no integers.
+    """
+    array = np.asarray(labels)
+    if array.shape[1:] not in {(), (2,)} or not array.shape or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"labels must be integers of shape (N,) or (N, 2), got {array.dtype} {array.shape}.")
+    return array
+
+
+def super_class_of(
+    labels: NDArray[np.integer], order: NDArray[np.int32], sizes: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Number from 0 of each class's super-class (C,), given the rows class by class (N,) and the classes' sizes (C,).
+
+    Raises:
+        ValueError: if `labels` are not (N, 2), or a class is in two super-classes.
+    """
+    if labels.ndim == 1:
+        raise ValueError("super_classes needs labels of shape (N, 2): the class and the super-class of each item.")
+    sorted_labels = labels[order]  # (N, 2)
+    first = sorted_labels[np.cumsum(sizes) - sizes]  # (C, 2)
+    wrong = np.flatnonzero(sorted_labels[:, 1] != np.repeat(first[:, 1], sizes))
+    if len(wrong):
+        one, other = sorted_labels[wrong[0]], first[np.searchsorted(np.cumsum(sizes), wrong[0], side="right")]
+        raise ValueError(f"Class {one[0]} is in super-class {other[1]} and in {one[1]}: each needs one of its own.")
+    return np.unique(first[:, 1], return_inverse=True)[1]
+
+
+def check_super_classes(super_classes: int, super_of: NDArray[np.int64], num_classes: int) -> None:
+    """Raises ValueError for more super-classes in a batch than it has classes, or than there are."""
+    most = min(num_classes, len(np.unique(super_of)))
+    if not 1 <= super_classes <= most:
+        raise ValueError(
+            f"super_classes must be None or from 1 to {most}, the smaller of the classes in a batch ({num_classes}) "
+            f"and the super-classes with classes to draw ({len(np.unique(super_of))}), got {super_classes}."
+        )
