@@ -48,6 +48,20 @@ def chunk_to_load(chunk_size: int | str) -> int:
     return 512 if isinstance(chunk_size, str) else chunk_size
 
 
+def without_download(model: Any) -> None:
+    """Has a model whose weights come from a checkpoint built without those that timm would fetch first.
+
+    Args:
+        model: settings with `init_args`, which are changed.
+    """
+    embedder: Any = (model.get("init_args") or {}).get("embedder")
+    settings = embedder.get("init_args") if hasattr(embedder, "get") else None
+    if settings and settings.get("pretrained"):
+        frozen = settings.get("freeze_batch_norm")
+        settings["freeze_batch_norm"] = isinstance(settings.get("backbone"), str) if frozen is None else frozen
+        settings["pretrained"] = False
+
+
 class SaveSettings(SaveConfigCallback):
     """Writes config.yaml, and has checkpoints hold what builds their module, for `load_from_checkpoint`.
 
@@ -57,8 +71,9 @@ class SaveSettings(SaveConfigCallback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the model's settings, unless the module has saved hyperparameters of its own."""
-        model = self.config.model
-        settings = {**model.as_dict().get("init_args", {}), "_class_path": model.class_path}
+        model = self.config.model.as_dict()
+        without_download(model)
+        settings = {**model.get("init_args", {}), "_class_path": model["class_path"]}
         settings["_instantiator"] = "pytorch_lightning.cli.instantiate_module"
         checkpoint.setdefault(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, settings)
 
@@ -92,6 +107,10 @@ class RecallCLI(LightningCLI):
             self.parser.error(f"--ckpt_path {ckpt_path} is known only to the process that trained: give a file's path.")
         if ckpt_path.endswith(".ckpt") and "://" not in ckpt_path and not Path(ckpt_path).exists():
             self.parser.error(f"--ckpt_path {ckpt_path}: there is no such file.")
+        called = self.config[subcommand].trainer.callbacks or []
+        scores_start = any((callback.get("init_args") or {}).get("baselines") for callback in called)
+        if ckpt_path.endswith(".ckpt") and not scores_start:
+            without_download(self.config[subcommand].model)
         if subcommand != "fit" and not ckpt_path:
             rank_zero_info("No --ckpt_path is given: the model is taken as it was initialised.")
 
@@ -131,6 +150,8 @@ def hide_noise() -> None:
         "torch.distributed.nn.functional.* is deprecated.*",  # likewise
         "Using `DistributedSampler` with the dataloaders.*",  # RetrievalEvaluation counts its repeated images once
         "The dirpath has changed from.*",  # every run has a folder of its own
+        "Found .* in eval mode at the start of training.*",  # BatchNorm that is frozen on purpose
+        "Total length of `list` across ranks is zero.*",  # val_classes: 0 asks for no validation
         "Using ModelCheckpoint with manual optimization.*",  # the state after the step is the one to resume from
     ):
         warnings.filterwarnings("ignore", message)

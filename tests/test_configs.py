@@ -1,20 +1,58 @@
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+from lightning_recall import RetrievalModule
+
+FOLDER = Path(__file__).parent.parent / "configs"
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
+OF_PAPER = ("sop", "inaturalist", "vehicle_id", "cars196", "cub")
+ROWS = [path for path in CONFIGS if path.stem not in (*OF_PAPER, "glyphs", "paper", "your_images")]
+SMALL = ("--data.batch_size", 8, "--data.num_workers", 0, "--model.chunk_size", 4, "--trainer.fast_dev_run", 1)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:OneCycleLR ends after"),
+    pytest.mark.filterwarnings("ignore:.* lists .* images of .* classes, where the published split"),
+]
 
 
-def options(config, glyph_folder):
-    """What points a config at small data of the right format."""
-    return {"glyphs": ("--data.root", glyph_folder)}[config.stem]
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-@pytest.mark.filterwarnings("ignore:OneCycleLR ends after")
 @pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
-def test_every_config_runs(config, subcommand, command, glyph_folder):
-    command(subcommand, "--config", config, *options(config, glyph_folder), "--trainer.fast_dev_run", 2)
+def test_glyphs_run(subcommand, command, glyph_folder):
+    command(subcommand, "--config", FOLDER / "glyphs.yaml", "--data.root", glyph_folder, "--trainer.fast_dev_run", 2)
+
+
+def composed(row, root):
+    """The three configs of a row of the paper's tables, on data of the right format, without a download."""
+    name = next(name for name in OF_PAPER if row.stem.startswith(name))
+    configs = [arg for config in ("paper", name, row.stem) for arg in ("-c", FOLDER / f"{config}.yaml")]
+    return *configs, "--data.root", root(name), "--model.embedder.pretrained", "false", *SMALL
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda path: path.stem)
+def test_rows_of_the_paper_train(row, command, small_data):
+    command("fit", *composed(row, small_data))
+
+
+@pytest.mark.parametrize("name", OF_PAPER)
+def test_data_of_the_paper_are_tested(name, command, small_data):
+    row = composed(FOLDER / f"{name}_vit_b32.yaml", small_data)
+    command("test", *row, "--model.embedder.backbone", "resnet10t")
+
+
+def test_a_checkpoint_needs_no_pretrained_weights(command, small_data, tmp_path):
+    weights = tmp_path / "weights.pth"
+    torch.save(timm.create_model("resnet10t").state_dict(), weights)
+    data = ("-c", FOLDER / "paper.yaml", "-c", FOLDER / "cub.yaml", "--data.root", small_data("cub"), *SMALL[:-2])
+    model = ("--model.embedder.backbone", "resnet10t", "--model.embedder.pretrained", weights)
+    command("fit", *data, *model, "--trainer.max_steps", 1)
+    weights.unlink()
+    (checkpoint,) = (tmp_path / "runs").rglob("last.ckpt")
+    command("test", *data, *model, "--ckpt_path", checkpoint)
+    module = RetrievalModule.load_from_checkpoint(checkpoint)
+    assert module.embedder.freeze_batch_norm
+    with pytest.raises(ValueError, match="there is no file"):
+        command("test", *data, *model)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
