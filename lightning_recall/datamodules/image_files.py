@@ -79,13 +79,14 @@ def read_image(path: str | Path, mode: Literal["RGB", "L"] = "RGB", box: Sequenc
     """
     with Image.open(path) as file:
         file.load()
-    image = ImageOps.exif_transpose(file)
+    image: Image.Image = file
+    ImageOps.exif_transpose(image, in_place=True)  # copies only what it turns
     if image.mode.startswith("I"):  # Pillow would clip 16 bits to 8
         values = np.asarray(image)
         image = Image.fromarray((values // 257 if values.max() > 255 else values).astype(np.uint8))
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    image = image.convert(mode)
+    image = image if image.mode == mode else image.convert(mode)  # else a copy
     if box is not None:
         left, top, right, bottom = (round(side) for side in box)
         image = image.crop((left, top, right, bottom))
