@@ -70,6 +70,7 @@ class ManualOptimization(LightningModule):
         self.gradient_clip_algorithm = gradient_clip_algorithm
         self.accumulate_grad_batches = accumulate_grad_batches
         self.accumulated = 0  # batches whose gradients wait for a step
+        self.ended_epochs = 0  # that schedulers have seen the end of
         self.resumed_gradients: dict[str, Tensor] = {}
         self.resumed_metrics: dict[str, Tensor] = {}
 
@@ -84,14 +85,23 @@ class ManualOptimization(LightningModule):
                 optimizer.zero_grad()
         self.manual_backward(loss / self.accumulate_grad_batches)
         self.accumulated += 1
-        if self.accumulated < self.accumulate_grad_batches and not self.trainer.is_last_batch:
-            return
+        if self.accumulated == self.accumulate_grad_batches or self.trainer.is_last_batch:
+            self.step_optimizers(optimizers)
+        if self.trainer.is_last_batch:  # and not later: a checkpoint may be saved when the batch ends
+            self.end_epoch()
+
+    def step_optimizers(self, optimizers: list[Any]) -> None:
+        """A step with the gradients that wait."""
         for optimizer in optimizers:
             optimizer.step()
         self.accumulated = 0
         self.step_schedulers("step", self.trainer.global_step // len(optimizers))
-        if self.trainer.is_last_batch:  # and not later: a checkpoint may be saved when the batch ends
-            self.step_schedulers("epoch", self.current_epoch + 1)
+
+    def end_epoch(self) -> None:
+        """Steps the epoch's schedulers, once."""
+        if self.ended_epochs <= self.current_epoch:
+            self.ended_epochs = self.current_epoch + 1
+            self.step_schedulers("epoch", self.ended_epochs)
 
     def configure_optimizers(self) -> Any:
         """The optimizer and schedulers that were asked for."""
@@ -111,10 +121,12 @@ class ManualOptimization(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Forgets what a checkpoint loaded outside of a training has left."""
-        self.accumulated, self.resumed_gradients, self.resumed_metrics = 0, {}, {}
+        self.accumulated, self.ended_epochs, self.resumed_gradients, self.resumed_metrics = 0, 0, {}, {}
 
     def on_train_start(self) -> None:
         """Refuses schedules that cannot work with this training, new or resumed; takes up gradients that wait."""
+        if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in self.trainer.optimizers):
+            raise ValueError("LBFGS computes the loss several times a step, which a large batch cannot: take another.")
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
                 check_plateau(config)
@@ -136,7 +148,8 @@ class ManualOptimization(LightningModule):
         trainer, total = self.trainer, getattr(config.scheduler, "total_steps", None)
         planned: float = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
         if config.interval == "step":
-            planned *= -(-trainer.num_training_batches // self.accumulate_grad_batches)
+            batches = trainer.num_training_batches
+            planned *= batches if batches == math.inf else -(-batches // self.accumulate_grad_batches)
             planned = min(planned, trainer.max_steps // len(trainer.optimizers)) if trainer.max_steps > 0 else planned
         planned = planned // config.frequency if planned < math.inf else 0
         if not isinstance(total, int) or planned in (0, total):
@@ -168,14 +181,21 @@ class ManualOptimization(LightningModule):
                 config.scheduler.step()
 
     def on_train_epoch_end(self) -> None:
-        """Shows plateau schedulers their monitors, those of validation only after a validation."""
+        """Shows plateau schedulers their monitors, those of validation only after a validation.
+
+        Where the last batch made no step, because `training_step` or a hook skipped it, the other schedulers step now,
+        and gradients that wait are dropped, as in automatic optimization.
+        """
+        self.accumulated = 0
+        self.end_epoch()
         every = self.trainer.check_val_every_n_epoch
-        validated = every is None or (self.current_epoch + 1) % every == 0
+        validated = every is not None and (self.current_epoch + 1) % every == 0
         for config in self.trainer.lr_scheduler_configs:
             scheduler = config.scheduler
             if not isinstance(scheduler, ReduceLROnPlateau) or (self.current_epoch + 1) % config.frequency:
                 continue
-            if validated or not scheduler.monitor.startswith("val"):
+            known = every is None and scheduler.monitor in self.trainer.callback_metrics
+            if validated or known or not scheduler.monitor.startswith("val"):
                 scheduler.step(self.monitored(scheduler.monitor))
         self.resumed_metrics = {}  # they were those of the epoch in which the checkpoint was saved
 
@@ -188,6 +208,7 @@ class ManualOptimization(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the gradients that wait for a step, and the metrics that a plateau scheduler waits for."""
+        checkpoint["ended_epochs"] = self.ended_epochs
         checkpoint["metrics"] = {name: torch.as_tensor(m) for name, m in self.trainer.callback_metrics.items()}
         if self.accumulated:
             gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
@@ -195,6 +216,7 @@ class ManualOptimization(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up the gradients and metrics that were waited for."""
+        self.ended_epochs = checkpoint.get("ended_epochs", 0)
         self.resumed_metrics = checkpoint.get("metrics", {})
         waiting = checkpoint.get("accumulated", {"batches": 0, "gradients": {}})
         self.accumulated, self.resumed_gradients = waiting["batches"], waiting["gradients"]

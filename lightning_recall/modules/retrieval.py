@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, distributed, nn
 from torch.utils._pytree import tree_flatten
@@ -32,7 +32,8 @@ class RetrievalModule(ManualOptimization):
     A training batch is a list of chunks, as `RetrievalDataModule` makes it, or one pair (inputs, labels) of any loader.
     Validation and test only embed: `RetrievalEvaluation` scores.
 
-    A training that is resumed from a checkpoint, in the middle of an epoch too, goes on as if never interrupted.
+    A training that is resumed from a checkpoint goes on as if never interrupted; in the middle of an epoch too, if its
+    loader keeps its position, as `ChunkLoader` does: a plain DataLoader starts the epoch again.
 
     Args:
         embedder: inputs (b, ...) -> embeddings (b, D).
@@ -63,8 +64,10 @@ class RetrievalModule(ManualOptimization):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if (chunk_size != "auto" and chunk_size < 1) or keep_chunks < 1:
-            raise ValueError(f"chunk_size and keep_chunks must be at least 1, got {chunk_size} and {keep_chunks}.")
+        if chunk_size != "auto" and (type(chunk_size) is not int or chunk_size < 1):
+            raise ValueError(f'chunk_size must be an integer from 1, or "auto", got {chunk_size!r}.')
+        if keep_chunks < 1:
+            raise ValueError(f"keep_chunks must be at least 1, got {keep_chunks}.")
         self.embedder = embedder
         self.loss = loss
         self.mixup = mixup
@@ -177,6 +180,11 @@ class RetrievalModule(ManualOptimization):
                 f"{type(strategy).__name__} shards the parameters, which the recomputation would not find: use "
                 'strategy="ddp"; a smaller chunk_size saves memory.'
             )
+        static_graph = isinstance(strategy, DDPStrategy) and strategy._ddp_kwargs.get("static_graph", False)
+        if stage == "fit" and static_graph and torch.__version__ < "2.8":
+            raise ValueError(
+                "static_graph gives wrong gradients before torch 2.8: leave it out, or take a newer torch."
+            )
 
     def on_train_start(self) -> None:
         """Goes on with the random numbers of a resumed training."""
@@ -203,11 +211,12 @@ def split_chunks(batch: Batch) -> tuple[list[Any], Tensor]:
     Raises:
         ValueError: if the batch is neither.
     """
-    chunks = [batch] if len(batch) == 2 and isinstance(batch[1], Tensor) else batch
+    pair = isinstance(batch, Sequence) and len(batch) == 2 and isinstance(batch[1], Tensor)
+    chunks = [batch] if pair else batch if isinstance(batch, Sequence) else [None]
     if not all(isinstance(chunk, Sequence) and len(chunk) == 2 and isinstance(chunk[1], Tensor) for chunk in chunks):
         raise ValueError(
             "A training batch must be a pair (inputs, labels), or a list of such chunks, "
-            f"got a {type(batch).__name__} of {len(batch)}."
+            f"got a {type(batch).__name__}: override training_step, or have the loader give pairs."
         )
     inputs, labels = zip(*chunks, strict=True)
     return list(inputs), torch.cat(labels)

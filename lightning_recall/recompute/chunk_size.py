@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from lightning_recall.recompute.chunks import num_rows
+from lightning_recall.recompute.first_pass import python_random_restored
 
 MARGIN = 0.2  # share of the device's memory left free, for gradients, the optimizer's state and the loss
 FIRST_TRIAL = 16  # rows
@@ -48,11 +49,12 @@ def fits(encoder: nn.Module, inputs: Any, size: int, device: torch.device) -> bo
     for gpu in cuda:
         torch.cuda.reset_peak_memory_stats(gpu)
     try:
-        with torch.random.fork_rng(cuda), torch.enable_grad():
+        with torch.random.fork_rng(cuda), python_random_restored(), torch.enable_grad():
             chunk = tree_map(lambda leaf: leaf[:size].to(device), inputs)
             output = torch.func.functional_call(encoder, buffers, (chunk,))
             total = sum(leaf.float().sum() for leaf in tree_flatten(output)[0])
-            torch.autograd.grad(total, parameters, allow_unused=True)
+            if parameters:
+                torch.autograd.grad(total, parameters, allow_unused=True)
     except torch.OutOfMemoryError:
         return False
     finally:

@@ -1,11 +1,10 @@
 """A large batch in the memory of one chunk: embeddings with gradients, activations recomputed chunk by chunk."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
@@ -63,23 +62,26 @@ def chunked_forward(
     recomputed = max(len(chunks) - keep_last, 0) if torch.is_grad_enabled() else 0
 
     # Backward starts with the last chunks: kept, they are gone before another is recomputed.
-    outputs = [
-        recomputable(encoder, chunk, device, checked=number == recomputed - 1)
-        for number, chunk in enumerate(chunks[:recomputed])
-    ]
+    outputs: list[Tree] = []
+    changing: set[nn.Module] | None = None
+    for chunk in chunks[:recomputed]:
+        first = FirstPass(encoder, changing)
+        outputs.append(recomputable(encoder, chunk, device, first))
+        changing = {module for module, _ in first.buffers} if changing is None else changing
     return concatenate(outputs + [embed(encoder, chunk, device) for chunk in chunks[recomputed:]])
 
 
-def recomputable(encoder: Callable[[Any], Tree], chunk: Tree, device: torch.device | str | None, checked: bool) -> Tree:
-    """Embeds one chunk and forgets the activations; if `checked`, the recomputation is compared with the first pass."""
-    first = FirstPass(encoder)
+def recomputable(
+    encoder: Callable[[Any], Tree], chunk: Tree, device: torch.device | str | None, first: FirstPass
+) -> Tree:
+    """Embeds one chunk and forgets the activations; their recomputation is compared with this first pass."""
     kept: list[Tensor] = []
 
     def run(chunk: Tree, _: Tensor | None) -> Tree:
         if not first.over:
             with first.recorded():
                 output = embed(encoder, chunk, device)
-            kept.extend(leaf.detach() for leaf in tree_flatten(output)[0] if checked)
+            kept.extend(leaf.detach() for leaf in tree_flatten(output)[0])
             return output
         with first.replayed():
             output = embed(encoder, chunk, device)
@@ -88,7 +90,7 @@ def recomputable(encoder: Callable[[Any], Tree], chunk: Tree, device: torch.devi
 
     # A tensor on the encoder's device among the arguments makes checkpoint keep that device's random state.
     anchor = None if device is None else torch.empty(0, device=device)
-    with set_checkpoint_early_stop(False) if checked else nullcontext():
+    with set_checkpoint_early_stop(False):  # else it would stop before there is anything to compare
         return checkpoint(run, chunk, anchor, use_reentrant=False)
 
 
@@ -137,13 +139,20 @@ def concatenate(outputs: list[Tree]) -> Tree:
 
 
 def check_same(first: list[Tensor], again: list[Tensor]) -> None:
-    """Raises ValueError unless a recomputation gave, up to rounding, what the first pass did, where that was kept."""
-    for kept, leaf in zip(first, again, strict=False):
-        tolerance = torch.finfo(kept.dtype).eps ** 0.5 if kept.is_floating_point() else 0.0
-        if not torch.allclose(leaf, kept, rtol=0, atol=tolerance * float(kept.abs().max()), equal_nan=True):
+    """Raises ValueError unless a recomputation gave, up to rounding, what the first pass did."""
+    for kept, leaf in zip(first, again, strict=True):
+        if not close(kept, leaf):
             raise ValueError(
                 "The encoder gave other embeddings when a chunk was recomputed, so the gradient would be wrong: it "
                 "draws random numbers from a generator of its own, or changes parameters or attributes as it runs. "
                 "Draw with torch's, numpy's or Python's global generator, keep state in buffers, or raise keep_last to "
                 "the number of chunks, so that nothing is recomputed."
             )
+
+
+def close(kept: Tensor, leaf: Tensor) -> bool:
+    """Whether two tensors are the same but for rounding; NaN is the same as NaN."""
+    if kept.numel() == 0 or not (kept.is_floating_point() or kept.is_complex()):
+        return torch.equal(kept, leaf)
+    scale = float(kept.abs().nan_to_num(0, 0, 0).max())
+    return torch.allclose(leaf, kept, rtol=0, atol=torch.finfo(kept.dtype).eps ** 0.5 * scale, equal_nan=True)

@@ -342,3 +342,72 @@ def test_a_checkpoint_by_time_is_refused(tmp_path):
     saving = ModelCheckpoint(tmp_path, train_time_interval=timedelta(seconds=1))
     with pytest.raises(ValueError, match="give every_n_train_steps or every_n_epochs"):
         fit(Line(), callbacks=[saving], enable_checkpointing=True)
+
+
+class Skips(Line):
+    """Some batches make no step: training_step gives up."""
+
+    def __init__(self, skipped, **kwargs):
+        super().__init__(**kwargs)
+        self.skipped = skipped
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx not in self.skipped:
+            super().training_step(batch, batch_idx)
+
+
+def test_an_epoch_ends_without_its_last_batch():
+    steps = Steps()
+    module = Skips({4}, lr_scheduler=halved, accumulate_grad_batches=3)
+    trainer = fit(module, callbacks=[steps], max_epochs=2)
+    assert steps.rates == [1.0, 0.5]  # of batches 0 to 2; 3 waits in vain, as in automatic optimization
+    assert (trainer.global_step, module.accumulated) == (2, 0)
+
+
+class Twice(Line):
+    def training_step(self, batch, batch_idx):
+        for _ in range(2):
+            super().training_step(batch, batch_idx)
+
+
+def test_two_steps_a_batch_are_one_epoch():
+    steps = Steps()
+    fit(Twice(lr_scheduler=halved), callbacks=[steps], max_epochs=2)
+    assert steps.rates == [1.0] * 9 + [0.5] * 10 + [0.25]  # the epoch ends with its last batch's first step
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+def test_a_schedule_is_compared_with_max_steps_where_the_loader_has_no_length():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([(row,) for row in INPUTS])
+
+    module = Line(lr_scheduler=one_cycle(5), lr_interval="step")
+    initialise(module)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=20, max_epochs=-1)
+    with pytest.raises(ValueError, match="OneCycleLR ends after total_steps=5, but the training steps it 20 times"):
+        trainer.fit(module, DataLoader(Stream(), batch_size=2))
+
+
+def test_max_steps_are_counted_per_optimizer():
+    class TwoCycles(TwoOptimizers):
+        def configure_optimizers(self):
+            optimizers, _ = super().configure_optimizers()
+            return optimizers, [{"scheduler": one_cycle(5)(optimizers[0]), "interval": "step", "frequency": 1}]
+
+    with pytest.warns(UserWarning, match="the training steps it 3 times"):
+        fit(TwoCycles(), max_steps=6)
+
+
+def test_plateau_waits_for_a_validation_that_takes_longer_than_an_epoch():
+    steps = Steps()
+    plateau = {"lr_scheduler": lambda o: ReduceLROnPlateau(o, "val/score", mode="max", patience=0, factor=0.5)}
+    settings = {"limit_val_batches": 1.0, "check_val_every_n_epoch": None, "val_check_interval": 7, "max_epochs": 4}
+    fit(Line(**plateau), callbacks=[steps], **settings, num_sanity_val_steps=0)
+    assert len(steps.rates) == 20
+    assert steps.rates[0] == 1.0 > steps.rates[-1]
+
+
+def test_lbfgs_is_refused():
+    with pytest.raises(ValueError, match="LBFGS computes the loss several times"):
+        fit(Line(optimizer=torch.optim.LBFGS))

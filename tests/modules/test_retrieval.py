@@ -219,8 +219,10 @@ def test_precisions(name, dtype, tolerance):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"chunk_size": 0}, "must be at least 1, got 0 and 1"),
-        ({"keep_chunks": 0}, "must be at least 1, got 3 and 0"),
+        ({"chunk_size": 0}, 'an integer from 1, or "auto", got 0'),
+        ({"chunk_size": "Auto"}, "got 'Auto'"),
+        ({"chunk_size": 3.0}, "got 3.0"),
+        ({"keep_chunks": 0}, "keep_chunks must be at least 1, got 0"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):

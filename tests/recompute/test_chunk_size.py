@@ -1,3 +1,6 @@
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -51,6 +54,23 @@ def test_nothing_is_changed():
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in net.parameters())
     assert all(buffers[name] == (buffer, buffer._version) for name, buffer in net.named_buffers())
+
+
+class DrawsElsewhere(Full):
+    def forward(self, x):
+        random.random()
+        np.random.rand()  # noqa: NPY002  # the global generator is the point
+        return super().forward(x)
+
+
+def test_random_numbers_of_python_and_numpy_are_as_before():
+    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002  # likewise
+    largest_chunk_size(DrawsElsewhere(99).to(META), torch.empty(50, 6), META)
+    assert before == (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002  # likewise
+
+
+def test_a_frozen_network_fits_too():
+    assert largest_chunk_size(Full(99).to(META).requires_grad_(False), torch.empty(50, 6), META) == 50
 
 
 def test_a_cpu_is_not_tried():

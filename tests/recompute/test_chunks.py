@@ -197,6 +197,86 @@ def test_what_a_pass_draws_and_changes_is_the_same_again(make, keep_last):
     assert_same(both_ways(net, inputs, 3, buffers, keep_last=keep_last))
 
 
+class Unversioned(nn.Module):
+    """Statistics of its own that torch does not count versions of: batch_norm's, and what `.data` changes."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(6, 4)
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("var", torch.ones(4))
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        self.count.data.add_(1)
+        out = F.batch_norm(self.layer(x), self.mean, self.var, training=self.training)
+        return out + self.count  # a chunk sees how many came before
+
+    def embed(self, x):
+        return self(x)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda net: net,
+        lambda net: net.embed,
+        lambda net: lambda x: net.forward(x),  # not the module: no hook tells of it
+        lambda net: partial(Unversioned.forward, net),
+        lambda net: partial(net.embed),
+    ],
+)
+def test_buffers_changed_behind_torchs_back_are_changed_once(wrap):
+    net, inputs = Unversioned().double(), torch.randn(12, 6, dtype=torch.float64)
+    results = []
+    for chunked in (False, True):
+        for name, value in Unversioned().double().named_buffers():
+            getattr(net, name).copy_(value)
+        net.zero_grad()
+        encoder = wrap(net)
+        outputs = chunked_forward(encoder, inputs, 4) if chunked else torch.cat([encoder(c) for c in inputs.split(4)])
+        outputs.square().sum().backward()
+        results.append((net.layer.weight.grad.clone(), net.mean.clone(), net.var.clone(), net.count.clone()))
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
+    assert net.count == 3
+
+
+def test_the_processes_random_numbers_go_on_after_a_replay():
+    net = Noisy().double()
+    states = []
+    for chunk_size in (9, 3):
+        random.seed(1)
+        np.random.seed(1)  # noqa: NPY002  # the global generator is the point
+        for part in torch.ones(9, 6, dtype=torch.float64).split(3) if chunk_size == 9 else [torch.ones(9, 6).double()]:
+            chunked_forward(net, part, 3).sum().backward()
+        states.append((random.random(), np.random.rand()))  # noqa: NPY002  # likewise
+    assert states[0] == states[1]
+
+
+def test_a_second_backward_replays_the_same_state():
+    net = Unversioned().double()
+    loss = chunked_forward(net, torch.randn(12, 6, dtype=torch.float64), 4).square().sum()
+    first, second = (torch.autograd.grad(loss, net.layer.weight, retain_graph=True)[0] for _ in range(2))
+    torch.testing.assert_close(first, second, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        lambda out: {"embeddings": out, "kept": out[:, 0] > 0, "count": torch.arange(len(out))},
+        lambda out: {"embeddings": out, "nothing": out[:, :0]},
+        lambda out: {"embeddings": out, "broken": out.detach() * torch.nan},
+        lambda out: {"embeddings": out, "far": out.detach() / 0},
+    ],
+)
+def test_outputs_that_are_no_plain_numbers_are_compared(outputs):
+    net = nn.Linear(6, 4)
+    chunked_forward(lambda x: outputs(net(x)), torch.randn(10, 6), 3)["embeddings"].sum().backward()
+    assert net.weight.grad.abs().sum() > 0
+
+
 class TwoHeads(nn.Module):
     def __init__(self):
         super().__init__()
@@ -299,6 +379,27 @@ def test_an_encoder_that_does_not_repeat_itself_is_told(encoder):
         (ValueError, RuntimeError), match=r"other embeddings when a chunk was recomputed|inplace operation"
     ):
         chunked_forward(encoder, torch.randn(10, 6), 4).square().sum().backward()
+
+
+class ChangesOnce(nn.Linear):
+    """Gives other embeddings for its second chunk when that is recomputed, and only for it."""
+
+    def forward(self, x):
+        self.passes = getattr(self, "passes", 0) + 1
+        return super().forward(x) * (3 if x[0, 0] == 1 and self.passes > 4 else 1)
+
+
+def test_every_chunk_is_compared():
+    inputs = torch.arange(4.0).repeat_interleave(2)[:, None].expand(8, 6)
+    with pytest.raises(ValueError, match="other embeddings when a chunk was recomputed"):
+        chunked_forward(ChangesOnce(6, 4), inputs, 2).sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_lazy_parts_are_told():
+    net = nn.Sequential(nn.Linear(6, 4), nn.LazyBatchNorm1d())
+    with pytest.raises(ValueError, match="LazyBatchNorm1d has yet to learn the shape of running_mean: run a batch"):
+        chunked_forward(net, torch.randn(8, 6), 2)
 
 
 @pytest.mark.parametrize(
