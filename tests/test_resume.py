@@ -56,7 +56,8 @@ class Data(LightningDataModule):
         """Noise in the training process, as augmentation on the device draws it."""
         if not self.trainer.training:
             return batch
-        return [(images + torch.randn_like(images), labels) for images, labels in batch]
+        noise = random.random() + float(np.random.rand())  # noqa: NPY002  # global on purpose
+        return [(images + torch.randn_like(images) + noise, labels) for images, labels in batch]
 
 
 class Net(nn.Sequential):
@@ -69,6 +70,11 @@ class End(Callback):
 
     def __init__(self, folder, after=None, how=None):
         self.folder, self.after, self.how = folder, after, how
+
+    def on_train_start(self, trainer, pl_module):
+        seed_everything(
+            trainer.global_rank, verbose=False
+        )  # processes draw different numbers; a resume goes on with its own
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.global_step == self.after:

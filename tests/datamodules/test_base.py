@@ -1,3 +1,5 @@
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,30 @@ def test_processes_share_each_batch():
         loader = ChunkLoader(images_in_memory(), sampler, 4)
         shares.append([torch.cat([i for i, _ in chunks])[:, 0, 0, 0].tolist() for chunks in loader])
     assert [a + b for a, b in zip(*shares, strict=True)] == list(whole)
+
+
+class Noise(torch.utils.data.Dataset):
+    def __len__(self):
+        return 60
+
+    def __getitem__(self, row):
+        return torch.rand(2) + np.random.rand() + random.random(), row  # noqa: NPY002  # what augmentations draw from
+
+
+def test_augmentation_follows_the_place_in_the_whole_batch():
+    def drawn(shard, chunk_size):
+        sampler = ClassBalancedBatchSampler(LABELS, 16, 2)
+        sampler.shard = shard
+        return [torch.cat([noise for noise, _ in chunks]) for chunks in ChunkLoader(Noise(), sampler, chunk_size)]
+
+    state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002  # likewise
+    whole, first, second = drawn((0, 1), 16), drawn((0, 2), 3), drawn((1, 2), 5)
+    for batch, *shares in zip(whole, first, second, strict=True):
+        assert torch.equal(torch.cat(shares), batch)
+        assert len(batch.unique()) == batch.numel()
+    assert random.getstate() == state[0]
+    assert np.random.get_state()[1].tolist() == state[1]  # noqa: NPY002  # likewise
+    assert torch.equal(torch.get_rng_state(), state[2])
 
 
 def test_each_pass_is_another_epoch_that_lightning_can_set():
