@@ -1,4 +1,5 @@
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -136,6 +137,22 @@ def omniglot(root):
         for c, i in rows(classes):
             folder = root / "omniglot-py" / f"images_{part}" / f"Alphabet{c % 2}" / f"character{c:02}"
             draw(folder / f"{c:04}_{i:02}.png", size=(105, 105), mode="1")
+
+
+def revisited(root):
+    """Two queries and six images of Oxford, and two distractors."""
+    folder = root / "roxford5k"
+    for name in ("query_0", "query_1", *(f"image_{i}" for i in range(6))):
+        draw(folder / "jpg" / f"{name}.jpg", size=(60, 40))
+    queries = [
+        {"bbx": [5.2, 3.0, 25.9, 33.0], "easy": [0], "hard": [2], "junk": [4]},
+        {"bbx": [0.0, 0.0, 60.0, 40.0], "easy": [], "hard": [1, 3], "junk": []},
+    ]
+    truth = {"qimlist": ["query_0", "query_1"], "imlist": [f"image_{i}" for i in range(6)], "gnd": queries}
+    (folder / "gnd_roxford5k.pkl").write_bytes(pickle.dumps(truth, protocol=2))
+    for name in ("a/b.jpg", "c.jpg"):
+        draw(root / "revisitop1m" / "jpg" / name)
+    (root / "revisitop1m" / "revisitop1m.txt").write_text("a/b.jpg\nc.jpg\n")
 
 
 def image_folder(root):

@@ -40,6 +40,20 @@ def test_data_of_the_paper_are_tested(name, command, small_data):
     command("test", *row, "--model.embedder.backbone", "resnet10t")
 
 
+@pytest.mark.parametrize("subcommand", ["fit", "test", "predict"])
+def test_your_images_run(subcommand, command, small_data):
+    model = ("--model.embedder.pretrained", "false", "--model.embedder.backbone", "resnet10t")
+    own = ("-c", FOLDER / "your_images.yaml", "--data.root", small_data("image_folder"), *model)
+    command(subcommand, *own, "--data.num_workers", 0, "--data.batch_size", 16, "--trainer.fast_dev_run", 1)
+
+
+def test_your_table_runs(command, small_data):
+    model = ("--model.embedder.pretrained", "false", "--model.embedder.backbone", "resnet10t")
+    table = ("--data", "ImageTableDataModule", "--data.file", small_data("image_table") / "images.csv")
+    small = ("--data.num_workers", 0, "--data.batch_size", 16, "--trainer.fast_dev_run", 1)
+    command("fit", "-c", FOLDER / "your_images.yaml", *table, *model, *small)
+
+
 def test_a_checkpoint_needs_no_pretrained_weights(command, small_data, tmp_path):
     weights = tmp_path / "weights.pth"
     torch.save(timm.create_model("resnet10t").state_dict(), weights)

@@ -19,7 +19,8 @@ from lightning_recall.callbacks.batches import (
     roles,
     rows_in_order,
 )
-from lightning_recall.metrics import RecallAtK
+from lightning_recall.metrics import RecallAtK, RevisitedMAP
+from lightning_recall.metrics.revisited import GroundTruth
 
 MODEL, UNTRAINED, PIXELS = "model", "untrained", "pixels"
 ROW_NAMES = {MODEL: "model", UNTRAINED: "before training", PIXELS: "raw pixels"}
@@ -36,7 +37,8 @@ class RetrievalEvaluation(Callback):
     last batch counts once.
 
     A data set may tell by `is_query` and `is_gallery`, arrays (N,) of bool, which images search and which are searched.
-    Images with the label -100 are left out: the data modules' mark of a file that could not be read.
+    One with a `ground_truth` of easy, hard and junk images, such as revisited Oxford and Paris, is scored by
+    `RevisitedMAP`. Images with the label -100 are left out: the data modules' mark of a file that could not be read.
 
     `trainer.validate` and `trainer.test` end with a table.
 
@@ -56,7 +58,7 @@ class RetrievalEvaluation(Callback):
         self.ks = tuple(ks)
         self.baselines = baselines
         self.initial_state: dict[str, Tensor] = {}
-        self.metrics: dict[tuple[int, str], RecallAtK] = {}  # (dataloader, what is scored)
+        self.metrics: dict[tuple[int, str], RecallAtK | RevisitedMAP] = {}  # (dataloader, what is scored)
         self.rows: dict[int, list[int] | None] = {}  # of the data set, still to come from each dataloader
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -122,9 +124,12 @@ class RetrievalEvaluation(Callback):
         indices = None if rows is None else torch.tensor(rows[: len(labels)])
         self.rows[dataloader_idx] = None if rows is None else rows[len(labels) :]
         for kind, embeddings in scored.items():
-            new = RecallAtK(self.ks, ignore_index=UNREADABLE).to(embeddings.device)
-            metric = self.metrics.setdefault((dataloader_idx, kind), new)
-            metric.update(embeddings, labels, indices, **roles(loader, indices))
+            metric = self.metrics.get((dataloader_idx, kind)) or metric_of(loader, self.ks).to(embeddings.device)
+            self.metrics[dataloader_idx, kind] = metric
+            if isinstance(metric, RecallAtK):
+                metric.update(embeddings, labels, indices, **roles(loader, indices))
+            else:
+                metric.update(embeddings, indices)
 
     def log_scores(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         """Computes and logs all scores of a split; shows them unless the training is going on."""
@@ -142,6 +147,14 @@ class RetrievalEvaluation(Callback):
         self.metrics = {}
         if rows and trainer.state.fn != "fit":
             print_scores(rows, split)
+
+
+def metric_of(loader: Any, ks: Sequence[int]) -> RecallAtK | RevisitedMAP:
+    """What a dataloader is scored by: mAP where its data set tells a `ground_truth`, else Recall@k."""
+    ground_truth = getattr(loader.dataset, "ground_truth", None)
+    if ground_truth is None:
+        return RecallAtK(ks, ignore_index=UNREADABLE)
+    return RevisitedMAP([GroundTruth(*parts) for parts in ground_truth], ks)
 
 
 @rank_zero_only

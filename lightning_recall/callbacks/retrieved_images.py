@@ -80,7 +80,12 @@ class RetrievedImages(Callback):
         told = roles(loader, torch.tensor(rows[: len(labels)]))
         readable = labels != UNREADABLE
         is_query, is_gallery = (told.get(name, readable) & readable for name in ("is_query", "is_gallery"))
-        queries = choose_queries(labels, is_query, is_gallery, self.num_queries, self.seed)
+        truth = getattr(loader.dataset, "ground_truth", None)
+        if truth is not None:  # it tells what is right, and labels do not: every query may be shown
+            order = torch.randperm(int(is_query.sum()), generator=torch.Generator().manual_seed(self.seed))
+            queries = is_query.nonzero().squeeze(1)[order[: self.num_queries]]
+        else:
+            queries = choose_queries(labels, is_query, is_gallery, self.num_queries, self.seed)
         similarities = embeddings[queries] @ embeddings.T  # (Q, N)
         similarities.scatter_(1, queries[:, None], -torch.inf)
         similarities[:, ~is_gallery] = -torch.inf
@@ -89,6 +94,14 @@ class RetrievedImages(Callback):
             i: to_picture(loader.dataset[rows[i]][0]) for i in {*queries.tolist(), *top.indices.ravel().tolist()}
         }
         relevant = labels[top.indices] == labels[queries, None]  # (Q, K)
+        if truth is not None:
+            right = [{*truth[rows[query]][0], *truth[rows[query]][1]} for query in queries.tolist()]  # easy and hard
+            relevant = torch.tensor(
+                [
+                    [rows[i] - len(truth) in ok for i in line]
+                    for line, ok in zip(top.indices.tolist(), right, strict=True)
+                ]
+            )
         figure = draw_rows(pictures, queries, top.indices, top.values, relevant)
         figure.savefig(path, dpi=110)
         say_where("What the model retrieves", path)

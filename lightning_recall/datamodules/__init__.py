@@ -12,6 +12,7 @@ from lightning_recall.datamodules.in_shop import InShopDataModule
 from lightning_recall.datamodules.inaturalist import INaturalist2018DataModule
 from lightning_recall.datamodules.landmarks import LandmarksDataModule
 from lightning_recall.datamodules.omniglot import OmniglotDataModule
+from lightning_recall.datamodules.revisited import RevisitedDataModule
 from lightning_recall.datamodules.sop import SOPDataModule
 from lightning_recall.datamodules.vehicle_id import VehicleIDDataModule
 
@@ -29,6 +30,7 @@ __all__ = [
     "LandmarksDataModule",
     "OmniglotDataModule",
     "RetrievalDataModule",
+    "RevisitedDataModule",
     "SOPDataModule",
     "VehicleIDDataModule",
 ]

@@ -124,7 +124,11 @@ class RetrievalDataModule(LightningDataModule):
             train = train.select(slice(None), training=True)
         self.train_data, self.val_data, self.test_data = train, val, data.get("test")
         for name, part in (("training", train), ("validation", val), *named(self.test_data)):
-            if part is not None:
+            if hasattr(part, "ground_truth"):
+                rank_zero_info(
+                    f"{name}: {len(part.ground_truth):,} queries and {len(part) - len(part.ground_truth):,} images"
+                )
+            elif part is not None:
                 _, counts = np.unique(part.labels, return_counts=True)
                 each = f"{counts.min():,}" + (f" to {counts.max():,}" if counts.min() < counts.max() else "")
                 rank_zero_info(f"{name}: {len(part):,} images of {len(counts):,} classes, {each} of each")

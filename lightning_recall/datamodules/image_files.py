@@ -29,6 +29,8 @@ class ImageLoading:
     Args:
         size: height and width that the network sees, in pixels.
         resize: length of the shorter side before the middle is cut out for evaluation, in pixels, from `size`.
+        longest_side: for evaluation of whole images in their own shape: they are scaled down to be so long at most, in
+            pixels, instead of the cut-out middle; their batches can hold one image only. None: not.
         min_scale: smallest share of the image's area in a random crop, above 0 and up to 1.
         flip: whether training images are mirrored at random, left to right.
         mode: "RGB", or "L" for one grey channel.
@@ -44,6 +46,7 @@ class ImageLoading:
 
     size: int = 224
     resize: int = 256
+    longest_side: int | None = None
     min_scale: float = 0.08
     flip: bool = True
     mode: Literal["RGB", "L"] = "RGB"
@@ -63,10 +66,17 @@ class ImageLoading:
         if training:
             crop = v2.RandomResizedCrop(self.size, scale=(self.min_scale, 1.0), antialias=True)
             return self.train_transform or (v2.Compose([crop, v2.RandomHorizontalFlip()]) if self.flip else crop)
+        if self.longest_side is not None:
+            return self.eval_transform or nn.Identity()
         return self.eval_transform or v2.Compose([v2.Resize(self.resize, antialias=True), v2.CenterCrop(self.size)])
 
 
-def read_image(path: str | Path, mode: Literal["RGB", "L"] = "RGB", box: Sequence[float] | None = None) -> Tensor:
+def read_image(
+    path: str | Path,
+    mode: Literal["RGB", "L"] = "RGB",
+    box: Sequence[float] | None = None,
+    longest_side: int | None = None,
+) -> Tensor:
     """Decodes an image file to (C, H, W) uint8, upright, whatever its colour mode.
 
     Grey, palette and CMYK images are converted, an EXIF orientation is applied, transparent parts become white, and 16
@@ -75,7 +85,8 @@ def read_image(path: str | Path, mode: Literal["RGB", "L"] = "RGB", box: Sequenc
     Args:
         path: of any format that Pillow reads.
         mode: "RGB" or "L".
-        box: part of the upright image to cut out: left, top, right, bottom, in pixels.
+        box: part of the upright image to cut out: left, top, right, bottom, in pixels; None or NaN: all of it.
+        longest_side: pixels to which the whole image, and the part with it, is scaled down if it is longer.
     """
     with Image.open(path) as file:
         file.load()
@@ -87,10 +98,13 @@ def read_image(path: str | Path, mode: Literal["RGB", "L"] = "RGB", box: Sequenc
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image if image.mode == mode else image.convert(mode)  # else a copy
-    if box is not None:
+    scale = min(1.0, (longest_side or max(image.size)) / max(image.size))
+    if box is not None and not np.isnan(box[0]):
         left, top, right, bottom = (round(side) for side in box)
         image = image.crop((left, top, right, bottom))
     tensor: Tensor = tv.pil_to_tensor(image)
+    if scale < 1:
+        tensor = tv.resize(tensor, [max(1, round(side * scale)) for side in tensor.shape[1:]], antialias=True)
     return tensor
 
 
@@ -155,7 +169,9 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
     def read(self, index: int) -> Tensor | None:
         """An image (C, H, W) uint8 before its transform, None where it cannot be read and need not be."""
         try:
-            return read_image(self.path(index), self.loading.mode, None if self.boxes is None else self.boxes[index])
+            box = None if self.boxes is None else self.boxes[index]
+            longest_side = None if self.training else self.loading.longest_side
+            return read_image(self.path(index), self.loading.mode, box, longest_side)
         except Exception as error:  # decoders of broken files raise anything
             if self.loading.on_error == "raise":
                 raise ValueError(f"Cannot read the image {self.path(index)}: {error}") from error

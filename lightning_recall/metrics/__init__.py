@@ -1,5 +1,6 @@
 """Metrics: torchmetrics.Metric classes over (embeddings (B, D), labels (B,))."""
 
 from lightning_recall.metrics.recall_at_k import RecallAtK
+from lightning_recall.metrics.revisited import RevisitedMAP
 
-__all__ = ["RecallAtK"]
+__all__ = ["RecallAtK", "RevisitedMAP"]

@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+import torch
+
+from lightning_recall.metrics import RevisitedMAP
+from lightning_recall.metrics.revisited import GroundTruth
+
+
+def by_hand(similarities, truth, protocol, ks):
+    """The protocol word by word, for one query, with lists: None without a right image."""
+    right = {"easy": truth.easy, "medium": [*truth.easy, *truth.hard], "hard": truth.hard}[protocol]
+    junk = {"easy": [*truth.junk, *truth.hard], "medium": truth.junk, "hard": [*truth.junk, *truth.easy]}[protocol]
+    if not len(right):
+        return None
+    ranking = [i for i in sorted(range(len(similarities)), key=lambda i: -similarities[i]) if i not in set(junk)]
+    hits = [i in set(right) for i in ranking]
+    area, recall, precision = 0.0, 0.0, 1.0
+    for number in range(1, len(hits) + 1):
+        next_precision, next_recall = sum(hits[:number]) / number, sum(hits[:number]) / len(right)
+        area += (next_recall - recall) * (precision + next_precision) / 2
+        recall, precision = next_recall, next_precision
+    last = max(number for number, hit in enumerate(hits, 1) if hit)
+    return [area] + [sum(hits[: min(last, k)]) / min(last, k) for k in ks]
+
+
+def example(seed, queries=9, size=60):
+    rng = np.random.default_rng(seed)
+    embeddings = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(queries + size, 4))), dim=1).float()
+    truths = []
+    for query in range(queries):
+        easy, hard, junk, _ = np.split(rng.permutation(size), np.cumsum(rng.integers(0, 9, 3) * (query > 0)))
+        truths.append(GroundTruth(easy.tolist(), hard.tolist(), junk.tolist()))
+    return embeddings, truths
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_equals_the_protocol_word_by_word(seed):
+    embeddings, truths = example(seed)
+    metric = RevisitedMAP(truths, ks=(1, 5, 10))
+    order = torch.randperm(len(embeddings))
+    for part in order.split(20):
+        metric.update(3 * embeddings[part], part)  # lengths do not matter
+    metric.update(embeddings[:5], torch.arange(5))  # nor do items that come again
+    scores = metric.compute()
+    similarities = embeddings[:9].numpy() @ embeddings[9:].numpy().T
+    for protocol in ("easy", "medium", "hard"):
+        rows = [by_hand(s, truth, protocol, (1, 5, 10)) for s, truth in zip(similarities, truths, strict=True)]
+        expected = np.mean([row for row in rows if row is not None], 0)
+        actual = [scores[f"{protocol}/{name}"].item() for name in ("map", "mp@1", "mp@5", "mp@10")]
+        np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+def test_a_perfect_ranking_scores_one_and_the_worst_little():
+    embeddings = torch.tensor([[1.0, 0], [1, 0], [0.9, 0.1], [0.8, 0.2], [0, 1]])
+    for easy, expected in (([0, 1], 1.0), ([3], (0 + 1 / 4) / 2)):
+        metric = RevisitedMAP([GroundTruth(easy, [], [])], ks=(1,))
+        metric.update(embeddings, torch.arange(5))
+        assert metric.compute()["easy/map"] == pytest.approx(expected)
+
+
+def test_what_cannot_be_scored_is_told():
+    embeddings, truths = example(0)
+    metric = RevisitedMAP(truths)
+    with pytest.raises(ValueError, match=r"evaluate in order \(shuffle=False\)"):
+        metric.update(embeddings, None)
+    metric.update(embeddings[1:], torch.arange(1, 69))
+    with pytest.raises(ValueError, match="1 items were not given"):
+        metric.compute()
+    metric = RevisitedMAP([GroundTruth([], [], [3])])
+    metric.update(embeddings, torch.arange(69))
+    with pytest.raises(ValueError, match="No query has a right image"):
+        metric.compute()
