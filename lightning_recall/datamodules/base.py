@@ -214,7 +214,7 @@ def held_out_classes(
 
     Args:
         labels: (N,) of all.
-        share: of the classes, above 0 and below 1, or a number of them, from 1.
+        share: of the classes, above 0 and below 1, of which it makes one at least; or a number of them, from 1.
         seed: of the choice.
         name: of the setting, for the error.
         part: what they are set aside for, likewise.
@@ -223,7 +223,7 @@ def held_out_classes(
         ValueError: if no class would be set aside, or none be left.
     """
     classes = np.unique(np.asarray(labels))
-    count = round(share * len(classes)) if share < 1 else int(share)
+    count = max(round(share * len(classes)), 1) if 0 < share < 1 else int(share)
     if not 0 < count < len(classes):
         raise ValueError(
             f"{name}={share} sets {count} of {len(classes)} classes aside; it must leave at least one for {part} and "

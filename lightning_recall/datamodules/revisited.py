@@ -13,7 +13,7 @@ from lightning_recall.datamodules.tables import check_files, existing, read_colu
 
 SOURCE = (
     "The ground truth and the images come from http://cmp.felk.cvut.cz/revisitop: root must hold NAME/gnd_NAME.pkl and "
-    "NAME/jpg/, where NAME is roxford5k or rparis6k, and revisitop1m/revisitop1m.txt and revisitop1m/jpg/ for distractors."
+    "NAME/jpg/, NAME being roxford5k or rparis6k, and for distractors revisitop1m/revisitop1m.txt and revisitop1m/jpg/."
 )
 HARMLESS = {
     *(

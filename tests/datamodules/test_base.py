@@ -97,7 +97,7 @@ def test_wrong_sizes_are_refused():
         RetrievalDataModule(eval_batch_size=0)
 
 
-@pytest.mark.parametrize(("val_classes", "count"), [(0.2, 2), (3, 3)])
+@pytest.mark.parametrize(("val_classes", "count"), [(0.2, 2), (0.01, 1), (3, 3)])
 def test_held_out_classes_are_whole(val_classes, count):
     held = held_out_classes(LABELS, val_classes, seed=1)
     assert len(np.unique(LABELS[held])) == count
@@ -106,7 +106,7 @@ def test_held_out_classes_are_whole(val_classes, count):
     assert not np.array_equal(held, held_out_classes(LABELS, val_classes, seed=2))
 
 
-@pytest.mark.parametrize("val_classes", [0.0, 0.01, 10, 25])
+@pytest.mark.parametrize("val_classes", [0.0, 0.99, 10, 25, -1])
 def test_a_split_without_classes_is_refused(val_classes):
     with pytest.raises(ValueError, match="must leave at least one for validation and one for training"):
         held_out_classes(LABELS, val_classes, seed=0)
