@@ -10,7 +10,8 @@ from torch import nn
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"^lightning-recall .*$", README, re.MULTILINE)
+ALL_COMMANDS = re.findall(r"^lightning-recall .*$", README, re.MULTILINE)
+COMMANDS = [line for line in ALL_COMMANDS if "FOLDER" not in line and "TABLE" not in line]
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -33,6 +34,20 @@ def test_the_quickstart_and_the_changes_run(command, glyph_folder, monkeypatch, 
     exec(SNIPPETS[0], module)
     assert module["module"].embedder(torch.zeros(2, 1, 32, 32)).shape == (2, 128)
     assert "raw pixels" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:.* lists .* images of .* classes, where the published split")
+def test_commands_for_images_run(command, small_data, monkeypatch, in_tmp_path):
+    (in_tmp_path / "configs").symlink_to(ROOT / "configs")
+    lines = [line for line in ALL_COMMANDS if line not in COMMANDS]
+    assert len(lines) == 4
+    folders = {name: small_data(name) for name in ("image_folder", "sop", "image_table")}
+    short = ["--model.embedder.backbone", "resnet10t", "--model.embedder.pretrained", "false", "--data.num_workers", "0"]
+    short += ["--data.batch_size", "8", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]
+    for line in lines:
+        name = "sop" if "sop" in line else "image_folder"
+        line = line.replace("FOLDER", str(folders[name])).replace("TABLE", str(folders["image_table"] / "images"))
+        command(*shlex.split(line)[1:], *short)
 
 
 def test_the_plug_in_snippet_trains():
