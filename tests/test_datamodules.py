@@ -213,3 +213,22 @@ def test_landmarks_have_no_test(small_data):
     data = set_up("landmarks", small_data("landmarks"))
     with pytest.raises(ValueError, match="LandmarksDataModule has no test images of its own"):
         data.test_dataloader()
+
+
+@SMALL
+@pytest.mark.filterwarnings("ignore:Cannot read the image")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_files_that_cannot_be_read_are_counted_at_the_end(num_workers, small_data, tmp_path):
+    root = small_data("cub")
+    for name in ("001.Bird/Bird_1_0.jpg", "101.Bird/Bird_101_2.jpg"):
+        (root / "images" / name).write_text("<html>404</html>")
+    data = set_up("cub", root, num_workers=num_workers, val_classes=0)
+    embedder = ImageEmbedder(SmallConvNet(in_channels=3), embedding_dim=8, norm="batch")
+    module = RetrievalModule(embedder, RecallAtKLoss((1, 2)), chunk_size=4)
+    settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "max_epochs": 1}
+    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, callbacks=[RetrievalEvaluation((1,))], **settings)
+    with pytest.warns(UserWarning, match="training: 1 of 16 image files could not be read"):
+        trainer.fit(module, datamodule=data)
+    with pytest.warns(UserWarning, match="test: 1 of 16 image files could not be read"):
+        (scores,) = trainer.test(module, datamodule=data, verbose=False)
+    assert scores["test/recall@1"] * 15 == pytest.approx(round(scores["test/recall@1"] * 15), abs=1e-4)

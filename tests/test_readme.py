@@ -37,12 +37,19 @@ def test_the_quickstart_and_the_changes_run(command, glyph_folder, monkeypatch, 
 
 
 @pytest.mark.filterwarnings("ignore:.* lists .* images of .* classes, where the published split")
-def test_commands_for_images_run(command, small_data, monkeypatch, in_tmp_path):
+def test_commands_for_images_run(command, small_data, in_tmp_path):
     (in_tmp_path / "configs").symlink_to(ROOT / "configs")
     lines = [line for line in ALL_COMMANDS if line not in COMMANDS]
     assert len(lines) == 4
     folders = {name: small_data(name) for name in ("image_folder", "sop", "image_table")}
-    short = ["--model.embedder.backbone", "resnet10t", "--model.embedder.pretrained", "false", "--data.num_workers", "0"]
+    short = [
+        "--model.embedder.backbone",
+        "resnet10t",
+        "--model.embedder.pretrained",
+        "false",
+        "--data.num_workers",
+        "0",
+    ]
     short += ["--data.batch_size", "8", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]
     for line in lines:
         name = "sop" if "sop" in line else "image_folder"

@@ -7,7 +7,7 @@ import numpy as np
 
 from lightning_recall.datamodules.base import RetrievalDataModule
 from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import check_counts, check_files, existing, read_columns
+from lightning_recall.datamodules.tables import check_counts, check_files, existing, integers, read_columns
 
 SOURCE = (
     "root must hold one of the three forms in which the data set goes around: cars_annos.mat and car_ims/; or devkit/ "
@@ -101,7 +101,7 @@ def read_kaggle(root: Path) -> Rows:
         columns = ("fname", "x1", "y1", "x2", "y2", "class")
         file = existing(root / f"anno_{part}.csv", SOURCE)
         table = read_columns(file, columns, ",", header=False)
-        for path, number in zip(table[0], map(int, table[5]), strict=True):
+        for path, number in zip(table[0], integers(file, "class", table[5]).tolist(), strict=True):
             if not 1 <= number <= len(names):
                 raise ValueError(f"{file}: class {number} of {path} is not among the {len(names)} of names.csv.")
             rows.append((f"{folder}/{part}/{names[number - 1].replace('/', '-')}/{path}", number))

@@ -7,7 +7,7 @@ import numpy as np
 
 from lightning_recall.datamodules.base import RetrievalDataModule
 from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import check_counts, check_files, existing, read_columns
+from lightning_recall.datamodules.tables import check_counts, check_files, existing, integers, read_columns
 
 SOURCE = (
     "Unpack CUB_200_2011.tgz from https://www.vision.caltech.edu/datasets/cub_200_2011/ (the 2011 edition, not CUB-200 "
@@ -45,7 +45,7 @@ class CUB200DataModule(RetrievalDataModule):
         files = existing(self.root / "images.txt", SOURCE), existing(self.root / "image_class_labels.txt", SOURCE)
         ids, paths = read_columns(files[0], ("id", "path"), header=False)
         labeled, classes = read_columns(files[1], ("id", "class"), header=False)
-        class_of = dict(zip(labeled, map(int, classes), strict=True))
+        class_of = dict(zip(labeled, integers(files[1], "class", classes).tolist(), strict=True))
         unknown = [name for name in ids if name not in class_of]
         if unknown:
             raise ValueError(f"{files[1]} has no class for image {unknown[0]} of {files[0].name}.")

@@ -7,7 +7,7 @@ import numpy as np
 
 from lightning_recall.datamodules.base import RetrievalDataModule
 from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import check_counts, check_files, existing, read_columns
+from lightning_recall.datamodules.tables import check_counts, check_files, existing, integers, read_columns
 
 SOURCE = (
     "The images and train_clean.csv come from https://github.com/cvdfoundation/google-landmark: unpack the 500 train "
@@ -47,7 +47,7 @@ class LandmarksDataModule(RetrievalDataModule):
         landmarks, lists = read_columns(file, ("landmark_id", "images"), ",")
         groups = [line.split() for line in lists]
         paths = [f"train/{i[0]}/{i[1]}/{i[2]}/{i}.jpg".encode() for group in groups for i in group]
-        labels = np.repeat(np.array(landmarks, int), [len(group) for group in groups])
+        labels = np.repeat(integers(file, "landmark_id", landmarks), [len(group) for group in groups])
         data = ImageFiles(self.root, np.array(paths), labels, loading=self.images)
         check_counts(file, data, 1_580_470, 81_313)
         check_files(data, SOURCE)

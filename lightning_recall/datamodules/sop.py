@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lightning_recall.datamodules.base import RetrievalDataModule
 from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import check_counts, check_files, existing, read_columns
+from lightning_recall.datamodules.tables import check_counts, check_files, existing, integers, read_columns
 
 SOURCE = (
     "Unpack Stanford_Online_Products.zip from https://cvgl.stanford.edu/projects/lifted_struct/ and give the folder "
@@ -50,7 +48,13 @@ class SOPDataModule(RetrievalDataModule):
         """The images of one list, of which the published one has so many."""
         file = existing(self.root / f"Ebay_{split}.txt", SOURCE)
         labels, super_labels, paths = read_columns(file, ("class_id", "super_class_id", "path"))
-        data = ImageFiles(self.root, paths, np.array(labels, int), np.array(super_labels, int), loading=self.images)
+        data = ImageFiles(
+            self.root,
+            paths,
+            integers(file, "class_id", labels),
+            integers(file, "super_class_id", super_labels),
+            loading=self.images,
+        )
         check_counts(file, data, images, classes)
         check_files(data, SOURCE)
         return data

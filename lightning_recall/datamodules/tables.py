@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lightning_recall.datamodules.image_files import ImageFiles
 
@@ -62,6 +63,19 @@ def read_columns(
     return [[row[place] for _, row in rows] for place in places]
 
 
+def integers(path: Path, column: str, values: Sequence[str]) -> NDArray[np.int64]:
+    """A column of integers.
+
+    Raises:
+        ValueError: if one is none; it names the file.
+    """
+    try:
+        return np.array(values, dtype=np.int64)
+    except ValueError:
+        wrong = next(value for value in values if not value.lstrip("-").isdigit())
+        raise ValueError(f"{path}: {column} must be an integer, got {wrong!r}.") from None
+
+
 def check_files(data: ImageFiles, source: str) -> None:
     """Looks some files up, spread over the list.
 
@@ -87,7 +101,7 @@ def check_counts(file: Path, data: Any, images: int, classes: int) -> None:
         )
 
 
-def numbered(*names: Sequence[str]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+def numbered(*names: Sequence[str]) -> list[NDArray[np.int64]]:
     """Labels from 0 in place of names, the same for the same name in all lists."""
     known, labels = np.unique(np.concatenate([np.asarray(part, dtype=object) for part in names]), return_inverse=True)
     assert len(known)  # read_columns refuses empty lists

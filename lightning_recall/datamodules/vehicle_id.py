@@ -7,7 +7,7 @@ import numpy as np
 
 from lightning_recall.datamodules.base import RetrievalDataModule
 from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import check_files, existing, read_columns
+from lightning_recall.datamodules.tables import check_files, existing, integers, read_columns
 
 SOURCE = (
     "VehicleID_V1.0 is given out on request: https://www.pkuml.org/resources/pku-vehicleid.html. Give the folder that "
@@ -63,8 +63,8 @@ class VehicleIDDataModule(RetrievalDataModule):
         """The images of one list: number of the image, number of the vehicle."""
         file = existing(self.root / "train_test_split" / name, SOURCE)
         numbers, vehicles = read_columns(file, ("image", "vehicle"), header=False)
-        paths = [f"image/{int(number):07d}.jpg" for number in numbers]
-        data = ImageFiles(self.root, paths, np.array(vehicles, int), loading=self.images)
+        paths = [f"image/{number:07d}.jpg" for number in integers(file, "image", numbers)]
+        data = ImageFiles(self.root, paths, integers(file, "vehicle", vehicles), loading=self.images)
         check_files(data, SOURCE)
         return data
 

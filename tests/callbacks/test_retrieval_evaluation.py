@@ -142,3 +142,36 @@ def test_nan_embeddings_are_refused():
     images[7] = np.nan
     with pytest.raises(ValueError, match="NaN"):
         make_trainer(RetrievalEvaluation()).test(TheirModule(), loader(images=images), verbose=False)
+
+
+class Told(TensorDataset):
+    """Even rows search, odd ones are searched; the last could not be read."""
+
+    def __init__(self):
+        labels = LABELS.clone()
+        labels[-1] = -100
+        super().__init__(IMAGES, labels)
+        self.is_query = np.arange(40) % 2 == 0
+        self.is_gallery = ~self.is_query
+
+
+def test_named_dataloaders_with_queries_and_gallery(capsys):
+    module = TheirModule()
+    loaders = {"all": loader(), "shop": DataLoader(Told(), batch_size=12)}
+    results = make_trainer(RetrievalEvaluation(ks=(1, 2))).test(module, loaders, verbose=False)
+    scores = {key: value for result in results for key, value in result.items()}
+    metric = RecallAtK((1, 2))
+    is_query = torch.from_numpy(Told().is_query)[:-1]
+    metric.update(module.net(IMAGES)[:-1], LABELS[:-1], None, is_query, ~is_query)
+    expected = {f"test/shop/{name}": pytest.approx(value.item()) for name, value in metric.compute().items()}
+    expected |= {f"test/all/{name}": pytest.approx(v.item()) for name, v in scores_of(module.net(IMAGES)).items()}
+    assert scores == expected
+    shown = capsys.readouterr().out
+    assert "model on shop" in shown
+    assert "model on all" in shown
+
+
+def test_queries_and_gallery_need_an_order():
+    shuffled = DataLoader(Told(), batch_size=12, sampler=torch.randperm(40).tolist())
+    with pytest.raises(ValueError, match="queries and gallery must be evaluated in order"):
+        make_trainer(RetrievalEvaluation()).test(TheirModule(), shuffled, verbose=False)

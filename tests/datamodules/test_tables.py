@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from lightning_recall.datamodules.image_files import ImageFiles
-from lightning_recall.datamodules.tables import check_counts, check_files, existing, numbered, read_columns
+from lightning_recall.datamodules.tables import check_counts, check_files, existing, integers, numbered, read_columns
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
@@ -64,3 +64,9 @@ def test_names_become_numbers():
     first, second = numbered(["b", "a", "b"], ["c", "a"])
     assert (first.tolist(), second.tolist()) == ([1, 0, 1], [2, 0])
     assert first.dtype == np.int64
+
+
+def test_integers_are_integers(tmp_path):
+    assert integers(tmp_path, "class", ["7", "-1"]).tolist() == [7, -1]
+    with pytest.raises(ValueError, match=r"list.txt: class must be an integer, got 'seven'"):
+        integers(tmp_path / "list.txt", "class", ["7", "seven"])

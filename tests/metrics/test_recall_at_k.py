@@ -119,3 +119,41 @@ def test_recall_of_nothing_is_refused():
     metric.update(torch.eye(3), torch.arange(3))
     with pytest.raises(ValueError, match="None of the 3 items has another of its class"):
         metric.compute()
+
+
+@pytest.mark.parametrize("block_elements", [1, 2**22])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_queries_search_the_gallery_only(block_elements, overlap, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", block_elements)
+    embeddings, labels = torch.randn(90, 6, dtype=torch.float64), torch.randint(0, 12, (90,))
+    is_query = torch.rand(90) < 0.4
+    is_gallery = ~is_query | (overlap & (torch.rand(90) < 0.5))
+    metric = RecallAtK(ks=(1, 3), ignore_index=11)
+    for rows in torch.randperm(90).split(25):
+        metric.update(embeddings[rows], labels[rows], rows, is_query[rows], is_gallery[rows])
+    metric.update(embeddings[:5], labels[:5], torch.arange(5), is_query[:5], is_gallery[:5])  # seen again
+    unit = (embeddings / embeddings.norm(dim=1, keepdim=True)).numpy()
+    hits = []
+    for q in np.flatnonzero(is_query & (labels != 11)):
+        gallery = [z for z in np.flatnonzero(is_gallery & (labels != 11)) if z != q]
+        found = sorted(gallery, key=lambda z: -unit[z] @ unit[q])
+        right = [bool(labels[z] == labels[q]) for z in found]
+        if any(right):
+            hits.append([any(right[:k]) for k in (1, 3)])
+    expected = np.mean(hits, 0)
+    assert 0 < expected[0] < expected[1] < 1
+    assert [metric.compute()[f"recall@{k}"].item() for k in (1, 3)] == pytest.approx(expected)
+
+
+def test_broken_embeddings_of_ignored_items_do_not_matter():
+    metric = RecallAtK((1,), ignore_index=-100)
+    metric.update(torch.tensor([[1.0, 0], [1, 0.1], [torch.nan, 0], [0, 1]]), torch.tensor([1, 1, -100, 2]))
+    assert metric.compute()["recall@1"] == 1
+
+
+def test_a_gallery_without_the_queries_classes_is_told():
+    metric = RecallAtK((1,))
+    is_query = torch.tensor([True, False, False])
+    metric.update(torch.randn(3, 2), torch.tensor([1, 2, 2]), None, is_query, ~is_query)
+    with pytest.raises(ValueError, match="None of the 3 items has another of its class to find"):
+        metric.compute()
