@@ -39,7 +39,8 @@ def load_timm(name: str, pretrained: bool | str, **kwargs: Any) -> Any:
     if isinstance(pretrained, str):
         if not Path(pretrained).is_file():
             raise ValueError(f"pretrained must be true, false or a file of weights, but there is no file {pretrained}.")
-        kwargs["pretrained_cfg_overlay"] = {"file": pretrained}
+        other_format = {} if pretrained.endswith(".npz") else {"custom_load": False}  # what some are published as
+        kwargs["pretrained_cfg_overlay"] = {"file": pretrained, **other_format}
     try:
         model: Any = timm.create_model(name, pretrained=bool(pretrained), num_classes=0, **kwargs)
         if isinstance(pretrained, str):
@@ -49,13 +50,13 @@ def load_timm(name: str, pretrained: bool | str, **kwargs: Any) -> Any:
             if lacking:
                 raise RuntimeError(f"it lacks {len(lacking)} parameters, such as {lacking[0]}.")
         return model
-    except OSError as error:
+    except (OSError, RuntimeError, UnpicklingError) as error:
+        if isinstance(pretrained, str):
+            raise ValueError(f"{pretrained} does not hold the weights of {name}: {error}") from error
         raise ValueError(
             f"The weights of {name} cannot be fetched: {error} Fetch them elsewhere, from https://huggingface.co/timm "
             "(model.safetensors), and give the file as pretrained; or start from scratch with pretrained=false."
         ) from error
-    except (RuntimeError, UnpicklingError) as error:
-        raise ValueError(f"{pretrained} does not hold the weights of {name}: {error}") from error
 
 
 def map_channels(name: str) -> int:
