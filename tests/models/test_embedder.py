@@ -120,11 +120,14 @@ def test_weights_that_cannot_be_had(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"weights\.pth does not hold the weights of resnet18"):
         ImageEmbedder("resnet18", pretrained=str(file))
 
-    def offline(*_, **__):
-        raise OSError("no connection.")
+    create_model = timm.create_model
 
-    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", offline)
-    with pytest.raises(
-        ValueError, match=r"cannot be fetched: no connection. Fetch them elsewhere, .* pretrained=false"
-    ):
+    def offline(*args, pretrained=False, **kwargs):
+        if pretrained:
+            raise OSError("no connection.")
+        return create_model(*args, **kwargs)
+
+    monkeypatch.setattr("timm.create_model", offline)
+    message = r"cannot be fetched: no connection. Fetch them elsewhere, .* pretrained=false"
+    with pytest.raises(ValueError, match=message):
         ImageEmbedder("resnet18", pretrained=True)
