@@ -37,7 +37,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	@echo "==> mypy"
 	$(BIN)/mypy
-	@echo "==> pytest, about 3 minutes on 2 CPU cores"
+	@echo "==> pytest, about 7 minutes on 2 CPU cores"
 	$(BIN)/python -m pytest
 
 test-oldest:

@@ -10,7 +10,8 @@ FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
 OF_PAPER = ("sop", "inaturalist", "vehicle_id", "cars196", "cub")
 ROWS = [path for path in CONFIGS if path.stem not in (*OF_PAPER, "glyphs", "paper", "your_images")]
-SMALL = ("--data.batch_size", 8, "--data.num_workers", 0, "--model.chunk_size", 4, "--trainer.fast_dev_run", 1)
+SMALL = ("--data.batch_size", 4, "--data.samples_per_class", 2, "--data.num_workers", 0, "--model.chunk_size", 2)
+SMALL += ("--trainer.fast_dev_run", 1)
 pytestmark = [
     pytest.mark.filterwarnings("ignore:OneCycleLR ends after"),
     pytest.mark.filterwarnings("ignore:.* lists .* images of .* classes, where the published split"),

@@ -1,5 +1,6 @@
 """What all data modules share: class-disjoint splits, class-balanced training batches, plain evaluation loaders."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -165,12 +166,14 @@ class RetrievalDataModule(LightningDataModule):
         return list(loaders.values()) if isinstance(loaders, dict) else loaders
 
     def teardown(self, stage: str) -> None:
-        """Says how many files could not be read, and forgets them."""
-        parts = [("training", self.train_data), ("validation", self.val_data), *named(self.test_data)]
+        """Says how many files this process could not read, and forgets them."""
+        train, val, test = (getattr(self, f"{part}_data", None) for part in ("train", "val", "test"))
+        parts = [("training", train), ("validation", val), *named(test)]
         for name, part in parts:
             marks = getattr(part, "unreadable", None)
             if marks is not None and marks.any():
-                rank_zero_warn(f"{name}: {int(marks.sum()):,} of {len(marks):,} image files could not be read.")
+                unread = f"{int(marks.sum()):,} of {len(marks):,} image files could not be read."
+                warnings.warn(f"{name}: {unread}", stacklevel=2)  # by every process: each has read others
                 marks.zero_()
 
     def _eval_loader(self, data: LabeledDataset) -> DataLoader[Any]:
