@@ -123,6 +123,9 @@ class RecallCLI(LightningCLI):
                 f"Cannot write to {folder}: {existing} is no folder that this user may write to. "
                 "Choose another with --trainer.default_root_dir or the logger's save_dir."
             )
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning sets it
+            for checkpoints in self.trainer.checkpoint_callbacks:
+                checkpoints.save_last = None  # type: ignore[attr-defined]  # Lightning 2.6 would leave a last.ckpt
 
     before_validate = before_test = before_predict = before_fit
 
