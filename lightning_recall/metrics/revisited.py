@@ -4,19 +4,18 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from lightning_recall.metrics.recall_at_k import first_of_each
+from lightning_recall.metrics.matches import Matches, rank_pairs
+from lightning_recall.metrics.retrieval_scores import first_of_each
+from lightning_recall.metrics.search import Pairs, full_precision
+from lightning_recall.metrics.shards import Shards
 
-PROTOCOLS = {
-    "easy": (("easy",), ("junk", "hard")),
-    "medium": (("easy", "hard"), ("junk",)),
-    "hard": (("hard",), ("junk", "easy")),
-}
-"""name -> what counts as right, what is passed over"""
+EASY, HARD, JUNK = range(3)
+PROTOCOLS = {"easy": {EASY}, "medium": {EASY, HARD}, "hard": {HARD}}
+"""name -> what counts as right; all else that is told of a query is passed over"""
 
 
 class GroundTruth(NamedTuple):
@@ -61,8 +60,8 @@ class RevisitedMAP(Metric):
     """mAP and mP@k of revisited Oxford and Paris, by the protocols Easy, Medium and Hard.
 
     Each query ranks the gallery by cosine similarity. Images that a protocol passes over are taken out of the ranking
-    before precision is measured; queries without a right image are left out. Equally similar images keep the order of
-    the gallery.
+    before precision is measured; queries without a right image are left out. Of equally similar images wrong ones count
+    as nearer, and similarities too close for fp32 are compared in float64, as in `RetrievalScores`.
 
     Source: Radenovic, Iscen, Tolias, Avrithis, Chum, "Revisiting Oxford and Paris: Large-Scale Image Retrieval
     Benchmarking", CVPR 2018.
@@ -96,35 +95,62 @@ class RevisitedMAP(Metric):
         """Adds a batch: embeddings (B, D), and which items they are of (B,)."""
         if indices is None:
             raise ValueError("Queries and gallery are told by their place: evaluate in order (shuffle=False).")
-        self.embeddings.append(F.normalize(embeddings.detach().float(), dim=1))
+        if not torch.isfinite(embeddings).all():
+            raise ValueError("embeddings hold NaN or infinity: the network has diverged or its input is broken.")
+        self.embeddings.append(embeddings.detach())
         self.indices.append(indices.to(embeddings.device))
 
     def compute(self) -> dict[str, Tensor]:
         """Mean over the queries, for each protocol."""
+        if len(self.indices) == 0:
+            raise ValueError("Scores of nothing: no batch was added with update().")
         indices = dim_zero_cat(self.indices)
         once = first_of_each(indices)
-        embeddings, size = dim_zero_cat(self.embeddings)[once], len(once)
-        if size and int(indices.max()) != size - 1:
+        if int(indices.max()) != len(once) - 1:
             raise ValueError(
-                f"{int(indices.max()) + 1 - size} items were not given: a ranking without them is another."
+                f"{int(indices.max()) + 1 - len(once)} items were not given: a ranking without them is another."
             )
-        count = len(self.ground_truth)
+        in_order = torch.equal(indices, torch.arange(len(indices), device=indices.device))
+        device = "cpu" if indices.device.type == "mps" else indices.device  # which has no float64
+        rows = Shards(self.embeddings if in_order else dim_zero_cat(self.embeddings)[once], device=device)
+        matches, is_easy = rank_landmarks(rows, self.ground_truth)
         scores: dict[str, list[float]] = {}
-        for query, truth in enumerate(self.ground_truth):
-            order = torch.argsort(embeddings[count:] @ embeddings[query], descending=True, stable=True).cpu()
-            places = torch.empty_like(order)
-            places[order] = torch.arange(len(order))
-            for name, (right, passed_over) in PROTOCOLS.items():
-                relevant, junk = (
-                    torch.tensor([i for part in parts for i in getattr(truth, part)], dtype=torch.long)
-                    for parts in (right, passed_over)
-                )
-                if len(relevant):
-                    ranks, junk_ranks = places[relevant].sort().values, places[junk].sort().values
-                    ranks = ranks - torch.searchsorted(junk_ranks, ranks)
+        for name, right in PROTOCOLS.items():
+            wanted = (is_easy & (EASY in right)) | (~is_easy & (HARD in right))
+            for query in range(len(matches.queries)):
+                of_query = (matches.query == query) & wanted
+                if of_query.any():
+                    wrong_before = (matches.ranks - 1 - matches.place)[of_query]
+                    ranks = (wrong_before + torch.arange(len(wrong_before), device=device)).cpu()  # from 0
                     scores.setdefault(f"{name}/map", []).append(trapezoid_average_precision(ranks, len(ranks)))
                     for k in self.ks:
                         scores.setdefault(f"{name}/mp@{k}", []).append(precision_at(ranks, k))
         if not scores:
             raise ValueError("No query has a right image in the gallery.")
         return {key: torch.tensor(values).mean() for key, values in scores.items()}
+
+
+def rank_landmarks(rows: Shards, ground_truth: Sequence[GroundTruth]) -> tuple[Matches, Tensor]:
+    """Ranks easy and hard images alike, past junk; what a protocol passes over changes only which of them count.
+
+    Args:
+        rows: Q queries, then the gallery.
+        ground_truth: of each query.
+
+    Returns:
+        The matches, and which of their items (P,) are easy.
+    """
+    count = len(ground_truth)
+    queries = rows.rows(torch.arange(count, device=rows.device))
+    parts = []
+    for number, truth in enumerate(ground_truth):
+        told = [(count + i, kind) for kind, items in enumerate(truth) for i in items]
+        told += [(other, JUNK) for other in range(count)]  # queries are not searched
+        parts.append(torch.tensor([(number, *pair) for pair in told]))
+    query, item, kind = torch.cat(parts).to(rows.device).unbind(1)
+    with full_precision(rows.device):
+        numbers = torch.split(item, torch.bincount(query).tolist())
+        similarity = torch.cat([rows.rows(items) @ own for items, own in zip(numbers, queries, strict=True)])
+        matches = rank_pairs(Shards(queries, device=rows.device), rows, Pairs(query, item), similarity, kind == JUNK)
+    easy = (query * len(rows) + item)[kind == EASY]
+    return matches, torch.isin(matches.queries[matches.query] * len(rows) + matches.item, easy)

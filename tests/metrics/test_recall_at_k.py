@@ -5,7 +5,7 @@ from sklearn.neighbors import NearestNeighbors
 from torchmetrics import MetricCollection
 
 from lightning_recall import RecallAtK
-from lightning_recall.metrics import recall_at_k as module
+from lightning_recall.metrics import search as module
 
 
 def recall_by_sklearn(embeddings, labels, k):
@@ -21,9 +21,10 @@ def recall_by_sklearn(embeddings, labels, k):
     return hits / queries
 
 
-@pytest.mark.parametrize("block_elements", [1, 1000, 2**22])
-def test_equals_an_independent_search(block_elements, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK_ELEMENTS", block_elements)
+@pytest.mark.parametrize("rows", [1, 20, 4096])
+def test_equals_an_independent_search(rows, monkeypatch):
+    monkeypatch.setattr(module, "QUERY_ROWS", rows)
+    monkeypatch.setattr(module, "GALLERY_ROWS", rows)
     embeddings, labels = torch.randn(150, 8, dtype=torch.float64), torch.randint(0, 40, (150,))
     assert (labels.bincount() == 1).any()  # some stand alone
     metric = RecallAtK(ks=(1, 2, 4, 8))
@@ -47,13 +48,14 @@ def test_a_duplicate_of_the_query_counts_by_its_label():
 
 
 def test_the_matrix_is_never_whole(monkeypatch):
-    monkeypatch.setattr(module, "BLOCK_ELEMENTS", 5000)
-    shapes, product = [], torch.Tensor.__matmul__
-    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: shapes.append((len(a), b.shape[1])) or product(a, b))
+    monkeypatch.setattr(module, "QUERY_ROWS", 100)
+    monkeypatch.setattr(module, "GALLERY_ROWS", 250)
+    shapes, product = [], torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, out: shapes.append((len(a), b.shape[1])) or product(a, b, out=out))
     metric = RecallAtK()
     metric.update(torch.randn(500, 4), torch.arange(500) // 5)
     metric.compute()
-    assert shapes == [(10, 500)] * 50
+    assert shapes == [(100, 250)] * 10
 
 
 def test_large_labels_and_half_precision():
@@ -121,10 +123,11 @@ def test_recall_of_nothing_is_refused():
         metric.compute()
 
 
-@pytest.mark.parametrize("block_elements", [1, 2**22])
+@pytest.mark.parametrize("rows", [1, 4096])
 @pytest.mark.parametrize("overlap", [False, True])
-def test_queries_search_the_gallery_only(block_elements, overlap, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK_ELEMENTS", block_elements)
+def test_queries_search_the_gallery_only(rows, overlap, monkeypatch):
+    monkeypatch.setattr(module, "QUERY_ROWS", rows)
+    monkeypatch.setattr(module, "GALLERY_ROWS", rows)
     embeddings, labels = torch.randn(90, 6, dtype=torch.float64), torch.randint(0, 12, (90,))
     is_query = torch.rand(90) < 0.4
     is_gallery = ~is_query | (overlap & (torch.rand(90) < 0.5))

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from lightning_recall.metrics import RevisitedMAP
+from lightning_recall.metrics import revisited as module
 from lightning_recall.metrics.revisited import GroundTruth
 
 
@@ -70,3 +71,26 @@ def test_what_cannot_be_scored_is_told():
     metric.update(embeddings, torch.arange(69))
     with pytest.raises(ValueError, match="No query has a right image"):
         metric.compute()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_gallery_in_pieces_is_not_put_together(whole, monkeypatch):
+    embeddings, truths = example(2)
+    metric = RevisitedMAP(truths)
+    for part in torch.arange(69).split(20):
+        metric.update(embeddings[part].half(), part)
+    if whole:
+        metric.update(embeddings[:1].half(), torch.tensor([0]))
+    else:
+        monkeypatch.setattr(module, "dim_zero_cat", lambda parts: torch.cat(parts) if parts[0].ndim == 1 else 1 / 0)
+    rounded = RevisitedMAP(truths)
+    rounded.update(embeddings.half().double(), torch.arange(69))
+    assert metric.compute() == rounded.compute()
+
+
+def test_equally_similar_images_count_against_the_query():
+    metric = RevisitedMAP([GroundTruth([0], [1], [2])], ks=(1,))
+    metric.update(torch.ones(6, 3), torch.arange(6))
+    # 2 wrong images before the easy one: (0 + 1 / 3) / 2; the junk image is none of them
+    assert metric.compute()["easy/map"] == pytest.approx((0 + 1 / 3) / 2)
+    assert metric.compute()["hard/mp@1"] == 0

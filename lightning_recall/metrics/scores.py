@@ -1,0 +1,94 @@
+"""What a query scores, from the ranks of its relevant items."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_recall.metrics.matches import Matches
+
+
+def mean_over_relevant(matches: Matches, values: Tensor) -> Tensor:
+    """Mean (q,) of values (P,), one for each rank, over all relevant items of each query."""
+    total = torch.zeros(len(matches.queries), dtype=torch.float64, device=values.device)
+    return total.index_add_(0, matches.query, values.double()) / matches.num_relevant
+
+
+def found_within(matches: Matches, cut: Tensor | int) -> Tensor:
+    """How many relevant items (q,) stand among the first `cut`, a number or one for each query (q,)."""
+    within = matches.ranks <= (cut if isinstance(cut, int) else cut[matches.query])
+    return torch.zeros_like(matches.num_relevant).index_add_(0, matches.query, within.long())
+
+
+def recall(matches: Matches, k: int) -> Tensor:
+    """1 if any of the first k is relevant, else 0: the hit rate that retrieval benchmarks report."""
+    return (found_within(matches, k) > 0).double()
+
+
+def found(matches: Matches, k: int) -> Tensor:
+    """Share of the relevant items that stand among the first k: the recall of information retrieval."""
+    return found_within(matches, k) / matches.num_relevant.double()
+
+
+def precision(matches: Matches, k: int) -> Tensor:
+    """Share of relevant items among the first k. With fewer than k to find, or to search, it cannot be 1."""
+    return found_within(matches, k) / torch.tensor(k, dtype=torch.float64)
+
+
+def r_precision(matches: Matches) -> Tensor:
+    """Precision at R, the number of relevant items."""
+    return found_within(matches, matches.num_relevant) / matches.num_relevant.double()
+
+
+def map_at_r(matches: Matches) -> Tensor:
+    """Mean over the first R places of the precision there if the item is relevant, else 0 (Musgrave et al., 2020)."""
+    precisions = (matches.place + 1) / matches.ranks.double()
+    return mean_over_relevant(matches, precisions * (matches.ranks <= matches.num_relevant[matches.query]))
+
+
+def average_precision(matches: Matches) -> Tensor:
+    """Mean of the precision at each relevant item."""
+    return mean_over_relevant(matches, (matches.place + 1) / matches.ranks.double())
+
+
+def reciprocal_rank(matches: Matches) -> Tensor:
+    """1 over the rank of the first relevant item."""
+    return 1 / matches.ranks[matches.place == 0].double()
+
+
+AT_K: dict[str, Callable[[Matches, int], Tensor]] = {"recall": recall, "found": found, "precision": precision}
+"""Scores at a cut-off, logged as name@k"""
+
+OVERALL: dict[str, Callable[[Matches], Tensor]] = {
+    "map@r": map_at_r,
+    "r_precision": r_precision,
+    "map": average_precision,
+    "mrr": reciprocal_rank,
+}
+"""Scores without a cut-off"""
+
+OF_THE_FIRST = {"recall", "mrr"}
+"""Scores that need only the rank of the first relevant item, which is faster to find than those of all"""
+
+
+def check_scores(scores: Sequence[str], ks: Sequence[int]) -> None:
+    """Refuses unknown scores and cut-offs.
+
+    Raises:
+        ValueError: if any is wrong, or none is given.
+    """
+    if not scores or any(name not in AT_K and name not in OVERALL for name in scores):
+        raise ValueError(f"scores must be some of {', '.join([*AT_K, *OVERALL])}, got {tuple(scores)}.")
+    if not ks or any(k < 1 or int(k) != k for k in ks):
+        raise ValueError(f"ks must be one or more integers from 1, got {tuple(ks)}.")
+
+
+def score(matches: Matches, scores: Sequence[str], ks: Sequence[int]) -> dict[str, Tensor]:
+    """Each score of each query (q,), float64: {"recall@1": ..., "map@r": ...}."""
+    values = {}
+    for name in scores:
+        if name in AT_K:
+            values.update({f"{name}@{k}": AT_K[name](matches, k) for k in ks})
+        else:
+            values[name] = OVERALL[name](matches)
+    return values

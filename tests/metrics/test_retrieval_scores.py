@@ -1,0 +1,197 @@
+import numpy as np
+import pytest
+import torch
+from torchmetrics import MetricCollection
+
+from lightning_recall.metrics import RecallAtK, RetrievalScores
+from lightning_recall.metrics import retrieval_scores as scores_module
+from lightning_recall.metrics.scores import AT_K, OVERALL
+
+ALL = (*AT_K, *OVERALL)
+
+
+def scores_by_sorting(embeddings, labels, ks, is_query=None, is_gallery=None, groups=None):
+    """Every score from whole rankings, each by its definition; without ties."""
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    every = np.ones(len(labels), dtype=bool)
+    is_query, is_gallery = (every if given is None else given for given in (is_query, is_gallery))
+    groups = np.arange(len(labels)) if groups is None else groups
+    found = []
+    for q in np.flatnonzero(is_query):
+        junk = (labels == labels[q]) & (groups == groups[q])
+        junk[q] = True
+        order = [z for z in np.argsort(-unit @ unit[q]) if is_gallery[z] and not junk[z]]
+        right = labels[order] == labels[q]
+        total = right.sum()
+        if total:
+            precision = [right[: i + 1].sum() / (i + 1) for i in range(len(order))]
+            found.append(
+                {f"recall@{k}": float(right[:k].any()) for k in ks}
+                | {f"found@{k}": right[:k].sum() / total for k in ks}
+                | {f"precision@{k}": right[:k].sum() / k for k in ks}
+                | {
+                    "map@r": sum(precision[i] for i in range(total) if i < len(order) and right[i]) / total,
+                    "r_precision": right[:total].sum() / total,
+                    "map": sum(precision[i] for i in np.flatnonzero(right)) / total,
+                    "mrr": 1 / (np.flatnonzero(right)[0] + 1),
+                }
+            )
+    return {name: np.mean([scores[name] for scores in found]) for name in found[0]}
+
+
+@pytest.mark.parametrize("setting", ["leave-one-out", "query and gallery", "groups"])
+def test_equals_whole_rankings(setting):
+    embeddings, labels = torch.randn(200, 6, dtype=torch.float64), torch.randint(0, 30, (200,)) ** 2 // 30
+    given = {}
+    if setting != "leave-one-out":
+        given["is_query"] = torch.rand(200) < 0.4
+        given["is_gallery"] = ~given["is_query"] | (torch.rand(200) < 0.3)
+    if setting == "groups":
+        given["groups"] = torch.randint(0, 3, (200,))
+    metric = RetrievalScores(ALL, ks=(1, 3, 500))
+    for rows in torch.randperm(200).split(64):
+        metric.update(embeddings[rows], labels[rows], rows, **{name: values[rows] for name, values in given.items()})
+    arrays = {name: values.numpy() for name, values in given.items()}
+    expected = scores_by_sorting(embeddings.numpy(), labels.numpy(), (1, 3, 500), **arrays)
+    found = metric.compute()
+    assert list(found) == list(expected)
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, abs=1e-7)
+    assert len(set(expected.values())) > 9
+
+
+def test_average_precision_is_scikit_learns():
+    from sklearn.metrics import average_precision_score
+
+    embeddings, labels = torch.randn(60, 4, dtype=torch.float64), torch.arange(60) // 6
+    metric = RetrievalScores(("map",))
+    metric.update(embeddings, labels)
+    unit = torch.nn.functional.normalize(embeddings, dim=1)
+    others = ~torch.eye(60, dtype=torch.bool)
+    expected = [
+        average_precision_score((labels == labels[q])[others[q]], (unit @ unit[q])[others[q]]) for q in range(60)
+    ]
+    assert metric.compute()["map"].item() == pytest.approx(np.mean(expected), abs=1e-7)
+
+
+def test_only_the_first_relevant_item_is_ranked_where_that_is_enough():
+    embeddings, labels = torch.randn(90, 5), torch.arange(90) // 9
+    few, all_scores = RetrievalScores(("recall", "mrr"), ks=(1, 5)), RetrievalScores(ALL, ks=(1, 5))
+    for metric in (few, all_scores):
+        metric.update(embeddings, labels)
+    complete = all_scores.compute()
+    assert few.compute() == {name: complete[name] for name in ("recall@1", "recall@5", "mrr")}
+
+
+def test_the_search_tells_each_query():
+    metric = RetrievalScores(("recall", "r_precision"), ks=(1,))
+    embeddings = torch.tensor([[1.0, 0], [1, 0.2], [0.9, 0.5], [0, 1]])
+    metric.update(embeddings, torch.tensor([7, 8, 7, 9]), torch.tensor([13, 12, 11, 10]))
+    found = metric.search()
+    assert found.indices.tolist() == [10, 11, 12, 13]
+    assert torch.equal(found.embeddings, embeddings.flip(0))
+    assert found.queries.tolist() == [1, 3]  # class 8 and 9 stand alone
+    assert found.first_ranks.tolist() == [2, 2]
+    assert found.scores["recall@1"].tolist() == [0, 0]
+    assert found.means() == metric.compute()
+
+
+def test_in_a_collection_updates_are_shared():
+    collection = MetricCollection([RecallAtK((1,)), RetrievalScores(("map@r",))])
+    embeddings, labels = torch.randn(20, 4), torch.arange(20) // 4
+    for rows in torch.arange(20).split(8):
+        collection.update(embeddings[rows], labels[rows])
+    assert collection.compute().keys() == {"recall@1", "map@r"}
+    assert len(collection.compute_groups) == 1  # the embeddings are kept once
+
+
+def test_mixed_types_and_small_integers():
+    embeddings = torch.randn(30, 4)
+    labels = torch.arange(30) // 3
+    mixed, plain = RetrievalScores(), RetrievalScores()
+    mixed.update(embeddings[:10].double(), labels[:10].int())
+    mixed.update(embeddings[10:], labels[10:].to(torch.uint8))
+    plain.update(embeddings, labels)
+    assert mixed.compute() == plain.compute()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scores": ()}, "scores must be some of recall, found, precision, map@r"),
+        ({"scores": ("recall@1",)}, "scores must be some of"),
+        ({"ks": (0,)}, "ks must be"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        RetrievalScores(**settings)
+
+
+def test_wrong_batches_are_refused():
+    metric = RetrievalScores()
+    with pytest.raises(ValueError, match=r"labels must be integers, got torch.bool"):
+        metric.update(torch.ones(2, 2), torch.ones(2).bool())
+    with pytest.raises(ValueError, match=r"embeddings must be floating point, got torch.int64"):
+        metric.update(torch.ones(2, 2).long(), torch.ones(2).long())
+    metric.update(torch.ones(2, 2), torch.ones(2).long(), groups=torch.ones(2).long())
+    with pytest.raises(ValueError, match="Give groups with every batch, or with none"):
+        metric.update(torch.ones(2, 2), torch.ones(2).long())
+
+
+def test_twins_in_other_widths_are_refused():
+    metric = RetrievalScores()
+    metric.update(torch.ones(2, 2), torch.ones(2).long())
+    with pytest.raises(ValueError, match="embeddings of width 3 after some of width 2"):
+        metric.update(torch.ones(2, 3), torch.ones(2).long())
+
+
+def search_in_a_process(rank, world, folder, port_file):
+    """Process `rank` of `world`: adds its share of the items, searches, and writes down what it found."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{port_file}", rank=rank, world_size=world)
+    embeddings, labels = example_for_processes()
+    metric = RetrievalScores(ALL, ks=(1, 5))
+    rows = torch.arange(rank, -(-101 // world) * world, world) % 101  # the last ones are seen again, as a sampler does
+    for part in rows.split(13):
+        metric.update(embeddings[part], labels[part], part)
+    counted = []
+    original = scores_module.match_labels
+    scores_module.match_labels = lambda queries, gallery, *rest: (
+        (counted.append(len(part.queries)), part)[1] for part in original(queries, gallery, *rest)
+    )
+    with metric.sync_context():
+        found = metric.search()
+    scores_module.match_labels = original
+    torch.save((metric.compute(), found, sum(counted)), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def example_for_processes():
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(101, 6, generator=generator), torch.randint(0, 20, (101,), generator=generator)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_find_what_one_does_and_share_the_work(world, tmp_path):
+    context = torch.multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=search_in_a_process, args=(rank, world, tmp_path, tmp_path / "store"))
+        for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    embeddings, labels = example_for_processes()
+    alone = RetrievalScores(ALL, ks=(1, 5))
+    alone.update(embeddings, labels, torch.arange(101))
+    expected, searched = alone.compute(), []
+    for rank in range(world):
+        scores, found, count = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+        assert scores == expected  # to the last bit
+        assert found.queries.tolist() == alone.search().queries.tolist()
+        assert torch.equal(found.first_ranks, alone.search().first_ranks)
+        searched.append(count)
+    assert sum(searched) == len(alone.search().queries)
+    assert max(searched) <= -(-101 // world)
