@@ -1,8 +1,17 @@
 """Callbacks: evaluation and pictures for any LightningModule whose forward gives embeddings."""
 
+from lightning_recall.callbacks.evaluation_charts import EvaluationCharts
+from lightning_recall.callbacks.evaluation_report import EvaluationReport
 from lightning_recall.callbacks.retrieval_evaluation import RetrievalEvaluation
 from lightning_recall.callbacks.retrieved_images import RetrievedImages
 from lightning_recall.callbacks.saved_embeddings import SavedEmbeddings
 from lightning_recall.callbacks.training_curves import TrainingCurves
 
-__all__ = ["RetrievalEvaluation", "RetrievedImages", "SavedEmbeddings", "TrainingCurves"]
+__all__ = [
+    "EvaluationCharts",
+    "EvaluationReport",
+    "RetrievalEvaluation",
+    "RetrievedImages",
+    "SavedEmbeddings",
+    "TrainingCurves",
+]

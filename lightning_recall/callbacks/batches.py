@@ -51,12 +51,12 @@ def rows_in_order(loader: Any) -> list[int] | None:
 
 
 def roles(loader: Any, rows: Tensor | None) -> dict[str, Tensor]:
-    """Which of some rows (b,) of a data set are queries and which are searched, (b,) bool, where it tells.
+    """What a data set tells of some rows (b,): which are queries, which are searched, and in which group each is.
 
     Raises:
         ValueError: if it tells, but the rows are not known.
     """
-    found = {name: getattr(loader.dataset, name, None) for name in ("is_query", "is_gallery")}
+    found = {name: getattr(loader.dataset, name, None) for name in ("is_query", "is_gallery", "groups")}
     told = {name: torch.as_tensor(values) for name, values in found.items() if values is not None}
     if told and rows is None:
         raise ValueError("A data set with queries and gallery must be evaluated in order (shuffle=False).")

@@ -1,7 +1,10 @@
 """Where callbacks leave their files, and how they say so."""
 
 from pathlib import Path
+from typing import Any
 
+from matplotlib.figure import Figure
+from matplotlib.image import imread
 from pytorch_lightning import Trainer
 from rich.console import Console
 
@@ -16,3 +19,15 @@ def output_path(trainer: Trainer, name: str) -> Path:
 def say_where(what: str, path: Path) -> None:
     """Prints one line: what was written, and where."""
     Console(soft_wrap=True, highlight=False).print(f"{what}: {path}")
+
+
+def save_picture(trainer: Trainer, figure: Figure, path: Path, what: str) -> None:
+    """Writes a picture, says where, and gives it to the loggers that take pictures: TensorBoard, Weights & Biases."""
+    figure.savefig(path, dpi=110)
+    say_where(what, path)
+    for logger in trainer.loggers:
+        experiment: Any = getattr(logger, "experiment", None)
+        if hasattr(logger, "log_image"):
+            logger.log_image(key=path.stem, images=[str(path)])
+        elif hasattr(experiment, "add_image"):
+            experiment.add_image(path.stem, imread(path), trainer.global_step, dataformats="HWC")

@@ -1,7 +1,8 @@
-"""Scores any LightningModule by Recall@k on validation and test."""
+"""Scores any LightningModule by Recall@k and its kin on validation and test."""
 
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -19,47 +20,72 @@ from lightning_recall.callbacks.batches import (
     roles,
     rows_in_order,
 )
-from lightning_recall.metrics import RecallAtK, RevisitedMAP
+from lightning_recall.callbacks.output import output_path, say_where
+from lightning_recall.callbacks.tables import write_tables
+from lightning_recall.metrics import RetrievalScores, RevisitedMAP
 from lightning_recall.metrics.revisited import GroundTruth
+from lightning_recall.metrics.searched import Searched
 
 MODEL, UNTRAINED, PIXELS = "model", "untrained", "pixels"
 ROW_NAMES = {MODEL: "model", UNTRAINED: "before training", PIXELS: "raw pixels"}
 
 
+class Evaluated(NamedTuple):
+    """What the model found in a dataloader, for callbacks that draw or report it; `name` is "" if there is one only."""
+
+    name: str
+    dataset: Any
+    searched: Searched
+
+
 class RetrievalEvaluation(Callback):
     """Logs `val/recall@k` and `test/recall@k` of a module whose forward gives embeddings (b, D) of images (b, ...).
 
-    Every image of the split queries all the others (`RecallAtK`). Batches are (images, labels). Where the module's
-    validation or test step returns a dict with "embeddings", as `RetrievalModule`'s do, they are not computed again; a
-    module needs such steps, were they empty, for Lightning to run over the data. ModelCheckpoint and EarlyStopping can
-    monitor the logged keys. With several dataloaders each has its own: `val/0/recall@1`, `val/1/recall@1`, ..., or
-    `test/small/recall@1` where they are a dict with names. With several processes, an image that fills up a process's
-    last batch counts once.
+    Every image of the split queries all the others (`RetrievalScores`). Batches are (images, labels). Where the
+    module's validation or test step returns a dict with "embeddings", as `RetrievalModule`'s do, they are not computed
+    again; a module needs such steps, were they empty, for Lightning to run over the data. ModelCheckpoint and
+    EarlyStopping can monitor the logged keys. With several dataloaders each has its own: `val/0/recall@1`,
+    `val/1/recall@1`, ..., or `test/small/recall@1` where they are a dict with names. With several processes each
+    searches for its share of the queries, and an image that fills up a process's last batch counts once.
 
-    A data set may tell by `is_query` and `is_gallery`, arrays (N,) of bool, which images search and which are searched.
-    One with a `ground_truth` of easy, hard and junk images, such as revisited Oxford and Paris, is scored by
+    A data set may tell by `is_query` and `is_gallery`, arrays (N,) of bool, which images search and which are searched,
+    and by `groups`, (N,) integers, which images of its own class a query passes over: those of its own camera, say. One
+    with a `ground_truth` of easy, hard and junk images, such as revisited Oxford and Paris, is scored by
     `RevisitedMAP`. Images with the label -100 are left out: the data modules' mark of a file that could not be read.
 
-    `trainer.validate` and `trainer.test` end with a table.
+    `trainer.validate` and `trainer.test` end with a table. A search that takes more than two seconds shows a bar.
 
     Args:
         ks: cut-offs, integers from 1.
+        scores: which scores of `RetrievalScores` are logged; ModelCheckpoint may monitor `val/map@r`, for example.
         baselines: whether the test also scores, in the same pass, the raw pixels and the weights that the module had
             when this callback first saw it, before training or before a checkpoint was loaded. They are logged as
             `test/pixels/recall@k` and `test/untrained/recall@k`.
+        tables: whether `trainer.validate` and `trainer.test` write the scores of each query and of each class to
+            `test_queries.csv` and `test_classes.csv`.
 
     Raises:
-        ValueError: for wrong `ks`, and during evaluation if the embeddings or labels of a batch are not what
-            `RecallAtK` takes, or no image has another of its class.
+        ValueError: for wrong `ks` or `scores`, and during evaluation if the embeddings or labels of a batch are not
+            what `RetrievalScores` takes, a dataloader gives no batch, or no image has another of its class.
     """
 
-    def __init__(self, ks: Sequence[int] = (1, 2, 4, 8), baselines: bool = False) -> None:
-        RecallAtK(ks)  # refuses wrong ks now, not after an epoch
+    def __init__(
+        self,
+        ks: Sequence[int] = (1, 2, 4, 8),
+        scores: Sequence[str] = ("recall",),
+        baselines: bool = False,
+        tables: bool = False,
+    ) -> None:
+        RetrievalScores(scores, ks)  # refuses wrong ones now, not after an epoch
         self.ks = tuple(ks)
+        self.scores = tuple(scores)
         self.baselines = baselines
+        self.tables = tables
         self.initial_state: dict[str, Tensor] = {}
-        self.metrics: dict[tuple[int, str], RecallAtK | RevisitedMAP] = {}  # (dataloader, what is scored)
+        self.metrics: dict[tuple[int, str], RetrievalScores | RevisitedMAP] = {}  # (dataloader, what is scored)
         self.rows: dict[int, list[int] | None] = {}  # of the data set, still to come from each dataloader
+        self.results: list[Evaluated] = []  # of the last validate or test
+        self.started = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keeps a copy of the weights before training, if they are to be scored."""
@@ -67,13 +93,17 @@ class RetrievalEvaluation(Callback):
             state = (*pl_module.named_parameters(), *pl_module.named_buffers())
             self.initial_state = {name: value.detach().clone() for name, value in state}
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Frees what the last test found: a training needs the memory."""
+        self.results = []
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the last evaluation."""
-        self.metrics, self.rows = {}, {}
+        self.metrics, self.rows, self.results, self.started = {}, {}, [], time.perf_counter()
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the last evaluation."""
-        self.metrics, self.rows = {}, {}
+        self.on_validation_epoch_start(trainer, pl_module)
         self.initial_state = {name: value.to(pl_module.device) for name, value in self.initial_state.items()}
 
     def on_validation_batch_end(
@@ -124,43 +154,80 @@ class RetrievalEvaluation(Callback):
         indices = None if rows is None else torch.tensor(rows[: len(labels)])
         self.rows[dataloader_idx] = None if rows is None else rows[len(labels) :]
         for kind, embeddings in scored.items():
-            metric = self.metrics.get((dataloader_idx, kind)) or metric_of(loader, self.ks).to(embeddings.device)
+            metric = self.metrics.get((dataloader_idx, kind)) or self.metric_of(loader).to(embeddings.device)
             self.metrics[dataloader_idx, kind] = metric
-            if isinstance(metric, RecallAtK):
+            if isinstance(metric, RetrievalScores):
                 metric.update(embeddings, labels, indices, **roles(loader, indices))
             else:
                 metric.update(embeddings, indices)
 
+    def metric_of(self, loader: Any) -> RetrievalScores | RevisitedMAP:
+        """What a dataloader is scored by: mAP where its data set tells a `ground_truth`, else the scores asked for."""
+        ground_truth = getattr(loader.dataset, "ground_truth", None)
+        if ground_truth is None:
+            return RetrievalScores(self.scores, self.ks, ignore_index=UNREADABLE, progress=True)
+        return RevisitedMAP([GroundTruth(*parts) for parts in ground_truth], self.ks)
+
     def log_scores(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
-        """Computes and logs all scores of a split; shows them unless the training is going on."""
+        """Computes and logs all scores of a split; shows and keeps them unless the training is going on."""
         loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
-        several = isinstance(loaders, Mapping) or any(dataloader_idx for dataloader_idx, _ in self.metrics)
-        names = list(loaders) if isinstance(loaders, Mapping) else range(len(self.metrics))
+        names = loader_names(loaders)
+        silent = [str(name) for number, name in enumerate(names) if (number, MODEL) not in self.metrics]
+        if silent:
+            raise ValueError(f"Nothing to score: no batch came from dataloader {', '.join(silent)}.")
+        embedded, searching = time.perf_counter() - self.started, time.perf_counter()
         rows: dict[str, dict[str, Tensor]] = {}
-        for (dataloader_idx, scored), metric in self.metrics.items():
-            part = names[dataloader_idx]
-            name = ROW_NAMES[scored] + (f" on {'dataloader ' * isinstance(part, int)}{part}" if several else "")
-            prefix = split + (f"/{part}" if several else "") + (f"/{scored}" if scored != MODEL else "")
-            rows[name] = scores = metric.compute()
+        for (number, scored), metric in self.metrics.items():
+            part = names[number]
+            name = ROW_NAMES[scored] + (f" on {'dataloader ' * isinstance(part, int)}{part}" if len(names) > 1 else "")
+            prefix = split + (f"/{part}" if len(names) > 1 else "") + (f"/{scored}" if scored != MODEL else "")
+            with metric.sync_context():
+                searched = metric.search()
+            rows[name] = scores = searched.means()
             logged = {f"{prefix}/{key}": score for key, score in scores.items()}
             pl_module.log_dict(logged, sync_dist=True, add_dataloader_idx=False)
+            if scored == MODEL and trainer.state.fn != "fit":
+                dataset = loader_at(loaders, number).dataset
+                self.results.append(Evaluated(str(part) if len(names) > 1 else "", dataset, searched))
         self.metrics = {}
-        if rows and trainer.state.fn != "fit":
-            print_scores(rows, split)
+        if trainer.state.fn != "fit":
+            seconds = time.perf_counter() - searching
+            print_scores(rows, split, f"embedded in {embedded:.1f} s, searched in {seconds:.1f} s")
+            if self.tables:
+                self.write_results(trainer, split)
+
+    def write_results(self, trainer: Trainer, split: str) -> None:
+        """Writes the tables of each dataloader."""
+        for result in self.results:
+            prefix = output_path(trainer, "_".join(filter(None, (split, result.name))))  # asks all processes
+            if trainer.is_global_zero:
+                say_where("Scores of each query and class", write_tables(result.searched, result.dataset, prefix))
 
 
-def metric_of(loader: Any, ks: Sequence[int]) -> RecallAtK | RevisitedMAP:
-    """What a dataloader is scored by: mAP where its data set tells a `ground_truth`, else Recall@k."""
-    ground_truth = getattr(loader.dataset, "ground_truth", None)
-    if ground_truth is None:
-        return RecallAtK(ks, ignore_index=UNREADABLE)
-    return RevisitedMAP([GroundTruth(*parts) for parts in ground_truth], ks)
+def results_of(trainer: Trainer, callback: Callback) -> list[Evaluated]:
+    """What the Trainer's RetrievalEvaluation has found in its last validate or test.
+
+    Raises:
+        ValueError: if it has none, naming the callback that needs it.
+    """
+    for evaluation in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it
+        if isinstance(evaluation, RetrievalEvaluation):
+            return evaluation.results
+    name = type(callback).__name__
+    raise ValueError(f"{name} shows what RetrievalEvaluation finds: add RetrievalEvaluation() to the callbacks, too.")
+
+
+def loader_names(loaders: Any) -> list[int | str]:
+    """Names of dataloaders: keys of a dict, else their numbers."""
+    if isinstance(loaders, Mapping):
+        return list(loaders)
+    return list(range(len(loaders))) if isinstance(loaders, Sequence) else [0]
 
 
 @rank_zero_only
-def print_scores(rows: dict[str, dict[str, Tensor]], split: str) -> None:
+def print_scores(rows: dict[str, dict[str, Tensor]], split: str, caption: str) -> None:
     """Prints one row of percentages for each thing scored."""
-    table = Table(title=f"Recall@k on the {split} split, in %")
+    table = Table(title=f"Retrieval on the {split} split, in %", caption=caption)
     table.add_column("")
     for name in next(iter(rows.values())):
         table.add_column(name.replace("recall", "R"), justify="right")

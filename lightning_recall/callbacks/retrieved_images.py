@@ -1,130 +1,129 @@
 """Draws what the model retrieves: test queries beside their nearest neighbours."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_recall.callbacks.batches import UNREADABLE, embeddings_of_batch, loader_at, roles, rows_in_order
-from lightning_recall.callbacks.output import output_path, say_where
+from lightning_recall.callbacks.batches import loader_at, rows_in_order
+from lightning_recall.callbacks.output import output_path, save_picture
+from lightning_recall.callbacks.retrieval_evaluation import Evaluated, loader_names, results_of
+from lightning_recall.metrics.searched import Searched
 
 RIGHT, WRONG = ("#1a9641", "solid"), ("#d7191c", (0, (1.5, 1)))  # style as well as colour, for the colour-blind
 
+Choice = Literal["random", "worst", "best"]
+
 
 class RetrievedImages(Callback):
-    """After a test, writes `retrieved_images.png`: random queries, each with the most similar images of the test split.
+    """After a test, draws queries, each with the most similar images of the test split: `retrieved_images.png`.
 
     Images of the query's class have a green, solid frame, others a red, dashed one; above each stands its cosine
-    similarity. Works with any module that `RetrievalEvaluation` scores, on the first test dataloader; with several
-    processes it shows the images of process 0.
+    similarity, and above the query the rank of its first right image. The queries that found theirs last are drawn in
+    `retrieved_images_worst.png`. Goes beside a `RetrievalEvaluation`, whose search it shows; several test sets have a
+    picture each. Loggers that take pictures get them.
 
     Args:
-        num_queries: rows of the picture, each of another class if there are enough.
+        num_queries: rows of a picture, each of another class if there are enough.
         num_neighbors: nearest images in a row.
+        choices: which queries: "random", "worst", "best", a picture each.
         seed: of the choice of queries.
 
     Raises:
-        ValueError: for numbers below 1, and before a test whose dataloader shuffles or streams.
+        ValueError: for numbers below 1 or unknown choices, and before a test without a `RetrievalEvaluation` or whose
+            dataloader shuffles or streams.
     """
 
-    def __init__(self, num_queries: int = 10, num_neighbors: int = 10, seed: int = 0) -> None:
+    def __init__(
+        self,
+        num_queries: int = 10,
+        num_neighbors: int = 10,
+        choices: Sequence[Choice] = ("random", "worst"),
+        seed: int = 0,
+    ) -> None:
         if num_queries < 1 or num_neighbors < 1:
             raise ValueError(
                 f"num_queries and num_neighbors must be at least 1, got {num_queries} and {num_neighbors}."
             )
+        if not choices or not set(choices) <= {"random", "worst", "best"}:
+            raise ValueError(f"choices must be some of random, worst and best, got {tuple(choices)}.")
         self.num_queries = num_queries
         self.num_neighbors = num_neighbors
+        self.choices = tuple(choices)
         self.seed = seed
-        self.embeddings: list[Tensor] = []
-        self.labels: list[Tensor] = []
 
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the last test; refuses a dataloader whose images could not be found again."""
-        self.embeddings, self.labels = [], []
-        if rows_in_order(loader_at(trainer.test_dataloaders, 0)) is None:
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses a test that could not be drawn, before it runs."""
+        results_of(trainer, self)
+        check_order(trainer, self)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws."""
+        for result in results_of(trainer, self):
+            for choice in self.choices:
+                parts = ("retrieved_images", "" if choice == "random" else choice, result.name)
+                path = output_path(trainer, "_".join(filter(None, parts)) + ".png")  # asks all processes
+                if trainer.is_global_zero:
+                    figure = self.draw(result, choice)
+                    save_picture(trainer, figure, path, f"What the model retrieves, {choice} queries")
+
+    def draw(self, result: Evaluated, choice: Choice) -> Figure:
+        """One picture."""
+        searched = result.searched
+        chosen = choose_queries(searched, self.num_queries, choice, self.seed)  # (q,)
+        queries = searched.queries[chosen]
+        similarities, neighbors = searched.nearest(queries, self.num_neighbors)  # (q, K)
+        relevant = searched.is_right(queries, neighbors)
+        pictures = pictures_of(result, {*queries.tolist(), *neighbors.ravel().tolist()})
+        return draw_rows(pictures, queries, neighbors, similarities, relevant, searched.first_ranks[chosen])
+
+
+def check_order(trainer: Trainer, callback: Callback) -> None:
+    """Refuses dataloaders whose images could not be found again.
+
+    Raises:
+        ValueError: in that case.
+    """
+    for number in range(len(loader_names(trainer.test_dataloaders))):
+        if rows_in_order(loader_at(trainer.test_dataloaders, number)) is None:
             raise ValueError(
-                "RetrievedImages looks its images up in the data set: the test dataloader must go through a map-style "
-                "data set in order (shuffle=False)."
+                f"{type(callback).__name__} looks its images up in the data set: the test dataloader must go through a "
+                "map-style data set in order (shuffle=False)."
             )
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Takes in a batch of the first dataloader."""
-        if dataloader_idx == 0:
-            self.embeddings.append(embeddings_of_batch(trainer, pl_module, outputs, batch).detach().float().cpu())
-            self.labels.append(batch[1].cpu())
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Searches for the neighbours of the queries and draws them."""
-        path = output_path(trainer, "retrieved_images.png")  # asks all processes
-        if not trainer.is_global_zero:
-            return
-        embeddings, labels = F.normalize(torch.cat(self.embeddings), dim=1), torch.cat(self.labels)
-        self.embeddings, self.labels = [], []
-        loader = loader_at(trainer.test_dataloaders, 0)
-        rows = rows_in_order(loader)
-        assert rows is not None  # on_test_epoch_start has seen to it
-        told = roles(loader, torch.tensor(rows[: len(labels)]))
-        readable = labels != UNREADABLE
-        is_query, is_gallery = (told.get(name, readable) & readable for name in ("is_query", "is_gallery"))
-        truth = getattr(loader.dataset, "ground_truth", None)
-        if truth is not None:  # it tells what is right, and labels do not: every query may be shown
-            order = torch.randperm(int(is_query.sum()), generator=torch.Generator().manual_seed(self.seed))
-            queries = is_query.nonzero().squeeze(1)[order[: self.num_queries]]
-        else:
-            queries = choose_queries(labels, is_query, is_gallery, self.num_queries, self.seed)
-        similarities = embeddings[queries] @ embeddings.T  # (Q, N)
-        similarities.scatter_(1, queries[:, None], -torch.inf)
-        similarities[:, ~is_gallery] = -torch.inf
-        top = similarities.topk(min(self.num_neighbors, max(int(is_gallery.sum()) - 1, 1)))  # (Q, K)
-        pictures = {
-            i: to_picture(loader.dataset[rows[i]][0]) for i in {*queries.tolist(), *top.indices.ravel().tolist()}
-        }
-        relevant = labels[top.indices] == labels[queries, None]  # (Q, K)
-        if truth is not None:
-            right = [{*truth[rows[query]][0], *truth[rows[query]][1]} for query in queries.tolist()]  # easy and hard
-            relevant = torch.tensor(
-                [
-                    [rows[i] - len(truth) in ok for i in line]
-                    for line, ok in zip(top.indices.tolist(), right, strict=True)
-                ]
-            )
-        figure = draw_rows(pictures, queries, top.indices, top.values, relevant)
-        figure.savefig(path, dpi=110)
-        say_where("What the model retrieves", path)
-
-
-def choose_queries(labels: Tensor, is_query: Tensor, is_gallery: Tensor, num_queries: int, seed: int) -> Tensor:
-    """Rows of random queries, of different classes as far as there are any, among those that have a positive to find.
+def choose_queries(searched: Searched, num_queries: int, choice: Choice, seed: int) -> Tensor:
+    """Places (q,) in `searched.queries`, of different classes as far as there are any.
 
     Args:
-        labels: (N,).
-        is_query: (N,) bool, which rows may be chosen.
-        is_gallery: (N,) bool, which rows are searched.
+        searched: what was found.
         num_queries: how many, at most.
-        seed: of the choice.
+        choice: "worst" and "best" go by the rank of the first right image; of equal ones, random ones are taken.
+        seed: of what is random.
     """
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).numpy()
-    asks, searched = is_query.numpy()[order], is_gallery.numpy()[order]
-    _, inverse = np.unique(labels.numpy()[order], return_inverse=True)
-    others = np.bincount(inverse, weights=searched)[inverse] - searched  # (N,) that each would have to find
-    able = np.flatnonzero(asks & (others > 0))
-    one_each = np.sort(able[np.unique(inverse[able], return_index=True)[1]])
-    rest = np.setdiff1d(able, one_each)
-    return torch.from_numpy(order[np.concatenate([one_each, rest])[:num_queries]])
+    ranks = searched.first_ranks.cpu()
+    order = torch.randperm(len(ranks), generator=torch.Generator().manual_seed(seed))
+    if choice != "random":
+        order = order[ranks[order].argsort(descending=choice == "worst", stable=True)]
+    if searched.labels is not None:
+        labels = searched.labels.cpu()[searched.queries.cpu()][order].numpy()
+        is_first = np.zeros(len(order), dtype=bool)
+        is_first[np.unique(labels, return_index=True)[1]] = True
+        order = torch.cat([order[is_first], order[~is_first]])
+    return order[:num_queries].to(searched.queries.device)
+
+
+def pictures_of(result: Evaluated, rows: set[int]) -> dict[int, NDArray[np.float64]]:
+    """Images of some rows of what was searched."""
+    assert result.searched.indices is not None  # on_test_start has seen to it
+    numbers = result.searched.indices.cpu()
+    return {row: to_picture(result.dataset[int(numbers[row])][0]) for row in sorted(rows)}
 
 
 def to_picture(image: Tensor) -> NDArray[np.float64]:
@@ -139,26 +138,39 @@ def to_picture(image: Tensor) -> NDArray[np.float64]:
 
 
 def draw_rows(
-    pictures: dict[int, NDArray[np.float64]], queries: Tensor, neighbors: Tensor, similarities: Tensor, relevant: Tensor
+    pictures: dict[int, NDArray[np.float64]],
+    queries: Tensor,
+    neighbors: Tensor,
+    similarities: Tensor,
+    relevant: Tensor,
+    first_ranks: Tensor,
 ) -> Figure:
-    """One row a query (Q,): the query, then its neighbours (Q, K), with similarities (Q, K) and relevant (Q, K)."""
+    """One row a query (q,), with its first rank (q,), then its neighbours (q, K), similarities and relevant (q, K)."""
     num_rows, num_columns = len(queries), neighbors.shape[1] + 1
-    figure = Figure(figsize=(num_columns * 0.95 + 0.3, num_rows * 1.12 + 0.5), layout="constrained")
+    figure = Figure(figsize=(num_columns * 0.95 + 0.3, num_rows * 1.2 + 0.6), layout="constrained")
     axes = figure.subplots(num_rows, num_columns, squeeze=False)
     for row in range(num_rows):
-        show(axes[row, 0], pictures[int(queries[row])], "query", ("black", "solid"), width=1)
+        show(
+            axes[row, 0],
+            pictures[int(queries[row])],
+            f"query\nright at {int(first_ranks[row]):,}",
+            ("black", "solid"),
+            width=1,
+        )
         for column, item in enumerate(neighbors[row].tolist()):
             frame = RIGHT if relevant[row, column] else WRONG
             show(axes[row, column + 1], pictures[item], f"{similarities[row, column]:.2f}", frame, width=3)
     figure.suptitle(
-        "Queries and their nearest neighbours, with cosine similarity: green solid = right, red dashed = wrong"
+        "Queries, with the rank of their first right image, and their nearest neighbours, with cosine similarity:\n"
+        "green solid = right, red dashed = wrong",
+        fontsize=10,
     )
     return figure
 
 
 def show(axes: Axes, picture: NDArray[np.float64], title: str, frame: tuple[str, Any], width: float) -> None:
     """One image with a title and a frame of a colour and a line style."""
-    axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="antialiased")
     axes.set_title(title, fontsize=8, pad=3)
     axes.set_xticks([])
     axes.set_yticks([])

@@ -1,7 +1,7 @@
 """Every score of a retrieval, per query and on average, from one exact search."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,32 +11,8 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_recall.metrics.matches import Labelled, match_labels
 from lightning_recall.metrics.scores import OF_THE_FIRST, check_scores, score
+from lightning_recall.metrics.searched import Searched
 from lightning_recall.metrics.shards import Shards
-
-
-class Searched(NamedTuple):
-    """What a search found.
-
-    embeddings: (N, D), all items as they were given, each once.
-    labels: (N,).
-    indices: (N,) of the items in their data set, ascending; None if they were not given.
-    gallery: (G,) rows that were searched.
-    queries: (Q,) rows that had something to find.
-    first_ranks: (Q,) int64 from 1, where each query found its first relevant item.
-    scores: of each query, {"recall@1": (Q,) float64, ...}.
-    """
-
-    embeddings: Tensor
-    labels: Tensor
-    indices: Tensor | None
-    gallery: Tensor
-    queries: Tensor
-    first_ranks: Tensor
-    scores: Mapping[str, Tensor]
-
-    def means(self) -> dict[str, Tensor]:
-        """The scores, on average over the queries."""
-        return {name: values.mean().float() for name, values in self.scores.items()}
 
 
 class RetrievalScores(Metric):
@@ -177,7 +153,8 @@ class RetrievalScores(Metric):
         rows, first_ranks = found[:, :2].long().unbind(1)
         embeddings, labels, indices = known["embeddings"], known["labels"], known.get("indices")
         columns = dict(zip(self.names(), found[:, 2:].unbind(1), strict=True))
-        return Searched(embeddings, labels, indices, gallery, rows, first_ranks, columns)
+        groups = known.get("groups")
+        return Searched(embeddings, labels, indices, gallery, rows, first_ranks, columns, self.normalize, groups=groups)
 
     def search_share(self, known: Mapping[str, Tensor], queries: Tensor, gallery: Tensor) -> Tensor:
         """Row, rank of the first relevant item, and scores (Q, 2 + S) of each query; processes share the work."""

@@ -11,6 +11,7 @@ from torchmetrics.utilities import dim_zero_cat
 from lightning_recall.metrics.matches import Matches, rank_pairs
 from lightning_recall.metrics.retrieval_scores import first_of_each
 from lightning_recall.metrics.search import Pairs, full_precision
+from lightning_recall.metrics.searched import Searched
 from lightning_recall.metrics.shards import Shards
 
 EASY, HARD, JUNK = range(3)
@@ -102,6 +103,13 @@ class RevisitedMAP(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Mean over the queries, for each protocol."""
+        return self.search().means()
+
+    def search(self) -> Searched:
+        """What `compute` averages; the ranks of the first right image are those of the protocol Medium.
+
+        With several processes, call it within `sync_context()`, as `compute` does by itself; each process gets all.
+        """
         if len(self.indices) == 0:
             raise ValueError("Scores of nothing: no batch was added with update().")
         indices = dim_zero_cat(self.indices)
@@ -111,23 +119,36 @@ class RevisitedMAP(Metric):
                 f"{int(indices.max()) + 1 - len(once)} items were not given: a ranking without them is another."
             )
         in_order = torch.equal(indices, torch.arange(len(indices), device=indices.device))
-        device = "cpu" if indices.device.type == "mps" else indices.device  # which has no float64
-        rows = Shards(self.embeddings if in_order else dim_zero_cat(self.embeddings)[once], device=device)
-        matches, is_easy = rank_landmarks(rows, self.ground_truth)
-        scores: dict[str, list[float]] = {}
+        pieces = self.embeddings if in_order else [dim_zero_cat(self.embeddings)[once]]
+        device = torch.device("cpu") if indices.device.type == "mps" else indices.device  # which has no float64
+        matches, is_easy = rank_landmarks(Shards(pieces, device=device), self.ground_truth)
+        if len(matches.queries) == 0:
+            raise ValueError("No query has a right image in the gallery.")
+        count = len(self.ground_truth)
+        relevant = {q: torch.tensor([*t.easy, *t.hard]) + count for q, t in enumerate(self.ground_truth)}
+        ranks, every = matches.ranks[matches.place == 0], indices[once]
+        scores = {name: values.to(device) for name, values in self.scores(matches, is_easy).items()}
+        return Searched(pieces, None, every, every[count:], matches.queries, ranks, scores, True, relevant)
+
+    def scores(self, matches: Matches, is_easy: Tensor) -> dict[str, Tensor]:
+        """Each protocol's scores of each query (q,); NaN where it has no right image."""
+        num_queries = len(matches.queries)
+        scores = {
+            f"{name}/{score}": torch.full((num_queries,), torch.nan, dtype=torch.float64)
+            for name in PROTOCOLS
+            for score in ("map", *(f"mp@{k}" for k in self.ks))
+        }
         for name, right in PROTOCOLS.items():
             wanted = (is_easy & (EASY in right)) | (~is_easy & (HARD in right))
-            for query in range(len(matches.queries)):
+            for query in range(num_queries):
                 of_query = (matches.query == query) & wanted
-                if of_query.any():
-                    wrong_before = (matches.ranks - 1 - matches.place)[of_query]
-                    ranks = (wrong_before + torch.arange(len(wrong_before), device=device)).cpu()  # from 0
-                    scores.setdefault(f"{name}/map", []).append(trapezoid_average_precision(ranks, len(ranks)))
+                wrong_before = (matches.ranks - 1 - matches.place)[of_query].cpu()
+                if len(wrong_before):
+                    ranks = wrong_before + torch.arange(len(wrong_before))  # from 0
+                    scores[f"{name}/map"][query] = trapezoid_average_precision(ranks, len(ranks))
                     for k in self.ks:
-                        scores.setdefault(f"{name}/mp@{k}", []).append(precision_at(ranks, k))
-        if not scores:
-            raise ValueError("No query has a right image in the gallery.")
-        return {key: torch.tensor(values).mean() for key, values in scores.items()}
+                        scores[f"{name}/mp@{k}"][query] = precision_at(ranks, k)
+        return {name: values for name, values in scores.items() if not values.isnan().all()}
 
 
 def rank_landmarks(rows: Shards, ground_truth: Sequence[GroundTruth]) -> tuple[Matches, Tensor]:

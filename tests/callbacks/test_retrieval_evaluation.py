@@ -1,3 +1,5 @@
+import csv
+
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -6,6 +8,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_recall import RecallAtK, RetrievalEvaluation
+from lightning_recall.callbacks.retrieval_evaluation import results_of
+from lightning_recall.metrics import RetrievalScores
 
 LABELS = torch.arange(40) // 4
 IMAGES = torch.randn(40, 1, 3, 3)
@@ -104,7 +108,8 @@ def test_baselines_are_the_pixels_and_the_first_weights():
 def test_the_table_shows_percent(capsys):
     make_trainer(RetrievalEvaluation(ks=(1, 2), baselines=True)).test(TheirModule(), loader(), verbose=False)
     shown = capsys.readouterr().out
-    assert "Recall@k on the test split" in shown
+    assert "Retrieval on the test split, in %" in shown
+    assert "searched in" in shown
     assert [row in shown for row in ("R@1", "raw pixels", "before training", "model")] == [True] * 4
 
 
@@ -175,3 +180,54 @@ def test_queries_and_gallery_need_an_order():
     shuffled = DataLoader(Told(), batch_size=12, sampler=torch.randperm(40).tolist())
     with pytest.raises(ValueError, match="queries and gallery must be evaluated in order"):
         make_trainer(RetrievalEvaluation()).test(TheirModule(), shuffled, verbose=False)
+
+
+class InGroups(TensorDataset):
+    groups = np.arange(40) % 3
+    paths = np.array([f"images/{i}.jpg".encode() for i in range(40)])
+
+    def __init__(self):
+        super().__init__(IMAGES, LABELS)
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+def test_other_scores_groups_and_tables(tmp_path, capsys):
+    module, evaluation = TheirModule(), RetrievalEvaluation((1,), ("recall", "map@r", "mrr"), tables=True)
+    trainer = make_trainer(evaluation, default_root_dir=tmp_path)
+    results = trainer.test(module, DataLoader(InGroups(), batch_size=12), verbose=False)[0]
+    metric = RetrievalScores(("recall", "map@r", "mrr"), (1,))
+    metric.update(module.net(IMAGES), LABELS, torch.arange(40), groups=torch.arange(40) % 3)
+    assert results == {f"test/{name}": pytest.approx(value.item()) for name, value in metric.compute().items()}
+    assert str(tmp_path / "test_queries.csv") in capsys.readouterr().out
+    with (tmp_path / "test_queries.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found = metric.search()
+    assert [int(row["index"]) for row in rows] == found.queries.tolist()
+    assert [int(row["first_rank"]) for row in rows] == found.first_ranks.tolist()
+    assert [float(row["map@r"]) for row in rows] == pytest.approx(found.scores["map@r"].tolist(), rel=1e-5)
+    assert rows[7]["path"] == f"images/{rows[7]['index']}.jpg"
+    with (tmp_path / "test_classes.csv").open() as file:
+        classes = list(csv.DictReader(file))
+    assert [int(row["label"]) for row in classes] == list(range(10))
+    assert sum(float(row["mrr"]) * int(row["queries"]) for row in classes) / len(rows) == pytest.approx(
+        results["test/mrr"], rel=1e-5
+    )
+    trainer.fit(module, loader())
+    assert evaluation.results == []  # embeddings are not kept through a training
+
+
+def test_a_dataloader_without_a_batch_is_told():
+    empty = DataLoader(TensorDataset(IMAGES[:0], LABELS[:0]), batch_size=12)
+    with (
+        pytest.raises(ValueError, match="no batch came from dataloader small"),
+        pytest.warns(UserWarning, match="length"),
+    ):
+        make_trainer(RetrievalEvaluation()).test(TheirModule(), {"all": loader(), "small": empty}, verbose=False)
+
+
+def test_who_needs_it_says_so():
+    class Other(pl.Callback):
+        pass
+
+    with pytest.raises(ValueError, match=r"Other shows what RetrievalEvaluation finds: add RetrievalEvaluation\(\)"):
+        results_of(make_trainer(), Other())

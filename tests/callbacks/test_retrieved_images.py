@@ -1,25 +1,30 @@
+from typing import ClassVar
+
 import pytest
 import pytorch_lightning as pl
 import torch
 from matplotlib.image import imread
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_recall.callbacks import RetrievedImages
+from lightning_recall.callbacks import RetrievalEvaluation, RetrievedImages
 from lightning_recall.callbacks.retrieved_images import RIGHT, WRONG, choose_queries, draw_rows, to_picture
+from lightning_recall.metrics import RetrievalScores
 
 
 class Flatten(pl.LightningModule):
     def forward(self, images):
         return images.float().flatten(1)
 
-    def test_step(self, batch, batch_idx):
+    def test_step(self, batch, batch_idx, dataloader_idx=0):
         pass
 
 
-def run(images, labels, tmp_path, **kwargs):
+def run(images, labels, tmp_path, logger=False, **kwargs):
     trainer = pl.Trainer(
-        accelerator="cpu", devices=1, logger=False, default_root_dir=tmp_path, enable_progress_bar=False,
-        callbacks=[RetrievedImages(**kwargs)],
+        accelerator="cpu", devices=1, logger=logger, default_root_dir=tmp_path, enable_progress_bar=False,
+        callbacks=[RetrievedImages(**kwargs), RetrievalEvaluation()],
     )  # fmt: skip
     trainer.test(Flatten(), DataLoader(TensorDataset(images, labels), batch_size=7), verbose=False)
     return tmp_path / "retrieved_images.png"
@@ -36,7 +41,7 @@ def test_writes_a_picture_and_says_where(channels, dtype, tmp_path, capsys):
 def test_a_shuffled_loader_is_refused(tmp_path):
     trainer = pl.Trainer(
         accelerator="cpu", devices=1, logger=False, default_root_dir=tmp_path, enable_progress_bar=False,
-        callbacks=[RetrievedImages()],
+        callbacks=[RetrievedImages(), RetrievalEvaluation()],
     )  # fmt: skip
     data = TensorDataset(torch.rand(8, 1, 4, 4), torch.arange(8) // 2)
     with (
@@ -49,44 +54,98 @@ def test_a_shuffled_loader_is_refused(tmp_path):
 def test_the_frame_tells_right_from_wrong():
     pictures = {i: to_picture(torch.full((1, 8, 8), i, dtype=torch.uint8)) for i in range(4)}
     figure = draw_rows(
-        pictures, torch.tensor([0]), torch.tensor([[2, 3]]), torch.tensor([[0.9, 0.8]]), torch.tensor([[True, False]])
+        pictures,
+        torch.tensor([0]),
+        torch.tensor([[2, 3]]),
+        torch.tensor([[0.9, 0.8]]),
+        torch.tensor([[True, False]]),
+        torch.tensor([1234]),
     )
     _, right, wrong = figure.axes
-    assert [axes.get_title() for axes in figure.axes] == ["query", "0.90", "0.80"]
+    assert [axes.get_title() for axes in figure.axes] == ["query\nright at 1,234", "0.90", "0.80"]
     assert right.spines["left"].get_linestyle() != wrong.spines["left"].get_linestyle()
     for axes, (colour, _) in ((right, RIGHT), (wrong, WRONG)):
         assert "#{:02x}{:02x}{:02x}".format(*(round(255 * c) for c in axes.spines["top"].get_edgecolor()[:3])) == colour
 
 
-def test_the_neighbours_are_the_nearest(tmp_path, monkeypatch):
+@pytest.mark.parametrize("choice", ["random", "worst", "best"])
+def test_the_neighbours_are_the_nearest(choice, tmp_path, monkeypatch):
     drawn = {}
 
-    def spy(pictures, queries, neighbors, similarities, relevant):
-        drawn.update(queries=queries, neighbors=neighbors, similarities=similarities, relevant=relevant)
-        return draw_rows(pictures, queries, neighbors, similarities, relevant)
+    def spy(pictures, queries, neighbors, similarities, relevant, first_ranks):
+        drawn.update(queries=queries, neighbors=neighbors, relevant=relevant, ranks=first_ranks)
+        return draw_rows(pictures, queries, neighbors, similarities, relevant, first_ranks)
 
     monkeypatch.setattr("lightning_recall.callbacks.retrieved_images.draw_rows", spy)
     images, labels = torch.rand(30, 1, 4, 4), torch.arange(30) // 3
-    run(images, labels, tmp_path, num_queries=5, num_neighbors=6)
+    run(images, labels, tmp_path, num_queries=5, num_neighbors=6, choices=(choice,))
     unit = torch.nn.functional.normalize(images.flatten(1), dim=1)
-    for row, query in enumerate(drawn["queries"].tolist()):
-        order = [i for i in (unit @ unit[query]).argsort(descending=True).tolist() if i != query][:6]
-        assert drawn["neighbors"][row].tolist() == order
-        assert drawn["relevant"][row].tolist() == (labels[order] == labels[query]).tolist()
+    all_ranks = []
+    for query in range(30):
+        order = [i for i in (unit @ unit[query]).argsort(descending=True).tolist() if i != query]
+        all_ranks.append((labels[order] == labels[query]).tolist().index(True) + 1)
+        if query in drawn["queries"].tolist():
+            row = drawn["queries"].tolist().index(query)
+            assert drawn["neighbors"][row].tolist() == order[:6]
+            assert drawn["relevant"][row].tolist() == (labels[order[:6]] == labels[query]).tolist()
+            assert drawn["ranks"][row] == all_ranks[query]
+    if choice != "random":
+        by_class = torch.tensor(all_ranks).view(10, 3)
+        extremes = by_class.amax(1) if choice == "worst" else by_class.amin(1)
+        assert drawn["ranks"].tolist() == extremes.sort(descending=choice == "worst").values[:5].tolist()
 
 
-def test_queries_are_of_different_classes_and_have_a_positive():
+def test_queries_are_of_different_classes():
     labels = torch.tensor([0] * 50 + [1, 1, 2, 2, 3])
-    every = torch.ones(55, dtype=torch.bool)
-    chosen = choose_queries(labels, every, every, 3, seed=0)
+    metric = RetrievalScores(("recall",))
+    metric.update(torch.randn(55, 3), labels)
+    found = metric.search()
+    chosen = found.queries[choose_queries(found, 3, "random", seed=0)]
     assert sorted(labels[chosen].tolist()) == [0, 1, 2]
-    more = choose_queries(labels, every, every, 10, seed=0)
+    more = found.queries[choose_queries(found, 10, "random", seed=0)]
     assert len(set(more.tolist())) == 10
-    assert 3 not in labels[more]
-    assert torch.equal(chosen, choose_queries(labels, every, every, 3, seed=0))
+    assert 3 not in labels[more]  # which has nothing to find
+    assert torch.equal(chosen, found.queries[choose_queries(found, 3, "random", seed=0)])
 
 
-@pytest.mark.parametrize("arguments", [{"num_queries": 0}, {"num_neighbors": 0}])
-def test_numbers_below_one_are_refused(arguments):
-    with pytest.raises(ValueError, match="must be at least 1"):
+def test_loggers_get_the_pictures(tmp_path):
+    class TakesImages(CSVLogger):
+        images: ClassVar = {}
+
+        def log_image(self, key, images, step=None):
+            self.images[key] = images
+
+    loggers = [TakesImages(tmp_path / "csv"), TensorBoardLogger(tmp_path / "board")]
+    images = torch.randint(0, 256, (20, 3, 16, 16)).to(torch.uint8)
+    run(images, torch.arange(20) // 4, tmp_path, loggers, num_queries=2, num_neighbors=2)
+    assert set(TakesImages.images) == {"retrieved_images", "retrieved_images_worst"}
+    assert all(imread(path).shape[0] > 100 for (path,) in TakesImages.images.values())
+    events = EventAccumulator(loggers[1].log_dir).Reload()
+    assert set(events.Tags()["images"]) == {"retrieved_images", "retrieved_images_worst"}
+
+
+def test_named_dataloaders_have_pictures_of_their_own(tmp_path):
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, logger=False, default_root_dir=tmp_path, enable_progress_bar=False,
+        callbacks=[RetrievedImages(2, 2, ["best"]), RetrievalEvaluation()],
+    )  # fmt: skip
+    loader = DataLoader(TensorDataset(torch.rand(8, 1, 4, 4), torch.arange(8) // 2), batch_size=4)
+    trainer.test(Flatten(), {"small": loader, "large": loader}, verbose=False)
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "retrieved_images_best_small.png",
+        "retrieved_images_best_large.png",
+    }
+
+
+def test_it_needs_an_evaluation():
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, callbacks=[RetrievedImages()]
+    )
+    with pytest.raises(ValueError, match=r"RetrievedImages shows what RetrievalEvaluation finds: add"):
+        trainer.test(Flatten(), DataLoader(TensorDataset(torch.rand(8, 1, 4, 4), torch.arange(8) // 2)), verbose=False)
+
+
+@pytest.mark.parametrize("arguments", [{"num_queries": 0}, {"num_neighbors": 0}, {"choices": ["hardest"]}])
+def test_wrong_settings_are_refused(arguments):
+    with pytest.raises(ValueError, match=r"must be at least 1|some of random, worst and best"):
         RetrievedImages(**arguments)
