@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 
@@ -121,10 +122,12 @@ def draw_recall(searched: Searched) -> Figure:
     for k in (1, 10, 100, 1000):
         if k <= last:
             axes.plot(k, recalls[k - 1], "o", color=BLUE)
-            axes.annotate(f"{recalls[k - 1]:.1f}", (k, recalls[k - 1]), (4, -12), textcoords="offset points")
+            side = "left" if k < 1000 else "right"
+            axes.annotate(f"{recalls[k - 1]:.1f}", (k, recalls[k - 1]), (0, -14), textcoords="offset points", ha=side)
     axes.set(
         xscale="log", xlabel="k", ylabel="Recall@k, %", xlim=(0.9, 1.15 * last), ylim=(max(recalls[0] - 10, 0), 102)
     )
+    axes.xaxis.set_major_formatter(ScalarFormatter())  # 10, not 10 to the 1
     axes.set_title(f"Recall@k over k, {len(searched.first_ranks):,} queries")
     axes.grid(alpha=0.3)
     return figure

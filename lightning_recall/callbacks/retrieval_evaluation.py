@@ -227,7 +227,8 @@ def loader_names(loaders: Any) -> list[int | str]:
 @rank_zero_only
 def print_scores(rows: dict[str, dict[str, Tensor]], split: str, caption: str) -> None:
     """Prints one row of percentages for each thing scored."""
-    table = Table(title=f"Retrieval on the {split} split, in %", caption=caption)
+    title = f"Retrieval on the {split} split, in %"
+    table = Table(title=title, caption=caption, min_width=max(len(title), len(caption)))
     table.add_column("")
     for name in next(iter(rows.values())):
         table.add_column(name.replace("recall", "R"), justify="right")

@@ -115,9 +115,12 @@ class Thresholds:
             return
         slots, items = (torch.cat(parts) for parts in zip(*self.doubtful, strict=True))
         self.doubtful = []
-        for slot, item in zip(torch.split(slots, PAIRS), torch.split(items, PAIRS), strict=True):
-            exact = (queries.rows(query_of[slot]) * gallery.rows(item)).sum(1)
-            self.ahead.index_add_(0, slot, (exact >= self.similarity[slot] - self.tie).long())
+        # a query's thresholds are often in doubt about the same items
+        pairs, pair_of = torch.unique(query_of[slots] * len(gallery) + items, return_inverse=True)
+        parts = torch.split(pairs, PAIRS)
+        exact = [(queries.rows(part // len(gallery)) * gallery.rows(part % len(gallery))).sum(1) for part in parts]
+        ahead = torch.cat(exact)[pair_of] >= self.similarity[slots] - self.tie
+        self.ahead.index_add_(0, slots, ahead.long())
 
 
 def count_ahead(
