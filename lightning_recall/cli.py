@@ -92,8 +92,8 @@ class RecallCLI(LightningCLI):
         parser.link_arguments("model.init_args.chunk_size", "data.init_args.chunk_size", compute_fn=chunk_to_load)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses; the scores of test and validate are shown once, by RetrievalEvaluation."""
-        parser.set_defaults({"test.verbose": False, "validate.verbose": False})
+        """Parses; scores are shown once, by RetrievalEvaluation, and embeddings kept once, by SavedEmbeddings."""
+        parser.set_defaults({"test.verbose": False, "validate.verbose": False, "predict.return_predictions": False})
         super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:

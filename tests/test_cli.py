@@ -3,12 +3,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
 
 from lightning_recall import RetrievalModule
+from lightning_recall.callbacks import load_embeddings
 from lightning_recall.cli import main
 from lightning_recall.datamodules import ChunkLoader
 
@@ -121,9 +121,10 @@ def test_fit_resumes(run, command, glyph_folder, in_tmp_path):
 
 def test_predict_writes_embeddings(run, command, glyph_folder, in_tmp_path):
     command("predict", "--config", GLYPHS, "--data.root", glyph_folder, "--ckpt_path", best(run), *QUICK)
-    with np.load(in_tmp_path / "runs/glyphs/version_0/embeddings.npz") as arrays:
-        assert arrays["embeddings"].shape == (len(arrays["labels"]), 128)
-        assert len(np.unique(arrays["labels"])) == 1028
+    saved = load_embeddings(in_tmp_path / "runs/glyphs/version_0/embeddings")
+    assert saved["embeddings"].shape == (len(saved["labels"]), 128)
+    assert saved["ids"].tolist() == list(range(len(saved["labels"])))
+    assert len(saved["labels"].unique()) == 1028
 
 
 def test_a_checkpoint_that_is_not_there_is_refused_at_once(command, capsys):

@@ -4,7 +4,7 @@ from lightning_recall.callbacks.evaluation_charts import EvaluationCharts
 from lightning_recall.callbacks.evaluation_report import EvaluationReport
 from lightning_recall.callbacks.retrieval_evaluation import RetrievalEvaluation
 from lightning_recall.callbacks.retrieved_images import RetrievedImages
-from lightning_recall.callbacks.saved_embeddings import SavedEmbeddings
+from lightning_recall.callbacks.saved_embeddings import SavedEmbeddings, load_embeddings
 from lightning_recall.callbacks.training_curves import TrainingCurves
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "RetrievedImages",
     "SavedEmbeddings",
     "TrainingCurves",
+    "load_embeddings",
 ]

@@ -161,9 +161,8 @@ class RetrievalDataModule(LightningDataModule):
         return self._eval_loader(self.test_data)
 
     def predict_dataloader(self) -> Any:
-        """The images of `test_dataloader`, those of several test sets one after the other."""
-        loaders = self.test_dataloader()
-        return list(loaders.values()) if isinstance(loaders, dict) else loaders
+        """The images of `test_dataloader`."""
+        return self.test_dataloader()
 
     def teardown(self, stage: str) -> None:
         """Says how many files this process could not read, and forgets them."""

@@ -1,8 +1,20 @@
-"""Metrics: torchmetrics.Metric classes over (embeddings (B, D), labels (B,))."""
+"""Metrics: torchmetrics.Metric classes over (embeddings (B, D), labels (B,)), and functions of whole galleries."""
 
 from lightning_recall.metrics.cluster_nmi import ClusterNMI
+from lightning_recall.metrics.neighbors import nearest
+from lightning_recall.metrics.query_expansion import expand_queries
 from lightning_recall.metrics.recall_at_k import RecallAtK
+from lightning_recall.metrics.reranking import k_reciprocal_similarities, score_similarities
 from lightning_recall.metrics.retrieval_scores import RetrievalScores
 from lightning_recall.metrics.revisited import RevisitedMAP
 
-__all__ = ["ClusterNMI", "RecallAtK", "RetrievalScores", "RevisitedMAP"]
+__all__ = [
+    "ClusterNMI",
+    "RecallAtK",
+    "RetrievalScores",
+    "RevisitedMAP",
+    "expand_queries",
+    "k_reciprocal_similarities",
+    "nearest",
+    "score_similarities",
+]

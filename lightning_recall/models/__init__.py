@@ -1,7 +1,10 @@
 """Models: images -> unit embeddings. Plain torch."""
 
 from lightning_recall.models.embedder import ImageEmbedder
+from lightning_recall.models.export import export_onnx
+from lightning_recall.models.multi_view import MultiView
 from lightning_recall.models.pooling import GeM
 from lightning_recall.models.small_convnet import SmallConvNet
+from lightning_recall.models.whitening import PCAWhitening
 
-__all__ = ["GeM", "ImageEmbedder", "SmallConvNet"]
+__all__ = ["GeM", "ImageEmbedder", "MultiView", "PCAWhitening", "SmallConvNet", "export_onnx"]

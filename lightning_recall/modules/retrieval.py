@@ -1,7 +1,7 @@
 """Trains an embedder so that the whole batch's similarity matrix feeds the loss, whatever the batch's size."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -44,6 +44,8 @@ class RetrievalModule(ManualOptimization):
             at a time. "auto": the largest that fits the GPU, tried out at the first step; 128 on a CPU. BatchNorm in
             train mode normalises over a chunk.
         keep_chunks: how many chunks keep their activations and are not computed twice, from 1.
+        views: (embedder, images) -> embeddings, for test and predict only, such as `MultiView`; None: the images as
+            they are.
         kwargs: for `ManualOptimization`: optimizer, lr_scheduler, gradient_clip_val, accumulate_grad_batches, ...
 
     Raises:
@@ -61,6 +63,7 @@ class RetrievalModule(ManualOptimization):
         mixup: nn.Module | None = None,
         chunk_size: int | Literal["auto"] = 128,
         keep_chunks: int = 1,
+        views: Callable[[nn.Module, Tensor], Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -73,6 +76,7 @@ class RetrievalModule(ManualOptimization):
         self.mixup = mixup
         self.chunk_size = chunk_size
         self.keep_chunks = keep_chunks
+        self.views = views
         self.resumed_states: list[dict[str, Any]] | None = None
         self.batch_checked = False
 
@@ -162,12 +166,12 @@ class RetrievalModule(ManualOptimization):
         return {"embeddings": self(batch[0])}
 
     def test_step(self, batch: Sequence[Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """As `validation_step`."""
-        return self.validation_step(batch, batch_idx, dataloader_idx)
+        """As `validation_step`, by all `views`."""
+        return {"embeddings": self.predict_step(batch, batch_idx, dataloader_idx)}
 
     def predict_step(self, batch: Sequence[Any], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Embeddings (b, D) of a batch (images, labels)."""
-        embeddings: Tensor = self(batch[0])
+        """Embeddings (b, D) of a batch (images, labels), by all `views`."""
+        embeddings: Tensor = self(batch[0]) if self.views is None else self.views(self.embedder, batch[0])
         return embeddings
 
     def setup(self, stage: str) -> None:

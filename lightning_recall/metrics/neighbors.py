@@ -1,0 +1,39 @@
+"""The nearest items of each query, found blockwise."""
+
+import torch
+from torch import Tensor
+
+from lightning_recall.metrics.search import GALLERY_ROWS, QUERY_ROWS, full_precision
+from lightning_recall.metrics.shards import Shards
+
+
+def nearest(queries: Shards, gallery: Shards, k: int) -> tuple[Tensor, Tensor]:
+    """Similarities (Q, k) in fp32, in descending order, and rows (Q, k) of the k nearest items of each query.
+
+    No more than a block of similarities is held at a time. Of equally similar items any may come first.
+
+    Args:
+        queries: Q rows.
+        gallery: G rows.
+        k: how many, from 1 to G.
+
+    Raises:
+        ValueError: for another k.
+    """
+    if not 1 <= k <= len(gallery):
+        raise ValueError(f"k must be from 1 to the {len(gallery)} items of the gallery, got {k}.")
+    found = []
+    with full_precision(queries.device):
+        for start in range(0, len(queries), QUERY_ROWS):
+            own = queries.block(start, min(start + QUERY_ROWS, len(queries)))  # (q, D)
+            best = torch.empty(len(own), 0, device=own.device)
+            items = torch.empty(len(own), 0, dtype=torch.int64, device=own.device)
+            for first in range(0, len(gallery), GALLERY_ROWS):
+                similarities = own @ gallery.block(first, min(first + GALLERY_ROWS, len(gallery))).T  # (q, g)
+                top = similarities.topk(min(k, similarities.shape[1]), dim=1)
+                values, rows = torch.cat([best, top.values], 1), torch.cat([items, top.indices + first], 1)
+                kept = values.topk(min(k, values.shape[1]), dim=1)
+                best, items = kept.values, rows.gather(1, kept.indices)
+            found.append((best, items))
+    values, rows = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return values, rows

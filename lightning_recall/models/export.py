@@ -1,0 +1,49 @@
+"""Writes an embedder as ONNX, with its preprocessing."""
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def export_onnx(embedder: nn.Module, path: str | Path, image_size: int | tuple[int, int], channels: int = 3) -> None:
+    """Writes an embedder to an ONNX file that takes uint8 images and gives unit embeddings.
+
+    Input "images" (B, C, H, W) uint8, output "embeddings" (B, D); B is free. Scaling to [0, 1], mean and standard
+    deviation are in the file, as they are in `ImageEmbedder`; resizing and cropping to H x W are not. Needs
+    `pip install lightning-recall[onnx]`.
+
+    Args:
+        embedder: images (B, C, H, W) uint8 -> (B, D); exported in evaluation mode, and left as it is.
+        path: of the file.
+        image_size: H and W, or one number for both.
+        channels: C.
+
+    Raises:
+        ImportError: without the packages of the extra.
+    """
+    try:
+        import onnx  # noqa: F401  # an optional extra
+        import onnxscript  # noqa: F401  # an optional extra, which torch's exporter needs
+    except ImportError as error:
+        raise ImportError("export_onnx needs onnx and onnxscript: pip install lightning-recall[onnx]") from error
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    module = copy.deepcopy(embedder).cpu().eval()
+    images = torch.randint(0, 256, (2, channels, height, width), dtype=torch.uint8)
+    shapes: Any = {"images": {0: torch.export.Dim("batch")}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the exporter's own workings
+        torch.onnx.export(
+            module,
+            (images,),
+            str(path),
+            input_names=["images"],
+            output_names=["embeddings"],
+            dynamo=True,
+            dynamic_shapes=shapes,
+            external_data=False,
+            verbose=False,
+        )

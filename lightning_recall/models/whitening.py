@@ -1,0 +1,52 @@
+"""Whitens embeddings by what was learned on training images."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PCAWhitening(nn.Module):
+    """Rotates embeddings to their principal components, scales each to variance 1, keeps the first, and normalises.
+
+    Directions that all images share count less afterwards. Learn it on training images, never on those that are judged.
+
+    Source: Jegou and Chum, "Negative evidences and co-occurences in image retrieval: the benefit of PCA and whitening",
+    ECCV 2012.
+
+    Args:
+        embeddings: (N, D) of training images; N above `dim`.
+        dim: length of the whitened embeddings, at most D; None: D.
+        epsilon: added to the variances, relative to the largest: directions that hold no more than rounding stay small.
+
+    Shapes: (B, D) -> (B, dim), each row of length 1.
+
+    Raises:
+        ValueError: for a `dim` outside 1 to D, or fewer embeddings than that.
+
+    >>> train, test = torch.randn(100, 8), torch.randn(5, 8)
+    >>> PCAWhitening(train, dim=4)(test).shape
+    torch.Size([5, 4])
+    """
+
+    mean: Tensor
+    projection: Tensor
+
+    def __init__(self, embeddings: Tensor, dim: int | None = None, epsilon: float = 1e-6) -> None:
+        super().__init__()
+        width = embeddings.shape[1]
+        dim = width if dim is None else dim
+        if not 1 <= dim <= width or len(embeddings) <= dim:
+            raise ValueError(
+                f"dim must be from 1 to D = {width} and below the number of embeddings, {len(embeddings)}; got {dim}."
+            )
+        exact = embeddings.detach().double()
+        mean = exact.mean(0)
+        variances, directions = torch.linalg.eigh((exact - mean).T @ (exact - mean) / (len(exact) - 1))  # ascending
+        scales = (variances + epsilon * variances[-1]).clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
+        projection = (directions * scales).flip(1)[:, :dim]
+        self.register_buffer("mean", mean.to(embeddings.dtype))
+        self.register_buffer("projection", projection.to(embeddings.dtype))
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Whitened embeddings (B, dim)."""
+        return F.normalize((embeddings - self.mean) @ self.projection, dim=1)

@@ -1,0 +1,38 @@
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_recall.models import ImageEmbedder, SmallConvNet, export_onnx
+
+
+@pytest.mark.parametrize("backbone", ["small", "resnet10t", "test_vit"])
+def test_onnxruntime_gives_what_pytorch_does(backbone, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")  # an extra
+    pytest.importorskip("onnxscript")  # an extra
+    channels, size = (1, 32) if backbone == "small" else (3, 160)
+    embedder = ImageEmbedder(
+        SmallConvNet() if backbone == "small" else backbone,
+        embedding_dim=16,
+        pretrained=False,
+        norm="batch" if backbone == "small" else "layer",
+    )
+    images = torch.randint(0, 256, (5, channels, size, size), dtype=torch.uint8)
+    embedder(images)  # running statistics that differ from the first
+    training = embedder.training
+    export_onnx(embedder, tmp_path / "embedder.onnx", size, channels)
+    assert embedder.training == training
+    session = onnxruntime.InferenceSession(tmp_path / "embedder.onnx", providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        expected = embedder.eval()(images)
+    for count in (1, 5):
+        (found,) = session.run(["embeddings"], {"images": images[:count].numpy()})
+        np.testing.assert_allclose(found, expected[:count], atol=1e-5)
+    assert [path.name for path in tmp_path.iterdir()] == ["embedder.onnx"]
+
+
+def test_what_is_missing_is_told(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ImportError, match=r"pip install lightning-recall\[onnx\]"):
+        export_onnx(torch.nn.Identity(), tmp_path / "x.onnx", 32)

@@ -1,0 +1,65 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_recall import RetrievalModule
+from lightning_recall.losses import RecallAtKLoss
+from lightning_recall.models import ImageEmbedder, MultiView
+from lightning_recall.models.multi_view import rescaled
+
+
+class Corners(nn.Module):
+    """Embeds the size of an image and its corners."""
+
+    def forward(self, images):
+        height, width = images.shape[-2:]
+        corners = images[:, 0, [0, 0, -1], [0, -1, 0]].float()
+        return torch.cat([torch.full((len(images), 1), float(height * width)) / 100, corners], 1)
+
+
+class AnySize(nn.Sequential):
+    num_features = 8
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def test_is_the_sum_of_the_views():
+    images = torch.rand(3, 1, 8, 6)
+    embedder = Corners()
+    found = MultiView((1, 0.5, 2), flip=True)(embedder, images)
+    views = [rescaled(images, scale) for scale in (1, 0.5, 2)]
+    assert [tuple(view.shape[-2:]) for view in views] == [(8, 6), (4, 3), (16, 12)]
+    total = sum(F.normalize(embedder(part), dim=1) for view in views for part in (view, view.flip(-1)))
+    torch.testing.assert_close(found, F.normalize(total, dim=1))
+
+
+def test_one_view_is_the_image_as_it_is():
+    images = torch.randint(0, 256, (2, 1, 32, 32)).to(torch.uint8)
+    embedder = ImageEmbedder(AnySize(), embedding_dim=8).eval()
+    torch.testing.assert_close(MultiView((1,), flip=False)(embedder, images), embedder(images))
+    assert rescaled(images, 0.7).dtype == torch.uint8
+
+
+def test_the_mirror_image_is_embedded_alike():
+    images = torch.randint(0, 256, (2, 1, 32, 32)).to(torch.uint8)
+    embedder = ImageEmbedder(AnySize(), embedding_dim=8).eval()
+    views = MultiView((1, 0.8))
+    torch.testing.assert_close(views(embedder, images), views(embedder, images.flip(-1)))
+
+
+def test_the_module_uses_views_in_test_and_predict_only():
+    images, labels = torch.randint(0, 256, (4, 1, 32, 32)).to(torch.uint8), torch.arange(4)
+    embedder = ImageEmbedder(AnySize(), embedding_dim=8)
+    module = RetrievalModule(embedder, RecallAtKLoss(), views=MultiView((1, 0.8))).eval()
+    expected = MultiView((1, 0.8))(embedder, images)
+    torch.testing.assert_close(module.test_step((images, labels), 0)["embeddings"], expected)
+    torch.testing.assert_close(module.predict_step((images, labels), 0), expected)
+    torch.testing.assert_close(module.validation_step((images, labels), 0)["embeddings"], embedder(images))
+
+
+@pytest.mark.parametrize("scales", [(), (0,), (1, -1)])
+def test_wrong_scales_are_refused(scales):
+    with pytest.raises(ValueError, match="scales must be"):
+        MultiView(scales)
