@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lightning_recall.datamodules import RetrievalDataModule
     from lightning_recall.gather import gather_rows
     from lightning_recall.losses import RecallAtKLoss
-    from lightning_recall.metrics import RecallAtK
+    from lightning_recall.metrics import RecallAtK, RetrievalScores
     from lightning_recall.mixup import SimilarityMixup
     from lightning_recall.models import ImageEmbedder
     from lightning_recall.modules import RetrievalModule
@@ -29,6 +29,7 @@ _HOMES = {
     "RetrievalDataModule": "datamodules",
     "RetrievalEvaluation": "callbacks",
     "RetrievalModule": "modules",
+    "RetrievalScores": "metrics",
     "SimilarityMixup": "mixup",
     "chunked_forward": "recompute",
     "gather_rows": "gather",
@@ -42,6 +43,7 @@ __all__ = [
     "RetrievalDataModule",
     "RetrievalEvaluation",
     "RetrievalModule",
+    "RetrievalScores",
     "SimilarityMixup",
     "chunked_forward",
     "gather_rows",

@@ -21,6 +21,7 @@ def test_the_quickstart_and_the_changes_run(command, glyph_folder, monkeypatch, 
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_tmp_path))
     (in_tmp_path / "lightning_recall").symlink_to(glyph_folder)
     assert len(COMMANDS) == 5
+    names = {}
     short = ("--trainer.max_epochs", 5, "--trainer.limit_train_batches", 1, "--trainer.enable_progress_bar", "false")
     for line in COMMANDS:
         args = shlex.split(line)[1:]
@@ -30,10 +31,22 @@ def test_the_quickstart_and_the_changes_run(command, glyph_folder, monkeypatch, 
             assert stopped.value.code == 0
         else:
             command(*args, *(short if args[0] == "fit" else ()))
-    module = {}
-    exec(SNIPPETS[0], module)
-    assert module["module"].embedder(torch.zeros(2, 1, 32, 32)).shape == (2, 128)
+    exec(SNIPPETS[0], names)
+    embedder = names["module"].embedder
+    assert embedder(torch.zeros(2, 1, 32, 32)).shape == (2, 128)
     assert "raw pixels" in capsys.readouterr().out
+    checkpoint = in_tmp_path / "runs/glyphs/version_0/checkpoints/best.ckpt"
+    predict = f"predict --config configs/glyphs.yaml --ckpt_path {checkpoint}"
+    assert predict.replace(str(checkpoint), "FILE") in README
+    command(*predict.split(), *short[-2:])
+    saved = next(path.parent for path in in_tmp_path.glob("runs/glyphs/*/embeddings/about.json"))
+    exec(SNIPPETS[3].replace("runs/glyphs/version_0/embeddings", str(saved)), names)
+    assert names["rows"][:, 0].tolist() == [0, 1, 2]  # each image finds itself
+
+
+def test_the_metric_snippet_scores(capsys):
+    exec(SNIPPETS[2], {})
+    assert "'mrr': tensor(" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore:.* lists .* images of .* classes, where the published split")
@@ -67,7 +80,7 @@ def test_the_plug_in_snippet_trains():
 
 
 def test_every_snippet_is_run():
-    assert len(SNIPPETS) == 2
+    assert len(SNIPPETS) == 4
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))

@@ -21,9 +21,10 @@ class RetrievalScores(Metric):
     Every item queries all the others, unless `update` tells queries from gallery; an item of whose class no other is
     searched is no query, but may be retrieved. Scores, each averaged over the queries:
 
-    - `recall`: is any of the k nearest of the query's class? A hit rate, which retrieval benchmarks call Recall@k.
+    - `recall`: is any of the k nearest of the query's class? A hit rate, which retrieval benchmarks call Recall@k. k
+      beyond the gallery takes all of it.
     - `found`: share of the relevant items among the k nearest, which `torchmetrics.retrieval` calls recall.
-    - `precision`: share of relevant items among the k nearest. k beyond the gallery still divides.
+    - `precision`: share of relevant items among the k nearest; k divides even if it is beyond the gallery.
     - `r_precision`: precision at R, the number of relevant items that the query has.
     - `map@r`: mean precision over the first R places, 0 where the item is irrelevant (Musgrave, Belongie and Lim, "A
       Metric Learning Reality Check", ECCV 2020).

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class MultiView:
+class MultiView(nn.Module):
     """Sums the unit embeddings of an image at several scales, and of its mirror image, and scales the sum to length 1.
 
     For tests: `RetrievalModule(views=MultiView())`. Costs a pass of the embedder for each view; what a scale adds
@@ -29,12 +29,13 @@ class MultiView:
     """
 
     def __init__(self, scales: Sequence[float] = (1.0, 0.7071, 1.4142), flip: bool = True) -> None:
+        super().__init__()
         if not scales or min(scales) <= 0:
             raise ValueError(f"scales must be one or more numbers above 0, got {tuple(scales)}.")
         self.scales = tuple(scales)
         self.flip = flip
 
-    def __call__(self, embedder: nn.Module, images: Tensor) -> Tensor:
+    def forward(self, embedder: nn.Module, images: Tensor) -> Tensor:
         """Embeddings (B, D) of images (B, C, H, W), uint8 or floats."""
         total = None
         for scale in self.scales:

@@ -1,7 +1,7 @@
 """Trains an embedder so that the whole batch's similarity matrix feeds the loss, whatever the batch's size."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -63,7 +63,7 @@ class RetrievalModule(ManualOptimization):
         mixup: nn.Module | None = None,
         chunk_size: int | Literal["auto"] = 128,
         keep_chunks: int = 1,
-        views: Callable[[nn.Module, Tensor], Tensor] | None = None,
+        views: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
