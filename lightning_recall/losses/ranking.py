@@ -10,31 +10,25 @@ sigmoid' = sigmoid (1 - sigmoid), the same comparisons give the gradient of thos
 the backward pass but the gradient of the embeddings.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_recall.losses.comparisons import Comparison, Positives, Sigmoid
 from lightning_recall.losses.gallery import Gallery, MixedGallery, MixedPairs
 
-Objective = Callable[[Tensor, Tensor], Tensor]
-"""Ranks (Q, P) and which of them count (Q, P) bool -> one value a query (Q,), to be minimised."""
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Ranks (Q, P), which of them count (Q, P) bool, and the similarities of those positives (Q, P), in units of the
+temperature -> one value a query (Q,), to be minimised."""
 
 BLOCK_ELEMENTS = 2**22  # similarities held at a time, 16 MiB in fp32: matrix products want many rows
 PART_ELEMENTS = 2**20  # comparisons held at a time, 4 MiB in fp32: six passes go over them, best in cache
 NEGLIGIBLE = 1e-30  # weights below are dropped: processors crawl over products of numbers near the smallest float
 
 ACTIVE = 1e-6  # a positive whose rank moves its query's value by less, per rank, teaches nothing
-
-
-class Positives(NamedTuple):
-    """Who should find whom: queries (Q,), their positives (Q, P), padded, and which are not padding (Q, P) bool."""
-
-    queries: Tensor
-    items: Tensor
-    valid: Tensor
 
 
 class RankLoss(NamedTuple):
@@ -50,6 +44,20 @@ class RankLoss(NamedTuple):
     loss: Tensor
     first_match: Tensor
     active: Tensor
+
+    def diagnostics(self, ks: Sequence[int]) -> dict[str, Tensor]:
+        """The exact hit rate within the batch, "recall@k", and "active_positives" if there was a gradient."""
+        found = {f"recall@{k}": (self.first_match <= k).float().mean() for k in ks}
+        return {**found, "active_positives": self.active} if self.loss.requires_grad else found
+
+
+class Ranking(NamedTuple):
+    """What is made of the similarities."""
+
+    objective: Objective
+    temperature: float
+    comparison: Comparison
+    count_query: bool
 
 
 def find_positives(labels: Tensor) -> Positives:
@@ -86,6 +94,7 @@ def smooth_rank_loss(
     count_query: bool = False,
     queries: slice | Tensor | None = None,
     pairs: MixedPairs | None = None,
+    comparison: Comparison | None = None,
 ) -> RankLoss:
     """Mean of `objective` over the queries of a batch, differentiable with respect to the embeddings.
 
@@ -93,8 +102,8 @@ def smooth_rank_loss(
         embeddings: (N, D) floating point, unit length if similarities are to be cosines. Half-precision embeddings,
             and autocast, are computed in fp32; fp64 stays fp64.
         labels: (N,) integers.
-        objective: gives each query's value from its positives' ranks; differentiated by autograd with respect to the
-            ranks only: parameters in it get no gradient.
+        objective: gives each query's value from its positives' ranks and similarities; differentiated by autograd with
+            respect to these only: parameters in it get no gradient.
         rank_temperature: width of the comparison, above 0, in units of similarity.
         count_query: whether the query stands in its own ranking, as in the published code.
         queries: rows that query, each once; all rows are searched whatever it is. None: all. The means of disjoint
@@ -102,6 +111,7 @@ def smooth_rank_loss(
         pairs: M virtual items to add (SiMix), such as `SimilarityMixup.draw` gives: rows of two items of one class and
             the share of the first. They query and are searched as rows N, N + 1, ... The same as appending their
             embeddings, but faster.
+        comparison: smooth form of the comparison; None: the sigmoid.
 
     Returns:
         The loss, and by the way the exact rank of each query's first match and the share of positives with gradient.
@@ -124,7 +134,8 @@ def smooth_rank_loss(
             "Draw batches with at least 2 samples per class (ClassBalancedBatchSampler does)."
         )
     exact = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-    return RankLoss(*_SmoothRankLoss.apply(exact, positives, objective, rank_temperature, count_query, pairs))
+    ranking = Ranking(objective, rank_temperature, comparison or Sigmoid(), count_query)
+    return RankLoss(*_SmoothRankLoss.apply(exact, positives, ranking, pairs))
 
 
 def check_batch(embeddings: Tensor, labels: Tensor) -> None:
@@ -153,9 +164,7 @@ class _SmoothRankLoss(torch.autograd.Function):
         ctx: Any,
         embeddings: Tensor,
         positives: Positives,
-        objective: Objective,
-        temperature: float,
-        count_query: bool,
+        ranking: Ranking,
         pairs: MixedPairs | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(embeddings.device.type, enabled=False):
@@ -165,7 +174,7 @@ class _SmoothRankLoss(torch.autograd.Function):
             results = [
                 result
                 for block in blocks(positives, width.tolist(), len(gallery))
-                for result in add_block(gallery, block, objective, temperature, count_query, gradient)
+                for result in add_block(gallery, block, ranking, gradient)
             ]
             values, first_matches, actives = zip(*results, strict=True)
             first_match = torch.cat(first_matches)
@@ -179,7 +188,7 @@ class _SmoothRankLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_output, None, None, None, None, None
+        return gradient * grad_output, None, None, None
 
 
 def blocks(positives: Positives, widths: list[int], num_items: int) -> Iterator[list[Positives]]:
@@ -204,9 +213,7 @@ def blocks(positives: Positives, widths: list[int], num_items: int) -> Iterator[
 def add_block(
     gallery: Gallery,
     parts: list[Positives],
-    objective: Objective,
-    temperature: float,
-    count_query: bool,
+    ranking: Ranking,
     gradient: Tensor | None,
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Adds a block's part of the gradient into `gradient` (N, D), if given.
@@ -217,14 +224,11 @@ def add_block(
     """
     queries = torch.cat([part.queries for part in parts])
     rows = gallery.rows(queries)  # (q, D)
-    similarities = gallery.similarities(rows / temperature)  # (q, N), in units of the temperature
+    similarities = gallery.similarities(rows / ranking.temperature)  # (q, N), in units of the temperature
     slices = torch.split(similarities, [len(part.queries) for part in parts])
-    results = [
-        compare(slice_, part, objective, count_query, gradient is not None)
-        for slice_, part in zip(slices, parts, strict=True)
-    ]
+    results = [compare(slice_, part, ranking, gradient is not None) for slice_, part in zip(slices, parts, strict=True)]
     if gradient is not None:
-        weights = similarities.div_(temperature)  # dL/ds, which `compare` has left there
+        weights = similarities.div_(ranking.temperature)  # dL/ds, which `compare` has left there
         if weights.device.type == "cpu":  # elsewhere it would wait for the device
             moving = weights.any(1).nonzero().squeeze(1)  # far beyond every k the loss is flat, and its rows are zero
             if len(moving) < 0.8 * len(queries):
@@ -234,7 +238,7 @@ def add_block(
 
 
 def compare(
-    similarities: Tensor, part: Positives, objective: Objective, count_query: bool, with_gradient: bool
+    similarities: Tensor, part: Positives, ranking: Ranking, with_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Ranks the positives of some queries by `similarities` (q, N), in units of the temperature.
 
@@ -245,21 +249,22 @@ def compare(
     own = similarities.gather(1, queries[:, None])
     similarities.scatter_(1, queries[:, None], -torch.inf)  # sigmoid 0: the query is never more similar than anything
     first_match = rank_of_best(similarities, at_positives.masked_fill(~valid, -torch.inf))
-    if count_query:
+    if ranking.count_query:
         similarities.scatter_(1, queries[:, None], own)
 
-    above = (similarities[:, None, :] - at_positives[:, :, None]).sigmoid_()  # (q, P, N): whether z beats x
-    ranks = above.sum(2).add_(0.5)  # 1 + the sum; x itself stands in it with sigmoid(0) = 0.5
-    ranks.requires_grad_(with_gradient)
-    with torch.set_grad_enabled(with_gradient):
-        value = objective(ranks, valid).sum()
-    if not with_gradient:
-        return value, first_match, value.new_zeros(())
-    (by_rank,) = torch.autograd.grad(value, ranks)  # (q, P)
+    differences = similarities[:, None, :] - at_positives[:, :, None]  # (q, P, N)
+    ahead, slopes = ranking.comparison(differences, at_positives, part, with_gradient)
+    ranks = ahead.add_(1)
+    if slopes is None:
+        return ranking.objective(ranks, valid, at_positives).sum(), first_match, ranks.new_zeros(())
+    ranks.requires_grad_()
+    at_positives.requires_grad_()
+    with torch.enable_grad():
+        value = ranking.objective(ranks, valid, at_positives).sum()
+    by_rank, by_positive = torch.autograd.grad(value, (ranks, at_positives), materialize_grads=True)  # (q, P)
     by_rank = F.hardshrink(by_rank * valid, NEGLIGIBLE)
-    slope = torch.addcmul(above, above, above, value=-1, out=above)  # sigmoid' = g - g^2
-    weights = torch.bmm(by_rank[:, None, :], slope)[:, 0]  # (q, N)
-    weights.scatter_add_(1, items, -by_rank * slope.sum(2))  # raising s_qx lowers x's own rank
+    weights = torch.bmm(by_rank[:, None, :], slopes)[:, 0]  # (q, N)
+    weights.scatter_add_(1, items, by_positive * valid - by_rank * slopes.sum(2))  # raising s_qx lowers x's own rank
     similarities.copy_(F.hardshrink(weights, NEGLIGIBLE))
     return value.detach(), first_match, (by_rank.abs() > ACTIVE).sum()
 

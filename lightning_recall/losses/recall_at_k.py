@@ -11,7 +11,7 @@ from lightning_recall.losses.gallery import MixedPairs
 from lightning_recall.losses.ranking import smooth_rank_loss
 
 
-def smooth_recall_at_k(ranks: Tensor, valid: Tensor, ks: Tensor, k_temperature: float) -> Tensor:
+def smooth_recall_at_k(ranks: Tensor, valid: Tensor, ks: Tensor, k_temperature: float, capped: bool = True) -> Tensor:
     """Smooth Recall@k of each query, averaged over the cut-offs (equation 7 of the paper, without its sum over q).
 
     Args:
@@ -19,13 +19,25 @@ def smooth_recall_at_k(ranks: Tensor, valid: Tensor, ks: Tensor, k_temperature: 
         valid: (Q, P) bool, False where a query has fewer positives than P.
         ks: (K,) cut-offs.
         k_temperature: width of the cut, tau_1, in ranks.
+        capped: whether the positives found count for no more than k.
 
     Returns:
-        (Q,) in [0, 1].
+        (Q,) in [0, 1] if capped.
     """
     hits = torch.sigmoid((ks - ranks[..., None]) / k_temperature) * valid[..., None]  # (Q, P, K)
     possible = torch.minimum(ks, valid.sum(1, keepdim=True))  # (Q, K)
-    return (torch.minimum(hits.sum(1), ks) / possible).mean(1)
+    found = torch.minimum(hits.sum(1), ks) if capped else hits.sum(1)
+    return (found / possible).mean(1)
+
+
+def check_cuts(ks: Sequence[int], k_temperature: float, rank_temperature: float) -> None:
+    """Raises ValueError for wrong cut-offs or temperatures."""
+    if not ks or any(k < 1 or int(k) != k for k in ks):
+        raise ValueError(f"ks must be one or more integers from 1, got {tuple(ks)}.")
+    if not k_temperature > 0 or not rank_temperature > 0:
+        raise ValueError(
+            f"Temperatures must be above 0, got k_temperature={k_temperature}, rank_temperature={rank_temperature}."
+        )
 
 
 WATCHED_BATCHES = 20  # a dead start shows at once; watching further would make the processor wait for the device
@@ -87,12 +99,7 @@ class RecallAtKLoss(nn.Module):
         count_query: bool = False,
     ) -> None:
         super().__init__()
-        if not ks or any(k < 1 or int(k) != k for k in ks):
-            raise ValueError(f"ks must be one or more integers from 1, got {tuple(ks)}.")
-        if not k_temperature > 0 or not rank_temperature > 0:
-            raise ValueError(
-                f"Temperatures must be above 0, got k_temperature={k_temperature}, rank_temperature={rank_temperature}."
-            )
+        check_cuts(ks, k_temperature, rank_temperature)
         self.ks = tuple(ks)
         self.k_temperature = k_temperature
         self.rank_temperature = rank_temperature
@@ -118,17 +125,14 @@ class RecallAtKLoss(nn.Module):
         dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
         ks = torch.tensor(self.ks, dtype=dtype, device=embeddings.device)
 
-        def missed(ranks: Tensor, valid: Tensor) -> Tensor:
+        def missed(ranks: Tensor, valid: Tensor, _: Tensor) -> Tensor:
             return 1 - smooth_recall_at_k(ranks, valid, ks, self.k_temperature)
 
-        loss, first_match, active = smooth_rank_loss(
-            embeddings, labels, missed, self.rank_temperature, self.count_query, queries, pairs
-        )
-        self.diagnostics = {f"recall@{k}": (first_match <= k).float().mean() for k in self.ks}
-        if loss.requires_grad:
-            self.diagnostics["active_positives"] = active
-            self.tell_dead_start(embeddings, active)
-        return loss
+        result = smooth_rank_loss(embeddings, labels, missed, self.rank_temperature, self.count_query, queries, pairs)
+        self.diagnostics = result.diagnostics(self.ks)
+        if result.loss.requires_grad:
+            self.tell_dead_start(embeddings, result.active)
+        return result.loss
 
     def tell_dead_start(self, embeddings: Tensor, active: Tensor) -> None:
         """Warns, once, if one of the first batches has no gradient because all its similarities are alike."""

@@ -1,0 +1,217 @@
+"""The losses that share ranking.py, beside loops over their equations."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lightning_recall.losses import RecallAtKLoss, SmoothAPLoss, SupAPLoss, SupRecallAtKLoss, ranking
+
+LABELS = torch.tensor([3, 1, 1, 3, 3, 0, 1, 9, 3, 0, 3, 4, 4])  # uneven, in any order; 9 stands alone
+TAU, DELTA, SLOPE, START = 0.05, 0.2, 30.0, 0.5
+
+
+def unit(n, d, dtype=torch.float64):
+    return F.normalize(torch.randn(n, d, dtype=dtype), dim=1)
+
+
+def positives_of(q, labels):
+    return [x for x in range(len(labels)) if x != q and labels[x] == labels[q]]
+
+
+def smooth_ap_by_loops(embeddings, labels):
+    s = embeddings @ embeddings.T
+    precisions = []
+    for q in range(len(labels)):
+        right = positives_of(q, labels)
+        for x in right:
+            ahead = {z: torch.sigmoid((s[q, z] - s[q, x]) / TAU) for z in range(len(labels)) if z not in (q, x)}
+            place = 1 + sum(ahead[z] for z in right if z != x)
+            precisions.append(place / (1 + sum(ahead.values())) / len(right))
+    return 1 - sum(precisions) / sum(bool(positives_of(q, labels)) for q in range(len(labels)))
+
+
+def counted(t):
+    if t <= 0:
+        return torch.sigmoid(t / TAU)
+    if t <= DELTA:
+        return torch.sigmoid(t / TAU) + START
+    return SLOPE * (t - DELTA) + 1 / (1 + math.exp(-DELTA / TAU)) + START
+
+
+def sup_rank(s, q, x, labels):
+    rank, place = 1.0, 1.0
+    for z in range(len(labels)):
+        if z in (q, x):
+            continue
+        if labels[z] == labels[q]:
+            ahead = float(s[q, z] > s[q, x])
+            rank, place = rank + ahead, place + ahead
+        else:
+            rank = rank + counted(s[q, z] - s[q, x])
+    return rank, place
+
+
+def sup_ap_by_loops(embeddings, labels):
+    s = embeddings @ embeddings.T
+    values = []
+    for q in range(len(labels)):
+        right = positives_of(q, labels)
+        if right:
+            ratios = [place / rank for rank, place in (sup_rank(s, q, x, labels) for x in right)]
+            values.append(1 - sum(ratios) / len(right))
+    return sum(values) / len(values)
+
+
+def sup_recall_by_loops(embeddings, labels):
+    s = embeddings @ embeddings.T
+    values = []
+    for q in range(len(labels)):
+        right = positives_of(q, labels)
+        for k in (1, 2, 4, 30) if right else ():
+            hits = sum(torch.sigmoid(k - sup_rank(s, q, x, labels)[0]) for x in right)
+            values.append(1 - hits / min(k, len(right)))
+    return sum(values) / len(values)
+
+
+CASES = {
+    "SmoothAP": (SmoothAPLoss(TAU), smooth_ap_by_loops),
+    "SupAP": (SupAPLoss(TAU, DELTA, SLOPE, START), sup_ap_by_loops),
+    "SupRecall": (SupRecallAtKLoss((1, 2, 4, 30), 1.0, TAU, DELTA, SLOPE, START), sup_recall_by_loops),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return CASES[request.param]
+
+
+@pytest.mark.parametrize(("block", "part"), [(1, 1), (60, 70), (2**22, 2**20)])
+def test_value_and_gradient_equal_the_loops(case, block, part, monkeypatch):
+    monkeypatch.setattr(ranking, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(ranking, "PART_ELEMENTS", part)
+    loss, by_loops = case
+    embeddings = unit(len(LABELS), 3).requires_grad_()
+    expected, actual = by_loops(embeddings, LABELS), loss(embeddings, LABELS)
+    torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
+    gradients = [torch.autograd.grad(value, embeddings)[0] for value in (actual, expected)]
+    assert gradients[1].abs().max() > 1e-3
+    torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
+
+
+def test_gradcheck(case):
+    loss, _ = case
+    embeddings = unit(len(LABELS), 3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda e: loss(e, LABELS), embeddings)
+
+
+def test_order_does_not_matter_and_parts_add_up(case):
+    loss, _ = case
+    embeddings, order = unit(len(LABELS), 4).requires_grad_(), torch.randperm(len(LABELS))
+    whole = loss(embeddings, LABELS)
+    torch.testing.assert_close(loss(embeddings[order], LABELS[order]), whole, atol=1e-12, rtol=0)
+    halves = [(slice(0, 6), 6), (torch.arange(6, 13), 6)]  # rows, and queries among them that have a positive
+    parts = sum(loss(embeddings, LABELS, queries=rows) * count for rows, count in halves) / 12
+    torch.testing.assert_close(parts, whole, atol=1e-12, rtol=0)
+    gradients = [torch.autograd.grad(value, embeddings)[0] for value in (parts, whole)]
+    torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
+
+
+def test_virtual_items_equal_appended_ones(case):
+    loss, _ = case
+    embeddings = unit(len(LABELS), 4).requires_grad_()
+    first, second, share = torch.tensor([0, 1, 5]), torch.tensor([3, 2, 9]), torch.tensor([0.3, 0.6, 0.9]).double()
+    mixed = share[:, None] * embeddings[first] + (1 - share[:, None]) * embeddings[second]
+    appended = loss(torch.cat([embeddings, mixed]), torch.cat([LABELS, LABELS[first]]))
+    inside = loss(embeddings, LABELS, pairs=(first, second, share))
+    torch.testing.assert_close(inside, appended, atol=1e-12, rtol=0)
+    gradients = [torch.autograd.grad(value, embeddings)[0] for value in (inside, appended)]
+    torch.testing.assert_close(*gradients, atol=1e-11, rtol=0)
+
+
+def test_low_precision_is_computed_in_fp32(case):
+    loss, _ = case
+    embeddings = unit(len(LABELS), 4, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert loss(embeddings, LABELS) == loss(embeddings, LABELS)
+    torch.testing.assert_close(loss(embeddings.bfloat16(), LABELS), loss(embeddings.bfloat16().float(), LABELS))
+    for extreme in (torch.zeros(4, 2), 1e4 * torch.randn(4, 2)):
+        extreme.requires_grad_()
+        loss(extreme, torch.tensor([0, 0, 1, 1])).backward()
+        assert torch.isfinite(extreme.grad).all()
+
+
+def test_perfect_ranking_of_whole_classes_is_zero(case):
+    loss, _ = case
+    embeddings = torch.eye(3).repeat_interleave(4, 0)  # pytorch-metric-learning's SmoothAPLoss gives 0.25 here
+    value = loss(embeddings, torch.arange(3).repeat_interleave(4))
+    if isinstance(loss, SupRecallAtKLoss):
+        # ranks are 1, 1 and 1 (ties among positives do not count): 3 sigmoid(k - 1) over min(k, 3)
+        expected = 1 - sum(3 / (1 + math.exp(1 - k)) / min(k, 3) for k in (1, 2, 4, 30)) / 4
+        assert value.item() == pytest.approx(expected, abs=1e-5)
+    else:
+        assert value.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_limit_is_the_exact_average_precision():
+    from lightning_recall.metrics import RetrievalScores
+
+    embeddings = unit(40, 3)
+    labels = torch.arange(40) // 4
+    metric = RetrievalScores(("map",))
+    metric.update(embeddings, labels)
+    expected = 1 - metric.compute()["map"].item()
+    assert SmoothAPLoss(1e-6)(embeddings, labels).item() == pytest.approx(expected, abs=1e-6)
+    bound = SupAPLoss(1e-6, delta=0.05, slope=1e-9, start=0.0, offset=1.0)(embeddings, labels).item()
+    assert bound == pytest.approx(expected, abs=1e-6)
+
+
+def test_badly_ranked_positives_keep_a_gradient():
+    embeddings = torch.eye(3)[[0, 1, 2]] * 0.1  # similarities to the query are the first column
+    embeddings[:, 0] = torch.tensor([1.0, 0.5, 0.65])  # the positive stands 0.15 behind another class
+    labels = torch.tensor([0, 0, 1])
+
+    def pull(loss):
+        leaf = embeddings.clone().requires_grad_()
+        return torch.autograd.grad(loss(leaf, labels, queries=slice(0, 1)), leaf)[0][1].norm()
+
+    assert pull(SupRecallAtKLoss()) > 1e-2
+    assert pull(SupAPLoss()) > 1e-2
+    assert pull(RecallAtKLoss()) < 1e-4
+    assert pull(SmoothAPLoss()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank_temperature": 0.0}, "above 0"),
+        ({"delta": -1.0}, "delta and slope must be above 0"),
+        ({"slope": 0.0}, "delta and slope must be above 0"),
+        ({"start": -0.1}, "start from 0"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message):
+    for loss in (SupAPLoss, SupRecallAtKLoss):
+        with pytest.raises(ValueError, match=message):
+            loss(**settings)
+
+
+def test_wrong_temperatures_cuts_and_batches_are_refused():
+    with pytest.raises(ValueError, match="rank_temperature must be above 0, got 0"):
+        SmoothAPLoss(0)
+    with pytest.raises(ValueError, match="ks must be"):
+        SupRecallAtKLoss(ks=())
+    for loss, _ in CASES.values():
+        with pytest.raises(ValueError, match="No query has a positive"):
+            loss(torch.randn(3, 2), torch.arange(3))
+
+
+def test_diagnostics_are_the_batchs_hits(case):
+    loss, _ = case
+    embeddings = unit(len(LABELS), 3).requires_grad_()
+    loss(embeddings, LABELS)
+    s = (embeddings @ embeddings.T).fill_diagonal_(-torch.inf)
+    hits = [bool(LABELS[s[q].argmax()] == LABELS[q]) for q in range(13) if positives_of(q, LABELS)]
+    assert loss.diagnostics["recall@1"].item() == pytest.approx(sum(hits) / len(hits))
+    assert 0 < loss.diagnostics["active_positives"] <= 1
