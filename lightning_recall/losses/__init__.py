@@ -1,7 +1,22 @@
 """Losses: (embeddings (N, D), labels (N,)) -> scalar. Plain torch."""
 
 from lightning_recall.losses.average_precision import SmoothAPLoss, SupAPLoss
+from lightning_recall.losses.circle import CircleLoss, CircleProxyLoss
+from lightning_recall.losses.combined import CrossBatchMemory, SumOfLosses
+from lightning_recall.losses.contrastive import ContrastiveLoss
+from lightning_recall.losses.proxies import ProxySoftmaxLoss
 from lightning_recall.losses.recall_at_k import RecallAtKLoss
 from lightning_recall.losses.sup_recall_at_k import SupRecallAtKLoss
 
-__all__ = ["RecallAtKLoss", "SmoothAPLoss", "SupAPLoss", "SupRecallAtKLoss"]
+__all__ = [
+    "CircleLoss",
+    "CircleProxyLoss",
+    "ContrastiveLoss",
+    "CrossBatchMemory",
+    "ProxySoftmaxLoss",
+    "RecallAtKLoss",
+    "SmoothAPLoss",
+    "SumOfLosses",
+    "SupAPLoss",
+    "SupRecallAtKLoss",
+]

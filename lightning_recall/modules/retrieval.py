@@ -1,6 +1,5 @@
 """Trains an embedder so that the whole batch's similarity matrix feeds the loss, whatever the batch's size."""
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ from torch import Tensor, distributed, nn
 from torch.utils._pytree import tree_flatten
 
 from lightning_recall.gather import gather_rows
+from lightning_recall.losses.combined import takes
 from lightning_recall.modules.manual_optimization import ManualOptimization
 from lightning_recall.modules.random_state import random_states, restore_random_state
 from lightning_recall.recompute import chunked_forward, largest_chunk_size
@@ -224,8 +224,3 @@ def split_chunks(batch: Batch) -> tuple[list[Any], Tensor]:
         )
     inputs, labels = zip(*chunks, strict=True)
     return list(inputs), torch.cat(labels)
-
-
-def takes(module: nn.Module, argument: str) -> bool:
-    """Whether the forward of a module has an argument of this name."""
-    return argument in inspect.signature(module.forward).parameters

@@ -1,0 +1,118 @@
+"""Circle loss: "Circle Loss: A Unified Perspective of Pair Similarity Optimization", CVPR 2020."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_recall.losses.gallery import MixedPairs
+from lightning_recall.losses.proxies import Proxies
+from lightning_recall.losses.rows import row_loss
+
+
+class CircleLoss(nn.Module):
+    """Pulls each anchor's positives to similarity 1 and pushes its negatives to 0, the further off the harder.
+
+    With m the margin, gamma the scale, s_p the similarities of an anchor to its positives and s_n to its negatives:
+
+        a_p = max(1 + m - s_p, 0), a_n = max(s_n + m, 0), both taken as constants by the gradient
+        loss = mean over anchors of log(1 + sum over n of exp(gamma a_n (s_n - m))
+                                          * sum over p of exp(-gamma a_p (s_p - (1 - m))))
+
+    Source: Sun et al., CVPR 2020 (arXiv 2002.10857). An anchor without a positive or a negative does not count;
+    pytorch-metric-learning divides by the anchors whose loss is not zero instead. The value is about gamma: learning
+    rates and clipping of other losses do not carry over. Block by block, in fp32 at least.
+
+    Args:
+        m: margin, above 0 and below 1; in the paper 0.4 for fine-grained retrieval, 0.25 for faces and persons.
+        gamma: scale, above 0; there 80, and 256 or 128.
+
+    Shapes: embeddings (N, D) of unit length, labels (N,) -> scalar.
+
+    Attributes:
+        diagnostics: of the last batch: the exact "recall@1" within it.
+
+    Raises:
+        ValueError: for settings out of range, and batches that `row_loss` refuses.
+
+    >>> embeddings = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.6, 0.8]])
+    >>> round(CircleLoss(m=0.25, gamma=8)(embeddings, torch.tensor([0, 0, 1, 1])).item(), 4)
+    4.5298
+    """
+
+    def __init__(self, m: float = 0.4, gamma: float = 80.0) -> None:
+        super().__init__()
+        check_circle(m, gamma)
+        self.m = m
+        self.gamma = gamma
+        self.diagnostics: dict[str, Tensor] = {}
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        queries: slice | Tensor | None = None,
+        pairs: MixedPairs | None = None,
+    ) -> Tensor:
+        """Loss of a batch: embeddings (N, D), labels (N,) -> scalar; `queries` and `pairs` as `RecallAtKLoss`."""
+
+        def values(similarities: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+            weighted = circle_logits(similarities, positive, self.m, self.gamma)
+            sums = [weighted.masked_fill(~mask, -torch.inf).logsumexp(1) for mask in (positive, negative)]
+            exponent = sums[0] + sums[1]
+            return torch.logaddexp(exponent, torch.zeros_like(exponent))
+
+        result = row_loss(embeddings, labels, values, queries, pairs)
+        self.diagnostics = {"recall@1": result.hits}
+        return result.loss
+
+
+class CircleProxyLoss(nn.Module):
+    """Circle loss at the level of classes: each has a learned proxy, the only positive of its items.
+
+    The cross entropy of the logits gamma a_n (s_n - m) of the other classes and -gamma a_p (s_p - (1 - m)), negated, of
+    an item's own, with s the cosines to the proxies. Source: as of `CircleLoss`.
+
+    Args:
+        num_classes: how many classes are trained.
+        embedding_dim: D.
+        m: margin, above 0 and below 1.
+        gamma: scale, above 0.
+
+    Shapes: embeddings (N, D) of unit length, labels (N,) -> scalar.
+
+    Raises:
+        ValueError: for settings out of range, and batches with more classes than `num_classes` or of another D.
+
+    >>> loss = CircleProxyLoss(num_classes=2, embedding_dim=2, m=0.25, gamma=8)
+    >>> _ = loss.proxies.weight.data.copy_(torch.eye(2))
+    >>> round(loss(torch.eye(2), torch.tensor([5, 7])).item(), 4)
+    0.3133
+    """
+
+    def __init__(self, num_classes: int, embedding_dim: int, m: float = 0.25, gamma: float = 256.0) -> None:
+        super().__init__()
+        check_circle(m, gamma)
+        self.proxies = Proxies(num_classes, embedding_dim)
+        self.m = m
+        self.gamma = gamma
+
+    def forward(self, embeddings: Tensor, labels: Tensor, queries: slice | Tensor | None = None) -> Tensor:
+        """Loss of a batch: embeddings (N, D), labels (N,) -> scalar; `queries`: rows that count, None: all."""
+        similarities, targets = self.proxies(embeddings, labels, queries)
+        own = F.one_hot(targets, similarities.shape[1]).bool()
+        weighted = circle_logits(similarities, own, self.m, self.gamma)
+        return F.cross_entropy(torch.where(own, -weighted, weighted), targets)
+
+
+def circle_logits(similarities: Tensor, positive: Tensor, m: float, gamma: float) -> Tensor:
+    """Exponents: -gamma a_p (s - (1 - m)) of positives, gamma a_n (s - m) of all others, with constant a."""
+    constant = similarities.detach()
+    of_positive = -(1 + m - constant).clamp(min=0) * (similarities - (1 - m))
+    of_negative = (constant + m).clamp(min=0) * (similarities - m)
+    return gamma * torch.where(positive, of_positive, of_negative)
+
+
+def check_circle(m: float, gamma: float) -> None:
+    """Raises ValueError for a margin or a scale out of range."""
+    if not (0 < m < 1 and gamma > 0):
+        raise ValueError(f"m must be above 0 and below 1, gamma above 0, got {m} and {gamma}.")

@@ -1,0 +1,104 @@
+"""Losses that look at each query's similarities by themselves, block by block.
+
+Such a loss is the mean over the queries of a function of one row of the similarity matrix. Its gradient by a block of
+rows is taken as soon as they are there, so that the matrix is never whole.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_recall.losses.gallery import Gallery, MixedGallery, MixedPairs
+from lightning_recall.losses.ranking import check_batch
+
+RowValues = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Similarities (q, N), which items are positives and which negatives (q, N) bool -> one value a query (q,)."""
+
+BLOCK_ELEMENTS = 2**20  # similarities held at a time, 4 MiB in fp32: a loss makes some ten arrays of that size
+
+
+class RowLoss(NamedTuple):
+    """The mean over the queries, and the share of them whose most similar item is a positive: the exact Recall@1."""
+
+    loss: Tensor
+    hits: Tensor
+
+
+def row_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    values_of: RowValues,
+    queries: slice | Tensor | None = None,
+    pairs: MixedPairs | None = None,
+) -> RowLoss:
+    """Mean of `values_of` over the queries of a batch that have a positive and a negative.
+
+    Args:
+        embeddings: (N, D) floating point, unit length if similarities are to be cosines; computed in fp32 at least.
+        labels: (N,) integers.
+        values_of: each query's value; differentiated by autograd with respect to the similarities only.
+        queries: rows that query, each once; None: all. As of `smooth_rank_loss`.
+        pairs: M virtual items to add (SiMix), as of `smooth_rank_loss`.
+
+    Raises:
+        ValueError: where shapes, dtypes or devices do not fit, embeddings are not finite, or no query has both a
+            positive and a negative.
+    """
+    check_batch(embeddings, labels)
+    if pairs is not None:
+        labels = torch.cat([labels, labels[pairs[0]]])
+    _, inverse, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+    asks = (counts[inverse] > 1) & (counts[inverse] < len(labels))
+    if queries is not None:
+        chosen = torch.zeros_like(asks)
+        chosen[queries] = True
+        asks &= chosen
+    rows = asks.nonzero().squeeze(1)
+    if len(rows) == 0:
+        raise ValueError(
+            f"No query has both a positive and a negative among the {len(labels)} items: draw batches with at least 2 "
+            "samples per class and 2 classes (ClassBalancedBatchSampler does)."
+        )
+    exact = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+    return RowLoss(*_RowLoss.apply(exact, labels, rows, values_of, pairs))
+
+
+class _RowLoss(torch.autograd.Function):
+    """Computes the loss and, block by block, its gradient; backward only scales it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, embeddings: Tensor, labels: Tensor, queries: Tensor, values_of: RowValues, pairs: MixedPairs | None
+    ) -> tuple[Tensor, Tensor]:
+        with torch.autocast(embeddings.device.type, enabled=False):
+            gallery = Gallery(embeddings) if pairs is None else MixedGallery(embeddings, pairs)
+            gradient = torch.zeros_like(embeddings) if ctx.needs_input_grad[0] else None
+            values, hits = [], []
+            for part in torch.split(queries, max(1, BLOCK_ELEMENTS // len(gallery))):
+                rows = gallery.rows(part)  # (q, D)
+                similarities = gallery.similarities(rows)  # (q, N)
+                positive = labels[part, None] == labels
+                negative = ~positive
+                positive.scatter_(1, part[:, None], False)
+                best = [similarities.masked_fill(~mask, -torch.inf).amax(1) for mask in (positive, negative)]
+                hits.append(best[0] > best[1])
+                similarities.requires_grad_(gradient is not None)
+                with torch.set_grad_enabled(gradient is not None):
+                    value = values_of(similarities, positive, negative).sum()
+                if gradient is not None:
+                    (weights,) = torch.autograd.grad(value, similarities)
+                    gallery.add_gradient(gradient, part, rows, weights)
+                values.append(value.detach())
+            hit = torch.cat(hits).float().mean()
+            if gradient is not None:
+                ctx.save_for_backward(gradient.div_(len(queries)))
+            ctx.mark_non_differentiable(hit)
+            return torch.stack(values).sum() / len(queries), hit
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_output, None, None, None, None

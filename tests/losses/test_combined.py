@@ -1,0 +1,125 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lightning_recall import losses
+from lightning_recall.losses import (
+    CircleLoss,
+    ContrastiveLoss,
+    CrossBatchMemory,
+    ProxySoftmaxLoss,
+    RecallAtKLoss,
+    SmoothAPLoss,
+    SumOfLosses,
+    SupAPLoss,
+    SupRecallAtKLoss,
+)
+
+
+def unit(n, d=4):
+    return F.normalize(torch.randn(n, d, dtype=torch.float64), dim=1)
+
+
+def test_a_sum_is_the_sum():
+    parts = [RecallAtKLoss(ks=(1, 2), rank_temperature=0.1), ProxySoftmaxLoss(3, 4).double()]
+    loss = SumOfLosses(parts, [0.7, 0.3])
+    embeddings, labels = unit(12).requires_grad_(), torch.arange(12) // 4
+    value, expected = loss(embeddings, labels), 0.7 * parts[0](embeddings, labels) + 0.3 * parts[1](embeddings, labels)
+    torch.testing.assert_close(value, expected)
+    leaves = (embeddings, parts[1].proxies.weight)
+    for ours, theirs in zip(torch.autograd.grad(value, leaves), torch.autograd.grad(expected, leaves), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert loss.diagnostics.keys() == {"recall@1", "recall@2", "active_positives", "loss_0", "loss_1"}
+    assert {name for name, _ in loss.named_parameters()} == {"losses.1.proxies.weight"}
+
+
+def test_shares_of_the_queries_add_up_with_virtual_items_too():
+    parts = [RecallAtKLoss(ks=(1, 2), rank_temperature=0.1), ProxySoftmaxLoss(3, 4).double()]
+    loss = SumOfLosses(parts)
+    embeddings, labels = unit(12), torch.arange(12) // 4
+    pairs = (torch.tensor([0, 5]), torch.tensor([1, 6]), torch.tensor([0.3, 0.6]))
+    for options, count in (({}, 12), ({"pairs": pairs}, 14)):
+        whole = loss(embeddings, labels, **options)
+        shares = [torch.arange(count)[rank::3] for rank in range(3)]
+        total = sum(loss(embeddings, labels, queries=own, **options) * len(own) for own in shares) / count
+        torch.testing.assert_close(total, whole, atol=1e-6, rtol=0)
+
+
+def test_wrong_sums_are_refused():
+    for given, weights in (([], None), ([RecallAtKLoss()], [1, 2]), ([RecallAtKLoss()], [-1])):
+        with pytest.raises(ValueError, match="a weight from 0 for each"):
+            SumOfLosses(given, weights)
+
+
+REMEMBERABLE = [
+    RecallAtKLoss(ks=(1, 2), rank_temperature=0.1),
+    SmoothAPLoss(0.1),
+    SupAPLoss(0.1, delta=0.3),
+    SupRecallAtKLoss(ks=(1, 2), rank_temperature=0.1, delta=0.3),
+    CircleLoss(0.3, 8),
+    ContrastiveLoss(0.8, 0.1),
+    SumOfLosses([RecallAtKLoss(ks=(1,), rank_temperature=0.1), ContrastiveLoss()]),
+]
+
+
+@pytest.mark.parametrize("loss", REMEMBERABLE, ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize("with_pairs", [False, True])
+def test_queries_search_the_last_batches_too(loss, with_pairs):
+    memory = CrossBatchMemory(loss, size=20, embedding_dim=4).double()
+    batches = [(unit(8).requires_grad_(), torch.arange(8) // 2 + step) for step in range(4)]
+    pairs = (torch.tensor([0, 5]), torch.tensor([1, 4]), torch.tensor([0.3, 0.6]).double()) if with_pairs else None
+    remembered = []
+    for embeddings, labels in batches:
+        value = memory(embeddings, labels, pairs=pairs)
+        last = remembered[-20:]
+        everything = torch.cat([embeddings, *(row[None] for row, _ in last)])
+        all_labels = torch.cat([labels, *(label[None] for _, label in last)])
+        queries = torch.arange(8)
+        if pairs is not None:  # the same, appended
+            first, second, share = pairs
+            mixed = share[:, None] * embeddings[first] + (1 - share[:, None]) * embeddings[second]
+            everything, all_labels = torch.cat([everything, mixed]), torch.cat([all_labels, labels[first]])
+            queries = torch.cat([queries, 8 + len(last) + torch.arange(2)])
+        expected = loss(everything, all_labels, queries=queries)
+        torch.testing.assert_close(value, expected, atol=1e-12, rtol=0)
+        gradients = [torch.autograd.grad(one, embeddings)[0] for one in (value, expected)]
+        torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
+        remembered += [(row.detach(), label) for row, label in zip(embeddings, labels, strict=True)]
+    assert int(memory.count) == 32
+
+
+def test_every_loss_that_takes_queries_is_tried():
+    takes_queries = {type(loss).__name__ for loss in REMEMBERABLE}
+    takes_queries |= {"CrossBatchMemory", "ProxySoftmaxLoss", "CircleProxyLoss"}  # over proxies there is no gallery
+    assert takes_queries == set(losses.__all__) - {"UniLoss"}
+
+
+def test_a_memory_waits_is_kept_and_rests_in_evaluation():
+    loss = RecallAtKLoss(ks=(1,), rank_temperature=0.1)
+    embeddings, labels = unit(8), torch.arange(8) // 2
+    memory = CrossBatchMemory(loss, 10, 4, start_after=2).double()
+    for _ in range(2):
+        assert memory(embeddings, labels) == loss(embeddings, labels)
+    assert memory(embeddings, labels) != loss(embeddings, labels)
+    other = CrossBatchMemory(loss, 10, 4, start_after=2).double()
+    other.load_state_dict(memory.state_dict())
+    assert other(embeddings, labels) == memory(embeddings, labels)
+    assert memory.eval()(embeddings, labels) == loss(embeddings, labels)
+    assert int(memory.count) == 32
+    assert memory.diagnostics["recall@1"] == loss.diagnostics["recall@1"]
+
+
+def test_a_batch_larger_than_the_memory_leaves_its_end():
+    memory = CrossBatchMemory(RecallAtKLoss(ks=(1,)), 3, 4).double()
+    embeddings = unit(8)
+    memory(embeddings, torch.arange(8) // 2)
+    assert {tuple(row.tolist()) for row in memory.memory} == {tuple(row.tolist()) for row in embeddings[-3:]}
+
+
+def test_wrong_memories_are_refused():
+    with pytest.raises(ValueError, match="size and embedding_dim must be at least 1"):
+        CrossBatchMemory(RecallAtKLoss(), 0, 4)
+    with pytest.raises(ValueError, match="CosineEmbeddingLoss takes no `queries`"):
+        CrossBatchMemory(torch.nn.CosineEmbeddingLoss(), 5, 4)
+    with pytest.raises(ValueError, match=r"shape \(2, 3\) do not fit a memory of embedding_dim 4"):
+        CrossBatchMemory(RecallAtKLoss(), 5, 4)(torch.ones(2, 3), torch.zeros(2).long())

@@ -1,0 +1,27 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lightning_recall.losses import ContrastiveLoss
+
+
+def test_value_and_gradient_equal_the_loops():
+    labels = torch.tensor([0, 0, 1, 1, 1, 2])
+    embeddings = F.normalize(torch.randn(6, 3, dtype=torch.float64), dim=1).requires_grad_()
+    s = embeddings @ embeddings.T
+    values = []
+    for q in range(5):
+        right = [torch.relu(0.8 - s[q, x]) for x in range(6) if x != q and labels[x] == labels[q]]
+        wrong = [s[q, x] - 0.1 for x in range(6) if labels[x] != labels[q] and s[q, x] > 0.1]
+        values.append(sum(right) / len(right) + sum(wrong) / max(len(wrong), 1))
+    expected = sum(values) / 5
+    value = ContrastiveLoss(0.8, 0.1)(embeddings, labels)
+    torch.testing.assert_close(value, expected, atol=1e-12, rtol=0)
+    gradients = [torch.autograd.grad(one, embeddings)[0] for one in (value, expected)]
+    torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("margins", [(0.5, 0.5), (1.1, 0.5), (0.5, -1.2)])
+def test_wrong_margins_are_refused(margins):
+    with pytest.raises(ValueError, match="Margins must be from -1 to 1"):
+        ContrastiveLoss(*margins)

@@ -1,0 +1,58 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lightning_recall.losses import ProxySoftmaxLoss
+
+
+def test_is_the_cross_entropy_over_proxies():
+    loss = ProxySoftmaxLoss(4, 3, temperature=0.1).double()
+    embeddings = F.normalize(torch.randn(6, 3, dtype=torch.float64), dim=1).requires_grad_()
+    labels = torch.tensor([2**40, -5, 2**40, 17, -5, 17])  # any integers
+    value = loss(embeddings, labels)
+    places = torch.tensor([2, 0, 2, 1, 0, 1])  # by ascending label
+    logits = embeddings @ F.normalize(loss.proxies.weight, dim=1).T / 0.1
+    expected = F.cross_entropy(logits, places)
+    torch.testing.assert_close(value, expected, atol=1e-12, rtol=0)
+    assert loss(embeddings[:1], torch.tensor([3])).isfinite()  # a fourth class takes the last place
+    assert loss.proxies.known.tolist() == [-5, 17, 2**40, 3]
+    torch.testing.assert_close(loss(embeddings, labels), value)  # and the others keep theirs
+
+
+def test_parts_add_up_and_learn_the_same_places():
+    loss = ProxySoftmaxLoss(4, 3).double()
+    embeddings, labels = torch.randn(6, 3, dtype=torch.float64), torch.tensor([4, 1, 4, 2, 1, 2])
+    part = loss(embeddings, labels, queries=torch.tensor([0, 3]))
+    assert loss.proxies.known[:3].tolist() == [1, 2, 4]  # not only those of the two rows
+    other = loss(embeddings, labels, queries=torch.tensor([1, 2, 4, 5]))
+    torch.testing.assert_close((2 * part + 4 * other) / 6, loss(embeddings, labels), atol=1e-12, rtol=0)
+
+
+def test_places_are_kept_in_a_checkpoint():
+    loss, other = ProxySoftmaxLoss(3, 2), ProxySoftmaxLoss(3, 2)
+    loss(torch.eye(2), torch.tensor([9, 4]))
+    loss(torch.eye(2), torch.tensor([9, 1]))
+    other.load_state_dict(loss.state_dict())
+    assert other(torch.eye(2), torch.tensor([1, 4])) == loss(torch.eye(2), torch.tensor([1, 4]))
+
+
+def test_low_precision_is_computed_in_fp32():
+    loss = ProxySoftmaxLoss(2, 4)
+    embeddings = F.normalize(torch.randn(4, 4), dim=1)
+    labels = torch.tensor([0, 1, 0, 1])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert loss(embeddings, labels).dtype == torch.float32
+        value = loss(embeddings, labels)
+    assert value == loss(embeddings, labels)
+
+
+def test_wrong_use_is_refused():
+    with pytest.raises(ValueError, match="num_classes and embedding_dim must be at least 1"):
+        ProxySoftmaxLoss(0, 2)
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        ProxySoftmaxLoss(2, 2, temperature=0)
+    loss = ProxySoftmaxLoss(2, 3)
+    with pytest.raises(ValueError, match="3 different labels, but num_classes is 2: set it to the number of training"):
+        loss(torch.randn(3, 3), torch.arange(3))
+    with pytest.raises(ValueError, match=r"shape \(2, 4\) do not fit proxies of embedding_dim 3"):
+        loss(torch.randn(2, 4), torch.arange(2))

@@ -1,0 +1,56 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lightning_recall.losses import CircleLoss, ContrastiveLoss
+
+LABELS = torch.tensor([3, 1, 1, 3, 3, 0, 1, 9, 3, 0, 3, 4, 4])
+LOSSES = [CircleLoss(0.3, 8), ContrastiveLoss(0.8, 0.1)]
+
+
+def unit(n, d):
+    return F.normalize(torch.randn(n, d, dtype=torch.float64), dim=1)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_parts_add_up_and_order_does_not_matter(loss):
+    embeddings, order = unit(13, 4).requires_grad_(), torch.randperm(13)
+    whole = loss(embeddings, LABELS)
+    torch.testing.assert_close(loss(embeddings[order], LABELS[order]), whole, atol=1e-12, rtol=0)
+    parts = [(slice(0, 6), 6), (torch.arange(6, 13), 6)]
+    total = sum(loss(embeddings, LABELS, queries=rows) * count for rows, count in parts) / 12
+    torch.testing.assert_close(total, whole, atol=1e-12, rtol=0)
+    gradients = [torch.autograd.grad(value, embeddings)[0] for value in (total, whole)]
+    torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_virtual_items_equal_appended_ones(loss):
+    embeddings = unit(13, 4).requires_grad_()
+    first, second, share = torch.tensor([0, 1, 5]), torch.tensor([3, 2, 9]), torch.tensor([0.3, 0.6, 0.9]).double()
+    mixed = share[:, None] * embeddings[first] + (1 - share[:, None]) * embeddings[second]
+    appended = loss(torch.cat([embeddings, mixed]), torch.cat([LABELS, LABELS[first]]))
+    inside = loss(embeddings, LABELS, pairs=(first, second, share))
+    torch.testing.assert_close(inside, appended, atol=1e-12, rtol=0)
+    gradients = [torch.autograd.grad(value, embeddings)[0] for value in (inside, appended)]
+    torch.testing.assert_close(*gradients, atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_hit_rate_is_exact(loss):
+    embeddings = unit(13, 3)
+    loss(embeddings, LABELS)
+    s = (embeddings @ embeddings.T).fill_diagonal_(-torch.inf)
+    asking = [q for q in range(13) if LABELS[q] != 9]
+    hits = [bool(LABELS[s[q].argmax()] == LABELS[q]) for q in asking]
+    assert loss.diagnostics["recall@1"].item() == pytest.approx(sum(hits) / len(hits))
+
+
+def test_memory_is_that_of_a_block():
+    from lightning_recall.benchmarks.measure import peak_tensor_bytes
+
+    def step(size):
+        embeddings = F.normalize(torch.randn(size, 8), dim=1).requires_grad_()
+        return peak_tensor_bytes(lambda: CircleLoss()(embeddings, torch.arange(size) // 4).backward())
+
+    assert step(6000) < 1.5 * step(3000)  # the matrix would be 4 times as large
