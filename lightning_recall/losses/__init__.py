@@ -7,6 +7,7 @@ from lightning_recall.losses.contrastive import ContrastiveLoss
 from lightning_recall.losses.proxies import ProxySoftmaxLoss
 from lightning_recall.losses.recall_at_k import RecallAtKLoss
 from lightning_recall.losses.sup_recall_at_k import SupRecallAtKLoss
+from lightning_recall.losses.uniloss import UniLoss
 
 __all__ = [
     "CircleLoss",
@@ -19,4 +20,5 @@ __all__ = [
     "SumOfLosses",
     "SupAPLoss",
     "SupRecallAtKLoss",
+    "UniLoss",
 ]
