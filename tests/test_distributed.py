@@ -14,7 +14,14 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
 
-from lightning_recall import ClassBalancedBatchSampler, RecallAtKLoss, RetrievalModule, SimilarityMixup, gather_rows
+from lightning_recall import (
+    ClassBalancedBatchSampler,
+    RecallAtKLoss,
+    RetrievalModule,
+    SimilarityMixup,
+    gather_rows,
+    losses,
+)
 from lightning_recall.datamodules import ChunkLoader
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
@@ -77,11 +84,11 @@ class Notes(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.losses.append(trainer.callback_metrics["train/loss"].item())
-        self.recalls.append(trainer.callback_metrics["train/recall@1"].item())
+        self.recalls.append(float(trainer.callback_metrics.get("train/recall@1", torch.nan)))
 
     def on_train_end(self, trainer, pl_module):
         notes = {"losses": self.losses, "recalls": self.recalls, "reductions": self.reductions}
-        notes["queried"] = pl_module.loss.queried
+        notes["queried"] = getattr(pl_module.loss, "queried", [])
         (self.folder / f"{trainer.world_size}_{trainer.global_rank}.json").write_text(json.dumps(notes))
         trainer.strategy.barrier()  # the notes of all processes are read as soon as the first has ended
 
@@ -132,6 +139,50 @@ def test_processes_take_the_steps_of_one(tmp_path, devices, loss, mixup):
         assert note["reductions"] == 3  # one a step
         shares = [rows // devices + (rank < rows % devices)] * 3
         assert note["queried"] == ([None] * 3 if loss is WholeLoss else shares)
+
+
+def other_loss(name):
+    torch.manual_seed(1)  # proxies
+    recall = losses.RecallAtKLoss(ks=(1, 4, 16), rank_temperature=0.1)
+    return {
+        "SmoothAP": lambda: losses.SmoothAPLoss(0.1),
+        "SupRecall": lambda: losses.SupRecallAtKLoss(rank_temperature=0.1, delta=0.3),
+        "Circle": lambda: losses.CircleLoss(0.3, 8),
+        "CircleProxy": lambda: losses.CircleProxyLoss(12, 4, 0.3, 8),
+        "UniLoss": lambda: losses.UniLoss(tau=5),
+        "sum": lambda: losses.SumOfLosses([recall, losses.ProxySoftmaxLoss(12, 4), losses.ContrastiveLoss()]),
+        "memory": lambda: losses.CrossBatchMemory(losses.SumOfLosses([recall, losses.CircleLoss(0.3, 8)]), 40, 4),
+        "MultiSimilarity": lambda: pytest.importorskip("pytorch_metric_learning.losses").MultiSimilarityLoss(),
+        "ProxyAnchor": lambda: pytest.importorskip("pytorch_metric_learning.losses").ProxyAnchorLoss(12, 4),
+    }[name]()
+
+
+OTHERS = (
+    "SmoothAP",
+    "SupRecall",
+    "Circle",
+    "CircleProxy",
+    "UniLoss",
+    "sum",
+    "memory",
+    "MultiSimilarity",
+    "ProxyAnchor",
+)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("mixup", [None, SimilarityMixup])
+def test_other_losses_take_the_steps_of_one_process(tmp_path, name, mixup):
+    runs = [
+        fit(tmp_path, devices, loss=partial(other_loss, name), mixup=None if mixup is None else mixup(), lr=0.05)
+        for devices in (1, 2)
+    ]
+    (expected, (alone,)), (actual, notes) = runs
+    assert len(expected) > 4 or name not in ("CircleProxy", "sum", "ProxyAnchor")  # proxies are trained, too
+    assert_same(actual, expected, 1e-12)
+    for note in notes:
+        assert note["losses"] == pytest.approx(alone["losses"], abs=1e-12)
+        assert note["reductions"] == 3
 
 
 def test_twenty_steps_end_at_the_same_weights(tmp_path):
