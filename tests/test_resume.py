@@ -22,6 +22,7 @@ from lightning_recall import (
     RetrievalEvaluation,
     RetrievalModule,
     SimilarityMixup,
+    losses,
 )
 from lightning_recall.datamodules import ChunkLoader
 
@@ -96,9 +97,11 @@ def train(folder, end=(), ckpt_path=None, devices=1, num_workers=0, checkpoint=N
         "mixup": SimilarityMixup(),
         **kwargs,
     }
+    recall = RecallAtKLoss((1, 2), rank_temperature=0.1)
+    loss = settings.pop("loss", lambda recall: recall)(recall)
     module = RetrievalModule(
         Net(),
-        RecallAtKLoss((1, 2), rank_temperature=0.1),
+        loss,
         chunk_size=3,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
         **settings,
@@ -140,7 +143,16 @@ def assert_same_end(first, second):
         assert torch.equal(actual[name], expected[name]), name
 
 
-@pytest.mark.parametrize("settings", [{}, {"num_workers": 2}, {"devices": 2}, {"devices": 2, "num_workers": 2}])
+def with_memory(recall):
+    """A loss with three kinds of state: proxies and their labels, embeddings remembered, anchors drawn."""
+    parts = losses.SumOfLosses([recall, losses.UniLoss(tau=5), losses.ProxySoftmaxLoss(12, 4)])
+    return losses.CrossBatchMemory(parts, 40, 4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"num_workers": 2}, {"devices": 2}, {"devices": 2, "num_workers": 2}, {"loss": with_memory, "devices": 2}],
+)
 def test_killed_in_the_middle_of_an_epoch(tmp_path, settings):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert in_a_process(whole, **settings) == 0

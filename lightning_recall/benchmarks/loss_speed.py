@@ -1,4 +1,4 @@
-"""Speed of RecallAtKLoss: forward plus backward, beside the matrix products it is made of and the published code."""
+"""Speed of the losses: forward plus backward, beside the matrix products and the published code."""
 
 import argparse
 from collections.abc import Callable
@@ -19,14 +19,23 @@ from lightning_recall.benchmarks.measure import (
     three_products,
 )
 from lightning_recall.benchmarks.published import published_loss
-from lightning_recall.losses import RecallAtKLoss
+from lightning_recall.losses import (
+    CircleLoss,
+    ContrastiveLoss,
+    ProxySoftmaxLoss,
+    RecallAtKLoss,
+    SmoothAPLoss,
+    SupAPLoss,
+    SupRecallAtKLoss,
+    UniLoss,
+)
 from lightning_recall.mixup import Pairs, SimilarityMixup, mix_embeddings
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def main(args: list[str] | None = None) -> None:
-    """Prints one table, or two with --published."""
+    """Prints two tables, or three with --published."""
     parser = argparse.ArgumentParser("lightning_recall.benchmarks.loss_speed", description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 4000], help="images in a batch, 4 a class")
     parser.add_argument("--dim", type=int, default=512, help="length of an embedding")
@@ -40,6 +49,7 @@ def main(args: list[str] | None = None) -> None:
     console = Console()
     console.print(f"{machine(device)}; D = {given.dim}, 4 images a class, fp32")
     console.print(beside_products(given.sizes, given.dim, given.repeats, device))
+    console.print(all_losses(max(given.sizes), given.dim, given.repeats, device))
     if given.published:
         runs = [(size, False) for size in given.published_sizes] + [(size, True) for size in given.published_mixed]
         console.print(beside_published(given.published, runs, given.dim, device))
@@ -64,6 +74,21 @@ def beside_products(sizes: list[int], dim: int, repeats: int, device: torch.devi
             steps = partial(three_products, searched), partial(forward_backward, loss, *batch)
             least, own = interleaved(list(steps), device, repeats)
             table.add_row(f"{size:,}", data, f"{len(searched):,}", f"{least:.3f}", f"{own:.3f}", f"{own / least:.2f}")
+    return table
+
+
+def all_losses(size: int, dim: int, repeats: int, device: torch.device) -> Table:
+    """Every loss beside the three matrix products, and the memory that it takes beyond embeddings and gradient."""
+    title = f"All losses, {size:,} images, clustered"
+    table = Table("loss", "s", "over 3 products", "extra, MiB", title=title)
+    embeddings, labels = example_batch(size, dim, "clustered", device)
+    losses: list[Loss] = [RecallAtKLoss(), SupRecallAtKLoss(), SmoothAPLoss(), SupAPLoss(), UniLoss(), CircleLoss()]
+    losses += [ContrastiveLoss(), ProxySoftmaxLoss(-(-size // 4), dim).to(device)]
+    steps = [partial(forward_backward, loss, embeddings, labels) for loss in losses]
+    least, *times = interleaved([partial(three_products, embeddings), *steps], device, repeats)
+    for loss, step, time in zip(losses, steps, times, strict=True):
+        extra = (peak_bytes(step, device) - embeddings.nbytes) / 2**20
+        table.add_row(type(loss).__name__, f"{time:.3f}", f"{time / least:.2f}", f"{extra:.0f}")
     return table
 
 
