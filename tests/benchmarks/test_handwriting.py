@@ -1,0 +1,46 @@
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lightning_recall.benchmarks.handwriting import ARCHIVES, Handwriting
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "omniglot"
+
+
+def draw(folder):
+    """The archives' format: folder/ALPHABET/characterNN/*.png, 105 x 105, one bit; Greek stands in both."""
+    rng = np.random.default_rng(0)
+    for archive, alphabets in zip(ARCHIVES, (("Korean", "Greek"), ("Greek", "Sanskrit")), strict=True):
+        with zipfile.ZipFile(folder / archive, "w") as files:
+            for alphabet in alphabets:
+                for character in (1, 2):
+                    for number in range(4):
+                        buffer = BytesIO()
+                        Image.fromarray(rng.random((105, 105)) > 0.1).save(buffer, "PNG")
+                        name = f"{archive.removesuffix('.zip')}/{alphabet}/character0{character}/{number}.png"
+                        files.writestr(name, buffer.getvalue())
+
+
+def test_alphabets_are_apart_and_count_once(tmp_path):
+    draw(tmp_path)
+    data = Handwriting(str(tmp_path)).read()
+    assert data["train"].images.shape == (16, 1, 32, 32)  # Korean and Sanskrit
+    assert data["test"].images.shape == (8, 1, 32, 32)  # Greek
+    assert not set(data["train"].labels) & set(data["test"].labels)
+    assert data["train"].images.float().mean() < 80  # strokes are white
+
+
+def test_what_is_missing_is_told(tmp_path):
+    with pytest.raises(ValueError, match=r"There is no .*small1.zip"):
+        Handwriting(str(tmp_path)).read()
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="needs the handwriting beside the project")
+def test_the_real_archives():
+    data = Handwriting(str(REAL)).read()
+    assert [len(data[part]) for part in ("train", "test")] == [2580, 2260]
+    assert [len(set(data[part].labels.tolist())) for part in ("train", "test")] == [129, 113]
