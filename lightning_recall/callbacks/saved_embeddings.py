@@ -32,7 +32,9 @@ def load_embeddings(folder: str | Path) -> dict[str, Tensor]:
     if not shards:
         raise ValueError(f"There are no embeddings in {folder}: it should hold files such as shard-00-00000.npz.")
     joined = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
-    order = joined["ids"].argsort()
+    order = joined["ids"].argsort(stable=True)
+    ids = joined["ids"][order]
+    order = order[torch.cat([ids[:1] == ids[:1], ids[1:] != ids[:-1]])]  # each once, if some were embedded again
     return {name: values[order] for name, values in joined.items()}
 
 
@@ -94,15 +96,19 @@ class SavedEmbeddings(BasePredictionWriter):
             return
         self.root = output_path(trainer, "embeddings") if self.folder is None else Path(self.folder)
         self.pending, self.left, self.names = {}, {}, [""]
-        sources: list[Any] = [trainer.datamodule, pl_module]  # type: ignore[attr-defined]  # Lightning sets it
-        for source in sources:
-            make = getattr(source, "predict_dataloader", None)
-            if make is not None and (self.root / ABOUT).exists():
-                source.predict_dataloader = partial(self.remaining, source, make)
+        source: Any = trainer.datamodule or pl_module  # type: ignore[attr-defined]  # Lightning sets it
+        if (self.root / ABOUT).exists():
+            source.predict_dataloader = partial(self.remaining, source.predict_dataloader)  # hides the method
 
-    def remaining(self, source: Any, make: Any) -> Any:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Has all embedded again the next time."""
+        for source in (trainer.datamodule, pl_module):  # type: ignore[attr-defined]  # Lightning sets it
+            hiding = vars(source).get("predict_dataloader") if source is not None else None
+            if isinstance(hiding, partial) and hiding.func == self.remaining:
+                del source.predict_dataloader
+
+    def remaining(self, make: Any) -> Any:
         """The dataloaders without the rows that are saved."""
-        del source.predict_dataloader  # this attribute hid the method
         loaders = make()
         several = isinstance(loaders, Mapping | list | tuple)
         pairs = loaders.items() if isinstance(loaders, Mapping) else enumerate(loaders if several else [loaders])
@@ -186,7 +192,8 @@ class SavedEmbeddings(BasePredictionWriter):
         arrays = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         folder = self.root / self.names[dataloader_idx]
         folder.mkdir(parents=True, exist_ok=True)
-        number = len(list(folder.glob(f"shard-{rank:02}-*.*")))
+        numbers = [int(path.stem.rsplit("-", 1)[1]) for path in folder.glob(f"shard-{rank:02}-*")]
+        number = max(numbers, default=-1) + 1
         path = folder / f"shard-{rank:02}-{number:05}.{self.format}"
         unfinished = path.with_name(f"unfinished-{path.name}")
         if self.format == "npz":

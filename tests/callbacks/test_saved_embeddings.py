@@ -108,6 +108,27 @@ def test_several_dataloaders_have_folders(several, names, tmp_path):
         assert_saved(folder / names[1], -IMAGES[:9], LABELS[:9])
 
 
+def test_a_file_that_is_lost_is_made_again_and_no_other_overwritten(tmp_path):
+    folder, data = tmp_path / "kept", Data()
+    trainer(tmp_path, SavedEmbeddings(str(folder), shard_size=4)).predict(Double(), datamodule=data)
+    (folder / "shard-00-00002.npz").unlink()
+    for seen in (4, 23):  # the second run without a folder of its own embeds all
+        module = Double()
+        kept = SavedEmbeddings(str(folder) if seen == 4 else None, shard_size=4)
+        trainer(tmp_path, kept).predict(module, datamodule=data)
+        assert module.seen == seen
+        assert_saved(folder)
+
+
+def test_what_is_embedded_again_counts_once(tmp_path):
+    folder = tmp_path / "kept"
+    loader = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=5)
+    for _ in range(2):  # a dataloader that is given to the Trainer is gone through as it is
+        trainer(tmp_path, SavedEmbeddings(str(folder))).predict(Double(), loader)
+    assert len(list(folder.glob("shard-*"))) == 2
+    assert_saved(folder)
+
+
 def test_embeddings_of_other_weights_are_not_mixed(tmp_path):
     folder = str(tmp_path / "kept")
     trainer(tmp_path, SavedEmbeddings(folder)).predict(Double(), datamodule=Data())
