@@ -113,30 +113,19 @@ def train(way: Way, data: RetrievalDataModule, steps: int, rate: float, seed: in
         ),
         lr_interval="step",
     )
-    trainer = Trainer(
-        accelerator="auto",
-        devices=1,
-        max_epochs=-1,
-        max_steps=steps,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
     start = time.perf_counter()
-    trainer.fit(module, datamodule=data)
+    quiet_trainer(max_epochs=-1, max_steps=steps, limit_val_batches=0).fit(module, datamodule=data)
     seconds = time.perf_counter() - start
-    judge = Trainer(
-        accelerator="auto",
-        devices=1,
-        logger=False,
-        enable_progress_bar=False,
-        callbacks=[RetrievalEvaluation((1, 4), ("recall", "map@r"))],
-    )
+    judge = quiet_trainer(callbacks=[RetrievalEvaluation((1, 4), ("recall", "map@r"))])
     (validation,) = judge.validate(module, data.val_dataloader(), verbose=False)
     test = judge.test(module, data.test_dataloader(), verbose=False)[0] if judged else {}
     return Run(validation["val/recall@1"], {name: test[f"test/{name}"] for name in SCORES if test}, seconds)
+
+
+def quiet_trainer(**kwargs: Any) -> Trainer:
+    """A Trainer that writes nothing."""
+    silent: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return Trainer(accelerator="auto", devices=1, enable_model_summary=False, **silent, **kwargs)
 
 
 def best_rate(way: Way, data: RetrievalDataModule, steps: int, rates: Sequence[float]) -> float:

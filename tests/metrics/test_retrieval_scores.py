@@ -195,3 +195,22 @@ def test_processes_find_what_one_does_and_share_the_work(world, tmp_path):
         searched.append(count)
     assert sum(searched) == len(alone.search().queries)
     assert max(searched) <= -(-101 // world)
+
+
+def test_equals_pytorch_metric_learnings_calculator():
+    pytest.importorskip("faiss")  # an extra
+    calculators = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")  # a test tool
+    embeddings = torch.nn.functional.normalize(torch.randn(120, 8), dim=1)
+    labels = torch.arange(120) // 6
+    names = ("precision_at_1", "r_precision", "mean_average_precision_at_r", "mean_reciprocal_rank")
+    theirs = calculators.AccuracyCalculator(include=names, k=119).get_accuracy(embeddings, labels)
+    metric = RetrievalScores(("recall", "r_precision", "map@r", "mrr"), (1,))
+    metric.update(embeddings, labels)
+    found = [value.item() for value in metric.compute().values()]
+    assert found == pytest.approx([theirs[name] for name in names], abs=1e-6)
+    # It goes by position, so that a twin may pass for the query itself: nobody finds a positive among twins of
+    # other classes here, but it says that half do.
+    twins = torch.eye(4).repeat_interleave(2, 0)
+    metric.reset()
+    metric.update(twins, torch.tensor([0, 1, 0, 1, 2, 3, 2, 3]))
+    assert metric.compute()["recall@1"] == 0
