@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 
@@ -17,6 +17,7 @@ from lightning_recall.callbacks.retrieval_evaluation import results_of
 from lightning_recall.metrics.searched import Searched
 
 QUERIES = 1000  # whose similarities are drawn
+FINE, BINS = 4000, 80  # bins that are counted in, and those drawn, about, over the part that holds anything
 CLASSES, ITEMS = 12, 60  # on the map, and of each at most
 BLUE, ORANGE = "#0072b2", "#d55e00"  # told apart by the colour-blind (Okabe and Ito)
 COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
@@ -77,7 +78,7 @@ def draw_similarities(searched: Searched, seed: int) -> Figure:
     """Two histograms, each of area 1: similarities of some queries to relevant items, and to all others."""
     order = torch.randperm(len(searched.queries), generator=torch.Generator().manual_seed(seed))[:QUERIES]
     edges: NDArray[np.float64] | None = None
-    right, wrong = np.zeros(100), np.zeros(100)
+    right, wrong = np.zeros(FINE), np.zeros(FINE)
     for part in torch.split(order.to(searched.queries.device), 100):
         queries = searched.queries[part]
         similarities = searched.similarities(queries, searched.gallery)
@@ -85,7 +86,7 @@ def draw_similarities(searched: Searched, seed: int) -> Figure:
         own = queries[:, None] == searched.gallery
         if edges is None:  # dot products have no bounds but those seen
             low, high = (-1.0, 1.0) if searched.normalize else similarities.aminmax()
-            edges = np.linspace(float(low), float(high), 101)
+            edges = np.linspace(float(low), float(high), FINE + 1)
         for counts, chosen in ((right, relevant & ~own), (wrong, ~relevant)):
             counts += np.histogram(similarities[chosen].cpu().numpy().clip(edges[0], edges[-1]), edges)[0]
     assert edges is not None  # a search without a query is refused
@@ -93,7 +94,12 @@ def draw_similarities(searched: Searched, seed: int) -> Figure:
 
 
 def two_histograms(edges: NDArray[np.float64], right: NDArray[np.float64], wrong: NDArray[np.float64]) -> Figure:
-    """Counts in bins, as densities, from the first bin that holds anything to the last."""
+    """Counts in fine bins, as densities in wider ones, from the first that holds anything to the last."""
+    held = np.flatnonzero(right + wrong)
+    width = -(-(held[-1] + 1 - held[0]) // BINS)
+    starts = np.arange(held[0], held[-1] + 1, width)
+    right, wrong = (np.add.reduceat(counts[: starts[-1] + width], starts) for counts in (right, wrong))
+    edges = np.append(edges[starts], edges[min(starts[-1] + width, len(edges) - 1)])
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     shared = np.minimum(right / right.sum(), wrong / max(wrong.sum(), 1)).sum()
@@ -103,8 +109,7 @@ def two_histograms(edges: NDArray[np.float64], right: NDArray[np.float64], wrong
         axes.stairs(
             density, edges, color=colour, linestyle=style, linewidth=1.5, label=f"{name}: {int(counts.sum()):,}"
         )
-    held = np.flatnonzero(right + wrong)
-    axes.set(xlim=(edges[held[0]], edges[held[-1] + 1]), xlabel="similarity", ylabel="density")
+    axes.set(xlim=(edges[0], edges[-1]), xlabel="similarity", ylabel="density")
     axes.set_title(f"Pairs of query and gallery: the histograms share {100 * shared:.1f} % of their area")
     axes.legend()
     axes.grid(alpha=0.3)
@@ -127,7 +132,7 @@ def draw_recall(searched: Searched) -> Figure:
     axes.set(
         xscale="log", xlabel="k", ylabel="Recall@k, %", xlim=(0.9, 1.15 * last), ylim=(max(recalls[0] - 10, 0), 102)
     )
-    axes.xaxis.set_major_formatter(ScalarFormatter())  # 10, not 10 to the 1
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))  # 10, not 10 to the 1
     axes.set_title(f"Recall@k over k, {len(searched.first_ranks):,} queries")
     axes.grid(alpha=0.3)
     return figure
