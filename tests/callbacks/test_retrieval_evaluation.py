@@ -103,6 +103,8 @@ def test_baselines_are_the_pixels_and_the_first_weights():
     for name, expected in (("untrained/", before), ("", after), ("pixels/", scores_of(IMAGES.flatten(1)))):
         assert results[f"test/{name}recall@2"] == pytest.approx(expected["recall@2"].item())
     torch.testing.assert_close(scores_of(module.net(IMAGES)), after)  # the weights are the trained ones again
+    (kept,) = evaluation.results  # pictures are of what the model found
+    assert torch.equal(kept.searched.embeddings, module.net(IMAGES).detach())
 
 
 def test_the_table_shows_percent(capsys):

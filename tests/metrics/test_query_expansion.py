@@ -5,15 +5,16 @@ import torch.nn.functional as F
 from lightning_recall.metrics import RetrievalScores, expand_queries
 
 
-def test_equals_the_sum_word_by_word():
+@pytest.mark.parametrize("k", [4, 40])  # among all 40 are some behind the query
+def test_equals_the_sum_word_by_word(k):
     queries, gallery = torch.randn(600, 5, dtype=torch.float64), torch.randn(40, 5, dtype=torch.float64)
-    found = expand_queries(queries, gallery, k=4, alpha=2.5)
+    found = expand_queries(queries, gallery, k=k, alpha=2.5)
     assert found.dtype == torch.float64
     unit_gallery = gallery / gallery.norm(dim=1, keepdim=True)
     for query, row in zip(queries, found, strict=True):
         query = query / query.norm()
         total = query.clone()
-        for z in sorted(unit_gallery, key=lambda z: -float(z @ query))[:4]:
+        for z in sorted(unit_gallery, key=lambda z: -float(z @ query))[:k]:
             total += max(float(z @ query), 0) ** 2.5 * z
         torch.testing.assert_close(row, total / total.norm(), atol=1e-6, rtol=0)
 
