@@ -24,7 +24,10 @@ def export_onnx(embedder: nn.Module, path: str | Path, image_size: int | tuple[i
 
     Raises:
         ImportError: without the packages of the extra.
+        RuntimeError: before torch 2.9, whose exporter fixes the number of images.
     """
+    if torch.__version__ < "2.9":
+        raise RuntimeError(f"export_onnx needs torch 2.9 or later, this is {torch.__version__}.")
     try:
         import onnx  # noqa: F401  # an optional extra
         import onnxscript  # noqa: F401  # an optional extra, which torch's exporter needs

@@ -3,10 +3,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 from lightning_recall.models import ImageEmbedder, SmallConvNet, export_onnx
 
 
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="torch's exporter fixes the number of images before 2.9")
 @pytest.mark.parametrize("backbone", ["small", "resnet10t", "test_vit"])
 def test_onnxruntime_gives_what_pytorch_does(backbone, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")  # an extra
@@ -33,6 +35,10 @@ def test_onnxruntime_gives_what_pytorch_does(backbone, tmp_path):
 
 
 def test_what_is_missing_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.8.1"))
+    with pytest.raises(RuntimeError, match=r"needs torch 2.9 or later, this is 2.8.1"):
+        export_onnx(torch.nn.Identity(), tmp_path / "x.onnx", 32)
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.15.0"))
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ImportError, match=r"pip install lightning-recall\[onnx\]"):
         export_onnx(torch.nn.Identity(), tmp_path / "x.onnx", 32)
