@@ -232,3 +232,8 @@ def test_files_that_cannot_be_read_are_counted_at_the_end(num_workers, small_dat
     with pytest.warns(UserWarning, match="test: 1 of 16 image files could not be read"):
         (scores,) = trainer.test(module, datamodule=data, verbose=False)
     assert scores["test/recall@1"] * 15 == pytest.approx(round(scores["test/recall@1"] * 15), abs=1e-4)
+
+
+def test_a_protocol_of_another_name_is_refused():
+    with pytest.raises(ValueError, match='protocol must be "all" or "reid", got \'ReID\''):
+        datamodules.VehicleIDDataModule("anywhere", protocol="ReID")

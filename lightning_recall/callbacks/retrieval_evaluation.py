@@ -159,7 +159,7 @@ class RetrievalEvaluation(Callback):
             if isinstance(metric, RetrievalScores):
                 metric.update(embeddings, labels, indices, **roles(loader, indices))
             else:
-                metric.update(embeddings, indices)
+                metric.update(embeddings, indices, labels == UNREADABLE)
 
     def metric_of(self, loader: Any) -> RetrievalScores | RevisitedMAP:
         """What a dataloader is scored by: mAP where its data set tells a `ground_truth`, else the scores asked for."""

@@ -61,6 +61,11 @@ class ImageLoading:
                 f"resize={self.resize}, min_scale={self.min_scale}."
             )
 
+        if self.mode not in ("RGB", "L") or self.on_error not in ("skip", "raise"):
+            raise ValueError(
+                f'mode must be "RGB" or "L", on_error "skip" or "raise", got {self.mode!r} and {self.on_error!r}.'
+            )
+
     def transform(self, training: bool) -> nn.Module:
         """The transform of training images, or of those of evaluation."""
         if training:

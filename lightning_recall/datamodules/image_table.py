@@ -6,7 +6,7 @@ from typing import Any
 from lightning_recall.datamodules.base import RetrievalDataModule
 from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
 from lightning_recall.datamodules.image_folder import split_classes, split_parts
-from lightning_recall.datamodules.tables import check_files, existing, numbered, read_columns
+from lightning_recall.datamodules.tables import check_files, column_names, existing, numbered, read_columns
 
 PARTS = ("train", "val", "test", "query", "gallery")
 
@@ -41,10 +41,12 @@ class ImageTableDataModule(RetrievalDataModule):
         source = "Give a CSV file with the columns path and label, and paths from its folder."
         file, root = existing(self.file, source), self.file.parent
         paths, classes = read_columns(file, ("path", "label"), ",")
-        try:
-            (parts,) = read_columns(file, ("split",), ",")
-        except ValueError:
-            parts = []
+        told = any(name.lower() == "split" for name in column_names(file, ","))
+        (parts,) = read_columns(file, ("split",), ",") if told else ([],)
+        if "" in classes:
+            raise ValueError(
+                f"{file}: {classes.count('')} lines have no label, the first for {paths[classes.index('')]}."
+            )
         (labels,) = numbered(classes)
         data = ImageFiles(root, paths, labels, loading=self.images)
         check_files(data, source)

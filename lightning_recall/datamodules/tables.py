@@ -63,6 +63,13 @@ def read_columns(
     return [[row[place] for _, row in rows] for place in places]
 
 
+def column_names(path: Path, delimiter: str) -> list[str]:
+    """The names in the first line of a text file that is not empty."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file, delimiter=delimiter)
+        return next(([cell.strip() for cell in row] for row in rows if "".join(row).strip()), [])
+
+
 def integers(path: Path, column: str, values: Sequence[str]) -> NDArray[np.int64]:
     """A column of integers.
 

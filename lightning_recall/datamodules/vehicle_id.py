@@ -46,6 +46,8 @@ class VehicleIDDataModule(RetrievalDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if protocol not in ("all", "reid"):
+            raise ValueError(f'protocol must be "all" or "reid", got {protocol!r}.')
         self.root = Path(root)
         self.protocol = protocol
         self.images = images or ImageLoading()

@@ -84,6 +84,7 @@ class RevisitedMAP(Metric):
     full_state_update = False
     embeddings: list[Tensor]
     indices: list[Tensor]
+    ignored: list[Tensor]
 
     def __init__(self, ground_truth: Sequence[GroundTruth], ks: Sequence[int] = (1, 5, 10), **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -91,15 +92,21 @@ class RevisitedMAP(Metric):
         self.ks = tuple(ks)
         self.add_state("embeddings", default=[], dist_reduce_fx="cat")
         self.add_state("indices", default=[], dist_reduce_fx="cat")
+        self.add_state("ignored", default=[], dist_reduce_fx="cat")
 
-    def update(self, embeddings: Tensor, indices: Tensor | None) -> None:
-        """Adds a batch: embeddings (B, D), and which items they are of (B,)."""
+    def update(self, embeddings: Tensor, indices: Tensor | None, ignored: Tensor | None = None) -> None:
+        """Adds a batch: embeddings (B, D), which items they are of (B,), and which of them do not count (B,) bool.
+
+        An item that does not count, such as an image that could not be read, neither queries nor is searched.
+        """
         if indices is None:
             raise ValueError("Queries and gallery are told by their place: evaluate in order (shuffle=False).")
         if not torch.isfinite(embeddings).all():
             raise ValueError("embeddings hold NaN or infinity: the network has diverged or its input is broken.")
         self.embeddings.append(embeddings.detach())
         self.indices.append(indices.to(embeddings.device))
+        passed = torch.zeros_like(self.indices[-1], dtype=torch.bool) if ignored is None else ignored
+        self.ignored.append(self.indices[-1][passed.to(embeddings.device)])
 
     def compute(self) -> dict[str, Tensor]:
         """Mean over the queries, for each protocol."""
@@ -121,11 +128,15 @@ class RevisitedMAP(Metric):
         in_order = torch.equal(indices, torch.arange(len(indices), device=indices.device))
         pieces = self.embeddings if in_order else [dim_zero_cat(self.embeddings)[once]]
         device = torch.device("cpu") if indices.device.type == "mps" else indices.device  # which has no float64
-        matches, is_easy = rank_landmarks(Shards(pieces, device=device), self.ground_truth)
+        count, ignored = len(self.ground_truth), set(dim_zero_cat(self.ignored).tolist())
+        truths = [
+            GroundTruth(*([] if query in ignored else [i for i in part if i + count not in ignored] for part in truth))
+            for query, truth in enumerate(self.ground_truth)
+        ]
+        matches, is_easy = rank_landmarks(Shards(pieces, device=device), truths, sorted(ignored))
         if len(matches.queries) == 0:
             raise ValueError("No query has a right image in the gallery.")
-        count = len(self.ground_truth)
-        relevant = {q: torch.tensor([*t.easy, *t.hard]) + count for q, t in enumerate(self.ground_truth)}
+        relevant = {q: torch.tensor([*t.easy, *t.hard]) + count for q, t in enumerate(truths)}
         ranks, every = matches.ranks[matches.place == 0], indices[once]
         scores = {name: values.to(device) for name, values in self.scores(matches, is_easy).items()}
         return Searched(pieces, None, every, every[count:], matches.queries, ranks, scores, True, relevant)
@@ -151,12 +162,15 @@ class RevisitedMAP(Metric):
         return {name: values for name, values in scores.items() if not values.isnan().all()}
 
 
-def rank_landmarks(rows: Shards, ground_truth: Sequence[GroundTruth]) -> tuple[Matches, Tensor]:
+def rank_landmarks(
+    rows: Shards, ground_truth: Sequence[GroundTruth], ignored: Sequence[int] = ()
+) -> tuple[Matches, Tensor]:
     """Ranks easy and hard images alike, past junk; what a protocol passes over changes only which of them count.
 
     Args:
         rows: Q queries, then the gallery.
         ground_truth: of each query.
+        ignored: rows that are not searched.
 
     Returns:
         The matches, and which of their items (P,) are easy.
@@ -166,7 +180,7 @@ def rank_landmarks(rows: Shards, ground_truth: Sequence[GroundTruth]) -> tuple[M
     parts = []
     for number, truth in enumerate(ground_truth):
         told = [(count + i, kind) for kind, items in enumerate(truth) for i in items]
-        told += [(other, JUNK) for other in range(count)]  # queries are not searched
+        told += [(row, JUNK) for row in {*range(count), *ignored}]  # queries are not searched
         parts.append(torch.tensor([(number, *pair) for pair in told]))
     query, item, kind = torch.cat(parts).to(rows.device).unbind(1)
     with full_precision(rows.device):

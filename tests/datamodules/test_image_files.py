@@ -147,3 +147,9 @@ def test_errors_can_end_the_run(broken):
 def test_wrong_numbers_are_refused(settings):
     with pytest.raises(ValueError, match="1 <= size <= resize and 0 < min_scale <= 1"):
         ImageLoading(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"mode": "rgb"}, {"on_error": "Raise"}])
+def test_wrong_words_are_refused(settings):
+    with pytest.raises(ValueError, match='mode must be "RGB" or "L", on_error "skip" or "raise"'):
+        ImageLoading(**settings)

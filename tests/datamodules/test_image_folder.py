@@ -114,3 +114,29 @@ def test_tables_that_cannot_work(small_data, tmp_path):
         table(root, text.replace("photos/1_0.jpg,class 1,train", "photos/1_0.jpg,class 1,test"))
     with pytest.raises(ValueError, match=r"none\.csv is not there"):
         ImageTableDataModule(str(tmp_path / "none.csv")).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: [*lines[:-1], lines[-1].rsplit(",", 1)[0]], r"line \d+: \d cells where \d are needed"),
+        (lambda lines: [lines[0].replace("split", "Split"), *lines[1:]], "has no column 'split'"),
+    ],
+)
+def test_a_broken_split_column_never_means_a_random_split(change, message, small_data):
+    root = small_data("image_table")
+    lines = (root / "images.csv").read_text().splitlines()
+    assert "split" in lines[0]
+    (root / "broken.csv").write_text("\n".join(change(lines)) + "\n")
+    with pytest.raises(ValueError, match=message):
+        ImageTableDataModule(str(root / "broken.csv"), val_classes=1).setup("fit")
+
+
+def test_rows_without_a_label_are_told(small_data):
+    root = small_data("image_table")
+    names, first, *rest = (root / "images.csv").read_text().splitlines()
+    cells = first.split(",")
+    cells[names.split(",").index("label")] = ""
+    (root / "broken.csv").write_text("\n".join([names, ",".join(cells), *rest]) + "\n")
+    with pytest.raises(ValueError, match="1 lines have no label, the first for"):
+        ImageTableDataModule(str(root / "broken.csv"), val_classes=1).setup("fit")

@@ -94,3 +94,20 @@ def test_equally_similar_images_count_against_the_query():
     # 2 wrong images before the easy one: (0 + 1 / 3) / 2; the junk image is none of them
     assert metric.compute()["easy/map"] == pytest.approx((0 + 1 / 3) / 2)
     assert metric.compute()["hard/mp@1"] == 0
+
+
+def test_items_that_do_not_count_are_left_out():
+    embeddings, truths = example(3)
+    whole = RevisitedMAP(truths)
+    ignored = torch.zeros(69, dtype=torch.bool)
+    ignored[[2, 9 + truths[4].easy[0], 9 + 7]] = True  # a query, a right image, and any other
+    whole.update(embeddings, torch.arange(69), ignored)
+    kept = [i for i in range(60) if not ignored[9 + i]]
+    fewer = [
+        GroundTruth(*([kept.index(i) for i in part if i in kept] for part in truth))
+        for query, truth in enumerate(truths)
+        if query != 2
+    ]
+    rest = RevisitedMAP(fewer)
+    rest.update(embeddings[~ignored], torch.arange(66))
+    assert whole.compute() == rest.compute()
