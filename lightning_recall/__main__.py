@@ -1,6 +1,6 @@
 """`python -m lightning_recall` is `lightning-recall`."""
 
-from lightning_recall.cli import main
+from lightning_recall.cli import run
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -4,7 +4,9 @@ from lightning_recall.callbacks.evaluation_charts import EvaluationCharts
 from lightning_recall.callbacks.evaluation_report import EvaluationReport
 from lightning_recall.callbacks.retrieval_evaluation import RetrievalEvaluation
 from lightning_recall.callbacks.retrieved_images import RetrievedImages
+from lightning_recall.callbacks.run_summary import RunSummary
 from lightning_recall.callbacks.saved_embeddings import SavedEmbeddings, load_embeddings
+from lightning_recall.callbacks.saved_on_interrupt import SavedOnInterrupt
 from lightning_recall.callbacks.training_curves import TrainingCurves
 
 __all__ = [
@@ -12,7 +14,9 @@ __all__ = [
     "EvaluationReport",
     "RetrievalEvaluation",
     "RetrievedImages",
+    "RunSummary",
     "SavedEmbeddings",
+    "SavedOnInterrupt",
     "TrainingCurves",
     "load_embeddings",
 ]

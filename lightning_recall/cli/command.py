@@ -1,13 +1,13 @@
 """The command `lightning-recall`: Lightning's CLI over retrieval modules, data modules and callbacks."""
 
+import logging
 import os
-import re
+import sys
 import warnings
-from argparse import Action
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile, DefaultHelpFormatter  # type: ignore[attr-defined]  # loaded lazily
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # loaded lazily
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.utilities import rank_zero_info
@@ -15,32 +15,8 @@ from pytorch_lightning.utilities import rank_zero_info
 # Imported so that configs can name their classes without a module: `class_path: RetrievalModule`.
 from lightning_recall import callbacks, datamodules, losses, mixup, models, modules  # noqa: F401  # for their names
 from lightning_recall.callbacks.output import say_where
-
-SUBCOMMANDS = {
-    "fit": "Trains a model, and validates it on classes set aside from training.",
-    "validate": "Scores a model on the validation classes.",
-    "test": "Scores a model on the test classes.",
-    "predict": "Embeds the test images.",
-}
-
-
-class ShortHelp(DefaultHelpFormatter):
-    """Help that names this package's classes, not each of the thousands of modules that torch and timm define."""
-
-    def _expand_help(self, action: Action) -> str:
-        def ours(match: re.Match[str]) -> str:
-            names = match[1].split(", ")
-            known = [name for name in names if name.startswith("lightning_recall.")]
-            return "known subclasses: " + ", ".join([*known, f"and {len(names) - len(known)} of other packages"])
-
-        return re.sub(r"known subclasses: ([\w.]+(?:, [\w.]+)*)", ours, super()._expand_help(action))
-
-
-class Parser(LightningArgumentParser):
-    """Lightning's parser with short help."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"formatter_class": ShortHelp, **kwargs})
+from lightning_recall.cli.errors import USERS, paragraph
+from lightning_recall.cli.help import VERBOSE, Parser, name_subcommands, texts
 
 
 def chunk_to_load(chunk_size: int | str) -> int:
@@ -87,6 +63,11 @@ class RecallCLI(LightningCLI):
         parser.add_argument("-c", "--config", action=ActionConfigFile, help="A YAML file of settings; may be repeated.")
         return parser
 
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        """As LightningCLI's, with texts of our own."""
+        super().setup_parser(*args, **kwargs)
+        name_subcommands(self.parser)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Loads in the chunks in which the module embeds, where both know of chunks."""
         parser.link_arguments("model.init_args.chunk_size", "data.init_args.chunk_size", compute_fn=chunk_to_load)
@@ -94,6 +75,7 @@ class RecallCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses; scores are shown once, by RetrievalEvaluation, and embeddings kept once, by SavedEmbeddings."""
         parser.set_defaults({"test.verbose": False, "validate.verbose": False, "predict.return_predictions": False})
+        parser.set_defaults({f"{name}.trainer.enable_model_summary": False for name in self.subcommands()})
         super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
@@ -158,6 +140,12 @@ def hide_noise() -> None:
         "Using ModelCheckpoint with manual optimization.*",  # the state after the step is the one to resume from
     ):
         warnings.filterwarnings("ignore", message)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(no_tip)
+
+
+def no_tip(record: logging.LogRecord) -> bool:
+    """Whether a line is none of Lightning's advertisements."""
+    return "Tip: For seamless cloud" not in record.getMessage()
 
 
 def main(args: ArgsType = None) -> None:
@@ -175,13 +163,24 @@ def main(args: ArgsType = None) -> None:
         auto_configure_optimizers=False,
         save_config_callback=SaveSettings,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={
-            "prog": "lightning-recall",
-            "description": "Trains and tests image-retrieval models for Recall@k.",
-            **{
-                name: {"description": text, "usage": f"lightning-recall {name} --config FILE [--OPTION VALUE ...]"}
-                for name, text in SUBCOMMANDS.items()
-            },
-        },
+        parser_kwargs=texts(),
+        trainer_defaults={"callbacks": [callbacks.RunSummary(), callbacks.SavedOnInterrupt()]},
         args=args,
     )
+
+
+def run() -> None:
+    """The console's command: `main`, with errors that a user can cause in one paragraph, and exit code 1.
+
+    With LIGHTNING_RECALL_VERBOSE=1 in the environment they show where they happened.
+    """
+    if os.environ.get(VERBOSE):
+        return main()
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
+    try:
+        main()
+    except (*USERS, RuntimeError) as error:
+        if not isinstance(error, USERS) and "loading state_dict" not in str(error):
+            raise
+        sys.stderr.write(f"lightning-recall: error: {paragraph(error)}\n({VERBOSE}=1 shows where it happened.)\n")
+        sys.exit(1)

@@ -1,0 +1,123 @@
+import pytest
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_recall import RecallAtKLoss, RetrievalEvaluation, RetrievalModule
+from lightning_recall.callbacks import RunSummary
+from lightning_recall.callbacks.run_summary import chunks_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
+
+
+def net():
+    return nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
+
+
+def loader(size=48, batch_size=24):
+    return DataLoader(TensorDataset(torch.randn(size, 6), torch.arange(size) % 12), batch_size=batch_size)
+
+
+class Plain(LightningModule):
+    """Somebody's own module, whose batches are dicts."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+
+    def training_step(self, batch, batch_idx):
+        return self.net(batch["images"]).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def fit(module, loaders, tmp_path, *callbacks, **kwargs):
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        default_root_dir=tmp_path,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[RunSummary(), *callbacks],
+        **kwargs,
+    )
+    trainer.fit(module, *loaders)
+    return trainer
+
+
+def test_it_tells_what_is_trained_and_what_came_of_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    module = RetrievalModule(net(), RecallAtKLoss((1, 2), rank_temperature=1.0), chunk_size=10)
+    saving = ModelCheckpoint(tmp_path, monitor="val/recall@1", mode="max")
+    callbacks = (RetrievalEvaluation(ks=(1,)), saving)
+    trainer = fit(module, (loader(), loader()), tmp_path, *callbacks, max_epochs=2, num_sanity_val_steps=0)
+    shown = capsys.readouterr().out
+    lines = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in shown.splitlines() if "│" in line}
+    assert shown.count("network") == 1
+    assert lines["loss"] == "RecallAtKLoss"
+    assert lines["steps"] == "4, of 2 batches an epoch"
+    assert lines["device"] == "cpu, 1 process, precision 32-true"
+    assert lines["batch"] == "24 images of 12 classes"
+    assert lines["chunks"] == "3 of at most 10 images"
+    assert lines["memory"].startswith("about ")
+    assert lines["val/recall@1"] == f"{trainer.callback_metrics['val/recall@1'].item():.4f}"
+    assert lines["best val/recall@1"] == f"{saving.best_model_score.item():.4f}"
+    assert trainer.callback_metrics["images/s"] > 0
+
+
+def test_images_per_second_count_the_loading_and_not_the_validation(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("lightning_recall.callbacks.run_summary.time.perf_counter", lambda: clock[0])
+    summary, module = RunSummary(), RetrievalModule(net(), RecallAtKLoss())
+    logged = []
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.append((name, value)))
+    trainer, batch = (
+        Trainer(barebones=True),
+        [(torch.zeros(10, 6), torch.zeros(10)), (torch.zeros(2, 6), torch.zeros(2))],
+    )
+    summary.told = True
+    summary.on_train_epoch_start(trainer, module)
+    clock[0] = 2.0  # half a second of it for loading
+    summary.on_train_batch_end(trainer, module, None, batch, 0)
+    clock[0] = 3.0
+    summary.on_train_batch_end(trainer, module, None, batch, 1)
+    clock[0] = 50.0
+    summary.on_validation_end(trainer, module)
+    clock[0] = 54.0
+    summary.on_train_batch_end(trainer, module, None, batch, 2)
+    assert logged == [("images/s", 6.0), ("images/s", 12.0), ("images/s", 3.0)]
+
+
+def test_batches_of_another_kind_are_not_counted(tmp_path, capsys):
+    data = [{"images": torch.randn(4, 6)} for _ in range(2)]
+    trainer = fit(
+        Plain(),
+        (DataLoader(data, batch_size=None),),
+        tmp_path,
+        max_epochs=1,
+        enable_checkpointing=False,
+        limit_val_batches=0,
+    )
+    shown = capsys.readouterr().out
+    assert "Plain" in shown
+    assert "chunks" not in shown
+    assert "images/s" not in trainer.callback_metrics
+
+
+@pytest.mark.parametrize("chunk_size", [16, "auto"])
+def test_a_chunk_size_that_is_tried_out_is_told_as_such(chunk_size, tmp_path, capsys):
+    module = RetrievalModule(net(), RecallAtKLoss(rank_temperature=1.0), chunk_size=chunk_size)
+    fit(module, (loader(),), tmp_path, max_epochs=1, enable_checkpointing=False, limit_val_batches=0)
+    assert ("tried out at the first step" in capsys.readouterr().out) == (chunk_size == "auto")
+
+
+def test_chunks_of_a_batch():
+    images, labels = torch.zeros(2, 3), torch.zeros(2)
+    for batch, count in (([images, labels], 1), ((images, labels), 1), ([(images, labels)] * 3, 3), ({"a": images}, 0)):
+        assert len(chunks_of(batch)) == count
+    assert chunks_of([images, images, images]) == []
+    assert chunks_of([({"a": images}, labels)])[0][1] is labels

@@ -1,0 +1,72 @@
+import pytest
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import nn
+
+from lightning_recall.benchmarks.measure import peak_tensor_bytes
+from lightning_recall.callbacks.step_memory import step_memory
+from lightning_recall.models import ImageEmbedder
+
+
+class Module(LightningModule):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images):
+        return self.net(images)
+
+
+def networks():
+    convnet = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU()),
+        *(nn.Flatten(), nn.Dropout(), nn.Linear(32 * 16 * 16, 8)),
+    )
+    linear = nn.Sequential(nn.Linear(100, 1000), nn.ReLU(), nn.Linear(1000, 1000), nn.ReLU(), nn.Linear(1000, 10))
+    resnet = ImageEmbedder("resnet10t", 32, pretrained=False)
+    return {
+        "convnet": (convnet, torch.randn(64, 3, 16, 16)),
+        "linear": (linear, torch.randn(1000, 100)),
+        "resnet": (resnet, torch.zeros(16, 3, 64, 64, dtype=torch.uint8)),
+    }
+
+
+@pytest.mark.parametrize("name", networks())
+def test_it_is_about_what_a_step_takes(name):
+    net, inputs = networks()[name]
+    module, trainer = Module(net), Trainer(logger=False, enable_checkpointing=False, barebones=True)
+    told = step_memory(trainer, module, inputs, len(inputs))
+    taken = peak_tensor_bytes(lambda: module(inputs).sum().backward())
+    gradients = sum(p.numel() * p.element_size() for p in net.parameters() if p.requires_grad)
+    assert told.weights == sum(p.numel() * p.element_size() for p in net.parameters())  # no optimizer yet
+    assert 0.6 < (told.activations + gradients) / taken < 1.3
+    assert step_memory(trainer, module, inputs, 2 * len(inputs)).activations == 2 * told.activations
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "copies"),
+    [
+        (lambda p: torch.optim.AdamW(p), 4),
+        (lambda p: torch.optim.SGD(p, 0.1), 2),
+        (lambda p: torch.optim.SGD(p, 0.1, 0.9), 3),
+    ],
+)
+def test_an_optimizer_keeps_averages(optimizer, copies):
+    module, trainer = Module(nn.Linear(3, 5)), Trainer(barebones=True)
+    trainer.strategy._optimizers = [optimizer(module.parameters())]
+    assert step_memory(trainer, module, torch.randn(4, 3), 4).weights == copies * 4 * 20
+
+
+def test_nothing_else_changes():
+    net = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Dropout())
+    module, trainer = Module(net), Trainer(barebones=True)
+    before, state = {name: value.clone() for name, value in net.state_dict().items()}, torch.get_rng_state()
+    step_memory(trainer, module, torch.randn(4, 3), 4)  # draws its input, and nothing more
+    torch.set_rng_state(state)
+    torch.randn(4, 3)
+    expected = torch.rand(1)
+    torch.set_rng_state(state)
+    step_memory(trainer, module, torch.randn(4, 3), 4)
+    assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
