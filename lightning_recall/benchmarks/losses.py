@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from lightning_recall import losses
 from lightning_recall.benchmarks.handwriting import Handwriting
 from lightning_recall.benchmarks.measure import machine
-from lightning_recall.callbacks import RetrievalEvaluation
+from lightning_recall.callbacks import RetrievalEvaluation, ScheduledSettings
 from lightning_recall.datamodules import GlyphsDataModule, RetrievalDataModule
 from lightning_recall.mixup import SimilarityMixup
 from lightning_recall.models import ImageEmbedder, SmallConvNet
@@ -43,11 +43,13 @@ class Way(NamedTuple):
     loss: number of classes -> loss.
     mixup: makes more of a batch; None: nothing.
     proxy_rate: learning rate of the loss's parameters over the network's.
+    schedule: settings that change with the epochs, for `ScheduledSettings`; None: none do.
     """
 
     loss: Callable[[int], nn.Module]
     mixup: Callable[[], nn.Module] | None = None
     proxy_rate: float = 10.0
+    schedule: dict[str, dict[int, Any]] | None = None
 
 
 def beside(loss: Callable[[], nn.Module], weight: float, classes: int) -> nn.Module:
@@ -55,25 +57,35 @@ def beside(loss: Callable[[], nn.Module], weight: float, classes: int) -> nn.Mod
     return losses.SumOfLosses([loss(), losses.ProxySoftmaxLoss(classes, DIM)], [weight, 1 - weight])
 
 
-def other(name: str, with_classes: bool = False) -> Callable[[int], nn.Module]:
+def recipe(classes: int) -> nn.Module:
+    """A wider rank temperature, and proxies that join when the network knows something of each class."""
+    return losses.SumOfLosses(
+        [losses.RecallAtKLoss(rank_temperature=0.05), losses.ProxyAnchorLoss(classes, DIM)], [1.0, 0.0]
+    )
+
+
+def other(name: str) -> Callable[[int], nn.Module]:
     """A loss of pytorch-metric-learning, if it is installed."""
 
-    def make(classes: int) -> nn.Module:
+    def make(_: int) -> nn.Module:
         import pytorch_metric_learning.losses as theirs
 
-        made: nn.Module = getattr(theirs, name)(*((classes, DIM) if with_classes else ()))
+        made: nn.Module = getattr(theirs, name)()
         return made
 
     return make
 
 
 WAYS = {
+    "recipe": Way(recipe, proxy_rate=100.0, schedule={"loss.weights": {5: [1.0, 0.0], 8: [0.9, 0.1]}}),
     "RecallAtK": Way(lambda _: losses.RecallAtKLoss()),
+    "RecallAtK, 0.05": Way(lambda _: losses.RecallAtKLoss(rank_temperature=0.05)),
     "RecallAtK, SiMix": Way(lambda _: losses.RecallAtKLoss(), SimilarityMixup),
     "RecallAtK, proxies": Way(partial(beside, losses.RecallAtKLoss, 0.9)),
     "SupRecallAtK": Way(lambda _: losses.SupRecallAtKLoss()),
     "SupRecallAtK, proxies": Way(partial(beside, losses.SupRecallAtKLoss, 0.9)),
     "SmoothAP": Way(lambda _: losses.SmoothAPLoss()),
+    "SmoothAP, 0.05": Way(lambda _: losses.SmoothAPLoss(rank_temperature=0.05)),
     "SupAP, proxies": Way(partial(beside, losses.SupAPLoss, 0.9)),
     "UniLoss": Way(lambda _: losses.UniLoss()),
     "Circle": Way(lambda _: losses.CircleLoss()),
@@ -81,7 +93,7 @@ WAYS = {
     "proxy softmax": Way(lambda classes: losses.ProxySoftmaxLoss(classes, DIM)),
     "MultiSimilarity (PML)": Way(other("MultiSimilarityLoss")),
     "SupCon (PML)": Way(other("SupConLoss")),
-    "ProxyAnchor (PML)": Way(other("ProxyAnchorLoss", with_classes=True)),
+    "ProxyAnchor": Way(lambda classes: losses.ProxyAnchorLoss(classes, DIM), proxy_rate=100.0),
 }
 
 
@@ -114,7 +126,8 @@ def train(way: Way, data: RetrievalDataModule, steps: int, rate: float, seed: in
         lr_interval="step",
     )
     start = time.perf_counter()
-    quiet_trainer(max_epochs=-1, max_steps=steps, limit_val_batches=0).fit(module, datamodule=data)
+    scheduled = [] if way.schedule is None else [ScheduledSettings(way.schedule)]
+    quiet_trainer(max_epochs=-1, max_steps=steps, limit_val_batches=0, callbacks=scheduled).fit(module, datamodule=data)
     seconds = time.perf_counter() - start
     judge = quiet_trainer(callbacks=[RetrievalEvaluation((1, 4), ("recall", "map@r"))])
     (validation,) = judge.validate(module, data.val_dataloader(), verbose=False)
@@ -183,11 +196,14 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each loss")
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), help="learning rates to choose from")
     parser.add_argument("--omniglot", metavar="DIR", help="a folder with images_background_small1.zip and small2.zip")
+    parser.add_argument("--no-glyphs", action="store_true", help="compare on the handwriting only")
     parser.add_argument("--output", metavar="DIR", help="where to write losses_DATA.csv and losses_DATA.png")
     given = parser.parse_args(args)
+    if given.no_glyphs and given.omniglot is None:
+        parser.error("--no-glyphs leaves nothing to compare on: give --omniglot DIR.")
     console = Console()
     console.print(machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
-    makers: list[Callable[..., RetrievalDataModule]] = [GlyphsDataModule]
+    makers: list[Callable[..., RetrievalDataModule]] = [] if given.no_glyphs else [GlyphsDataModule]
     if given.omniglot is not None:
         makers.append(partial(Handwriting, given.omniglot))
     for make in makers:

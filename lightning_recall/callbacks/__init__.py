@@ -7,6 +7,7 @@ from lightning_recall.callbacks.retrieved_images import RetrievedImages
 from lightning_recall.callbacks.run_summary import RunSummary
 from lightning_recall.callbacks.saved_embeddings import SavedEmbeddings, load_embeddings
 from lightning_recall.callbacks.saved_on_interrupt import SavedOnInterrupt
+from lightning_recall.callbacks.scheduled_settings import ScheduledSettings
 from lightning_recall.callbacks.training_curves import TrainingCurves
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "RunSummary",
     "SavedEmbeddings",
     "SavedOnInterrupt",
+    "ScheduledSettings",
     "TrainingCurves",
     "load_embeddings",
 ]

@@ -5,6 +5,7 @@ from lightning_recall.losses.circle import CircleLoss, CircleProxyLoss
 from lightning_recall.losses.combined import CrossBatchMemory, SumOfLosses
 from lightning_recall.losses.contrastive import ContrastiveLoss
 from lightning_recall.losses.proxies import ProxySoftmaxLoss
+from lightning_recall.losses.proxy_anchor import ProxyAnchorLoss
 from lightning_recall.losses.recall_at_k import RecallAtKLoss
 from lightning_recall.losses.sup_recall_at_k import SupRecallAtKLoss
 from lightning_recall.losses.uniloss import UniLoss
@@ -14,6 +15,7 @@ __all__ = [
     "CircleProxyLoss",
     "ContrastiveLoss",
     "CrossBatchMemory",
+    "ProxyAnchorLoss",
     "ProxySoftmaxLoss",
     "RecallAtKLoss",
     "SmoothAPLoss",

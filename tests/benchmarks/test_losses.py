@@ -11,7 +11,7 @@ from lightning_recall.datamodules import GlyphsDataModule
 def test_trains_judges_and_writes(glyph_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr(losses, "GlyphsDataModule", partial(GlyphsDataModule, glyph_folder))
-    names = ("SupRecallAtK, proxies", "ProxyAnchor (PML)")
+    names = ("SupRecallAtK, proxies", "recipe")
     small = ["--images", "600", "--batch-sizes", "200", "--seeds", "1", "--rates", "0.01"]
     losses.main(["--losses", *names, *small, "--output", str(tmp_path)])
     shown = capsys.readouterr().out

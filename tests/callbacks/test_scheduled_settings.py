@@ -1,0 +1,85 @@
+import pytest
+import torch
+from pytorch_lightning import Callback, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_recall import RecallAtKLoss, RetrievalModule
+from lightning_recall.callbacks import ScheduledSettings
+from lightning_recall.losses import ContrastiveLoss, SumOfLosses
+
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
+
+
+class Seen(Callback):
+    """Notes the settings that a batch is trained with."""
+
+    def __init__(self):
+        self.settings = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        loss = pl_module.loss
+        self.settings.append((trainer.current_epoch, loss.weights, loss.losses[0].rank_temperature))
+
+
+def fit(folder, schedule, epochs, ckpt_path=None):
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(24, 6), torch.arange(24) % 6)
+    loss = SumOfLosses([RecallAtKLoss((1, 2), rank_temperature=1.0), ContrastiveLoss()], [1.0, 0.0])
+    seen = Seen()
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=epochs,
+        default_root_dir=folder,
+        logger=False,
+        limit_val_batches=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[schedule, seen],
+    )
+    trainer.fit(RetrievalModule(nn.Linear(6, 4), loss), DataLoader(data, batch_size=24), ckpt_path=ckpt_path)
+    return seen.settings, trainer
+
+
+def schedule():
+    return ScheduledSettings(
+        {"loss.weights": {1: [1.0, 0.0], 3: [0.5, 0.5]}, "loss.losses.0.rank_temperature": {2: 0.5, 0: 1.0}}
+    )
+
+
+def test_settings_change_with_the_epochs_and_after_a_resume(tmp_path):
+    expected = [
+        (0, [1.0, 0.0], 1.0),
+        (1, [1.0, 0.0], 0.75),
+        (2, [0.75, 0.25], 0.5),
+        (3, [0.5, 0.5], 0.5),
+        (4, [0.5, 0.5], 0.5),
+    ]
+    settings, _ = fit(tmp_path / "whole", schedule(), 5)
+    assert settings == expected
+    settings, trainer = fit(tmp_path / "resumed", schedule(), 2)
+    settings, _ = fit(tmp_path, schedule(), 5, ckpt_path=trainer.checkpoint_callback.best_model_path)
+    assert settings == expected[2:]
+
+
+def test_values_that_are_no_numbers_stay_until_the_next():
+    values = ScheduledSettings(
+        {"a": {0: 0, 4: None}, "b": {2: "x", 3: 5}, "c": {0: [1], 2: [1, 2]}, "d": {0: False, 2: True}}
+    )
+    assert [values.value("a", epoch) for epoch in range(6)] == [0, 0, 0, 0, None, None]
+    assert [values.value("b", epoch) for epoch in range(4)] == ["x", "x", "x", 5]
+    assert [values.value("c", epoch) for epoch in range(3)] == [[1], [1], [1, 2]]
+    assert [values.value("d", epoch) for epoch in range(3)] == [False, False, True]
+
+
+@pytest.mark.parametrize("name", ["loss.nothing", "loss.losses.7.rank_temperature", "nothing.at.all"])
+def test_an_attribute_that_is_not_there_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=f"RetrievalModule has no attribute {name}"):
+        fit(tmp_path, ScheduledSettings({name: {0: 1.0}}), 1)
+
+
+@pytest.mark.parametrize("settings", [{}, {"a": {}}, {"a": {-1: 2.0}}])
+def test_schedules_that_say_nothing_are_refused(settings):
+    with pytest.raises(ValueError, match="settings must hold a value"):
+        ScheduledSettings(settings)
