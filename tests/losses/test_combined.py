@@ -91,7 +91,7 @@ def test_queries_search_the_last_batches_too(loss, with_pairs):
 def test_every_loss_that_takes_queries_is_tried():
     takes_queries = {type(loss).__name__ for loss in REMEMBERABLE}
     takes_queries |= {"CrossBatchMemory", "ProxySoftmaxLoss", "CircleProxyLoss"}  # over proxies there is no gallery
-    assert takes_queries | {"UniLoss"} == set(losses.__all__)
+    assert takes_queries | {"UniLoss", "ProxyAnchorLoss"} == set(losses.__all__)
 
 
 def test_a_memory_waits_is_kept_and_rests_in_evaluation():
