@@ -82,6 +82,8 @@ def test_a_tests_stem_is_its_files():
         "test_plug_in",
         "test_package",
         "test_readme",
+        "test_notebooks",
+        "test_docs",
     }
     for path in tests.rglob("test_*.py"):
         source = PACKAGE / path.relative_to(tests).with_name(path.name.removeprefix("test_"))
