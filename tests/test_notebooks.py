@@ -26,6 +26,7 @@ def texts(notebook):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of the kernel's own libraries
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, glyph_folder, tmp_path, monkeypatch):
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # pictures are outputs
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for folder in ("cache", "run"):
         (tmp_path / folder).mkdir()

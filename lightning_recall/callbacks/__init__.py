@@ -3,7 +3,7 @@
 from lightning_recall.callbacks.evaluation_charts import EvaluationCharts
 from lightning_recall.callbacks.evaluation_report import EvaluationReport
 from lightning_recall.callbacks.retrieval_evaluation import RetrievalEvaluation
-from lightning_recall.callbacks.retrieved_images import RetrievedImages
+from lightning_recall.callbacks.retrieved_images import RetrievedImages, draw_neighbors
 from lightning_recall.callbacks.run_summary import RunSummary
 from lightning_recall.callbacks.saved_embeddings import SavedEmbeddings, load_embeddings
 from lightning_recall.callbacks.saved_on_interrupt import SavedOnInterrupt
@@ -20,5 +20,6 @@ __all__ = [
     "SavedOnInterrupt",
     "ScheduledSettings",
     "TrainingCurves",
+    "draw_neighbors",
     "load_embeddings",
 ]

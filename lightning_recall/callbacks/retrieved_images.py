@@ -168,6 +168,22 @@ def draw_rows(
     return figure
 
 
+def draw_neighbors(query: Tensor, found: Sequence[Tensor], similarities: Tensor) -> Figure:
+    """One row: an image of your own, and what a search found for it, with the similarities.
+
+    Args:
+        query: image (C, H, W), uint8 or floats of any range.
+        found: K images of the kind, the nearest first.
+        similarities: (K,) of each.
+    """
+    figure = Figure(figsize=((len(found) + 1) * 0.95 + 0.3, 1.4), layout="constrained")
+    axes = figure.subplots(1, len(found) + 1, squeeze=False)[0]
+    show(axes[0], to_picture(query), "query", ("black", "solid"), width=3)
+    for place, image, similarity in zip(axes[1:], found, similarities.tolist(), strict=True):
+        show(place, to_picture(image), f"{similarity:.2f}", ("grey", "solid"), width=1)
+    return figure
+
+
 def show(axes: Axes, picture: NDArray[np.float64], title: str, frame: tuple[str, Any], width: float) -> None:
     """One image with a title and a frame of a colour and a line style."""
     axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="antialiased")

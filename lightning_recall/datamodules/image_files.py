@@ -1,5 +1,6 @@
 """Image files as a data set: decoded, cropped and augmented in the workers, as uint8."""
 
+import contextlib
 import os
 import warnings
 from collections.abc import Sequence
@@ -84,8 +85,8 @@ def read_image(
 ) -> Tensor:
     """Decodes an image file to (C, H, W) uint8, upright, whatever its colour mode.
 
-    Grey, palette and CMYK images are converted, an EXIF orientation is applied, transparent parts become white, and 16
-    bits a channel are scaled to 8.
+    Grey, palette and CMYK images are converted, an EXIF orientation is applied and transparent parts become white. 16
+    bits a pixel are scaled to 8; so are 32 where a value is above 255, and floats where none is above 1.
 
     Args:
         path: of any format that Pillow reads.
@@ -96,10 +97,10 @@ def read_image(
     with Image.open(path) as file:
         file.load()
     image: Image.Image = file
-    ImageOps.exif_transpose(image, in_place=True)  # copies only what it turns
-    if image.mode.startswith("I"):  # Pillow would clip 16 bits to 8
-        values = np.asarray(image)
-        image = Image.fromarray((values // 257 if values.max() > 255 else values).astype(np.uint8))
+    with contextlib.suppress(Exception):  # of tags that are broken: the image is not, and stays as it lies
+        ImageOps.exif_transpose(image, in_place=True)  # copies only what it turns
+    if image.mode[0] in "IF":  # Pillow would clip them to 8 bits
+        image = Image.fromarray(eight_bits(np.asarray(image), image.mode))
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image if image.mode == mode else image.convert(mode)  # else a copy
@@ -111,6 +112,15 @@ def read_image(
     if scale < 1:
         tensor = tv.resize(tensor, [max(1, round(side * scale)) for side in tensor.shape[1:]], antialias=True)
     return tensor
+
+
+def eight_bits(values: NDArray[Any], mode: str) -> NDArray[np.uint8]:
+    """Pixels of a deeper grey image, of Pillow's mode "I;16", "I" or "F", scaled to 0 to 255."""
+    if mode == "F":
+        values = values * 255 if values.max(initial=0) <= 1 else values
+    elif mode != "I" or values.max(initial=0) > 255:
+        values = values // 257
+    return values.clip(0, 255).astype(np.uint8)
 
 
 class ImageFiles(Dataset[tuple[Tensor, Tensor]]):

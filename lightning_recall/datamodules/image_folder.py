@@ -27,8 +27,8 @@ class ImageFolderDataModule(RetrievalDataModule):
         kwargs: for `RetrievalDataModule`.
 
     Raises:
-        ValueError: for no folder, too few classes, a class without images, or one class in two parts; when the data
-            are set up.
+        ValueError: for no folder, too few classes, a class without images, one class in two parts, or parts without
+            `train`; when the data are set up.
     """
 
     def __init__(self, root: str, test_classes: float = 0.2, images: ImageLoading | None = None, **kwargs: Any) -> None:
@@ -42,7 +42,12 @@ class ImageFolderDataModule(RetrievalDataModule):
         existing(self.root, "Give the folder that holds a folder of images for each class as root.")
         folders = {name: self.root / name for name in ("train", "val", "test", "query", "gallery")}
         parts = {name: folder for name, folder in folders.items() if folder.is_dir()}
-        if "train" not in parts:
+        if parts and "train" not in parts:
+            raise ValueError(
+                f"{self.root} has {' and '.join(parts)} but no train: add train/ with a folder for each class, or, if "
+                "these are classes, rename them."
+            )
+        if not parts:
             paths, classes = list_images(self.root, self.root)
             (labels,) = numbered(classes)
             data = ImageFiles(self.root, paths, labels, loading=self.images)
@@ -57,11 +62,11 @@ class ImageFolderDataModule(RetrievalDataModule):
 
 def list_images(folder: Path, root: Path) -> tuple[list[str], list[str]]:
     """Paths, from root, and classes of the images in the folders of a folder."""
-    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
     paths: list[str] = []
     names: list[str] = []
     for entry in classes:
-        images = sorted(file for file in entry.rglob("*") if file.suffix.lower() in SUFFIXES)
+        images = sorted(file for file in entry.rglob("*") if is_image(file, entry))
         if not images:
             raise ValueError(f"{entry} holds no image ({', '.join(sorted(SUFFIXES))}): remove the folder, or fill it.")
         paths += [str(file.relative_to(root)) for file in images]
@@ -69,6 +74,17 @@ def list_images(folder: Path, root: Path) -> tuple[list[str], list[str]]:
     if not paths:
         raise ValueError(f"{folder} holds no folder: each class needs one, with its images.")
     return paths, names
+
+
+def is_image(file: Path, folder: Path) -> bool:
+    """Whether this is an image by its name, and none of those that systems leave beside them, such as ._image.jpg."""
+    hidden = any(is_hidden(part) for part in file.relative_to(folder).parts)
+    return file.suffix.lower() in SUFFIXES and not hidden and file.is_file()
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def split_classes(data: ImageFiles, test_classes: float, seed: int) -> dict[str, ImageFiles]:

@@ -26,8 +26,8 @@ class ImageTableDataModule(RetrievalDataModule):
         kwargs: for `RetrievalDataModule`.
 
     Raises:
-        ValueError: if the file, a column or an image is not there, for too few classes, another word as split, or one
-            class in two parts; when the data are set up.
+        ValueError: if the file, a column, or one of 200 images that are looked up is not there; for too few classes,
+            another word as split, or one class in two parts.
     """
 
     def __init__(self, file: str, test_classes: float = 0.2, images: ImageLoading | None = None, **kwargs: Any) -> None:

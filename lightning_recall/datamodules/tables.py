@@ -78,8 +78,8 @@ def integers(path: Path, column: str, values: Sequence[str]) -> NDArray[np.int64
     """
     try:
         return np.array(values, dtype=np.int64)
-    except ValueError:
-        wrong = next(value for value in values if not value.lstrip("-").isdigit())
+    except (ValueError, OverflowError):
+        wrong = next((value for value in values if not value.removeprefix("-").isdecimal()), max(values, key=len))
         raise ValueError(f"{path}: {column} must be an integer, got {wrong!r}.") from None
 
 

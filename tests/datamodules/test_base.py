@@ -1,4 +1,5 @@
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -110,3 +111,18 @@ def test_held_out_classes_are_whole(val_classes, count):
 def test_a_split_without_classes_is_refused(val_classes):
     with pytest.raises(ValueError, match="must leave at least one for validation and one for training"):
         held_out_classes(LABELS, val_classes, seed=0)
+
+
+class Small(RetrievalDataModule):
+    def read(self):
+        return {"train": images_in_memory()}
+
+
+def test_a_sampler_keeps_its_own_seed():
+    def sampler(**kwargs):
+        data = Small(batch_size=4, samples_per_class=2, val_classes=0, seed=3, **kwargs)
+        data.setup("fit")
+        return data.train_dataloader().sampler
+
+    assert sampler(sampler=partial(ClassBalancedBatchSampler, seed=7)).seed == 7
+    assert sampler().seed == 3

@@ -33,6 +33,32 @@ def test_grey_images_get_three_channels(tmp_path, mode, grey):
     assert read_image(tmp_path / "image.png", "L").shape == (1, 20, 30)
 
 
+@pytest.mark.parametrize(
+    ("values", "dtype", "expected"),
+    [
+        ([[0, 200], [255, 100]], np.uint16, [[0, 0], [0, 0]]),  # dark, whatever values there are
+        ([[0, 65535], [257, 32896]], np.uint16, [[0, 255], [1, 128]]),
+        ([[0, 65535], [257, 70000]], np.int32, [[0, 255], [1, 255]]),
+        ([[0, 255], [1, 128]], np.int32, [[0, 255], [1, 128]]),
+        ([[0, 1], [0.5, 0.25]], np.float32, [[0, 255], [127, 63]]),
+        ([[0, 255], [1, 300]], np.float32, [[0, 255], [1, 255]]),
+    ],
+)
+def test_deeper_images_are_scaled_by_their_depth(tmp_path, values, dtype, expected):
+    Image.fromarray(np.array(values, dtype=dtype)).save(tmp_path / "deep.tiff")
+    assert read_image(tmp_path / "deep.tiff", "L")[0].tolist() == expected
+
+
+def test_a_broken_orientation_leaves_the_image_as_it_lies(tmp_path, monkeypatch):
+    Image.new("RGB", (6, 4), "red").save(tmp_path / "a.png")
+
+    def broken(*_, **__):
+        raise TypeError("a tag of another type")
+
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", broken)
+    assert read_image(tmp_path / "a.png").shape == (3, 4, 6)
+
+
 def test_transparent_parts_are_white(tmp_path):
     image = np.zeros((4, 4, 4), np.uint8)
     image[:2, :, 3] = 255  # black above, nothing below

@@ -44,6 +44,24 @@ def test_parts_that_there_are_folders_of(small_data):
     assert len(data.test_data) == 16
 
 
+def test_parts_without_train_are_no_classes(small_data):
+    root = small_data("image_folder")
+    arrange(root, test=[1, 2], query=[3, 4])
+    with pytest.raises(ValueError, match=r"has test and query but no train: add train/"):
+        set_up(root)
+
+
+def test_what_systems_leave_behind_is_no_image(small_data):
+    root = small_data("image_folder")
+    before = len(set_up(root).train_data)
+    inside = root / "class 1"
+    for name in (".hidden/a.jpg", "._image.jpg", "__MACOSX/b.jpg", "folder.jpg/Thumbs.db"):
+        (inside / name).parent.mkdir(exist_ok=True)
+        (inside / name).write_bytes(b"")
+    (root / "__MACOSX" / "class 1").mkdir(parents=True)
+    assert len(set_up(root).train_data) == before
+
+
 def test_queries_and_gallery(small_data):
     root = small_data("image_folder")
     arrange(root, train=[1, 2, 3, 4], query=[101, 102], gallery=[103])
