@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-oldest clean
+.PHONY: help demo test test-oldest notebooks clean
 
 help:
 	@echo "make demo         install, train on glyphs drawn here, show Recall@k and pictures (about 5 minutes, then 2)"
 	@echo "make test         install, then ruff, mypy and pytest"
 	@echo "make test-oldest  the tests with the oldest releases that setup.cfg allows, on Python 3.10"
+	@echo "make notebooks    executes the notebooks and stores them with their outputs (about 2 minutes)"
 	@echo "make clean        remove the virtual environments and what tools left"
 	@echo "PYTHON=python3.12 chooses the interpreter, VENV=folder the virtual environment"
 
@@ -47,6 +48,9 @@ test-oldest:
 	$(VENV)-oldest-uv/bin/uv venv --clear --python 3.10 $(VENV)-oldest
 	VIRTUAL_ENV=$(VENV)-oldest $(VENV)-oldest-uv/bin/uv pip install --resolution lowest-direct -e ".[dev]"
 	$(VENV)-oldest/bin/python -m pytest -o filterwarnings=default
+
+notebooks: $(VENV)/.installed-dev
+	$(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-oldest-uv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -78,6 +78,7 @@ def test_a_tests_stem_is_its_files():
         "test_architecture",
         "test_configs",
         "test_distributed",
+        "test_notebooks",
         "test_resume",
         "test_plug_in",
         "test_package",
