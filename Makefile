@@ -12,8 +12,8 @@ help:
 	@echo "make test         install, then ruff, mypy and pytest (about 5 minutes, then 5)"
 	@echo "make check        the same with the quick tests only, in a minute: losses, metrics, samplers, data, style"
 	@echo "make docs         the documentation as a site, in site/"
-	@echo "make notebooks    run the notebooks again and keep their outputs"
 	@echo "make test-oldest  the tests with the oldest releases that setup.cfg allows, on Python 3.10"
+	@echo "make notebooks    executes the notebooks and stores them with their outputs (about 2 minutes)"
 	@echo "make clean        remove the virtual environments and what tools left"
 	@echo "PYTHON=python3.12 chooses the interpreter, VENV=folder the virtual environment"
 
@@ -56,9 +56,6 @@ docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "==> Open site/index.html"
 
-notebooks: $(VENV)/.installed-dev
-	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
-
 test-oldest:
 	@echo "==> Installing the oldest releases that setup.cfg allows into $(VENV)-oldest"
 	$(PYTHON) -m venv $(VENV)-oldest-uv
@@ -66,6 +63,9 @@ test-oldest:
 	$(VENV)-oldest-uv/bin/uv venv --clear --python 3.10 $(VENV)-oldest
 	VIRTUAL_ENV=$(VENV)-oldest $(VENV)-oldest-uv/bin/uv pip install --resolution lowest-direct -e ".[dev]"
 	$(VENV)-oldest/bin/python -m pytest -o filterwarnings=default
+
+notebooks: $(VENV)/.installed-dev
+	$(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-oldest-uv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -53,7 +53,8 @@ class RetrievalEvaluation(Callback):
     with a `ground_truth` of easy, hard and junk images, such as revisited Oxford and Paris, is scored by
     `RevisitedMAP`. Images with the label -100 are left out: the data modules' mark of a file that could not be read.
 
-    `trainer.validate` and `trainer.test` end with a table. A search that takes more than two seconds shows a bar.
+    `trainer.validate` and `trainer.test` end with a table. Where the Trainer shows bars, a search that takes more than
+    two seconds shows one.
 
     Args:
         ks: cut-offs, integers from 1.
@@ -86,6 +87,7 @@ class RetrievalEvaluation(Callback):
         self.rows: dict[int, list[int] | None] = {}  # of the data set, still to come from each dataloader
         self.results: list[Evaluated] = []  # of the last validate or test
         self.started = 0.0
+        self.shows_bar = True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keeps a copy of the weights before training, if they are to be scored."""
@@ -100,6 +102,7 @@ class RetrievalEvaluation(Callback):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the last evaluation."""
         self.metrics, self.rows, self.results, self.started = {}, {}, [], time.perf_counter()
+        self.shows_bar = trainer.progress_bar_callback is not None
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the last evaluation."""
@@ -165,7 +168,7 @@ class RetrievalEvaluation(Callback):
         """What a dataloader is scored by: mAP where its data set tells a `ground_truth`, else the scores asked for."""
         ground_truth = getattr(loader.dataset, "ground_truth", None)
         if ground_truth is None:
-            return RetrievalScores(self.scores, self.ks, ignore_index=UNREADABLE, progress=True)
+            return RetrievalScores(self.scores, self.ks, ignore_index=UNREADABLE, progress=self.shows_bar)
         return RevisitedMAP([GroundTruth(*parts) for parts in ground_truth], self.ks)
 
     def log_scores(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
