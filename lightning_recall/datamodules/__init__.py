@@ -5,7 +5,7 @@ from lightning_recall.datamodules.cars196 import Cars196DataModule
 from lightning_recall.datamodules.chunk_loader import ChunkLoader
 from lightning_recall.datamodules.cub import CUB200DataModule
 from lightning_recall.datamodules.glyphs import GlyphsDataModule
-from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
+from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading, read_image
 from lightning_recall.datamodules.image_folder import ImageFolderDataModule
 from lightning_recall.datamodules.image_table import ImageTableDataModule
 from lightning_recall.datamodules.in_shop import InShopDataModule
@@ -33,4 +33,5 @@ __all__ = [
     "RevisitedDataModule",
     "SOPDataModule",
     "VehicleIDDataModule",
+    "read_image",
 ]
