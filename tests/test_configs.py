@@ -9,7 +9,7 @@ from lightning_recall import RetrievalModule
 FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
 OF_PAPER = ("sop", "inaturalist", "vehicle_id", "cars196", "cub")
-ROWS = [path for path in CONFIGS if path.stem not in (*OF_PAPER, "glyphs", "paper", "your_images")]
+ROWS = [path for path in CONFIGS if path.stem not in (*OF_PAPER, "glyphs", "glyphs_recipe", "paper", "your_images")]
 BACKBONES = {"_resnet50": "resnet50.tv_in1k"}
 BACKBONES |= {f"_vit_b{patch}": f"vit_base_patch{patch}_224.augreg_in21k" for patch in (16, 32)}
 SMALL_BACKBONES = ("resnet10t", "vit_tiny_patch16_224")  # convolutions, transformer
@@ -24,6 +24,17 @@ pytestmark = [
 @pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
 def test_glyphs_run(subcommand, command, glyph_folder):
     command(subcommand, "--config", FOLDER / "glyphs.yaml", "--data.root", glyph_folder, "--trainer.fast_dev_run", 2)
+
+
+def test_the_recipe_joins_its_parts(command, glyph_folder):
+    schedule = ("--trainer.max_epochs", 1, "--trainer.limit_train_batches", 2, "--trainer.limit_val_batches", 0)
+    configs = ("-c", FOLDER / "glyphs.yaml", "-c", FOLDER / "glyphs_recipe.yaml", "--data.root", glyph_folder)
+    command("fit", *configs, *schedule, "--trainer.enable_progress_bar", "false")
+    saved = torch.load(next(Path("runs").rglob("last.ckpt")), weights_only=True)
+    rates = [group["max_lr"] for group in saved["optimizer_states"][0]["param_groups"]]
+    assert rates == [0.03, 3.0]
+    proxies = saved["state_dict"]["loss.losses.1.proxies.known"]
+    assert 64 <= len(proxies.unique()) - 1 <= 128  # classes of two batches
 
 
 def composed(row, root):
