@@ -1,5 +1,7 @@
 """The documentation: its snippets run, its commands are parsed, its site is built."""
 
+import argparse
+import functools
 import importlib
 import os
 import re
@@ -9,18 +11,66 @@ import sys
 from pathlib import Path
 
 import pytest
+from jsonargparse import _typehints
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "reference")
-COMMANDS = sorted({line for page in PAGES for line in re.findall(r"^lightning-recall .*$", page.read_text(), re.M)})
-PUBLIC = ("losses", "models", "modules", "datamodules", "samplers", "metrics", "callbacks")
+REFERENCE = sorted((ROOT / "docs" / "reference").glob("*.md"))
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+COMMAND = re.compile(r"^lightning-recall .*$", re.MULTILINE)
+COMMANDS = sorted({line for page in PAGES for line in COMMAND.findall(page.read_text())})
+BENCHMARK = re.compile(r"python -m (lightning_recall\.benchmarks\.\w+)([^`\n]*)")
+BENCHMARKS = sorted({found for page in PAGES for found in BENCHMARK.findall(page.read_text())})
+ROOMS = ("losses", "recompute", "models", "metrics", "samplers", "modules", "datamodules", "callbacks", "cli")
+SHORT = {
+    "fit": "--trainer.max_epochs 1 --trainer.limit_train_batches 1 --trainer.check_val_every_n_epoch 1",
+    "test": "--trainer.limit_test_batches 2",
+    "predict": "--trainer.limit_predict_batches 1",
+}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.fixture(scope="module", autouse=True)
+def _quick_parsing():
+    """Finds the thousands of subclasses of torch's modules once, and not for each setting of each command."""
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(_typehints, "get_all_subclass_paths"):
+            patch.setattr(_typehints, "get_all_subclass_paths", functools.cache(_typehints.get_all_subclass_paths))
+        yield
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != TUTORIAL], ids=lambda page: page.stem)
 def test_snippets_run(page):
+    blocks = BLOCK.findall(page.read_text())
+    if any("import pytorch_metric_learning" in block or "from pytorch_metric_learning" in block for block in blocks):
+        pytest.importorskip("pytorch_metric_learning")
     names = {}
-    for snippet in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
-        exec(snippet, names)
+    for block in blocks:
+        exec(block, names)
+
+
+@pytest.mark.filterwarnings("ignore:OneCycleLR ends after")
+def test_the_tutorial_runs_in_its_order(command, in_tmp_path, monkeypatch, glyph_folder):
+    """Up to the variations, with fewer batches: the folders of the runs are those that the text names."""
+    (in_tmp_path / "configs").symlink_to(ROOT / "configs")
+    (in_tmp_path / "lightning_recall").symlink_to(glyph_folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(in_tmp_path))
+    monkeypatch.setattr("lightning_recall.callbacks.RetrievedImages.on_test_end", lambda *_: None)  # half of the time
+    text = TUTORIAL.read_text().split("## Change a setting")[0]
+    names, steps = {}, 0
+    for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL):
+        if block.startswith("lightning-recall "):
+            subcommand, *options = shlex.split(block)[1:]
+            short = f"{SHORT[subcommand]} --trainer.enable_progress_bar false"
+            command(subcommand, *options, *short.split())
+            steps += 1
+        elif "import" in block:
+            exec(block, names)
+            steps += 1
+    assert steps == 5
+    assert (in_tmp_path / "runs/glyphs/version_1/report.html").exists()
+    assert names["rows"][:, 0].tolist() == [0, 1, 2]  # each image finds itself
+    assert int(names["found"][0]) == 0
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -28,32 +78,50 @@ def test_commands_are_understood(line, command, in_tmp_path, capsys):
     (in_tmp_path / "configs").symlink_to(ROOT / "configs")
     if "pytorch_metric_learning" in line:
         pytest.importorskip("pytorch_metric_learning")
-    checkpoint = in_tmp_path / "runs/glyphs/version_0/checkpoints/best.ckpt"
-    checkpoint.parent.mkdir(parents=True)
     subcommand, *options = shlex.split(line)[1:]
     with pytest.raises(SystemExit) as stopped:
         command(subcommand, *options, "--print_config")
     assert stopped.value.code == 0, capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("module", "options"), BENCHMARKS)
+def test_benchmarks_have_these_options(module, options, monkeypatch):
+    def parsed(parser, args=None, namespace=None):  # noqa: ARG001  # argparse's signature
+        known = set(parser._option_string_actions)
+        assert {option for option in shlex.split(options) if option.startswith("--")} <= known
+        raise SystemExit
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+    with pytest.raises(SystemExit):
+        importlib.import_module(module).main()
+
+
+def public_names():
+    """Path of each public name, and the page that should have it."""
+    for room in ROOMS:
+        module = importlib.import_module(f"lightning_recall.{room}")
+        yield from ((room, f"lightning_recall.{room}.{name}") for name in module.__all__)
+    yield "mixup", "lightning_recall.mixup.SimilarityMixup"
+    yield "gather", "lightning_recall.gather.gather_rows"
+
+
 def test_the_site_is_built_and_holds_every_public_name(tmp_path):
-    pytest.importorskip("mkdocs")
+    pytest.importorskip("material")
     pytest.importorskip("mkdocstrings")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     built = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert built.returncode == 0, built.stderr
-    for room in PUBLIC:
-        page = (tmp_path / "reference" / f"{room}.html").read_text()
-        for name in importlib.import_module(f"lightning_recall.{room}").__all__:
-            assert f'id="lightning_recall.{room}.{name}"' in page, f"{room}.{name} is not in the reference"
-    losses = (tmp_path / "reference" / "losses.html").read_text()
-    assert "&gt;&gt;&gt;" in losses  # examples, as code
-    pages = [path.read_text() for path in tmp_path.rglob("*.html")]
-    assert not any(re.search(r'(?:src|href)="https?://[^"]*\.(?:js|css|woff2?)"', page) for page in pages)  # no network
+    for page, name in public_names():
+        assert f'id="{name}"' in (tmp_path / "reference" / f"{page}.html").read_text(), f"{name} is not on {page}.html"
+    assert "&gt;&gt;&gt;" in (tmp_path / "reference" / "losses.html").read_text()  # examples, as code
+    loaded = re.compile(
+        r'<(?:script|img|iframe|link rel="(?:stylesheet|preconnect|icon)")[^>]*(?:src|href)="(?:https?:)?//'
+    )
+    assert not [path.name for path in tmp_path.rglob("*.html") if loaded.search(path.read_text())]  # no network
 
 
 def test_links_lead_somewhere():
-    for page in PAGES:
+    for page in PAGES + REFERENCE:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+            assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
