@@ -11,7 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from jsonargparse import _typehints
+import yaml
+from pytorch_lightning import Trainer
+
+from lightning_recall import ImageEmbedder, RetrievalEvaluation, RetrievalModule
+from lightning_recall.models import SmallConvNet
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "reference")
@@ -33,9 +37,11 @@ SHORT = {
 @pytest.fixture(scope="module", autouse=True)
 def _quick_parsing():
     """Finds the thousands of subclasses of torch's modules once, and not for each setting of each command."""
+    typehints = sys.modules.get("jsonargparse._typehints")
+    find = getattr(typehints, "get_all_subclass_paths", None)
     with pytest.MonkeyPatch.context() as patch:
-        if hasattr(_typehints, "get_all_subclass_paths"):
-            patch.setattr(_typehints, "get_all_subclass_paths", functools.cache(_typehints.get_all_subclass_paths))
+        if find is not None:
+            patch.setattr(typehints, "get_all_subclass_paths", functools.cache(find))
         yield
 
 
@@ -47,6 +53,21 @@ def test_snippets_run(page):
     names = {}
     for block in blocks:
         exec(block, names)
+
+
+def test_loss_data_and_metric_of_your_own_train_together(in_tmp_path, capsys):  # noqa: ARG001  # Lightning writes here
+    names = {}
+    for page in ("own_loss", "own_data", "own_metric"):
+        for block in BLOCK.findall((ROOT / "docs" / "how_to" / f"{page}.md").read_text()):
+            exec(block, names)
+    embedder = ImageEmbedder(SmallConvNet(in_channels=3), embedding_dim=8, norm="batch")
+    callbacks = [RetrievalEvaluation(ks=(1,)), names["LogClassSpread"](), names["WorstRank"]()]
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "num_sanity_val_steps": 0}
+    trainer = Trainer(max_epochs=1, accelerator="cpu", callbacks=callbacks, **quiet)
+    trainer.fit(RetrievalModule(embedder, names["MeanRankLoss"](), chunk_size=4), datamodule=names["data"])
+    assert 0 < trainer.callback_metrics["val/class_spread"] < 2
+    trainer.test(datamodule=names["data"], verbose=False, ckpt_path=None, model=trainer.lightning_module)
+    assert "worst rank: " in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore:OneCycleLR ends after")
@@ -82,6 +103,25 @@ def test_commands_are_understood(line, command, in_tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         command(subcommand, *options, "--print_config")
     assert stopped.value.code == 0, capsys.readouterr().err
+
+
+def settings(tree, path=""):
+    """Options of a printed config, as they are given on the command line."""
+    for key, value in tree.items():
+        here = path if key == "init_args" else f"{path}.{key}".strip(".")
+        yield here
+        yield from settings(value, here) if isinstance(value, dict) else ()
+
+
+def test_settings_that_the_text_names_are_there(command, capsys):
+    configs = [f"-c={ROOT}/configs/{name}.yaml" for name in ("paper", "sop", "sop_resnet50")]
+    with pytest.raises(SystemExit):
+        command("fit", *configs, "--print_config")
+    known = set(settings(yaml.safe_load(capsys.readouterr().out)))
+    text = "".join(re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL) for page in PAGES)  # commands: above
+    named = set(re.findall(r"--((?:model|data|trainer)\.[\w.]+)", text))
+    assert len(named) > 15
+    assert named - known == set()
 
 
 @pytest.mark.parametrize(("module", "options"), BENCHMARKS)
