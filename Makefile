@@ -60,7 +60,7 @@ check: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo "==> Open site/index.html"
+	@echo "==> Open site/index.html; to search, too: $(BIN)/python -m http.server --directory site"
 
 test-oldest:
 	@echo "==> Installing the oldest releases that setup.cfg allows into $(VENV)-oldest"
