@@ -27,6 +27,12 @@ $(VENV)/.installed-dev: setup.cfg pyproject.toml
 	@echo "==> Installing lightning-recall and its test tools into $(VENV) (a few minutes, several GB)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -e ".[dev]"
+	@touch $(VENV)/.installed $(VENV)/.installed-docs $@
+
+$(VENV)/.installed-docs: setup.cfg pyproject.toml
+	@echo "==> Installing lightning-recall and what makes its documentation into $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -e ".[docs]"
 	@touch $(VENV)/.installed $@
 
 demo: $(VENV)/.installed
@@ -52,9 +58,9 @@ check: $(VENV)/.installed-dev
 	$(WORKERS) -q tests/losses tests/metrics tests/recompute tests/datamodules tests/test_samplers.py \
 		tests/test_mixup.py tests/test_architecture.py
 
-docs: $(VENV)/.installed-dev
+docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo "==> Open site/index.html"
+	@echo "==> Open site/index.html; to search, too: $(BIN)/python -m http.server --directory site"
 
 test-oldest:
 	@echo "==> Installing the oldest releases that setup.cfg allows into $(VENV)-oldest"
@@ -68,4 +74,4 @@ notebooks: $(VENV)/.installed-dev
 	$(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-oldest-uv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-oldest-uv build dist *.egg-info site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,5 +1,7 @@
 """The documentation: its snippets run, its commands are parsed, its site is built."""
 
+import argparse
+import functools
 import importlib
 import os
 import re
@@ -9,18 +11,87 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from pytorch_lightning import Trainer
+
+from lightning_recall import ImageEmbedder, RetrievalEvaluation, RetrievalModule
+from lightning_recall.models import SmallConvNet
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "reference")
-COMMANDS = sorted({line for page in PAGES for line in re.findall(r"^lightning-recall .*$", page.read_text(), re.M)})
-PUBLIC = ("losses", "models", "modules", "datamodules", "samplers", "metrics", "callbacks")
+REFERENCE = sorted((ROOT / "docs" / "reference").glob("*.md"))
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+COMMAND = re.compile(r"^lightning-recall .*$", re.MULTILINE)
+COMMANDS = sorted({line for page in PAGES for line in COMMAND.findall(page.read_text())})
+BENCHMARK = re.compile(r"python -m (lightning_recall\.benchmarks\.\w+)([^`\n]*)")
+BENCHMARKS = sorted({found for page in PAGES for found in BENCHMARK.findall(page.read_text())})
+ROOMS = ("losses", "recompute", "models", "metrics", "samplers", "modules", "datamodules", "callbacks", "cli")
+SHORT = {
+    "fit": "--trainer.max_epochs 1 --trainer.limit_train_batches 1 --trainer.check_val_every_n_epoch 1",
+    "test": "--trainer.limit_test_batches 2",
+    "predict": "--trainer.limit_predict_batches 1",
+}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.fixture(scope="module", autouse=True)
+def _quick_parsing():
+    """Finds the thousands of subclasses of torch's modules once, and not for each setting of each command."""
+    typehints = sys.modules.get("jsonargparse._typehints")
+    find = getattr(typehints, "get_all_subclass_paths", None)
+    with pytest.MonkeyPatch.context() as patch:
+        if find is not None:
+            patch.setattr(typehints, "get_all_subclass_paths", functools.cache(find))
+        yield
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != TUTORIAL], ids=lambda page: page.stem)
 def test_snippets_run(page):
+    blocks = BLOCK.findall(page.read_text())
+    if any("import pytorch_metric_learning" in block or "from pytorch_metric_learning" in block for block in blocks):
+        pytest.importorskip("pytorch_metric_learning")
     names = {}
-    for snippet in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
-        exec(snippet, names)
+    for block in blocks:
+        exec(block, names)
+
+
+def test_loss_data_and_metric_of_your_own_train_together(in_tmp_path, capsys):  # noqa: ARG001  # Lightning writes here
+    names = {}
+    for page in ("own_loss", "own_data", "own_metric"):
+        for block in BLOCK.findall((ROOT / "docs" / "how_to" / f"{page}.md").read_text()):
+            exec(block, names)
+    embedder = ImageEmbedder(SmallConvNet(in_channels=3), embedding_dim=8, norm="batch")
+    callbacks = [RetrievalEvaluation(ks=(1,)), names["LogClassSpread"](), names["WorstRank"]()]
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "num_sanity_val_steps": 0}
+    trainer = Trainer(max_epochs=1, accelerator="cpu", callbacks=callbacks, **quiet)
+    trainer.fit(RetrievalModule(embedder, names["MeanRankLoss"](), chunk_size=4), datamodule=names["data"])
+    assert 0 < trainer.callback_metrics["val/class_spread"] < 2
+    trainer.test(datamodule=names["data"], verbose=False, ckpt_path=None, model=trainer.lightning_module)
+    assert "worst rank: " in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:OneCycleLR ends after")
+def test_the_tutorial_runs_in_its_order(command, in_tmp_path, monkeypatch, glyph_folder):
+    """Up to the variations, with fewer batches: the folders of the runs are those that the text names."""
+    (in_tmp_path / "configs").symlink_to(ROOT / "configs")
+    (in_tmp_path / "lightning_recall").symlink_to(glyph_folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(in_tmp_path))
+    monkeypatch.setattr("lightning_recall.callbacks.RetrievedImages.on_test_end", lambda *_: None)  # half of the time
+    text = TUTORIAL.read_text().split("## Change a setting")[0]
+    names, steps = {}, 0
+    for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL):
+        if block.startswith("lightning-recall "):
+            subcommand, *options = shlex.split(block)[1:]
+            short = f"{SHORT[subcommand]} --trainer.enable_progress_bar false"
+            command(subcommand, *options, *short.split())
+            steps += 1
+        elif "import" in block:
+            exec(block, names)
+            steps += 1
+    assert steps == 5
+    assert (in_tmp_path / "runs/glyphs/version_1/report.html").exists()
+    assert names["rows"][:, 0].tolist() == [0, 1, 2]  # each image finds itself
+    assert int(names["found"][0]) == 0
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -28,32 +99,69 @@ def test_commands_are_understood(line, command, in_tmp_path, capsys):
     (in_tmp_path / "configs").symlink_to(ROOT / "configs")
     if "pytorch_metric_learning" in line:
         pytest.importorskip("pytorch_metric_learning")
-    checkpoint = in_tmp_path / "runs/glyphs/version_0/checkpoints/best.ckpt"
-    checkpoint.parent.mkdir(parents=True)
     subcommand, *options = shlex.split(line)[1:]
     with pytest.raises(SystemExit) as stopped:
         command(subcommand, *options, "--print_config")
     assert stopped.value.code == 0, capsys.readouterr().err
 
 
+def settings(tree, path=""):
+    """Options of a printed config, as they are given on the command line."""
+    for key, value in tree.items():
+        here = path if key == "init_args" else f"{path}.{key}".strip(".")
+        yield here
+        yield from settings(value, here) if isinstance(value, dict) else ()
+
+
+def test_settings_that_the_text_names_are_there(command, capsys):
+    configs = [f"-c={ROOT}/configs/{name}.yaml" for name in ("paper", "sop", "sop_resnet50")]
+    with pytest.raises(SystemExit):
+        command("fit", *configs, "--print_config")
+    known = set(settings(yaml.safe_load(capsys.readouterr().out)))
+    text = "".join(re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL) for page in PAGES)  # commands: above
+    named = set(re.findall(r"--((?:model|data|trainer)\.[\w.]+)", text))
+    assert len(named) > 15
+    assert named - known == set()
+
+
+@pytest.mark.parametrize(("module", "options"), BENCHMARKS)
+def test_benchmarks_have_these_options(module, options, monkeypatch):
+    def parsed(parser, args=None, namespace=None):  # noqa: ARG001  # argparse's signature
+        known = set(parser._option_string_actions)
+        assert {option for option in shlex.split(options) if option.startswith("--")} <= known
+        raise SystemExit
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+    with pytest.raises(SystemExit):
+        importlib.import_module(module).main()
+
+
+def public_names():
+    """Path of each public name, and the page that should have it."""
+    for room in ROOMS:
+        module = importlib.import_module(f"lightning_recall.{room}")
+        yield from ((room, f"lightning_recall.{room}.{name}") for name in module.__all__)
+    yield "mixup", "lightning_recall.mixup.SimilarityMixup"
+    yield "gather", "lightning_recall.gather.gather_rows"
+
+
 def test_the_site_is_built_and_holds_every_public_name(tmp_path):
-    pytest.importorskip("mkdocs")
+    pytest.importorskip("material")
     pytest.importorskip("mkdocstrings")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     built = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert built.returncode == 0, built.stderr
-    for room in PUBLIC:
-        page = (tmp_path / "reference" / f"{room}.html").read_text()
-        for name in importlib.import_module(f"lightning_recall.{room}").__all__:
-            assert f'id="lightning_recall.{room}.{name}"' in page, f"{room}.{name} is not in the reference"
-    losses = (tmp_path / "reference" / "losses.html").read_text()
-    assert "&gt;&gt;&gt;" in losses  # examples, as code
-    pages = [path.read_text() for path in tmp_path.rglob("*.html")]
-    assert not any(re.search(r'(?:src|href)="https?://[^"]*\.(?:js|css|woff2?)"', page) for page in pages)  # no network
+    for page, name in public_names():
+        assert f'id="{name}"' in (tmp_path / "reference" / f"{page}.html").read_text(), f"{name} is not on {page}.html"
+    assert "&gt;&gt;&gt;" in (tmp_path / "reference" / "losses.html").read_text()  # examples, as code
+    loaded = re.compile(
+        r'<(?:script|img|iframe|link rel="(?:stylesheet|preconnect|icon)")[^>]*(?:src|href)="(?:https?:)?//'
+    )
+    assert not [path.name for path in tmp_path.rglob("*.html") if loaded.search(path.read_text())]  # no network
 
 
 def test_links_lead_somewhere():
-    for page in PAGES:
+    for page in PAGES + REFERENCE:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+            assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"

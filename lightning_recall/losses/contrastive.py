@@ -9,8 +9,8 @@ from lightning_recall.losses.rows import row_loss
 class ContrastiveLoss(nn.Module):
     """Wants positives more similar than one margin and negatives less than another.
 
-    loss = mean over q of (mean over positives of max(positive_margin - s, 0)
-                           + mean over the negatives above negative_margin of s - negative_margin)
+        loss = mean over q of (mean over positives of max(positive_margin - s, 0)
+                               + mean over the negatives above negative_margin of s - negative_margin)
 
     Source: Hadsell, Chopra, LeCun, CVPR 2006, on cosines with the margins of Ramzi et al., "Robust and Decomposable
     Average Precision", NeurIPS 2021, where it is the term beside a rank loss that makes the score of a batch one of the
