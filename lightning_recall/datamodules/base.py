@@ -74,8 +74,9 @@ class RetrievalDataModule(LightningDataModule):
         val_classes: how many of the training classes are set aside to choose checkpoints by: a share below 1, or a
             number; 0: none, for a training on all classes without validation.
         num_workers: loader processes; 0 loads in the training process.
-        seed: of the validation split and of the batches.
+        seed: of the validation split, and of the batches unless the sampler has a seed of its own, other than 0.
         sampler: how batches are drawn: `ClassBalancedBatchSampler` with other settings, or another one of the kind.
+            With the trainer's `overfit_batches` it never reshuffles.
     """
 
     train_data: LabeledDataset | None
@@ -144,8 +145,8 @@ class RetrievalDataModule(LightningDataModule):
         if super_labels is not None:
             labels = np.stack([labels, super_labels], 1)
         sampler = self.sampler(labels, self.batch_size, self.samples_per_class)
-        sampler.seed = self.seed
-        sampler.reshuffle = not getattr(self.trainer, "overfit_batches", 0)
+        sampler.seed = sampler.seed or self.seed
+        sampler.reshuffle &= not getattr(self.trainer, "overfit_batches", 0)
         return ChunkLoader(self.train_data, sampler, self.chunk_size, num_workers=self.num_workers)
 
     def val_dataloader(self) -> Any:

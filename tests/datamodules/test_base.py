@@ -1,4 +1,6 @@
 import random
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -95,6 +97,25 @@ def test_wrong_sizes_are_refused():
         list(ChunkLoader(images_in_memory(), sampler, 4))
     with pytest.raises(ValueError, match="eval_batch_size must be at least 1, got 0"):
         RetrievalDataModule(eval_batch_size=0)
+
+
+class Memory(RetrievalDataModule):
+    def read(self):
+        return {"train": images_in_memory()}
+
+
+@pytest.mark.parametrize("settings", [{}, {"seed": 7}, {"reshuffle": False}, {"seed": 7, "reshuffle": False}])
+@pytest.mark.parametrize("overfit_batches", [0, 1])
+def test_the_sampler_keeps_what_its_config_says(settings, overfit_batches):
+    data = Memory(batch_size=16, samples_per_class=2, val_classes=0, seed=3)
+    data.sampler = partial(ClassBalancedBatchSampler, **settings)
+    data.trainer = SimpleNamespace(overfit_batches=overfit_batches)
+    data.setup("fit")
+    sampler = data.train_dataloader().sampler
+    expected = ClassBalancedBatchSampler(LABELS, 16, 2, **{"seed": 3, **settings})
+    expected.reshuffle = settings.get("reshuffle", True) and not overfit_batches
+    for _ in range(2):
+        assert list(sampler) == list(expected)
 
 
 @pytest.mark.parametrize(("val_classes", "count"), [(0.2, 2), (0.01, 1), (3, 3)])
