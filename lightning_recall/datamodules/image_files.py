@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -96,7 +97,8 @@ def read_image(
     with Image.open(path) as file:
         file.load()
     image: Image.Image = file
-    ImageOps.exif_transpose(image, in_place=True)  # copies only what it turns
+    with suppress(Exception):  # of broken tags; it turns the image, if it can, before it writes them anew
+        ImageOps.exif_transpose(image, in_place=True)  # copies only what it turns
     if image.mode.startswith("I"):  # Pillow would clip 16 bits to 8
         values = np.asarray(image)
         image = Image.fromarray((values // 257 if values.max() > 255 else values).astype(np.uint8))

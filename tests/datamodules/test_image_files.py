@@ -1,3 +1,4 @@
+import struct
 import warnings
 
 import numpy as np
@@ -50,6 +51,22 @@ def test_images_are_upright(tmp_path, orientation):
     exif[0x0112] = orientation
     stored.save(tmp_path / "image.png", exif=exif)
     assert np.array_equal(read_image(tmp_path / "image.png", "L")[0], np.asarray(upright))
+
+
+@pytest.mark.parametrize(
+    ("tags", "upright"),
+    [
+        ([(0x0112, 3, struct.pack("<HH", 6, 0)), (0x0100, 2, b"7\0\0\0")], True),  # text as width
+        ([(0x0112, 2, b"6\0\0\0")], False),  # text as orientation
+    ],
+)
+def test_tags_of_a_wrong_type_do_not_make_an_image_unreadable(tmp_path, tags, upright):
+    entries = b"".join(struct.pack("<HHI", tag, kind, len(value) // 4) + value for tag, kind, value in sorted(tags))
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
+    stored = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6))
+    stored.save(tmp_path / "image.png", exif=exif)
+    expected = stored.transpose(Image.Transpose.ROTATE_270) if upright else stored
+    assert np.array_equal(read_image(tmp_path / "image.png", "L")[0], np.asarray(expected))
 
 
 def test_a_box_is_cut_out(tmp_path):
