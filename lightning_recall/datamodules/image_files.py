@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -165,9 +166,16 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
         if image is None and self.training:
             index, image = self.another_of_class(index)
         elif image is None:
-            channels = len(self.loading.mode)
-            return self.transform(torch.zeros(channels, 32, 32, dtype=torch.uint8)), torch.tensor(UNREADABLE)
+            return self.blank, torch.tensor(UNREADABLE)
         return self.transform(image), torch.tensor(self.labels[index])
+
+    @cached_property
+    def blank(self) -> Tensor:
+        """What evaluation takes for an image that cannot be read: a black one as large as the first that can."""
+        images = (image for image in map(self.read, range(len(self))) if image is not None)
+        image = next(images, torch.zeros(len(self.loading.mode), 32, 32, dtype=torch.uint8))
+        black: Tensor = self.transform(torch.zeros_like(image))
+        return black
 
     def path(self, index: int) -> str:
         """Path of a file."""

@@ -148,6 +148,16 @@ def test_evaluation_leaves_an_image_out(broken):
 
 
 @pytest.mark.filterwarnings("ignore:Cannot read the image")
+@pytest.mark.parametrize("loading", [ImageLoading(eval_transform=Half()), ImageLoading(longest_side=20)])
+@pytest.mark.parametrize("rows", [[0, 1, 4], [2, 3, 4], [4, 5]])
+def test_what_cannot_be_read_is_as_large_as_the_others(broken, loading, rows):
+    data = ImageFiles(broken.root, broken.paths, broken.labels, loading=loading).select(rows)
+    ((images, labels),) = DataLoader(data, batch_size=3)
+    assert labels.tolist() == [UNREADABLE if row in (2, 4, 5) else row // 2 for row in rows]
+    assert (images[labels == UNREADABLE] == 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:Cannot read the image")
 def test_workers_mark_what_they_cannot_read(broken):
     labels = torch.cat([labels for _, labels in DataLoader(broken, batch_size=2, num_workers=2)])
     assert labels.tolist() == [0, 0, UNREADABLE, 1, UNREADABLE, UNREADABLE]
