@@ -86,23 +86,27 @@ def read_image(
 ) -> Tensor:
     """Decodes an image file to (C, H, W) uint8, upright, whatever its colour mode.
 
-    Grey, palette and CMYK images are converted, an EXIF orientation is applied, transparent parts become white, and 16
-    bits a channel are scaled to 8.
+    Grey, palette and CMYK images are converted, an EXIF orientation is applied, and transparent parts become white. 16
+    bits a channel are scaled to 8, so that 65,535 is white, whatever values the image has.
 
     Args:
         path: of any format that Pillow reads.
         mode: "RGB" or "L".
         box: part of the upright image to cut out: left, top, right, bottom, in pixels; None or NaN: all of it.
         longest_side: pixels to which the whole image, and the part with it, is scaled down if it is longer.
+
+    Raises:
+        ValueError: for integers or floating-point numbers of 32 bits: programs differ in which of them is white.
     """
     with Image.open(path) as file:
         file.load()
     image: Image.Image = file
     with suppress(Exception):  # of broken tags; it turns the image, if it can, before it writes them anew
         ImageOps.exif_transpose(image, in_place=True)  # copies only what it turns
-    if image.mode.startswith("I"):  # Pillow would clip 16 bits to 8
-        values = np.asarray(image)
-        image = Image.fromarray((values // 257 if values.max() > 255 else values).astype(np.uint8))
+    if image.mode.startswith("I;16") or (image.mode == "I" and file.format in ("PNG", "PPM")):
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))  # Pillow would clip 16 bits to 8
+    elif image.mode in ("I", "F"):
+        raise ValueError("32 bits a channel do not tell which value is white: save it with 8 or 16")
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image if image.mode == mode else image.convert(mode)  # else a copy

@@ -34,6 +34,20 @@ def test_grey_images_get_three_channels(tmp_path, mode, grey):
     assert read_image(tmp_path / "image.png", "L").shape == (1, 20, 30)
 
 
+@pytest.mark.parametrize(("suffix", "kind"), [("png", "<u2"), ("tif", "<u2"), ("tif", ">u2"), ("pgm", "<u2")])
+def test_16_bits_are_scaled_whatever_their_values(tmp_path, suffix, kind):
+    for value, expected in ((200, 0), (257, 1), (65535, 255)):
+        Image.fromarray(np.full((20, 30), value, kind)).save(tmp_path / f"image.{suffix}")
+        assert (read_image(tmp_path / f"image.{suffix}", "L") == expected).all()
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_32_bits_are_refused(tmp_path, kind):
+    Image.fromarray(np.ones((20, 30), kind)).save(tmp_path / "image.tif")
+    with pytest.raises(ValueError, match="32 bits a channel do not tell which value is white: save it with 8 or 16"):
+        read_image(tmp_path / "image.tif")
+
+
 def test_transparent_parts_are_white(tmp_path):
     image = np.zeros((4, 4, 4), np.uint8)
     image[:2, :, 3] = 255  # black above, nothing below
