@@ -119,6 +119,9 @@ class RetrievalDataModule(LightningDataModule):
             return
         data = self.read()
         train, val = data.get("train"), data.get("val")
+        for name, part in (("training", train), ("validation", val), *named(data.get("test"))):
+            if part is not None and not len(part):
+                raise ValueError(f"{type(self).__name__} has no image for {name}: look into its lists and folders.")
         if train is not None and val is None and self.val_classes:
             held = held_out_classes(train.labels, self.val_classes, self.seed)
             train, val = train.select(~held, training=True), train.select(held)

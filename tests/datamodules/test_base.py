@@ -99,6 +99,25 @@ def test_wrong_sizes_are_refused():
         RetrievalDataModule(eval_batch_size=0)
 
 
+@pytest.mark.parametrize(
+    ("parts", "name"),
+    [
+        ({"train": 0, "test": 60}, "training"),
+        ({"train": 60, "val": 0, "test": 60}, "validation"),
+        ({"train": 60, "test": {"small": 60, "large": 0}}, "test large"),
+    ],
+)
+def test_a_part_without_an_image_is_refused(parts, name):
+    of = {count: images_in_memory().select(slice(count)) for count in (0, 60)}
+    data = RetrievalDataModule()
+    data.read = lambda: {
+        part: {name: of[n] for name, n in count.items()} if isinstance(count, dict) else of[count]
+        for part, count in parts.items()
+    }
+    with pytest.raises(ValueError, match=f"RetrievalDataModule has no image for {name}: look into"):
+        data.setup("fit")
+
+
 class Memory(RetrievalDataModule):
     def read(self):
         return {"train": images_in_memory()}
