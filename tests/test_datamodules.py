@@ -1,12 +1,21 @@
 """Every data module on a small data set in the format of the real one: splits, counts, protocols, and a run."""
 
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from pytorch_lightning import Trainer, seed_everything
 
-from lightning_recall import ImageEmbedder, RecallAtKLoss, RetrievalEvaluation, RetrievalModule, datamodules
+from lightning_recall import (
+    ClassBalancedBatchSampler,
+    ImageEmbedder,
+    RecallAtKLoss,
+    RetrievalEvaluation,
+    RetrievalModule,
+    datamodules,
+)
 from lightning_recall.datamodules.image_files import ImageLoading
 from lightning_recall.models import SmallConvNet
 
@@ -46,15 +55,7 @@ def test_classes_are_disjoint_and_files_are_there(name, small_data):
         parts += list(data.test_data.values()) if name == "vehicle_id" else [data.test_data]
     assert [len(classes(part)) for part in parts[:2]] == [3, 1]
     assert not classes(parts[0]) & classes(parts[1])
-    if name not in (
-        "sop",
-        "cub",
-        "cars196",
-        "vehicle_id",
-    ):  # labels are the files' own numbers: other images, other class
-        assert (
-            all(not classes(part) & (classes(parts[0]) | classes(parts[1])) for part in parts[2:]) or name == "omniglot"
-        )
+    assert all(not classes(part) & (classes(parts[0]) | classes(parts[1])) for part in parts[2:])
     paths = [set(map(part.path, range(len(part)))) for part in parts]
     assert not paths[0] & paths[1]
     assert all(not (p & (paths[0] | paths[1])) for p in paths[2:])
@@ -67,6 +68,57 @@ def test_classes_are_disjoint_and_files_are_there(name, small_data):
             assert int(label) == part.labels[row]
     assert parts[0].training
     assert not any(part.training for part in parts[1:])
+
+
+NUMBERS = {  # class in a path of the small data: of these, labels are the files' own numbers
+    "sop": lambda path: int(path.stem.split("_")[0]),
+    "cub": lambda path: int(path.parent.name[:3]),
+    "cars196": lambda path: (1, 2, 3, 98, 99, 100, 101, 196)[(int(path.stem) - 1) // 4],
+    "vehicle_id": lambda path: int(path.stem) // 10,
+    "landmarks": lambda path: int(path.stem[::-1], 16) // 77,
+}
+
+
+@SMALL
+@pytest.mark.parametrize("name", MODULES)
+def test_labels_are_those_of_the_files(name, small_data):
+    data = set_up(name, small_data(name))
+    tests = list(data.test_data.values()) if name == "vehicle_id" else [data.test_data] * (data.test_data is not None)
+    number_of = {}
+    for part in (data.train_data, data.val_data, *tests):
+        for row, label in enumerate(part.labels.tolist()):
+            path = Path(part.path(row))
+            named = NUMBERS[name](path) if name in NUMBERS else path.parent
+            assert number_of.setdefault(named, label) == label
+    assert len(set(number_of.values())) == len(number_of) == (4 if name == "landmarks" else 8)
+    if name in NUMBERS:
+        assert all(named == label for named, label in number_of.items())
+
+
+@SMALL
+@pytest.mark.parametrize(
+    ("name", "super_class"),
+    [
+        ("sop", lambda path: int(path.stem.split("_")[0]) % 2),
+        ("inaturalist", lambda path: path.parent.parent.name),
+        ("omniglot", lambda path: path.parent.parent),
+    ],
+)
+def test_the_sampler_knows_super_classes(name, super_class, small_data):
+    seen = []
+
+    def sampler(labels, *sizes):
+        seen.append(labels)
+        return ClassBalancedBatchSampler(labels, *sizes)
+
+    data = set_up(name, small_data(name), sampler=sampler, samples_per_class=4)
+    data.train_dataloader()
+    assert np.array_equal(seen[0][:, 0], data.train_data.labels)
+    assert np.array_equal(seen[0][:, 1], data.train_data.super_labels)
+    parts = data.train_data, data.val_data, data.test_data
+    pairs = {(super_class(Path(p.path(row))), int(p.super_labels[row])) for p in parts for row in range(len(p))}
+    count = 4 if name == "omniglot" else 2  # whose parts have other alphabets
+    assert len(pairs) == len({known for known, _ in pairs}) == len({label for _, label in pairs}) == count
 
 
 @SMALL
@@ -94,12 +146,6 @@ def test_fit_and_test_run(name, small_data, tmp_path):
 
 
 @SMALL
-def test_sop_knows_super_classes(small_data):
-    data = set_up("sop", small_data("sop"))
-    assert set(data.test_data.super_labels.tolist()) == {1, 2}
-
-
-@SMALL
 @pytest.mark.parametrize("protocol", ["all", "reid"])
 def test_vehicle_id_has_three_tests_and_two_protocols(small_data, protocol):
     data = set_up("vehicle_id", small_data("vehicle_id"), protocol=protocol)
@@ -119,7 +165,8 @@ def test_in_shop_has_queries_and_gallery(small_data):
     root = small_data("in_shop")
     test = set_up("in_shop", root).test_data
     assert (test.is_query.sum(), test.is_gallery.sum(), len(test)) == (8, 8, 16)
-    assert not (test.is_query & test.is_gallery).any()
+    assert np.array_equal(test.is_query, ~test.is_gallery)
+    assert all(test.path(row).split("/")[-1][:2] in ("00", "01") for row in np.flatnonzero(test.is_query))
     (root / "img").rename(root / "img_highres")
     assert "img_highres/WOMEN" in set_up("in_shop", root).test_data.path(0)
     file = root / "Eval" / "list_eval_partition.txt"
@@ -194,9 +241,22 @@ def test_half_an_archive_is_noticed(name, folder, small_data):
         set_up(name, root)
 
 
-def test_counts_are_compared_with_the_published_ones(small_data):
-    with pytest.warns(UserWarning, match=r"Ebay_\w+.txt lists 16 images of 4 classes, where the published split has"):
-        set_up("sop", small_data("sop"))
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("sop", {"59,551 of 11,318", "60,502 of 11,316"}),
+        ("cub", {"5,864 of 100", "5,924 of 100"}),
+        ("cars196", {"8,054 of 98", "8,131 of 98"}),
+        ("inaturalist", {"325,846 of 5,690", "136,093 of 2,452"}),
+        ("in_shop", {"25,882 of 3,997", "26,830 of 3,985"}),
+        ("landmarks", {"1,580,470 of 81,313"}),
+        ("omniglot", {"19,280 of 964", "13,180 of 659"}),
+    ],
+)
+def test_counts_are_compared_with_the_published_ones(name, counts, small_data):
+    with pytest.warns(UserWarning, match=r" lists 16 images of 4 classes, where the published split has") as warned:
+        set_up(name, small_data(name))
+    assert {re.search(r"split has (.*):", str(warning.message))[1] for warning in warned} == counts
 
 
 @SMALL

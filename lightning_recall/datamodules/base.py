@@ -74,8 +74,9 @@ class RetrievalDataModule(LightningDataModule):
         val_classes: how many of the training classes are set aside to choose checkpoints by: a share below 1, or a
             number; 0: none, for a training on all classes without validation.
         num_workers: loader processes; 0 loads in the training process.
-        seed: of the validation split and, unless the sampler has one, of the batches.
+        seed: of the validation split, and of the batches unless the sampler has a seed of its own, other than 0.
         sampler: how batches are drawn: `ClassBalancedBatchSampler` with other settings, or another one of the kind.
+            With the trainer's `overfit_batches` it never reshuffles.
     """
 
     train_data: LabeledDataset | None
@@ -118,6 +119,9 @@ class RetrievalDataModule(LightningDataModule):
             return
         data = self.read()
         train, val = data.get("train"), data.get("val")
+        for name, part in (("training", train), ("validation", val), *named(data.get("test"))):
+            if part is not None and not len(part):
+                raise ValueError(f"{type(self).__name__} has no image for {name}: look into its lists and folders.")
         if train is not None and val is None and self.val_classes:
             held = held_out_classes(train.labels, self.val_classes, self.seed)
             train, val = train.select(~held, training=True), train.select(held)
@@ -145,7 +149,7 @@ class RetrievalDataModule(LightningDataModule):
             labels = np.stack([labels, super_labels], 1)
         sampler = self.sampler(labels, self.batch_size, self.samples_per_class)
         sampler.seed = sampler.seed or self.seed
-        sampler.reshuffle = sampler.reshuffle and not getattr(self.trainer, "overfit_batches", 0)
+        sampler.reshuffle &= not getattr(self.trainer, "overfit_batches", 0)
         return ChunkLoader(self.train_data, sampler, self.chunk_size, num_workers=self.num_workers)
 
     def val_dataloader(self) -> Any:

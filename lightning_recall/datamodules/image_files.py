@@ -1,10 +1,11 @@
 """Image files as a data set: decoded, cropped and augmented in the workers, as uint8."""
 
-import contextlib
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,22 +86,27 @@ def read_image(
 ) -> Tensor:
     """Decodes an image file to (C, H, W) uint8, upright, whatever its colour mode.
 
-    Grey, palette and CMYK images are converted, an EXIF orientation is applied and transparent parts become white. 16
-    bits a pixel are scaled to 8; so are 32 where a value is above 255, and floats where none is above 1.
+    Grey, palette and CMYK images are converted, an EXIF orientation is applied, and transparent parts become white. 16
+    bits a channel are scaled to 8, so that 65,535 is white, whatever values the image has.
 
     Args:
         path: of any format that Pillow reads.
         mode: "RGB" or "L".
         box: part of the upright image to cut out: left, top, right, bottom, in pixels; None or NaN: all of it.
         longest_side: pixels to which the whole image, and the part with it, is scaled down if it is longer.
+
+    Raises:
+        ValueError: for integers or floating-point numbers of 32 bits: programs differ in which of them is white.
     """
     with Image.open(path) as file:
         file.load()
     image: Image.Image = file
-    with contextlib.suppress(Exception):  # of tags that are broken: the image is not, and stays as it lies
+    with suppress(Exception):  # of broken tags; it turns the image, if it can, before it writes them anew
         ImageOps.exif_transpose(image, in_place=True)  # copies only what it turns
-    if image.mode[0] in "IF":  # Pillow would clip them to 8 bits
-        image = Image.fromarray(eight_bits(np.asarray(image), image.mode))
+    if image.mode.startswith("I;16") or (image.mode == "I" and file.format in ("PNG", "PPM")):
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))  # Pillow would clip 16 bits to 8
+    elif image.mode in ("I", "F"):
+        raise ValueError("32 bits a channel do not tell which value is white: save it with 8 or 16")
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image if image.mode == mode else image.convert(mode)  # else a copy
@@ -112,15 +118,6 @@ def read_image(
     if scale < 1:
         tensor = tv.resize(tensor, [max(1, round(side * scale)) for side in tensor.shape[1:]], antialias=True)
     return tensor
-
-
-def eight_bits(values: NDArray[Any], mode: str) -> NDArray[np.uint8]:
-    """Pixels of a deeper grey image, of Pillow's mode "I;16", "I" or "F", scaled to 0 to 255."""
-    if mode == "F":
-        values = values * 255 if values.max(initial=0) <= 1 else values
-    elif mode != "I" or values.max(initial=0) > 255:
-        values = values // 257
-    return values.clip(0, 255).astype(np.uint8)
 
 
 class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
@@ -173,9 +170,16 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
         if image is None and self.training:
             index, image = self.another_of_class(index)
         elif image is None:
-            channels = len(self.loading.mode)
-            return self.transform(torch.zeros(channels, 32, 32, dtype=torch.uint8)), torch.tensor(UNREADABLE)
+            return self.blank, torch.tensor(UNREADABLE)
         return self.transform(image), torch.tensor(self.labels[index])
+
+    @cached_property
+    def blank(self) -> Tensor:
+        """What evaluation takes for an image that cannot be read: a black one as large as the first that can."""
+        images = (image for image in map(self.read, range(len(self))) if image is not None)
+        image = next(images, torch.zeros(len(self.loading.mode), 32, 32, dtype=torch.uint8))
+        black: Tensor = self.transform(torch.zeros_like(image))
+        return black
 
     def path(self, index: int) -> str:
         """Path of a file."""

@@ -17,8 +17,9 @@ class ImageFolderDataModule(RetrievalDataModule):
 
     Either root holds one folder for each class, and `test_classes` of them, drawn at random by `seed`, are the test; or
     it holds folders `train` and `test` (and perhaps `val`), each with a folder for each class. Images may lie in
-    sub-folders of their class. With `query` and `gallery` instead of `test`, the images of the first search those of
-    the second. `val_classes` of the training classes are set aside for validation, unless there is `val`.
+    sub-folders of their class; what is hidden, and `__MACOSX`, does not count. With `query` and `gallery` instead of
+    `test`, the images of the first search those of the second. `val_classes` of the training classes are set aside for
+    validation, unless there is `val`.
 
     Args:
         root: the folder.
@@ -27,8 +28,8 @@ class ImageFolderDataModule(RetrievalDataModule):
         kwargs: for `RetrievalDataModule`.
 
     Raises:
-        ValueError: for no folder, too few classes, a class without images, one class in two parts, or parts without
-            `train`; when the data are set up.
+        ValueError: for no folder, parts without `train`, too few classes, a class without images, or one class in two
+            parts; when the data are set up.
     """
 
     def __init__(self, root: str, test_classes: float = 0.2, images: ImageLoading | None = None, **kwargs: Any) -> None:
@@ -44,8 +45,8 @@ class ImageFolderDataModule(RetrievalDataModule):
         parts = {name: folder for name, folder in folders.items() if folder.is_dir()}
         if parts and "train" not in parts:
             raise ValueError(
-                f"{self.root} has {' and '.join(parts)} but no train: add train/ with a folder for each class, or, if "
-                "these are classes, rename them."
+                f"{self.root} holds {' and '.join(parts)}, but no train. It needs a folder for each class, of another "
+                "name; or train and test, or train, query and gallery, each with a folder for each class."
             )
         if not parts:
             paths, classes = list_images(self.root, self.root)
@@ -62,11 +63,12 @@ class ImageFolderDataModule(RetrievalDataModule):
 
 def list_images(folder: Path, root: Path) -> tuple[list[str], list[str]]:
     """Paths, from root, and classes of the images in the folders of a folder."""
-    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
+    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not hidden(entry.name))
     paths: list[str] = []
     names: list[str] = []
     for entry in classes:
-        images = sorted(file for file in entry.rglob("*") if is_image(file, entry))
+        found = (file for file in entry.rglob("*") if file.suffix.lower() in SUFFIXES and not file.is_dir())
+        images = sorted(file for file in found if not any(map(hidden, file.relative_to(entry).parts)))
         if not images:
             raise ValueError(f"{entry} holds no image ({', '.join(sorted(SUFFIXES))}): remove the folder, or fill it.")
         paths += [str(file.relative_to(root)) for file in images]
@@ -76,14 +78,8 @@ def list_images(folder: Path, root: Path) -> tuple[list[str], list[str]]:
     return paths, names
 
 
-def is_image(file: Path, folder: Path) -> bool:
-    """Whether this is an image by its name, and none of those that systems leave beside them, such as ._image.jpg."""
-    hidden = any(is_hidden(part) for part in file.relative_to(folder).parts)
-    return file.suffix.lower() in SUFFIXES and not hidden and file.is_file()
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is none of the user's."""
+def hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's: of macOS, of an editor, of a version control."""
     return name.startswith(".") or name == "__MACOSX"
 
 

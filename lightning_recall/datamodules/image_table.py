@@ -1,5 +1,6 @@
 """Your own images, listed in a CSV file."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ class ImageTableDataModule(RetrievalDataModule):
         kwargs: for `RetrievalDataModule`.
 
     Raises:
-        ValueError: if the file, a column, or one of 200 images that are looked up is not there; for too few classes,
-            another word as split, or one class in two parts.
+        ValueError: if the file, a column or one of 200 images that are looked up is not there, for too few classes,
+            another word as split, an image with two labels, or one class in two parts; when the data are set up.
     """
 
     def __init__(self, file: str, test_classes: float = 0.2, images: ImageLoading | None = None, **kwargs: Any) -> None:
@@ -47,6 +48,11 @@ class ImageTableDataModule(RetrievalDataModule):
             raise ValueError(
                 f"{file}: {classes.count('')} lines have no label, the first for {paths[classes.index('')]}."
             )
+        files = [os.path.abspath(root / path) for path in paths]
+        label_of = dict(zip(files, classes, strict=True))
+        for path, label in zip(files, classes, strict=True):
+            if label_of[path] != label:
+                raise ValueError(f"{file}: {path} has the labels {label!r} and {label_of[path]!r}: keep one of them.")
         (labels,) = numbered(classes)
         data = ImageFiles(root, paths, labels, loading=self.images)
         check_files(data, source)

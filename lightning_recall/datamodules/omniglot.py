@@ -51,15 +51,18 @@ class OmniglotDataModule(RetrievalDataModule):
 
     def read(self) -> dict[str, ImageFiles]:
         """Training and test: ALPHABET/characterNN/*.png of both parts."""
-        data = {}
-        for name, count in (("train", (19_280, 964)), ("test", (13_180, 659))):
-            folder = existing(self.root / Omniglot.folder / PARTS[name], SOURCE)
-            files = sorted(folder.glob("*/*/*.png"))
-            if not files:
+        folders = [existing(self.root / Omniglot.folder / part, SOURCE) for part in PARTS.values()]
+        files = [sorted(folder.glob("*/*/*.png")) for folder in folders]
+        for folder, found in zip(folders, files, strict=True):
+            if not found:
                 raise ValueError(f"{folder} holds no ALPHABET/CHARACTER/*.png. {SOURCE}")
-            (labels,) = numbered([str(file.parent.relative_to(folder)) for file in files])
-            (alphabets,) = numbered([file.parent.parent.name for file in files])
-            paths = [str(file.relative_to(self.root)) for file in files]
-            data[name] = ImageFiles(self.root, paths, labels, alphabets, loading=self.images)
-            check_counts(folder, data[name], *count)
-        return data
+        labels = numbered(*([str(file.parent) for file in part] for part in files))
+        alphabets = numbered(*([str(file.parent.parent) for file in part] for part in files))
+        paths = [[str(file.relative_to(self.root)) for file in part] for part in files]
+        train, test = (
+            ImageFiles(self.root, *columns, loading=self.images)
+            for columns in zip(paths, labels, alphabets, strict=True)
+        )
+        check_counts(folders[0], train, 19_280, 964)
+        check_counts(folders[1], test, 13_180, 659)
+        return {"train": train, "test": test}

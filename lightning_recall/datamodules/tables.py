@@ -1,11 +1,13 @@
 """Reads the lists that data sets come with, and says what is wrong with them."""
 
 import csv
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,20 @@ def existing(path: Path, source: str) -> Path:
     return path
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[TextIO]:
+    """A UTF-8 text file to read.
+
+    Raises:
+        ValueError: if it is none; it names the file.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield file
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read as UTF-8 text ({error}): save it as such.") from error
+
+
 def read_columns(
     path: Path, columns: Sequence[str], delimiter: str | None = None, header: bool = True, skip: int = 0
 ) -> list[list[str]]:
@@ -44,9 +60,10 @@ def read_columns(
         skip: lines before that.
 
     Raises:
-        ValueError: for a missing column, a line with too few cells, or no line at all; it names the file.
+        ValueError: for a missing column, a line with too few cells, no line at all, or text that is not UTF-8; it names
+            the file.
     """
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with opened(path) as file:
         lines = csv.reader(file) if delimiter == "," else (line.split(delimiter) for line in file)
         wanted = enumerate(islice(lines, skip, None), skip + 1)
         rows = [(number, [cell.strip() for cell in row]) for number, row in wanted if "".join(row).strip()]
@@ -65,7 +82,7 @@ def read_columns(
 
 def column_names(path: Path, delimiter: str) -> list[str]:
     """The names in the first line of a text file that is not empty."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with opened(path) as file:
         rows = csv.reader(file, delimiter=delimiter)
         return next(([cell.strip() for cell in row] for row in rows if "".join(row).strip()), [])
 
@@ -79,8 +96,8 @@ def integers(path: Path, column: str, values: Sequence[str]) -> NDArray[np.int64
     try:
         return np.array(values, dtype=np.int64)
     except (ValueError, OverflowError):
-        wrong = next((value for value in values if not value.removeprefix("-").isdecimal()), max(values, key=len))
-        raise ValueError(f"{path}: {column} must be an integer, got {wrong!r}.") from None
+        wrong = next(value for value in values if not re.fullmatch("-?[0-9]{1,18}", value))
+        raise ValueError(f"{path}: {column} must be an integer of at most 18 digits, got {wrong!r}.") from None
 
 
 def check_files(data: ImageFiles, source: str) -> None:

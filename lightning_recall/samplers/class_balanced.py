@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from lightning_recall.samplers.group_counts import FewClasses, SmallClasses, Tail, group_counts
-from lightning_recall.samplers.published import PublishedEpoch, published_epoch
+from lightning_recall.samplers.published import PublishedEpoch, common_length, published_epoch
 from lightning_recall.samplers.spread import SpreadEpoch, fewest_batches, filled_epoch, longest_epoch, most_batches
 from lightning_recall.samplers.super_classes import SuperClassEpoch, super_class_epoch
 
@@ -28,8 +28,8 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
     Every pass is another epoch. In Lightning, and in loops that call `set_epoch`, epoch e is the same batches for the
     same seed, on every process and after a resume.
 
-    Epochs of epoch_order="published" and of `super_classes` differ in length. Lightning plans all with that of the
-    first: it cuts longer ones, and does not validate after shorter ones.
+    Epochs of `super_classes` differ in length. Lightning plans all with that of the first: it cuts longer ones, and
+    does not validate after shorter ones.
 
     Where torch.distributed runs, each process draws the same batches and yields its own part of each, so that
     `batch_size` counts the images of all of them.
@@ -53,7 +53,9 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         epoch_order: "longest" makes as many batches as possible and spreads each class over the epoch. "published" is
             the epoch of the code published with the Recall@k surrogate loss: the first classes of a random order are
             in every batch until their images are used up and the next classes take their places; it ends when fewer
-            classes are left than a batch needs. It does not go with "fill", "repeat" or `super_classes`.
+            classes are left than a batch needs. For epochs of one length, that of the shortest of 20, batches drawn at
+            random are left out of longer ones, and shorter ones, some 1 in 20, are drawn anew. It does not go with
+            "fill", "repeat" or `super_classes`.
         super_classes: from how many super-classes a batch takes its classes, for harder negatives: from 1 to the
             classes in a batch. They are drawn in proportion to the groups that they have left, and share the batch
             evenly as far as they have classes. Fewer are drawn only where fewer have groups left, more where these
@@ -97,6 +99,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         self.seed = seed
         self.epoch = 0
         self.tail = tail
+        self.epoch_order = epoch_order
         self.super_classes = super_classes
         self.reshuffle = reshuffle
         self.shard: tuple[int, int] | None = None
@@ -114,6 +117,8 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
             self._length = most_batches(self._groups.per_epoch, self.num_classes, self._groups.per_batch)
         elif epoch_order == "longest":
             self._length = fewest_batches(self._groups.per_epoch, self.num_classes, self._groups.per_batch)
+        else:
+            self._length = common_length(self._groups.per_epoch, self.num_classes)
 
     @property
     def num_classes(self) -> int:
@@ -144,7 +149,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Batches in the epoch that the next pass draws; the same for all, but for "published" and `super_classes`."""
+        """Batches in the epoch that the next pass draws; the same for all, but for `super_classes`."""
         return self._length if self._length is not None else self._draw_epoch().length
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -152,10 +157,11 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         share = self.share
         rng = np.random.default_rng((self.seed, self.epoch if self.reshuffle else 0))
         shuffled = self._shuffle(rng)  # (N,)
-        epoch = self._draw_epoch() if self._length is None else self._spread_epoch(self._length, rng)
+        spread = self._length is not None and self.epoch_order == "longest"
+        epoch = self._spread_epoch(rng) if spread else self._draw_epoch()
         self.epoch += 1
         starts = np.cumsum(self._sizes) - self._sizes
-        for batch in rng.permutation(epoch.length):
+        for batch in rng.permutation(epoch.length)[: self._length]:
             classes, numbers = epoch.batch(batch)
             # Group g of a class is its images g * samples_per_class, ..., beginning again after the last.
             images = numbers[:, None] * self.samples_per_class + np.arange(self.samples_per_class)
@@ -167,20 +173,20 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         classes = np.repeat(np.arange(len(self._sizes), dtype=np.int32), self._sizes)
         return self._order[np.lexsort((rng.random(len(classes)), classes))]
 
-    def _spread_epoch(self, length: int, rng: np.random.Generator) -> SpreadEpoch:
+    def _spread_epoch(self, rng: np.random.Generator) -> SpreadEpoch:
         """The batches of an epoch, where their number is known without drawing."""
         if self.tail == "fill":
             return filled_epoch(self._groups, np.zeros_like(self._sizes), self.num_classes, rng)
-        return longest_epoch(self._groups, length, self.num_classes, rng)
+        return longest_epoch(self._groups, len(self), self.num_classes, rng)
 
     def _draw_epoch(self) -> PublishedEpoch | SuperClassEpoch:
-        """The batches of the next epoch, where their number is known only then; kept, as it is asked for twice."""
+        """The batches of the next epoch, where more are drawn than known before; kept, as `len` asks for it too."""
         key = self.seed, self.epoch if self.reshuffle else 0
         if self._drawn is None or self._drawn[0] != key:
             rng = np.random.default_rng((*key, 1))  # not the numbers that shuffle the images
             size, fill = self.num_classes, self.tail == "fill"
             if self.super_classes is None:
-                self._drawn = key, published_epoch(self._groups.per_epoch, size, rng)
+                self._drawn = key, published_epoch(self._groups.per_epoch, size, rng, least=len(self))
             else:
                 epoch = super_class_epoch(self._groups, self._super_of, self.super_classes, size, fill, rng)
                 self._drawn = key, epoch

@@ -29,11 +29,24 @@ class PublishedEpoch:
         return self.classes[at], number - self.starts[at]
 
 
-def published_epoch(groups: NDArray[np.int64], num_classes: int, rng: np.random.Generator) -> PublishedEpoch:
-    """Classes with `groups` (C,) take turns in random order; the epoch ends when fewer than `num_classes` are left."""
-    classes = rng.permutation(np.flatnonzero(groups))
-    starts, length = turns(groups[classes], num_classes)
+def published_epoch(
+    groups: NDArray[np.int64], num_classes: int, rng: np.random.Generator, least: int = 1
+) -> PublishedEpoch:
+    """Classes with `groups` (C,) take turns in random order; the epoch ends when fewer than `num_classes` are left.
+
+    An order that makes fewer than `least` batches is drawn anew.
+    """
+    length = 0
+    while length < least:
+        classes = rng.permutation(np.flatnonzero(groups))
+        starts, length = turns(groups[classes], num_classes)
     return PublishedEpoch(classes, starts, starts + groups[classes], length)
+
+
+def common_length(groups: NDArray[np.int64], num_classes: int) -> int:
+    """Batches that an epoch of nearly every order has: the fewest of 20 orders."""
+    rng = np.random.default_rng(0)
+    return min(published_epoch(groups, num_classes, rng).length for _ in range(20))
 
 
 def turns(groups: NDArray[np.int64], num_classes: int) -> tuple[NDArray[np.int64], int]:

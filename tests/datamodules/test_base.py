@@ -1,5 +1,6 @@
 import random
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,8 +80,8 @@ def test_each_pass_is_another_epoch_that_lightning_can_set():
 
 
 def test_epochs_may_differ_in_length():
-    labels = np.repeat(np.arange(5), [40, 4, 4, 4, 8])
-    sampler = ClassBalancedBatchSampler(labels, 12, 4, epoch_order="published")
+    labels = np.repeat(np.arange(7), [8, 8, 8, 12, 12, 8, 4])
+    sampler = ClassBalancedBatchSampler(np.stack([labels, labels % 3], 1), 12, 4, super_classes=1)
     loader = ChunkLoader(images_in_memory(), sampler, 5)
     lengths = [(len(loader), len(list(loader))) for _ in range(8)]
     assert all(told == found for told, found in lengths)
@@ -98,6 +99,44 @@ def test_wrong_sizes_are_refused():
         RetrievalDataModule(eval_batch_size=0)
 
 
+@pytest.mark.parametrize(
+    ("parts", "name"),
+    [
+        ({"train": 0, "test": 60}, "training"),
+        ({"train": 60, "val": 0, "test": 60}, "validation"),
+        ({"train": 60, "test": {"small": 60, "large": 0}}, "test large"),
+    ],
+)
+def test_a_part_without_an_image_is_refused(parts, name):
+    of = {count: images_in_memory().select(slice(count)) for count in (0, 60)}
+    data = RetrievalDataModule()
+    data.read = lambda: {
+        part: {name: of[n] for name, n in count.items()} if isinstance(count, dict) else of[count]
+        for part, count in parts.items()
+    }
+    with pytest.raises(ValueError, match=f"RetrievalDataModule has no image for {name}: look into"):
+        data.setup("fit")
+
+
+class Memory(RetrievalDataModule):
+    def read(self):
+        return {"train": images_in_memory()}
+
+
+@pytest.mark.parametrize("settings", [{}, {"seed": 7}, {"reshuffle": False}, {"seed": 7, "reshuffle": False}])
+@pytest.mark.parametrize("overfit_batches", [0, 1])
+def test_the_sampler_keeps_what_its_config_says(settings, overfit_batches):
+    data = Memory(batch_size=16, samples_per_class=2, val_classes=0, seed=3)
+    data.sampler = partial(ClassBalancedBatchSampler, **settings)
+    data.trainer = SimpleNamespace(overfit_batches=overfit_batches)
+    data.setup("fit")
+    sampler = data.train_dataloader().sampler
+    expected = ClassBalancedBatchSampler(LABELS, 16, 2, **{"seed": 3, **settings})
+    expected.reshuffle = settings.get("reshuffle", True) and not overfit_batches
+    for _ in range(2):
+        assert list(sampler) == list(expected)
+
+
 @pytest.mark.parametrize(("val_classes", "count"), [(0.2, 2), (0.01, 1), (3, 3)])
 def test_held_out_classes_are_whole(val_classes, count):
     held = held_out_classes(LABELS, val_classes, seed=1)
@@ -111,18 +150,3 @@ def test_held_out_classes_are_whole(val_classes, count):
 def test_a_split_without_classes_is_refused(val_classes):
     with pytest.raises(ValueError, match="must leave at least one for validation and one for training"):
         held_out_classes(LABELS, val_classes, seed=0)
-
-
-class Small(RetrievalDataModule):
-    def read(self):
-        return {"train": images_in_memory()}
-
-
-def test_a_sampler_keeps_its_own_seed():
-    def sampler(**kwargs):
-        data = Small(batch_size=4, samples_per_class=2, val_classes=0, seed=3, **kwargs)
-        data.setup("fit")
-        return data.train_dataloader().sampler
-
-    assert sampler(sampler=partial(ClassBalancedBatchSampler, seed=7)).seed == 7
-    assert sampler().seed == 3

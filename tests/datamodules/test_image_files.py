@@ -1,3 +1,4 @@
+import struct
 import warnings
 
 import numpy as np
@@ -33,30 +34,18 @@ def test_grey_images_get_three_channels(tmp_path, mode, grey):
     assert read_image(tmp_path / "image.png", "L").shape == (1, 20, 30)
 
 
-@pytest.mark.parametrize(
-    ("values", "dtype", "expected"),
-    [
-        ([[0, 200], [255, 100]], np.uint16, [[0, 0], [0, 0]]),  # dark, whatever values there are
-        ([[0, 65535], [257, 32896]], np.uint16, [[0, 255], [1, 128]]),
-        ([[0, 65535], [257, 70000]], np.int32, [[0, 255], [1, 255]]),
-        ([[0, 255], [1, 128]], np.int32, [[0, 255], [1, 128]]),
-        ([[0, 1], [0.5, 0.25]], np.float32, [[0, 255], [127, 63]]),
-        ([[0, 255], [1, 300]], np.float32, [[0, 255], [1, 255]]),
-    ],
-)
-def test_deeper_images_are_scaled_by_their_depth(tmp_path, values, dtype, expected):
-    Image.fromarray(np.array(values, dtype=dtype)).save(tmp_path / "deep.tiff")
-    assert read_image(tmp_path / "deep.tiff", "L")[0].tolist() == expected
+@pytest.mark.parametrize(("suffix", "kind"), [("png", "<u2"), ("tif", "<u2"), ("tif", ">u2"), ("pgm", "<u2")])
+def test_16_bits_are_scaled_whatever_their_values(tmp_path, suffix, kind):
+    for value, expected in ((200, 0), (257, 1), (65535, 255)):
+        Image.fromarray(np.full((20, 30), value, kind)).save(tmp_path / f"image.{suffix}")
+        assert (read_image(tmp_path / f"image.{suffix}", "L") == expected).all()
 
 
-def test_a_broken_orientation_leaves_the_image_as_it_lies(tmp_path, monkeypatch):
-    Image.new("RGB", (6, 4), "red").save(tmp_path / "a.png")
-
-    def broken(*_, **__):
-        raise TypeError("a tag of another type")
-
-    monkeypatch.setattr("PIL.ImageOps.exif_transpose", broken)
-    assert read_image(tmp_path / "a.png").shape == (3, 4, 6)
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_32_bits_are_refused(tmp_path, kind):
+    Image.fromarray(np.ones((20, 30), kind)).save(tmp_path / "image.tif")
+    with pytest.raises(ValueError, match="32 bits a channel do not tell which value is white: save it with 8 or 16"):
+        read_image(tmp_path / "image.tif")
 
 
 def test_transparent_parts_are_white(tmp_path):
@@ -76,6 +65,22 @@ def test_images_are_upright(tmp_path, orientation):
     exif[0x0112] = orientation
     stored.save(tmp_path / "image.png", exif=exif)
     assert np.array_equal(read_image(tmp_path / "image.png", "L")[0], np.asarray(upright))
+
+
+@pytest.mark.parametrize(
+    ("tags", "upright"),
+    [
+        ([(0x0112, 3, struct.pack("<HH", 6, 0)), (0x0100, 2, b"7\0\0\0")], True),  # text as width
+        ([(0x0112, 2, b"6\0\0\0")], False),  # text as orientation
+    ],
+)
+def test_tags_of_a_wrong_type_do_not_make_an_image_unreadable(tmp_path, tags, upright):
+    entries = b"".join(struct.pack("<HHI", tag, kind, len(value) // 4) + value for tag, kind, value in sorted(tags))
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
+    stored = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6))
+    stored.save(tmp_path / "image.png", exif=exif)
+    expected = stored.transpose(Image.Transpose.ROTATE_270) if upright else stored
+    assert np.array_equal(read_image(tmp_path / "image.png", "L")[0], np.asarray(expected))
 
 
 def test_a_box_is_cut_out(tmp_path):
@@ -154,6 +159,16 @@ def test_evaluation_leaves_an_image_out(broken):
         image, label = broken[4]
     assert image.shape == (3, 8, 8)
     assert int(label) == UNREADABLE == -100
+
+
+@pytest.mark.filterwarnings("ignore:Cannot read the image")
+@pytest.mark.parametrize("loading", [ImageLoading(eval_transform=Half()), ImageLoading(longest_side=20)])
+@pytest.mark.parametrize("rows", [[0, 1, 4], [2, 3, 4], [4, 5]])
+def test_what_cannot_be_read_is_as_large_as_the_others(broken, loading, rows):
+    data = ImageFiles(broken.root, broken.paths, broken.labels, loading=loading).select(rows)
+    ((images, labels),) = DataLoader(data, batch_size=3)
+    assert labels.tolist() == [UNREADABLE if row in (2, 4, 5) else row // 2 for row in rows]
+    assert (images[labels == UNREADABLE] == 0).all()
 
 
 @pytest.mark.filterwarnings("ignore:Cannot read the image")

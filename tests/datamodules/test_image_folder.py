@@ -44,24 +44,6 @@ def test_parts_that_there_are_folders_of(small_data):
     assert len(data.test_data) == 16
 
 
-def test_parts_without_train_are_no_classes(small_data):
-    root = small_data("image_folder")
-    arrange(root, test=[1, 2], query=[3, 4])
-    with pytest.raises(ValueError, match=r"has test and query but no train: add train/"):
-        set_up(root)
-
-
-def test_what_systems_leave_behind_is_no_image(small_data):
-    root = small_data("image_folder")
-    before = len(set_up(root).train_data)
-    inside = root / "class 1"
-    for name in (".hidden/a.jpg", "._image.jpg", "__MACOSX/b.jpg", "folder.jpg/Thumbs.db"):
-        (inside / name).parent.mkdir(exist_ok=True)
-        (inside / name).write_bytes(b"")
-    (root / "__MACOSX" / "class 1").mkdir(parents=True)
-    assert len(set_up(root).train_data) == before
-
-
 def test_queries_and_gallery(small_data):
     root = small_data("image_folder")
     arrange(root, train=[1, 2, 3, 4], query=[101, 102], gallery=[103])
@@ -72,6 +54,29 @@ def test_queries_and_gallery(small_data):
     arrange(root, test=[104])
     with pytest.raises(ValueError, match="a test is `test`, or `query` and `gallery`"):
         set_up(root)
+
+
+@pytest.mark.parametrize("parts", [{"test": [101]}, {"val": [1]}, {"query": [1, 2, 3, 4], "gallery": [101, 102]}])
+def test_parts_without_train_are_no_classes(parts, small_data):
+    root = small_data("image_folder")
+    arrange(root, **parts)
+    with pytest.raises(ValueError, match=f"holds {' and '.join(parts)}, but no train. It needs a folder for each"):
+        set_up(root)
+
+
+def test_what_is_hidden_is_no_image(small_data):
+    root = small_data("image_folder")
+    image = root / "class 1" / "0.png"
+    inside = (f"class 1/{name}" for name in (".thumbnails", "__MACOSX", "sub/.git", "more.png"))
+    for name in (".cache", "__MACOSX", *inside):
+        (root / name).mkdir(parents=True)
+        shutil.copy(image, root / name / "0.png")
+    for name in ("._0.png", "sub/._1.png", "Thumbs.db", ".DS_Store"):
+        shutil.copy(image, root / "class 1" / name)
+    data = set_up(root, test_classes=4)
+    assert len(data.train_data) + len(data.val_data) + len(data.test_data) == 33  # a folder may be called more.png
+    for part in (data.train_data, data.val_data, data.test_data):
+        assert all("/." not in part.path(row).removeprefix(str(root)) for row in range(len(part)))
 
 
 def test_one_class_in_two_parts_is_refused(small_data):
@@ -130,6 +135,11 @@ def test_tables_that_cannot_work(small_data, tmp_path):
         table(root, text.replace("label", "class"))
     with pytest.raises(ValueError, match="1 classes are in train and in test"):
         table(root, text.replace("photos/1_0.jpg,class 1,train", "photos/1_0.jpg,class 1,test"))
+    twice = "./photos/../photos/1_0.jpg,class 101"
+    with pytest.raises(ValueError, match=r"1_0\.jpg has the labels 'class 1' and 'class 101': keep one of them"):
+        table(root, f"{text}{twice},test\n")
+    with pytest.raises(ValueError, match=r"1_0\.jpg has the labels 'class 1' and 'class 101': keep one of them"):
+        table(root, "\n".join(line.rpartition(",")[0] for line in f"{text}{twice},".splitlines()))
     with pytest.raises(ValueError, match=r"none\.csv is not there"):
         ImageTableDataModule(str(tmp_path / "none.csv")).setup("fit")
 

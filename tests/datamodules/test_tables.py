@@ -5,7 +5,15 @@ import pytest
 from PIL import Image
 
 from lightning_recall.datamodules.image_files import ImageFiles
-from lightning_recall.datamodules.tables import check_counts, check_files, existing, integers, numbered, read_columns
+from lightning_recall.datamodules.tables import (
+    check_counts,
+    check_files,
+    column_names,
+    existing,
+    integers,
+    numbered,
+    read_columns,
+)
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
@@ -68,5 +76,18 @@ def test_names_become_numbers():
 
 def test_integers_are_integers(tmp_path):
     assert integers(tmp_path, "class", ["7", "-1"]).tolist() == [7, -1]
-    with pytest.raises(ValueError, match=r"list.txt: class must be an integer, got 'seven'"):
-        integers(tmp_path / "list.txt", "class", ["7", "seven"])
+    for wrong in ("seven", "--7", "7.0", "²", "", "9" * 19):
+        with pytest.raises(ValueError, match=f"list.txt: class must be an integer of .*, got {wrong!r}"):
+            integers(tmp_path / "list.txt", "class", ["7", wrong])
+
+
+@pytest.mark.parametrize("text", ["path,label\na.jpg,Müller\n", "path,Größe\na.jpg,1\n"])
+def test_text_that_is_not_utf8_is_named(tmp_path, text):
+    file = tmp_path / "list.csv"
+    file.write_text(text, encoding="latin-1")
+    for read in (lambda: read_columns(file, ("path",), ","), lambda: column_names(file, ",")):
+        with pytest.raises(ValueError, match=r"list\.csv cannot be read as UTF-8 text \(.*\): save it as such"):
+            read()
+    file.write_text(f'path,label\n"{"x" * 200_000}')  # a quote that is not closed
+    with pytest.raises(ValueError, match=r"list\.csv cannot be read as UTF-8 text \(field larger"):
+        read_columns(file, ("path",), ",")
