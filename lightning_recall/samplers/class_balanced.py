@@ -65,7 +65,8 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         reshuffle: False makes every pass the first epoch, to overfit on purpose.
 
     Attributes:
-        shard: (rank, world size): which part of each batch this process yields; None: what torch.distributed says when
+        shard: (rank, world size): which part of each batch this process yields, for which Lightning's Trainer wants
+            `use_distributed_sampler=False` with a DataLoader of your own; None: what torch.distributed says when
             a pass begins.
 
     Raises:
