@@ -58,9 +58,12 @@ def beside(loss: Callable[[], nn.Module], weight: float, classes: int) -> nn.Mod
 
 
 def recipe(classes: int) -> nn.Module:
-    """A wider rank temperature, and proxies that join when the network knows something of each class."""
+    """A wider rank temperature, and proxies that join when they know something of each class.
+
+    Until then a weight too small to move the network lets them learn: AdamW's steps do not depend on it.
+    """
     return losses.SumOfLosses(
-        [losses.RecallAtKLoss(rank_temperature=0.05), losses.ProxyAnchorLoss(classes, DIM)], [1.0, 0.0]
+        [losses.RecallAtKLoss(rank_temperature=0.05), losses.ProxyAnchorLoss(classes, DIM)], [1.0, 0.001]
     )
 
 
@@ -77,7 +80,7 @@ def other(name: str) -> Callable[[int], nn.Module]:
 
 
 WAYS = {
-    "recipe": Way(recipe, proxy_rate=100.0, schedule={"loss.weights": {5: [1.0, 0.0], 8: [0.9, 0.1]}}),
+    "recipe": Way(recipe, proxy_rate=100.0, schedule={"loss.weights": {5: [1.0, 0.001], 8: [0.9, 0.1]}}),
     "RecallAtK": Way(lambda _: losses.RecallAtKLoss()),
     "RecallAtK, 0.05": Way(lambda _: losses.RecallAtKLoss(rank_temperature=0.05)),
     "RecallAtK, SiMix": Way(lambda _: losses.RecallAtKLoss(), SimilarityMixup),
