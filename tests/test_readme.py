@@ -23,7 +23,7 @@ def test_the_quickstart_and_the_changes_run(command, glyph_folder, monkeypatch, 
     (in_tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_tmp_path))
     (in_tmp_path / "lightning_recall").symlink_to(glyph_folder)
-    assert len(COMMANDS) == 7
+    assert len(COMMANDS) == 8
     names = {}
     short = ("--trainer.max_epochs", 5, "--trainer.limit_train_batches", 1, "--trainer.enable_progress_bar", "false")
     for line in COMMANDS:
