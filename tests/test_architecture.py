@@ -84,6 +84,7 @@ def test_a_tests_stem_is_its_files():
         "test_readme",
         "test_notebooks",
         "test_docs",
+        "test_devices",
     }
     for path in tests.rglob("test_*.py"):
         source = PACKAGE / path.relative_to(tests).with_name(path.name.removeprefix("test_"))

@@ -22,7 +22,7 @@ from lightning_recall.benchmarks.measure import machine, peak_bytes, seconds
 from lightning_recall.metrics.matches import Labelled, match_labels
 from lightning_recall.metrics.retrieval_scores import RetrievalScores
 from lightning_recall.metrics.scores import AT_K, OVERALL
-from lightning_recall.metrics.search import GALLERY_ROWS, QUERY_ROWS
+from lightning_recall.metrics.search import block_shape
 from lightning_recall.metrics.shards import Shards
 
 KS = (1, 10, 100, 1000)
@@ -53,9 +53,10 @@ def measured(way: Callable[[], Any], device: torch.device) -> tuple[float, int, 
 
 def bare_product(queries: Tensor, gallery: Tensor) -> None:
     """The matrix product that a search cannot avoid, in the same blocks, kept nowhere."""
-    buffer = torch.empty(QUERY_ROWS * GALLERY_ROWS, device=queries.device)
-    for items in torch.split(gallery, GALLERY_ROWS):
-        for rows in torch.split(queries, QUERY_ROWS):
+    query_rows, gallery_rows = block_shape(queries.device)
+    buffer = torch.empty(query_rows * gallery_rows, device=queries.device)
+    for items in torch.split(gallery, gallery_rows):
+        for rows in torch.split(queries, query_rows):
             torch.mm(rows, items.T, out=buffer[: len(rows) * len(items)].view(len(rows), len(items)))
 
 
@@ -127,8 +128,8 @@ def large_gallery(console: Console, size: int, dim: int, device: torch.device) -
             def search(queries: Labelled = queries, searched: Labelled = searched) -> None:
                 list(match_labels(queries, searched, first=True))
 
-            block = torch.randn(GALLERY_ROWS, dim, device=device)
-            bare = seconds(partial(bare_product, rows, block), device) * size / GALLERY_ROWS
+            block = torch.randn(block_shape(device)[1], dim, device=device)
+            bare = seconds(partial(bare_product, rows, block), device) * size / len(block)
             time, extra, _ = measured(search, device)
             table.add_row(f"{count:,}", f"{time:.1f}", f"{time / bare:.2f}", f"{extra / 2**20:.0f}")
     console.print(table)

@@ -26,6 +26,7 @@ temperature -> one value a query (Q,), to be minimised."""
 
 BLOCK_ELEMENTS = 2**22  # similarities held at a time, 16 MiB in fp32: matrix products want many rows
 PART_ELEMENTS = 2**20  # comparisons held at a time, 4 MiB in fp32: six passes go over them, best in cache
+DEVICE_ELEMENTS = 2**25  # of either on a GPU, 128 MiB: it would wait for the 70 kernels of a smaller part to start
 NEGLIGIBLE = 1e-30  # weights below are dropped: processors crawl over products of numbers near the smallest float
 
 ACTIVE = 1e-6  # a positive whose rank moves its query's value by less, per rank, teaches nothing
@@ -192,16 +193,18 @@ class _SmoothRankLoss(torch.autograd.Function):
 
 
 def blocks(positives: Positives, widths: list[int], num_items: int) -> Iterator[list[Positives]]:
-    """Cuts the queries into blocks of BLOCK_ELEMENTS similarities, and each into parts of PART_ELEMENTS comparisons.
+    """Cuts the queries into blocks of so many similarities, and each block into parts of so many comparisons.
 
     Queries come with their numbers of positives, `widths`, in ascending order; a part is padded to its own largest.
     """
-    num_rows = max(1, BLOCK_ELEMENTS // num_items)
+    on_cpu = positives.queries.device.type == "cpu"
+    of_block, of_part = (BLOCK_ELEMENTS, PART_ELEMENTS) if on_cpu else (DEVICE_ELEMENTS, DEVICE_ELEMENTS)
+    num_rows = max(1, of_block // num_items)
     for start in range(0, len(widths), num_rows):
         stop, first, parts = min(start + num_rows, len(widths)), start, []
         while first < stop:
             last = first + 1
-            while last < stop and (last + 1 - first) * widths[last] * num_items <= PART_ELEMENTS:
+            while last < stop and (last + 1 - first) * widths[last] * num_items <= of_part:
                 last += 1
             queries, items, valid = positives
             width = widths[last - 1]

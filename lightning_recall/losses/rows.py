@@ -17,6 +17,7 @@ RowValues = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Similarities (q, N), which items are positives and which negatives (q, N) bool -> one value a query (q,)."""
 
 BLOCK_ELEMENTS = 2**20  # similarities held at a time, 4 MiB in fp32: a loss makes some ten arrays of that size
+DEVICE_ELEMENTS = 2**24  # on a GPU, 64 MiB: it would wait for the kernels of a smaller block to start
 
 
 class RowLoss(NamedTuple):
@@ -76,7 +77,8 @@ class _RowLoss(torch.autograd.Function):
             gallery = Gallery(embeddings) if pairs is None else MixedGallery(embeddings, pairs)
             gradient = torch.zeros_like(embeddings) if ctx.needs_input_grad[0] else None
             values, hits = [], []
-            for part in torch.split(queries, max(1, BLOCK_ELEMENTS // len(gallery))):
+            at_a_time = BLOCK_ELEMENTS if embeddings.device.type == "cpu" else DEVICE_ELEMENTS
+            for part in torch.split(queries, max(1, at_a_time // len(gallery))):
                 rows = gallery.rows(part)  # (q, D)
                 similarities = gallery.similarities(rows)  # (q, N)
                 positive = labels[part, None] == labels

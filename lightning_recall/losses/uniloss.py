@@ -10,6 +10,7 @@ from lightning_recall.losses.gallery import MixedPairs
 from lightning_recall.losses.rows import row_loss
 
 PART_ELEMENTS = 2**20  # comparisons held at a time, 4 MiB in fp32
+DEVICE_ELEMENTS = 2**24  # on a GPU, 64 MiB
 SMALLEST = 1e-12  # squared distance: at an anchor the interpolation has no gradient
 
 
@@ -176,7 +177,8 @@ class _Interpolation(torch.autograd.Function):
         valid = torch.arange(width, device=items.device) < counts[:, None]
         gradient = torch.empty_like(similarities)
         values = []
-        num_rows = max(1, PART_ELEMENTS // (width * similarities.shape[1]))
+        at_a_time = PART_ELEMENTS if similarities.device.type == "cpu" else DEVICE_ELEMENTS
+        num_rows = max(1, at_a_time // (width * similarities.shape[1]))
         for start in range(0, len(similarities), num_rows):
             part = slice(start, start + num_rows)
             value, gradient[part] = interpolated_recall(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_recall.metrics.search import GALLERY_ROWS, QUERY_ROWS, full_precision
+from lightning_recall.metrics.search import block_shape, full_precision
 from lightning_recall.metrics.shards import Shards
 
 
@@ -22,14 +22,15 @@ def nearest(queries: Shards, gallery: Shards, k: int) -> tuple[Tensor, Tensor]:
     """
     if not 1 <= k <= len(gallery):
         raise ValueError(f"k must be from 1 to the {len(gallery)} items of the gallery, got {k}.")
+    query_rows, gallery_rows = block_shape(queries.device)
     found = []
     with full_precision(queries.device):
-        for start in range(0, len(queries), QUERY_ROWS):
-            own = queries.block(start, min(start + QUERY_ROWS, len(queries)))  # (q, D)
+        for start in range(0, len(queries), query_rows):
+            own = queries.block(start, min(start + query_rows, len(queries)))  # (q, D)
             best = torch.empty(len(own), 0, device=own.device)
             items = torch.empty(len(own), 0, dtype=torch.int64, device=own.device)
-            for first in range(0, len(gallery), GALLERY_ROWS):
-                similarities = own @ gallery.block(first, min(first + GALLERY_ROWS, len(gallery))).T  # (q, g)
+            for first in range(0, len(gallery), gallery_rows):
+                similarities = own @ gallery.block(first, min(first + gallery_rows, len(gallery))).T  # (q, g)
                 top = similarities.topk(min(k, similarities.shape[1]), dim=1)
                 values, rows = torch.cat([best, top.values], 1), torch.cat([items, top.indices + first], 1)
                 kept = values.topk(min(k, values.shape[1]), dim=1)

@@ -5,6 +5,7 @@ tell which is larger, both are compared in float64. So the ranks are those of fl
 device and the number of processes.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from torch import Tensor
 from lightning_recall.metrics.shards import Shards
 
 QUERY_ROWS, GALLERY_ROWS = 512, 4096  # of a block of similarities: 8 MiB, which stay in cache
+DEVICE_QUERY_ROWS, DEVICE_GALLERY_ROWS = 2048, 32768  # on a GPU: 256 MiB, or it would wait for kernels to start
 PAIRS = 2**13  # compared in float64 at a time: 64 MiB at D = 512
 MANY_THRESHOLDS = 40  # relevant items of a query from which sorting a block's rows is faster than counting for each
 
@@ -24,6 +26,11 @@ class Pairs(NamedTuple):
 
     query: Tensor
     item: Tensor
+
+
+def block_shape(device: torch.device) -> tuple[int, int]:
+    """Rows of queries and of the gallery whose similarities are held at a time."""
+    return (QUERY_ROWS, GALLERY_ROWS) if device.type == "cpu" else (DEVICE_QUERY_ROWS, DEVICE_GALLERY_ROWS)
 
 
 @contextmanager
@@ -57,7 +64,7 @@ class Thresholds:
         self.doubt = (2 * dim**0.5 + 4) * 2.0**-24
         self.tie = dim * 2.0**-52
         self.doubtful: list[Pairs] = []  # (threshold, item) to be compared in float64
-        self.buffer = torch.empty(QUERY_ROWS * GALLERY_ROWS, device=similarity.device)
+        self.buffer = torch.empty(math.prod(block_shape(similarity.device)), device=similarity.device)
 
     def count(self, rows: Tensor, similarities: Tensor, first_item: int) -> None:
         """Counts the items ahead, in a block of similarities.
@@ -142,6 +149,7 @@ def count_ahead(
     Yields:
         After each block of the gallery, how many similarities it had.
     """
+    query_rows, gallery_rows = block_shape(rows.device)
     rows = rows[thresholds.counts[rows].argsort(descending=True, stable=True)]
     place = torch.full((len(queries),), -1, device=rows.device)
     place[rows] = torch.arange(len(rows), device=rows.device)
@@ -149,21 +157,21 @@ def count_ahead(
     query_of = torch.arange(len(queries), device=rows.device).repeat_interleave(thresholds.counts)
     hidden_place, hidden_item = place[hidden.query], hidden.item
     hidden_place, hidden_item = hidden_place[hidden_place >= 0], hidden_item[hidden_place >= 0]
-    num_blocks = -(-len(rows) // QUERY_ROWS)
-    block_of = hidden_item // GALLERY_ROWS * num_blocks + hidden_place // QUERY_ROWS
+    num_blocks = -(-len(rows) // query_rows)
+    block_of = hidden_item // gallery_rows * num_blocks + hidden_place // query_rows
     block_of, order = block_of.sort()
-    hidden_place, hidden_item = hidden_place[order] % QUERY_ROWS, hidden_item[order] % GALLERY_ROWS
-    keys = torch.arange(num_blocks * -(-len(gallery) // GALLERY_ROWS) + 1, device=rows.device)
+    hidden_place, hidden_item = hidden_place[order] % query_rows, hidden_item[order] % gallery_rows
+    keys = torch.arange(num_blocks * -(-len(gallery) // gallery_rows) + 1, device=rows.device)
     bounds = torch.searchsorted(block_of, keys).tolist()
-    buffer = torch.empty(QUERY_ROWS * GALLERY_ROWS, device=rows.device)
-    for column, first in enumerate(range(0, len(gallery), GALLERY_ROWS)):
-        items = gallery.block(first, min(first + GALLERY_ROWS, len(gallery)))  # (g, D)
-        for number, part in enumerate(torch.split(own, QUERY_ROWS)):
+    buffer = torch.empty(query_rows * gallery_rows, device=rows.device)
+    for column, first in enumerate(range(0, len(gallery), gallery_rows)):
+        items = gallery.block(first, min(first + gallery_rows, len(gallery)))  # (g, D)
+        for number, part in enumerate(torch.split(own, query_rows)):
             similarities = view_of(buffer, (len(part), len(items)))
             torch.mm(part, items.T, out=similarities)
             here = slice(*bounds[column * num_blocks + number :][:2])
             similarities[hidden_place[here], hidden_item[here]] = -torch.inf
-            thresholds.count(rows[number * QUERY_ROWS :][:QUERY_ROWS], similarities, first)
+            thresholds.count(rows[number * query_rows :][:query_rows], similarities, first)
             thresholds.settle(queries, gallery, query_of, at_least=PAIRS)
         yield len(own) * len(items)
     thresholds.settle(queries, gallery, query_of)

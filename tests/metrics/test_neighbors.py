@@ -2,16 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_recall.metrics import nearest
-from lightning_recall.metrics import neighbors as module
+from lightning_recall.metrics import nearest, search
 from lightning_recall.metrics.shards import Shards
 
 
 @pytest.mark.parametrize("rows", [3, 7, 4096])
 def test_equals_whole_rankings_and_faiss(rows, monkeypatch):
     faiss = pytest.importorskip("faiss")  # an extra
-    monkeypatch.setattr(module, "QUERY_ROWS", rows)
-    monkeypatch.setattr(module, "GALLERY_ROWS", rows)
+    monkeypatch.setattr(search, "QUERY_ROWS", rows)
+    monkeypatch.setattr(search, "GALLERY_ROWS", rows)
     queries, gallery = torch.randn(20, 8), torch.randn(50, 8)
     values, items = nearest(Shards(queries), Shards([gallery[:11], gallery[11:].numpy()]), 6)
     unit = [(part / part.norm(dim=1, keepdim=True)).numpy() for part in (queries, gallery)]
