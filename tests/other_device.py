@@ -93,9 +93,9 @@ class Reading(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.tensor and torch.device(kwargs.get("device") or "cpu") == DEVICE:
             return torch.tensor(*args, **{**kwargs, "device": "cpu"}).to(DEVICE)
-        if func is Tensor.tolist and isinstance(args[0], Away):
-            self.device.waits["tolist"] += 1
-            return args[0].inner.tolist()
+        if func in (Tensor.tolist, Tensor.__format__) and isinstance(args[0], Away):
+            self.device.waits["reading"] += 1
+            return func(args[0].inner, *args[1:], **kwargs)
         if func is Tensor.numpy and isinstance(args[0], Away):
             raise TypeError("numpy reads only the processor's memory")
         return func(*args, **kwargs)
@@ -103,7 +103,7 @@ class Reading(TorchFunctionMode):
 
 @contextmanager
 def other_device():
-    """Within it, `tensor.to(DEVICE)` goes there."""
+    """Within it, `to(DEVICE)` moves tensors and modules there."""
     autocast, device = torch.autocast, OtherDevice()
     torch.autocast = lambda kind, **given: nullcontext() if kind == DEVICE.type else autocast(kind, **given)
     try:
@@ -111,13 +111,3 @@ def other_device():
             yield device
     finally:
         torch.autocast = autocast
-
-
-def moved(module):
-    """The module, with parameters and buffers on that device; `module.to` would keep theirs where they are."""
-    for part in module.modules():
-        for name, parameter in part.named_parameters(recurse=False):
-            part.register_parameter(name, torch.nn.Parameter(parameter.detach().to(DEVICE), parameter.requires_grad))
-        for name, buffer in part.named_buffers(recurse=False):
-            part._buffers[name] = buffer.to(DEVICE)
-    return module

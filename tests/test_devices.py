@@ -4,12 +4,27 @@ import copy
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from other_device import DEVICE, moved, other_device
+from other_device import DEVICE, other_device
+from pytorch_lightning.accelerators import Accelerator
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch.utils._pytree import tree_leaves
 
 from lightning_recall import losses
+from lightning_recall.callbacks import (
+    EvaluationCharts,
+    EvaluationReport,
+    RetrievalEvaluation,
+    RetrievedImages,
+    RunSummary,
+    SavedEmbeddings,
+    SavedOnInterrupt,
+    TrainingCurves,
+)
+from lightning_recall.datamodules import GlyphsDataModule
 from lightning_recall.datamodules.augment import random_affine
 from lightning_recall.losses import ranking, rows, uniloss
 from lightning_recall.losses.combined import takes
@@ -25,7 +40,8 @@ from lightning_recall.metrics import (
 from lightning_recall.metrics.revisited import GroundTruth
 from lightning_recall.metrics.shards import Shards
 from lightning_recall.mixup import SimilarityMixup
-from lightning_recall.models import ImageEmbedder, MultiView, PCAWhitening
+from lightning_recall.models import ImageEmbedder, MultiView, PCAWhitening, SmallConvNet
+from lightning_recall.modules import RetrievalModule
 from lightning_recall.recompute import chunked_forward
 
 LABELS = torch.arange(60) // 4
@@ -64,7 +80,7 @@ def test_losses_are_the_same_elsewhere(name, mixed):
     expected = value_and_gradients(here, given, LABELS, SimilarityMixup() if mixed else None)
     with other_device():
         mixup = SimilarityMixup() if mixed else None
-        found = value_and_gradients(moved(there), given.to(DEVICE), LABELS.to(DEVICE), mixup)
+        found = value_and_gradients(there.to(DEVICE), given.to(DEVICE), LABELS.to(DEVICE), mixup)
         found = [part.to("cpu") for part in found]
     for one, other in zip(expected, found, strict=True):
         torch.testing.assert_close(other, one, rtol=0, atol=1e-12)
@@ -146,7 +162,7 @@ def test_chunks_go_there_one_by_one():
 
     expected = step(copies[0], "cpu")
     with other_device():
-        found = [part.detach().to("cpu") for part in step(moved(copies[1]), DEVICE)]
+        found = [part.detach().to("cpu") for part in step(copies[1].to(DEVICE), DEVICE)]
     for one, other in zip(expected, found, strict=True):
         torch.testing.assert_close(other, one, rtol=0, atol=1e-6)
 
@@ -157,10 +173,81 @@ def test_images_are_augmented_and_viewed_there():
     expected = MultiView()(net, images), random_affine(images)
     with other_device() as device, torch.no_grad():
         away = images.to(DEVICE)
-        found = MultiView()(moved(net), away).to("cpu"), random_affine(away).to("cpu")
+        found = MultiView()(net.to(DEVICE), away).to("cpu"), random_affine(away).to("cpu")
     torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-5)
     assert expected[1].shape == found[1].shape
     assert sum(device.waits.values()) == 2  # what the test reads
+
+
+class Other(Accelerator):
+    """That device, for a Trainer."""
+
+    def setup_device(self, device):
+        assert device == DEVICE
+
+    def teardown(self): ...
+
+    @staticmethod
+    def parse_devices(devices):
+        return devices
+
+    @staticmethod
+    def get_parallel_devices(devices):
+        return [DEVICE] * devices
+
+    @staticmethod
+    def auto_device_count():
+        return 1
+
+    @staticmethod
+    def is_available():
+        return True
+
+    @staticmethod
+    def name():
+        return "other"
+
+    def get_device_stats(self, device):
+        return {}
+
+
+def run(folder, glyphs, **trainer):
+    """Trains for six steps and tests, with all callbacks: the scores."""
+    pl.seed_everything(0)
+    net = ImageEmbedder(SmallConvNet(), embedding_dim=32, norm="batch")
+    loss = losses.SumOfLosses([losses.RecallAtKLoss(), losses.ProxyAnchorLoss(2000, 32)])
+    given = {"gradient_clip_val": 1.0, "accumulate_grad_batches": 2, "chunk_size": 64}
+    module = RetrievalModule(net, loss, mixup=SimilarityMixup(), loss_lr=0.1, **given)
+    data = GlyphsDataModule(root=glyphs, batch_size=128, val_classes=0.2)
+    drawn = [RetrievedImages(), EvaluationCharts(), EvaluationReport(), TrainingCurves()]
+    added = [RetrievalEvaluation(ks=[1, 2], baselines=True), SavedEmbeddings(), RunSummary(), SavedOnInterrupt()]
+    trainer = pl.Trainer(
+        max_epochs=2,
+        limit_train_batches=3,
+        limit_val_batches=1,
+        limit_test_batches=2,
+        log_every_n_steps=1,
+        callbacks=[*drawn, *added],
+        enable_checkpointing=False,  # torch does not write such tensors,
+        inference_mode=False,  # nor use them there
+        logger=CSVLogger(folder),
+        **trainer,
+    )
+    trainer.fit(module, data)
+    (scores,) = trainer.test(module, data)
+    (embeddings, *_) = trainer.predict(module, data, return_predictions=True)
+    return scores | {"embeddings": embeddings}, sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_run_is_the_same_elsewhere(tmp_path, glyph_folder):
+    scores, files = run(tmp_path / "here", glyph_folder, accelerator="cpu")
+    with other_device():
+        strategy = SingleDeviceStrategy(DEVICE, accelerator=Other())
+        found, found_files = run(tmp_path / "there", glyph_folder, strategy=strategy)
+        found["embeddings"] = found["embeddings"].to("cpu")
+    torch.testing.assert_close(found, scores, rtol=0, atol=1e-4)
+    assert scores["test/recall@1"] != scores["test/untrained/recall@1"]
+    assert found_files == files
 
 
 def test_a_mixture_of_devices_is_found():
