@@ -107,7 +107,7 @@ def test_blocks_are_large_there():
     """65,536 queries: some 70 kernels a part, at 5 microseconds each, take less than the products on any GPU."""
     labels = torch.arange(65_536) // 4
     few = [sum(map(len, blocks_of(labels.to(device)))) for device in ("cpu", "meta")]
-    assert few[0] > 10_000
+    assert few[0] > 5_000
     assert few[1] <= 512
     assert np.prod(search.block_shape(DEVICE)) == 32 * np.prod(search.block_shape(torch.device("cpu")))
 

@@ -59,13 +59,14 @@ def beside_products(sizes: list[int], dim: int, repeats: int, device: torch.devi
     """The loss, and the loss with SiMix in both forms, beside the three matrix products over the same rows."""
     table = Table("images", "data", "rows", "3 products, s", "loss, s", "ratio", title="Forward plus backward")
     for size in sizes:
-        random, clustered = (example_batch(size, dim, data, device) for data in ("random", "clustered"))
+        random, clustered, tight = (example_batch(size, dim, data, device) for data in ("random", "clustered", "tight"))
         pairs = SimilarityMixup().draw(clustered[1])
         appended = SimilarityMixup()(*clustered)
         plain, mixed = RecallAtKLoss(), partial(RecallAtKLoss(), pairs=pairs)
         runs: list[tuple[str, Loss, tuple[Tensor, Tensor]]] = [
             ("random", plain, random),
             ("clustered", plain, clustered),
+            ("tight", plain, tight),
             ("clustered + SiMix", mixed, clustered),
             ("clustered + SiMix, appended", plain, appended),
         ]

@@ -117,11 +117,14 @@ def wait(device: torch.device) -> None:
 
 
 def example_batch(size: int, dim: int, data: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Unit embeddings (size, dim) of 4 images a class, "random" or "clustered" about their class's centre; labels."""
+    """Unit embeddings (size, dim) of 4 images a class, and labels.
+
+    They are "random", "clustered" about their class's centre (cosines of 0.3 within a class), or "tight" (0.9).
+    """
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(size, dim, generator=generator)
     centres = torch.randn(-(-size // 4), dim, generator=generator).repeat_interleave(4, 0)[:size]
-    embeddings = noise if data == "random" else centres + 1.5 * noise
+    embeddings = {"random": noise, "clustered": centres + 1.5 * noise, "tight": centres + 0.3 * noise}[data]
     return F.normalize(embeddings, dim=1).to(device), (torch.arange(size) // 4).to(device)
 
 

@@ -20,9 +20,9 @@ class Gallery:
         """Embeddings (Q, D) of some items (Q,)."""
         return self.embeddings[queries]
 
-    def similarities(self, rows: Tensor) -> Tensor:
-        """Dot products (Q, len) of embeddings (Q, D) with every item."""
-        return rows @ self.embeddings.T
+    def similarities(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """Dot products (Q, len) of embeddings (Q, D) with every item; `out`, if given, takes them."""
+        return torch.mm(rows, self.embeddings.T, out=out)
 
     def add_gradient(self, gradient: Tensor, queries: Tensor, rows: Tensor, weights: Tensor) -> None:
         """Adds into `gradient` (N, D) what derivatives `weights` (Q, len) by the similarities of `queries` give."""
@@ -53,11 +53,12 @@ class MixedGallery(Gallery):
         share = self.share[queries, None]
         return torch.lerp(self.embeddings[self.second[queries]], self.embeddings[self.first[queries]], share)
 
-    def similarities(self, rows: Tensor) -> Tensor:
-        """Dot products (Q, N + M) of embeddings (Q, D) with every item."""
+    def similarities(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """Dot products (Q, N + M) of embeddings (Q, D) with every item; `out`, if given, takes them."""
         first, second, share = (part[self.num_real :] for part in (self.first, self.second, self.share))
         real = rows @ self.embeddings.T
-        return torch.cat([real, torch.lerp(real[:, second], real[:, first], share)], 1)
+        one, other = (real.gather(1, columns.expand(len(rows), -1)) for columns in (first, second))
+        return torch.cat([real, other.lerp_(one, share)], 1, out=out)
 
     def add_gradient(self, gradient: Tensor, queries: Tensor, rows: Tensor, weights: Tensor) -> None:
         """Adds into `gradient` (N, D) what derivatives `weights` (Q, N + M) by the similarities give."""

@@ -25,9 +25,11 @@ Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 temperature -> one value a query (Q,), to be minimised."""
 
 BLOCK_ELEMENTS = 2**22  # similarities held at a time, 16 MiB in fp32: matrix products want many rows
-PART_ELEMENTS = 2**20  # comparisons held at a time, 4 MiB in fp32: six passes go over them, best in cache
+PART_ELEMENTS = 2**21  # comparisons held at a time, 8 MiB in fp32: six passes go over them, best in cache
 DEVICE_ELEMENTS = 2**25  # of either on a GPU, 128 MiB: it would wait for the 70 kernels of a smaller part to start
-NEGLIGIBLE = 1e-30  # weights below are dropped: processors crawl over products of numbers near the smallest float
+FAR_BEHIND = -50.0  # temperatures from where an item does not count at all: sigmoid is 2e-22
+NEGLIGIBLE = 1e-16  # slopes of the objective below are dropped; without these two, numbers near the smallest float
+# would come up in trained networks, over which processors crawl
 
 ACTIVE = 1e-6  # a positive whose rank moves its query's value by less, per rank, teaches nothing
 
@@ -157,6 +159,22 @@ def check_batch(embeddings: Tensor, labels: Tensor) -> None:
         raise ValueError("embeddings hold NaN or infinity: lower the learning rate or clip gradients.")
 
 
+class Compared(NamedTuple):
+    """What the comparisons of some queries gave.
+
+    Attributes:
+        value: scalar, sum of the objective.
+        first_match: (q,) rank of each query's first match.
+        active: scalar, how many of their positives have gradient.
+        moves: (q,) bool, whether the query has any gradient.
+    """
+
+    value: Tensor
+    first_match: Tensor
+    active: Tensor
+    moves: Tensor
+
+
 class _SmoothRankLoss(torch.autograd.Function):
     """Computes the loss and, while the comparisons are at hand, its gradient; backward only scales it."""
 
@@ -172,12 +190,11 @@ class _SmoothRankLoss(torch.autograd.Function):
             gallery = Gallery(embeddings) if pairs is None else MixedGallery(embeddings, pairs)
             gradient = torch.zeros_like(embeddings) if ctx.needs_input_grad[0] else None
             width = positives.valid.sum(1)  # ascending
-            results = [
-                result
-                for block in blocks(positives, width.tolist(), len(gallery))
-                for result in add_block(gallery, block, ranking, gradient)
-            ]
-            values, first_matches, actives = zip(*results, strict=True)
+            buffer = embeddings.new_empty(0)  # new memory for each block would cost a sixth of its product
+            results: list[Compared] = []
+            for block in blocks(positives, width.tolist(), len(gallery)):
+                results += add_block(gallery, block, ranking, gradient, buffer)
+            values, first_matches, actives, _ = (list(parts) for parts in zip(*results, strict=True))
             first_match = torch.cat(first_matches)
             active = torch.stack(actives).sum() / width.sum()
             if gradient is not None:
@@ -214,38 +231,29 @@ def blocks(positives: Positives, widths: list[int], num_items: int) -> Iterator[
 
 
 def add_block(
-    gallery: Gallery,
-    parts: list[Positives],
-    ranking: Ranking,
-    gradient: Tensor | None,
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Adds a block's part of the gradient into `gradient` (N, D), if given.
-
-    Returns:
-        For each part the sum of the objective, the rank of each query's first match (q,), and how many of its
-        positives have gradient.
-    """
+    gallery: Gallery, parts: list[Positives], ranking: Ranking, gradient: Tensor | None, buffer: Tensor
+) -> list[Compared]:
+    """Adds a block's part of the gradient into `gradient` (N, D), if given; `buffer`, of any size, is worked in."""
     queries = torch.cat([part.queries for part in parts])
     rows = gallery.rows(queries)  # (q, D)
-    similarities = gallery.similarities(rows / ranking.temperature)  # (q, N), in units of the temperature
+    similarities = buffer.resize_(len(rows), len(gallery))  # in units of the temperature
+    gallery.similarities(rows / ranking.temperature, out=similarities)
     slices = torch.split(similarities, [len(part.queries) for part in parts])
     results = [compare(slice_, part, ranking, gradient is not None) for slice_, part in zip(slices, parts, strict=True)]
     if gradient is not None:
-        weights = similarities.div_(ranking.temperature)  # dL/ds, which `compare` has left there
+        weights = similarities  # dL/ds, which `compare` has left there
         if weights.device.type == "cpu":  # elsewhere it would wait for the device
-            moving = weights.any(1).nonzero().squeeze(1)  # far beyond every k the loss is flat, and its rows are zero
-            if len(moving) < 0.8 * len(queries):
+            moving = torch.cat([result.moves for result in results]).nonzero().squeeze(1)
+            if len(moving) < 0.8 * len(queries):  # far beyond every k the loss is flat
                 queries, rows, weights = queries[moving], rows[moving], weights[moving]
         gallery.add_gradient(gradient, queries, rows, weights)
     return results
 
 
-def compare(
-    similarities: Tensor, part: Positives, ranking: Ranking, with_gradient: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def compare(similarities: Tensor, part: Positives, ranking: Ranking, with_gradient: bool) -> Compared:
     """Ranks the positives of some queries by `similarities` (q, N), in units of the temperature.
 
-    With gradient, the objective's derivative by the similarities takes their place.
+    With gradient, the objective's derivative by the similarities, in their own unit, takes their place.
     """
     queries, items, valid = part
     at_positives = similarities.gather(1, items)  # (q, P)
@@ -256,23 +264,27 @@ def compare(
         similarities.scatter_(1, queries[:, None], own)
 
     differences = similarities[:, None, :] - at_positives[:, :, None]  # (q, P, N)
+    F.threshold(differences, FAR_BEHIND, -torch.inf, inplace=True)
     ahead, slopes = ranking.comparison(differences, at_positives, part, with_gradient)
     ranks = ahead.add_(1)
     if slopes is None:
-        return ranking.objective(ranks, valid, at_positives).sum(), first_match, ranks.new_zeros(())
+        value = ranking.objective(ranks, valid, at_positives).sum()
+        return Compared(value, first_match, ranks.new_zeros(()), valid[:, 0])
     ranks.requires_grad_()
     at_positives.requires_grad_()
     with torch.enable_grad():
         value = ranking.objective(ranks, valid, at_positives).sum()
     by_rank, by_positive = torch.autograd.grad(value, (ranks, at_positives), materialize_grads=True)  # (q, P)
-    by_rank = F.hardshrink(by_rank * valid, NEGLIGIBLE)
-    weights = torch.bmm(by_rank[:, None, :], slopes)[:, 0]  # (q, N)
-    weights.scatter_add_(1, items, by_positive * valid - by_rank * slopes.sum(2))  # raising s_qx lowers x's own rank
-    similarities.copy_(F.hardshrink(weights, NEGLIGIBLE))
-    return value.detach(), first_match, (by_rank.abs() > ACTIVE).sum()
+    by_rank, by_positive = (F.hardshrink(given * valid, NEGLIGIBLE) for given in (by_rank, by_positive))
+    active, moves = (by_rank.abs() > ACTIVE).sum(), (by_rank.abs() + by_positive.abs()).any(1)
+    by_rank, by_positive = by_rank / ranking.temperature, by_positive / ranking.temperature
+    torch.bmm(by_rank[:, None, :], slopes, out=similarities[:, None, :])
+    similarities.scatter_add_(1, items, by_positive - by_rank * slopes.sum(2))  # raising s_qx lowers x's own rank
+    return Compared(value.detach(), first_match, active, moves)
 
 
 def rank_of_best(similarities: Tensor, at_positives: Tensor) -> Tensor:
     """One plus the number of items of other classes that are at least as similar as the best positive, (q,)."""
     best = at_positives.amax(1, keepdim=True)
-    return 1 + (similarities >= best).sum(1) - (at_positives >= best).sum(1)
+    ahead = torch.ge(similarities, best, out=torch.empty_like(similarities))  # floats are summed four times as fast
+    return 1 + ahead.sum(1).long() - (at_positives >= best).sum(1)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_recall.losses import RecallAtKLoss, SmoothAPLoss, SupAPLoss, SupRecallAtKLoss, ranking
 
@@ -215,3 +216,28 @@ def test_diagnostics_are_the_batchs_hits(case):
     hits = [bool(LABELS[s[q].argmax()] == LABELS[q]) for q in range(13) if positives_of(q, LABELS)]
     assert loss.diagnostics["recall@1"].item() == pytest.approx(sum(hits) / len(hits))
     assert 0 < loss.diagnostics["active_positives"] <= 1
+
+
+class Denormals(TorchDispatchMode):
+    """Counts the numbers nearest to zero that large results hold."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        computed = not any(name in str(func) for name in ("empty", "resize"))
+        large = isinstance(result, torch.Tensor) and result.numel() >= 10_000
+        if computed and large and result.dtype == torch.float32:
+            self.count += int(((result != 0) & (result.abs() < torch.finfo(torch.float32).tiny)).sum())
+        return result
+
+
+@pytest.mark.parametrize("noise", [0.2, 0.3, 0.4, 0.5, 1.0])
+def test_trained_networks_do_not_meet_denormal_numbers(noise):
+    """Where a class lies far from the others, sigmoids underflow, and processors crawl over what they give."""
+    embeddings = F.normalize(torch.randn(100, 64).repeat_interleave(4, 0) + noise * torch.randn(400, 64), dim=1)
+    embeddings.requires_grad_()
+    with Denormals() as numbers:
+        loss = RecallAtKLoss()(embeddings, torch.arange(400) // 4)
+        torch.autograd.grad(loss, embeddings)
+    assert numbers.count == 0
