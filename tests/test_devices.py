@@ -87,6 +87,7 @@ def test_losses_are_the_same_elsewhere(name, mixed):
 
 
 def waits_and_operations(name, block, monkeypatch):
+    monkeypatch.setattr(ranking, "BLOCK_ROWS", 1)
     for module in (ranking, rows, uniloss):
         monkeypatch.setattr(module, "DEVICE_ELEMENTS", block)
     given, loss = embeddings(), LOSSES[name]().double()

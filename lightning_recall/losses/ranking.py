@@ -24,7 +24,8 @@ Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Ranks (Q, P), which of them count (Q, P) bool, and the similarities of those positives (Q, P), in units of the
 temperature -> one value a query (Q,), to be minimised."""
 
-BLOCK_ELEMENTS = 2**22  # similarities held at a time, 16 MiB in fp32: matrix products want many rows
+BLOCK_ELEMENTS = 2**22  # similarities held at a time, 16 MiB in fp32,
+BLOCK_ROWS = 256  # but of so many queries at least: matrix products want many rows
 PART_ELEMENTS = 2**21  # comparisons held at a time, 8 MiB in fp32: six passes go over them, best in cache
 DEVICE_ELEMENTS = 2**25  # of either on a GPU, 128 MiB: it would wait for the 70 kernels of a smaller part to start
 FAR_BEHIND = -50.0  # temperatures from where an item does not count at all: sigmoid is 2e-22
@@ -216,7 +217,7 @@ def blocks(positives: Positives, widths: list[int], num_items: int) -> Iterator[
     """
     on_cpu = positives.queries.device.type == "cpu"
     of_block, of_part = (BLOCK_ELEMENTS, PART_ELEMENTS) if on_cpu else (DEVICE_ELEMENTS, DEVICE_ELEMENTS)
-    num_rows = max(1, of_block // num_items)
+    num_rows = max(BLOCK_ROWS, of_block // num_items)
     for start in range(0, len(widths), num_rows):
         stop, first, parts = min(start + num_rows, len(widths)), start, []
         while first < stop:

@@ -120,7 +120,7 @@ class RecallAtKLoss(nn.Module):
         share the work. The means of disjoint parts, weighted by their numbers of queries, add up to the whole.
 
         With `pairs`, what `SimilarityMixup.draw(labels)` gives, M virtual items join, as rows N, N + 1, ...: the loss
-        of `SimilarityMixup()(embeddings, labels)`, in three quarters of the time.
+        of `SimilarityMixup()(embeddings, labels)`, in four fifths of the time.
         """
         dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
         ks = torch.tensor(self.ks, dtype=dtype, device=embeddings.device)

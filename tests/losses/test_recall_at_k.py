@@ -40,6 +40,7 @@ UNEVEN = torch.tensor([3, 1, 1, 3, 3, 0, 1, 9, 3, 0, 3, 4, 4])  # 9 stands alone
 @pytest.mark.parametrize("count_query", [False, True])
 @pytest.mark.parametrize(("block", "part"), [(1, 1), (60, 1), (60, 70), (2**22, 60), (2**22, 2**20)])
 def test_value_and_gradient_equal_the_loops(count_query, block, part, monkeypatch):
+    monkeypatch.setattr(ranking, "BLOCK_ROWS", 1)
     monkeypatch.setattr(ranking, "BLOCK_ELEMENTS", block)  # one query a block, four, or all
     monkeypatch.setattr(ranking, "PART_ELEMENTS", part)
     embeddings = unit(len(UNEVEN), 5).requires_grad_()
