@@ -35,7 +35,8 @@ def chunked_forward(
         encoder: a module, a method of one, or a function. It maps inputs of b rows to embeddings (b, D), or to a dict
             or tuple of such, each row on its own.
         inputs: a tensor (N, ...), or a dict, tuple or other nest of tensors with N rows each. A list is a batch in
-            chunks already, each of them a tensor or nest. What is longer than `chunk_size` is split evenly.
+            chunks already, each of them a tensor or nest; a DataLoader makes one of pairs, too, of which
+            `tuple(batch)` is meant. What is longer than `chunk_size` is split evenly.
         chunk_size: largest number of rows in one pass of the encoder, from 1.
         keep_last: how many chunks, the last ones, keep their activations, from 1: more memory, less to recompute. With
             all of them kept a step costs what a plain one does.
@@ -47,8 +48,8 @@ def chunked_forward(
 
     Raises:
         ValueError: for a `chunk_size` or `keep_last` below 1, no inputs, inputs of unequal length, an encoder that does
-            not give a row per row or changes its mind between chunks, and, in backward, one whose recomputation comes
-            out otherwise.
+            not give a row per row or changes its mind between chunks, a list whose chunks are of different kinds, and,
+            in backward, an encoder whose recomputation comes out otherwise.
 
     >>> encoder = torch.nn.Linear(3, 2)
     >>> chunked_forward(encoder, torch.ones(10, 3), chunk_size=4).shape
@@ -56,7 +57,9 @@ def chunked_forward(
     """
     if chunk_size < 1 or keep_last < 1:
         raise ValueError(f"chunk_size and keep_last must be at least 1, got {chunk_size} and {keep_last}.")
-    chunks = [part for chunk in (inputs if isinstance(inputs, list) else [inputs]) for part in split(chunk, chunk_size)]
+    given = inputs if isinstance(inputs, list) else [inputs]
+    check_alike(given)
+    chunks = [part for chunk in given for part in split(chunk, chunk_size)]
     if not chunks:
         raise ValueError("There is nothing to embed: inputs hold no rows.")
     recomputed = max(len(chunks) - keep_last, 0) if torch.is_grad_enabled() else 0
@@ -110,6 +113,19 @@ def embed(encoder: Callable[[Any], Tree], chunk: Tree, device: torch.device | st
 def num_rows(chunk: Tree) -> int:
     """Rows of a tensor or nest of tensors."""
     return len(tree_flatten(chunk)[0][0])
+
+
+def check_alike(chunks: list[Tree]) -> None:
+    """Raises ValueError if chunks hold different things, such as images in one and labels in another."""
+    kinds = {
+        str(tree_map(lambda leaf: f"{leaf.dtype} {leaf.ndim}-d" if isinstance(leaf, Tensor) else type(leaf), chunk))
+        for chunk in chunks
+    }
+    if len(kinds) > 1:
+        raise ValueError(
+            f"A list is a batch in chunks, which must be alike, got {' and '.join(sorted(kinds))}. If its entries are "
+            "parts of one input, such as a pair that a DataLoader has made a list, give tuple(batch)."
+        )
 
 
 def split(chunk: Tree, chunk_size: int) -> list[Tree]:

@@ -420,6 +420,7 @@ def test_an_encoder_that_gives_no_row_a_row_is_told(encoder, message):
     ("inputs", "message"),
     [
         ({"a": torch.ones(4, 2), "b": torch.ones(3, 2)}, r"must have as many rows, got \[3, 4\]"),
+        ([torch.ones(4, 2), torch.ones(4).long()], r"float32 2-d and torch.int64 1-d. .* give tuple\(batch\)"),
         ({"a": torch.ones(4, 2), "b": ["x"] * 4}, "inputs must be tensors .* got 'x'"),
         (torch.tensor(3.0), "inputs must be tensors"),
         (({},), "nothing to embed"),
