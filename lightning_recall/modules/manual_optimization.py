@@ -37,8 +37,8 @@ class ManualOptimization(LightningModule):
             of an epoch may have fewer.
 
     Raises:
-        ValueError: for numbers out of range, a plateau by the step, and schedules that cannot work (when the training
-            starts).
+        ValueError: for numbers out of range, a plateau by the step, and schedules that cannot work or overrule
+            `loss_lr` (when the training starts).
     """
 
     def __init__(
@@ -115,7 +115,14 @@ class ManualOptimization(LightningModule):
             group["params"] = [p for p in group["params"] if p.requires_grad]
         optimizer = self.optimizer(groups) if self.optimizer else torch.optim.AdamW(groups, lr=1e-4)
         wanted = self.lr_scheduler if isinstance(self.lr_scheduler, Sequence) else [self.lr_scheduler]
+        before = [group["lr"] for group in optimizer.param_groups]
         schedulers = [make(optimizer) for make in wanted if make is not None]
+        after = [float(group["lr"]) for group in optimizer.param_groups]
+        if of_loss and schedulers and len(set(after)) == 1 < len(set(map(float, before))):
+            raise ValueError(
+                f"{type(schedulers[-1]).__name__} sets a learning rate of its own for all parameters, so that loss_lr "
+                f"would do nothing: give it one for the network and one for the loss, such as max_lr: {before}."
+            )
         timing = {"interval": self.lr_interval, "frequency": self.lr_frequency}
         return [optimizer], [{"scheduler": scheduler, **timing} for scheduler in schedulers]
 

@@ -170,6 +170,16 @@ def test_the_loss_has_a_learning_rate_of_its_own():
     assert len(Line(loss_lr=None).configure_optimizers()[0][0].param_groups) == 1
 
 
+def test_a_schedule_that_overrules_it_is_refused():
+    def schedule(max_lr):
+        return Line(loss_lr=0.125, lr_scheduler=lambda optimizer: OneCycleLR(optimizer, max_lr, total_steps=10))
+
+    with pytest.raises(ValueError, match=r"OneCycleLR sets .* loss_lr would do nothing.* max_lr: \[1.0, 0.125\]"):
+        schedule(1.0).configure_optimizers()
+    groups = schedule([1.0, 0.125]).configure_optimizers()[0][0].param_groups
+    assert groups[0]["lr"] == 8 * groups[1]["lr"]
+
+
 class TwoOptimizers(Line):
     def configure_optimizers(self):
         first, second = sgd(self.net.parameters()), SGD(self.loss.parameters(), lr=0.1)
