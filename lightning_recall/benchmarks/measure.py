@@ -139,7 +139,11 @@ def forward_backward(
 
 
 def three_products(embeddings: Tensor) -> None:
-    """The matrix products N x N x D that a loss over all similarities, and its gradient, are made of."""
-    similarities = embeddings @ embeddings.T
-    similarities @ embeddings
-    similarities.T @ embeddings
+    """The matrix products N x N x D that a loss over all similarities, and its gradient, are made of.
+
+    At most 8,192 rows at a time, so that they fit where the loss does.
+    """
+    for rows in torch.split(embeddings, 8192):
+        similarities = rows @ embeddings.T
+        similarities @ embeddings
+        similarities.T @ rows
