@@ -76,28 +76,30 @@ class _RowLoss(torch.autograd.Function):
         with torch.autocast(embeddings.device.type, enabled=False):
             gallery = Gallery(embeddings) if pairs is None else MixedGallery(embeddings, pairs)
             gradient = torch.zeros_like(embeddings) if ctx.needs_input_grad[0] else None
-            values, hits = [], []
+            # small tensors that outlive a block would cut up the memory that the next one needs
+            total, hits = embeddings.new_zeros(()), torch.empty_like(queries, dtype=torch.bool)
             at_a_time = BLOCK_ELEMENTS if embeddings.device.type == "cpu" else DEVICE_ELEMENTS
-            for part in torch.split(queries, max(1, at_a_time // len(gallery))):
+            num_rows = max(1, at_a_time // len(gallery))
+            for part, hit in zip(torch.split(queries, num_rows), torch.split(hits, num_rows), strict=True):
                 rows = gallery.rows(part)  # (q, D)
                 similarities = gallery.similarities(rows)  # (q, N)
                 positive = labels[part, None] == labels
                 negative = ~positive
                 positive.scatter_(1, part[:, None], False)
                 best = [similarities.masked_fill(~mask, -torch.inf).amax(1) for mask in (positive, negative)]
-                hits.append(best[0] > best[1])
+                torch.gt(best[0], best[1], out=hit)
                 similarities.requires_grad_(gradient is not None)
                 with torch.set_grad_enabled(gradient is not None):
                     value = values_of(similarities, positive, negative).sum()
                 if gradient is not None:
                     (weights,) = torch.autograd.grad(value, similarities)
                     gallery.add_gradient(gradient, part, rows, weights)
-                values.append(value.detach())
-            hit = torch.cat(hits).float().mean()
+                total += value.detach()
+            share = hits.float().mean()
             if gradient is not None:
                 ctx.save_for_backward(gradient.div_(len(queries)))
-            ctx.mark_non_differentiable(hit)
-            return torch.stack(values).sum() / len(queries), hit
+            ctx.mark_non_differentiable(share)
+            return total / len(queries), share
 
     @staticmethod
     @torch.autograd.function.once_differentiable
