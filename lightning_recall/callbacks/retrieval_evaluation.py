@@ -1,7 +1,8 @@
 """Scores any LightningModule by Recall@k and its kin on validation and test."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -84,7 +85,7 @@ class RetrievalEvaluation(Callback):
         self.tables = tables
         self.initial_state: dict[str, Tensor] = {}
         self.metrics: dict[tuple[int, str], RetrievalScores | RevisitedMAP] = {}  # (dataloader, what is scored)
-        self.rows: dict[int, list[int] | None] = {}  # of the data set, still to come from each dataloader
+        self.rows: dict[int, Iterator[int] | None] = {}  # of the data set, still to come from each dataloader
         self.results: list[Evaluated] = []  # of the last validate or test
         self.started = 0.0
         self.shows_bar = True
@@ -153,9 +154,11 @@ class RetrievalEvaluation(Callback):
 
     def update(self, loader: Any, dataloader_idx: int, scored: dict[str, Tensor], labels: Tensor) -> None:
         """Adds a batch to the metrics of its dataloader, one for each kind of embeddings (b, D) in `scored`."""
-        rows = self.rows.setdefault(dataloader_idx, rows_in_order(loader))
-        indices = None if rows is None else torch.tensor(rows[: len(labels)])
-        self.rows[dataloader_idx] = None if rows is None else rows[len(labels) :]
+        if dataloader_idx not in self.rows:
+            order = rows_in_order(loader)
+            self.rows[dataloader_idx] = None if order is None else iter(order)
+        rows = self.rows[dataloader_idx]
+        indices = None if rows is None else torch.tensor(list(islice(rows, len(labels))))
         for kind, embeddings in scored.items():
             metric = self.metrics.get((dataloader_idx, kind)) or self.metric_of(loader).to(embeddings.device)
             self.metrics[dataloader_idx, kind] = metric

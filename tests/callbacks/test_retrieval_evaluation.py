@@ -233,3 +233,16 @@ def test_who_needs_it_says_so():
 
     with pytest.raises(ValueError, match=r"Other shows what RetrievalEvaluation finds: add RetrievalEvaluation\(\)"):
         results_of(make_trainer(), Other())
+
+
+def test_the_order_of_a_data_set_is_asked_for_once(monkeypatch):
+    """Not by every batch: a million rows would be listed a million times over the batch size."""
+    asked = []
+
+    def counted(loader):
+        asked.append(loader)
+        return list(loader.sampler)
+
+    monkeypatch.setattr("lightning_recall.callbacks.retrieval_evaluation.rows_in_order", counted)
+    make_trainer(RetrievalEvaluation()).validate(TheirModule(), loader(), verbose=False)
+    assert len(asked) == 1
