@@ -160,14 +160,16 @@ def check_batch(embeddings: Tensor, labels: Tensor) -> None:
         raise ValueError("embeddings hold NaN or infinity: lower the learning rate or clip gradients.")
 
 
-class Compared(NamedTuple):
-    """What the comparisons of some queries gave.
+class PerQuery(NamedTuple):
+    """What came out for each query (Q,).
+
+    Made once and filled part by part: small tensors that outlive a part would cut up the memory that the next needs.
 
     Attributes:
-        value: scalar, sum of the objective.
-        first_match: (q,) rank of each query's first match.
-        active: scalar, how many of their positives have gradient.
-        moves: (q,) bool, whether the query has any gradient.
+        value: the objective's.
+        first_match: rank of its first match.
+        active: how many of its positives have gradient.
+        moves: bool, whether it has any gradient.
     """
 
     value: Tensor
@@ -192,16 +194,17 @@ class _SmoothRankLoss(torch.autograd.Function):
             gradient = torch.zeros_like(embeddings) if ctx.needs_input_grad[0] else None
             width = positives.valid.sum(1)  # ascending
             buffer = embeddings.new_empty(0)  # new memory for each block would cost a sixth of its product
-            results: list[Compared] = []
+            told = PerQuery(embeddings.new_empty(len(width)), width.clone(), width.clone(), width > 0)
+            start = 0
             for block in blocks(positives, width.tolist(), len(gallery)):
-                results += add_block(gallery, block, ranking, gradient, buffer)
-            values, first_matches, actives, _ = (list(parts) for parts in zip(*results, strict=True))
-            first_match = torch.cat(first_matches)
-            active = torch.stack(actives).sum() / width.sum()
+                stop = start + sum(len(part.queries) for part in block)
+                add_block(gallery, block, ranking, gradient, buffer, PerQuery(*(column[start:stop] for column in told)))
+                start = stop
+            active = told.active.sum() / width.sum()
             if gradient is not None:
-                ctx.save_for_backward(gradient.div_(len(first_match)))
-            ctx.mark_non_differentiable(first_match, active)
-            return torch.stack(values).sum() / len(first_match), first_match, active
+                ctx.save_for_backward(gradient.div_(len(width)))
+            ctx.mark_non_differentiable(told.first_match, active)
+            return told.value.mean(), told.first_match, active
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -232,26 +235,27 @@ def blocks(positives: Positives, widths: list[int], num_items: int) -> Iterator[
 
 
 def add_block(
-    gallery: Gallery, parts: list[Positives], ranking: Ranking, gradient: Tensor | None, buffer: Tensor
-) -> list[Compared]:
+    gallery: Gallery, parts: list[Positives], ranking: Ranking, gradient: Tensor | None, buffer: Tensor, told: PerQuery
+) -> None:
     """Adds a block's part of the gradient into `gradient` (N, D), if given; `buffer`, of any size, is worked in."""
     queries = torch.cat([part.queries for part in parts])
     rows = gallery.rows(queries)  # (q, D)
     similarities = buffer.resize_(len(rows), len(gallery))  # in units of the temperature
     gallery.similarities(rows / ranking.temperature, out=similarities)
-    slices = torch.split(similarities, [len(part.queries) for part in parts])
-    results = [compare(slice_, part, ranking, gradient is not None) for slice_, part in zip(slices, parts, strict=True)]
+    sizes = [len(part.queries) for part in parts]
+    columns = zip(*(torch.split(column, sizes) for column in told), strict=True)
+    for slice_, part, cells in zip(torch.split(similarities, sizes), parts, columns, strict=True):
+        compare(slice_, part, ranking, gradient is not None, PerQuery(*cells))
     if gradient is not None:
         weights = similarities  # dL/ds, which `compare` has left there
         if weights.device.type == "cpu":  # elsewhere it would wait for the device
-            moving = torch.cat([result.moves for result in results]).nonzero().squeeze(1)
+            moving = told.moves.nonzero().squeeze(1)
             if len(moving) < 0.8 * len(queries):  # far beyond every k the loss is flat
                 queries, rows, weights = queries[moving], rows[moving], weights[moving]
         gallery.add_gradient(gradient, queries, rows, weights)
-    return results
 
 
-def compare(similarities: Tensor, part: Positives, ranking: Ranking, with_gradient: bool) -> Compared:
+def compare(similarities: Tensor, part: Positives, ranking: Ranking, with_gradient: bool, told: PerQuery) -> None:
     """Ranks the positives of some queries by `similarities` (q, N), in units of the temperature.
 
     With gradient, the objective's derivative by the similarities, in their own unit, takes their place.
@@ -260,7 +264,7 @@ def compare(similarities: Tensor, part: Positives, ranking: Ranking, with_gradie
     at_positives = similarities.gather(1, items)  # (q, P)
     own = similarities.gather(1, queries[:, None])
     similarities.scatter_(1, queries[:, None], -torch.inf)  # sigmoid 0: the query is never more similar than anything
-    first_match = rank_of_best(similarities, at_positives.masked_fill(~valid, -torch.inf))
+    told.first_match.copy_(rank_of_best(similarities, at_positives.masked_fill(~valid, -torch.inf)))
     if ranking.count_query:
         similarities.scatter_(1, queries[:, None], own)
 
@@ -269,19 +273,21 @@ def compare(similarities: Tensor, part: Positives, ranking: Ranking, with_gradie
     ahead, slopes = ranking.comparison(differences, at_positives, part, with_gradient)
     ranks = ahead.add_(1)
     if slopes is None:
-        value = ranking.objective(ranks, valid, at_positives).sum()
-        return Compared(value, first_match, ranks.new_zeros(()), valid[:, 0])
+        told.value.copy_(ranking.objective(ranks, valid, at_positives))
+        told.active.zero_()
+        return
     ranks.requires_grad_()
     at_positives.requires_grad_()
     with torch.enable_grad():
-        value = ranking.objective(ranks, valid, at_positives).sum()
-    by_rank, by_positive = torch.autograd.grad(value, (ranks, at_positives), materialize_grads=True)  # (q, P)
+        values = ranking.objective(ranks, valid, at_positives)
+        by_rank, by_positive = torch.autograd.grad(values.sum(), (ranks, at_positives), materialize_grads=True)
     by_rank, by_positive = (F.hardshrink(given * valid, NEGLIGIBLE) for given in (by_rank, by_positive))
-    active, moves = (by_rank.abs() > ACTIVE).sum(), (by_rank.abs() + by_positive.abs()).any(1)
+    told.value.copy_(values.detach())
+    told.active.copy_((by_rank.abs() > ACTIVE).sum(1))
+    told.moves.copy_((by_rank.abs() + by_positive.abs()).any(1))
     by_rank, by_positive = by_rank / ranking.temperature, by_positive / ranking.temperature
     torch.bmm(by_rank[:, None, :], slopes, out=similarities[:, None, :])
     similarities.scatter_add_(1, items, by_positive - by_rank * slopes.sum(2))  # raising s_qx lowers x's own rank
-    return Compared(value.detach(), first_match, active, moves)
 
 
 def rank_of_best(similarities: Tensor, at_positives: Tensor) -> Tensor:

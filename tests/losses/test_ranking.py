@@ -1,6 +1,9 @@
 """The losses that share ranking.py, beside loops over their equations."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -242,3 +245,17 @@ def test_trained_networks_do_not_meet_denormal_numbers(noise):
         loss = RecallAtKLoss()(embeddings, torch.arange(400) // 4)
         torch.autograd.grad(loss, embeddings)
     assert numbers.count == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads a process's memory from /proc")
+def test_a_large_class_takes_no_more_memory_with_every_query():
+    script = """
+import torch
+from lightning_recall.benchmarks.measure import example_batch, forward_backward, peak_bytes
+from lightning_recall.losses import SmoothAPLoss
+embeddings, labels = example_batch(1200, 16, "clustered", torch.device("cpu"))
+labels[:600] = 0
+print(peak_bytes(lambda: forward_backward(SmoothAPLoss(), embeddings, labels), torch.device("cpu")) / 2**20)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(ran.stdout) < 200  # 1,600 where small results cut up what a query leaves, 60 where not
