@@ -105,6 +105,20 @@ def test_value_and_gradient_equal_the_loops(case, block, part, monkeypatch):
     torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
 
 
+def test_an_objective_of_the_similarities_alone_has_its_gradient():
+    """Queries whose ranks do not count are not taken for queries without gradient."""
+
+    def drawn_together(ranks, valid, similarities):
+        return -(similarities * valid).sum(1) + 0 * ranks.sum(1)
+
+    embeddings = unit(len(LABELS), 3).requires_grad_()
+    actual = ranking.smooth_rank_loss(embeddings, LABELS, drawn_together, TAU).loss
+    right = (LABELS[:, None] == LABELS) & ~torch.eye(len(LABELS), dtype=torch.bool)
+    expected = -((embeddings @ embeddings.T)[right] / TAU).sum() / right.any(1).sum()
+    gradients = [torch.autograd.grad(value, embeddings)[0] for value in (actual, expected)]
+    torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
+
+
 def test_gradcheck(case):
     loss, _ = case
     embeddings = unit(len(LABELS), 3).requires_grad_()

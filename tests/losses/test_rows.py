@@ -50,6 +50,14 @@ def test_the_hit_rate_is_exact(loss):
     assert loss.diagnostics["recall@1"].item() == pytest.approx(sum(hits) / len(hits))
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_tie_is_no_hit(loss):
+    loss(torch.eye(2).repeat_interleave(2, 0), torch.tensor([0, 1, 0, 1]))  # the right one and two wrong ones at 0
+    assert loss.diagnostics["recall@1"].item() == 0
+    loss(torch.ones(4, 2) / 2**0.5, torch.tensor([0, 1, 0, 1]))
+    assert loss.diagnostics["recall@1"].item() == 0
+
+
 def test_memory_is_that_of_a_block():
     from lightning_recall.benchmarks.measure import peak_tensor_bytes
 
