@@ -135,7 +135,7 @@ def test_wrong_use_is_refused():
 
     with pytest.raises(ValueError, match=r"forward of GivesMaps must give embeddings \(12, D\)"):
         make_trainer(RetrievalEvaluation()).test(GivesMaps(), loader(), verbose=False)
-    with pytest.raises(ValueError, match=r"pair of tensors \(images, labels\), got a Tensor"):
+    with pytest.raises(ValueError, match=r"pair \(inputs, labels\), got a Tensor"):
         make_trainer(RetrievalEvaluation()).test(TheirModule(), DataLoader(IMAGES), verbose=False)
     triples = DataLoader(TensorDataset(IMAGES, LABELS, LABELS), batch_size=9)
     with pytest.raises(ValueError, match="got a list of 3"):
@@ -178,12 +178,6 @@ def test_named_dataloaders_with_queries_and_gallery(capsys):
     assert "model on all" in shown
 
 
-def test_queries_and_gallery_need_an_order():
-    shuffled = DataLoader(Told(), batch_size=12, sampler=torch.randperm(40).tolist())
-    with pytest.raises(ValueError, match="queries and gallery must be evaluated in order"):
-        make_trainer(RetrievalEvaluation()).test(TheirModule(), shuffled, verbose=False)
-
-
 class InGroups(TensorDataset):
     groups = np.arange(40) % 3
     paths = np.array([f"images/{i}.jpg".encode() for i in range(40)])
@@ -200,15 +194,15 @@ def test_other_scores_groups_and_tables(tmp_path, capsys):
     metric = RetrievalScores(("recall", "map@r", "mrr"), (1,))
     metric.update(module.net(IMAGES), LABELS, torch.arange(40), groups=torch.arange(40) % 3)
     assert results == {f"test/{name}": pytest.approx(value.item()) for name, value in metric.compute().items()}
-    assert str(tmp_path / "test_queries.csv") in capsys.readouterr().out
-    with (tmp_path / "test_queries.csv").open() as file:
+    assert str(tmp_path / "runs/version_0/test_queries.csv") in capsys.readouterr().out
+    with (tmp_path / "runs/version_0/test_queries.csv").open() as file:
         rows = list(csv.DictReader(file))
     found = metric.search()
     assert [int(row["index"]) for row in rows] == found.queries.tolist()
     assert [int(row["first_rank"]) for row in rows] == found.first_ranks.tolist()
     assert [float(row["map@r"]) for row in rows] == pytest.approx(found.scores["map@r"].tolist(), rel=1e-5)
     assert rows[7]["path"] == f"images/{rows[7]['index']}.jpg"
-    with (tmp_path / "test_classes.csv").open() as file:
+    with (tmp_path / "runs/version_0/test_classes.csv").open() as file:
         classes = list(csv.DictReader(file))
     assert [int(row["label"]) for row in classes] == list(range(10))
     assert sum(float(row["mrr"]) * int(row["queries"]) for row in classes) / len(rows) == pytest.approx(
@@ -233,16 +227,3 @@ def test_who_needs_it_says_so():
 
     with pytest.raises(ValueError, match=r"Other shows what RetrievalEvaluation finds: add RetrievalEvaluation\(\)"):
         results_of(make_trainer(), Other())
-
-
-def test_the_order_of_a_data_set_is_asked_for_once(monkeypatch):
-    """Not by every batch: a million rows would be listed a million times over the batch size."""
-    asked = []
-
-    def counted(loader):
-        asked.append(loader)
-        return list(loader.sampler)
-
-    monkeypatch.setattr("lightning_recall.callbacks.retrieval_evaluation.rows_in_order", counted)
-    make_trainer(RetrievalEvaluation()).validate(TheirModule(), loader(), verbose=False)
-    assert len(asked) == 1

@@ -54,18 +54,18 @@ def assert_saved(folder, images=IMAGES, labels=LABELS):
 
 def test_by_default_it_is_one_file_in_the_runs_folder(tmp_path, capsys):
     trainer(tmp_path, SavedEmbeddings()).predict(Double(), datamodule=Data())
-    assert_saved(tmp_path / "embeddings")
-    assert str(tmp_path / "embeddings") in capsys.readouterr().out
-    (path,) = (tmp_path / "embeddings").glob("shard-*")
+    assert_saved(tmp_path / "runs/version_0/embeddings")
+    assert str(tmp_path / "runs/version_0/embeddings") in capsys.readouterr().out
+    (path,) = (tmp_path / "runs/version_0/embeddings").glob("shard-*")
     with np.load(path) as arrays:
         np.testing.assert_array_equal(arrays["embeddings"], 2 * IMAGES.numpy())
 
 
 def test_a_loader_of_ones_own_and_images_without_labels(tmp_path):
     trainer(tmp_path, SavedEmbeddings(format="safetensors")).predict(Double(), DataLoader(IMAGES, batch_size=5))
-    (path,) = (tmp_path / "embeddings").glob("shard-*.safetensors")
+    (path,) = (tmp_path / "runs/version_0/embeddings").glob("shard-*.safetensors")
     assert load_file(path).keys() == {"embeddings", "ids"}
-    assert torch.equal(load_embeddings(tmp_path / "embeddings")["embeddings"], 2 * IMAGES)
+    assert torch.equal(load_embeddings(tmp_path / "runs/version_0/embeddings")["embeddings"], 2 * IMAGES)
 
 
 @pytest.mark.parametrize("form", ["npz", "safetensors"])
@@ -134,8 +134,9 @@ def test_embeddings_of_other_weights_are_not_mixed(tmp_path):
     trainer(tmp_path, SavedEmbeddings(folder)).predict(Double(), datamodule=Data())
     other = Double()
     torch.nn.init.constant_(other.factor, 3)
-    next((tmp_path / "kept").glob("shard-*")).unlink()
-    with pytest.raises(ValueError, match="holds embeddings of other weights: choose another folder, or delete it"):
+    with pytest.raises(
+        ValueError, match=r"of another state: other weights\. Choose another folder, or delete this one"
+    ):
         trainer(tmp_path, SavedEmbeddings(folder)).predict(other, datamodule=Data())
 
 

@@ -44,7 +44,7 @@ def test_curves_hold_every_step_and_go_on_after_a_resume(tmp_path, capsys):
         "train/loss": [(step + 1, float(step)) for step in range(9)],
         "val/recall@1": [(3, 0.0), (6, pytest.approx(0.1)), (9, pytest.approx(0.2))],
     }
-    path = tmp_path / "again" / "training_curves.png"
+    path = tmp_path / "again/runs/version_0/training_curves.png"
     assert imread(path).shape[1] > imread(path).shape[0] > 300
     assert str(path) in capsys.readouterr().out
 
