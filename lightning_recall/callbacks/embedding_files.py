@@ -48,7 +48,7 @@ def load_embeddings(folder: str | Path) -> dict[str, Tensor]:
 
 
 def kind_of(path: Path, shard: dict[str, Tensor]) -> Any:
-    """What all shards of a folder have in common; shards of earlier versions do not say in which state they were made."""
+    """What all shards of a folder have in common; those of earlier versions do not name the state they were made in."""
     embeddings = shard["embeddings"]
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
@@ -92,7 +92,8 @@ def save_shard(folder: Path, rank: int, suffix: str, arrays: dict[str, Tensor], 
 
     def write(unfinished: Path) -> None:
         if suffix == "safetensors":
-            return save_file(arrays, unfinished, {STATE: state})
+            save_file(arrays, unfinished, {STATE: state})
+            return
         as_numpy: dict[str, Any] = {name: values.numpy() for name, values in arrays.items()}
         np.savez(unfinished, **as_numpy)
         with zipfile.ZipFile(unfinished, "a") as archive:

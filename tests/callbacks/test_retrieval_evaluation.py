@@ -5,9 +5,20 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.multiprocessing import ProcessRaisedException
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+    default_collate,
+    random_split,
+)
 
-from lightning_recall import RecallAtK, RetrievalEvaluation
+from lightning_recall import ClassBalancedBatchSampler, RecallAtK, RetrievalEvaluation
 from lightning_recall.callbacks.retrieval_evaluation import results_of
 from lightning_recall.metrics import RetrievalScores
 
@@ -47,14 +58,12 @@ def loader(labels=LABELS, images=IMAGES):
 def make_trainer(*callbacks, **kwargs):
     return pl.Trainer(
         accelerator="cpu",
-        devices=1,
-        max_epochs=1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=list(callbacks),
-        **kwargs,
+        **{"devices": 1, "max_epochs": 1, **kwargs},
     )
 
 
@@ -227,3 +236,252 @@ def test_who_needs_it_says_so():
 
     with pytest.raises(ValueError, match=r"Other shows what RetrievalEvaluation finds: add RetrievalEvaluation\(\)"):
         results_of(make_trainer(), Other())
+
+
+def recall_at_1(embeddings, labels, is_query=None, is_gallery=None):
+    """By the definition, in numpy: the share of queries whose nearest other gallery item is of their class."""
+    unit = embeddings.numpy().astype(np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    labels = np.asarray(labels)
+    everything = np.ones(len(labels), bool)
+    hits = []
+    for query in np.flatnonzero(everything if is_query is None else is_query):
+        others = np.flatnonzero(everything if is_gallery is None else is_gallery)
+        others = others[others != query]
+        if (labels[others] == labels[query]).any():
+            nearest = others[(unit[others] @ unit[query]).argmax()]
+            hits.append(labels[nearest] == labels[query])
+    return np.mean(hits)
+
+
+class QueriesAndGallery(TensorDataset):
+    """Four images a class, of which one searches for the others."""
+
+    def __init__(self, size=40):
+        generator = torch.Generator().manual_seed(7)
+        classes = torch.randn(10, 1, 3, 3, generator=generator)
+        labels = torch.arange(size) % 10
+        super().__init__(classes[labels] + 1.2 * torch.randn(size, 1, 3, 3, generator=generator), labels)
+        self.is_query = np.arange(size) < size // 4
+        self.is_gallery = ~self.is_query
+        self.paths = [f"{row}.jpg" for row in range(size)]
+
+    def right_value(self, rows=None):
+        rows = slice(None) if rows is None else rows
+        images, labels = self.tensors
+        roles = self.is_query[rows], self.is_gallery[rows]
+        return pytest.approx(recall_at_1(images[rows].flatten(1), labels[rows], *roles))
+
+
+class Pixels(pl.LightningModule):
+    def forward(self, images):
+        return images.flatten(1)
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        pass
+
+    test_step = validation_step
+
+
+def eights(rows):
+    return [rows[i : i + 8] for i in range(0, len(rows), 8)]
+
+
+QUERY_DATA = QueriesAndGallery()
+ORDERS = {
+    "in order": lambda data: DataLoader(data, batch_size=16),
+    "shuffled": lambda data: DataLoader(data, batch_size=16, shuffle=True),
+    "shuffled by workers": lambda data: DataLoader(data, batch_size=16, shuffle=True, num_workers=2),
+    "batch sampler": lambda data: DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), 16, False)),
+    "list of batches": lambda data: DataLoader(data, batch_sampler=eights(torch.randperm(40).tolist())),
+    "lists of rows": lambda data: DataLoader(
+        data, batch_size=None, sampler=BatchSampler(RandomSampler(data), 7, False)
+    ),
+    "repeated rows": lambda data: DataLoader(
+        data, batch_sampler=ClassBalancedBatchSampler(data.tensors[1], 12, 3, tail="fill")
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*shuffling enabled")
+@pytest.mark.parametrize("order", ORDERS)
+def test_queries_are_queries_in_whatever_order_a_loader_gives_them(order, tmp_path):
+    evaluation = RetrievalEvaluation(ks=(1,), tables=True)
+    results = make_trainer(evaluation, default_root_dir=tmp_path).test(
+        Pixels(), ORDERS[order](QUERY_DATA), verbose=False
+    )
+    assert results[0]["test/recall@1"] == QUERY_DATA.right_value()
+    with (tmp_path / "runs/version_0/test_queries.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["index"], row["path"]) for row in rows] == [(str(i), f"{i}.jpg") for i in range(10)]
+    assert [int(row["label"]) for row in rows] == list(range(10))
+
+
+def test_a_sampler_of_some_rows_scores_these():
+    rows = [*range(3, 10), *range(12, 40, 2)]
+    loader = DataLoader(QUERY_DATA, batch_size=4, sampler=torch.tensor(rows)[torch.randperm(len(rows))].tolist())
+    results = make_trainer(RetrievalEvaluation(ks=(1,))).test(Pixels(), loader, verbose=False)[0]
+    assert results["test/recall@1"] == QUERY_DATA.right_value(rows)
+
+
+def test_parts_and_combinations_of_data_sets_keep_their_queries():
+    whole = QueriesAndGallery(80)
+    for number, part in enumerate(random_split(whole, [60, 20], torch.Generator().manual_seed(3))):
+        again = Subset(part, torch.randperm(len(part)).tolist())
+        results = make_trainer(RetrievalEvaluation(ks=(1,))).test(
+            Pixels(), DataLoader(again, batch_size=7), verbose=False
+        )
+        assert results[0]["test/recall@1"] == whole.right_value(part.indices), number
+    halves = ConcatDataset([Subset(whole, range(40, 80)), Subset(whole, range(40))])
+    results = make_trainer(RetrievalEvaluation(ks=(1,))).test(Pixels(), DataLoader(halves, batch_size=7), verbose=False)
+    assert results[0]["test/recall@1"] == whole.right_value()
+
+
+class Backwards(BatchSampler):
+    """Batches in reverse."""
+
+    def __iter__(self):
+        return reversed(list(super().__iter__()))
+
+
+class WithLoader(Pixels):
+    """Its test loader is made where Lightning can put a distributed sampler into the batch sampler."""
+
+    def __init__(self, file=None):
+        super().__init__()
+        self.file = file
+
+    def test_dataloader(self):
+        return DataLoader(QUERY_DATA, batch_sampler=Backwards(SequentialSampler(QUERY_DATA), 9, False))
+
+    def on_test_end(self):
+        if self.file is not None:
+            self.file.write_text(str(float(self.trainer.callback_metrics["test/recall@1"])))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_several_processes_score_as_one(processes, tmp_path):
+    strategy = {"devices": processes, "strategy": "ddp_fork"} if processes > 1 else {}
+    trainer = make_trainer(RetrievalEvaluation(ks=(1,)), default_root_dir=tmp_path, **strategy)
+    trainer.test(WithLoader(tmp_path / "score"), verbose=False)
+    assert float((tmp_path / "score").read_text()) == QUERY_DATA.right_value()
+
+
+class Batches:
+    """Any iterable of batches: no data set, no sampler."""
+
+    def __init__(self, data, size=7):
+        self.batches = [data[start : start + size] for start in range(0, 40, size)]
+
+    def __iter__(self):
+        yield from self.batches
+
+
+class BatchesAsItems:
+    """A data set whose items are whole batches."""
+
+    def __init__(self):
+        self.batches = Batches(TensorDataset(*QUERY_DATA.tensors)).batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        return self.batches[index]
+
+
+def drops_some(items):
+    """A collate function that leaves out what it does not like."""
+    return default_collate([item for item in items if item[1] != 4])
+
+
+PLAIN_DATA = TensorDataset(*QUERY_DATA.tensors)
+UNKNOWN = {
+    "iterable": lambda: Batches(PLAIN_DATA),
+    "items are batches": lambda: DataLoader(BatchesAsItems(), batch_size=None),
+    "any order": lambda: DataLoader(PLAIN_DATA, batch_size=8, num_workers=1, in_order=False),
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_batches_without_row_numbers_are_scored(kind):
+    results = make_trainer(RetrievalEvaluation(ks=(1,))).test(Pixels(), UNKNOWN[kind](), verbose=False)[0]
+    images, labels = QUERY_DATA.tensors
+    assert results["test/recall@1"] == pytest.approx(recall_at_1(images.flatten(1), labels))
+
+
+def test_items_that_a_collate_function_drops_are_not_scored():
+    loader = DataLoader(PLAIN_DATA, batch_size=3, collate_fn=drops_some)  # the first batch is whole
+    results = make_trainer(RetrievalEvaluation(ks=(1,))).test(Pixels(), loader, verbose=False)[0]
+    images, labels = (part[QUERY_DATA.tensors[1] != 4] for part in QUERY_DATA.tensors)
+    assert results["test/recall@1"] == pytest.approx(recall_at_1(images.flatten(1), labels))
+
+
+@pytest.mark.parametrize("kind", ["any order", "drops"])
+def test_queries_whose_rows_are_not_known_are_refused(kind):
+    settings = {"collate_fn": drops_some} if kind == "drops" else {"num_workers": 1, "in_order": False}
+    with pytest.raises(ValueError, match="holds is needed, since it has is_query and is_gallery: evaluate a map-style"):
+        make_trainer(RetrievalEvaluation()).test(
+            Pixels(), DataLoader(QUERY_DATA, batch_size=9, **settings), verbose=False
+        )
+
+
+@pytest.mark.parametrize("kind", ["iterable", "any order"])
+def test_tables_without_row_numbers_are_refused_before_the_test(kind):
+    module = TheirModule()
+    with pytest.raises(ValueError, match=r"tables=True names the rows of the data set, but those of dataloader 0"):
+        make_trainer(RetrievalEvaluation(tables=True)).test(module, UNKNOWN[kind](), verbose=False)
+    assert module.calls == 0
+
+
+class Everywhere(Pixels):
+    """Has every process go over all batches."""
+
+    def test_dataloader(self):
+        return Batches(PLAIN_DATA)
+
+
+class Shares(WithLoader):
+    """Has every process go over batches of its own."""
+
+    def test_dataloader(self):
+        return Batches(TensorDataset(*(part[self.global_rank :: 2] for part in QUERY_DATA.tensors)))
+
+
+def test_processes_that_evaluate_the_same_batches_are_refused(tmp_path):
+    two = {"devices": 2, "strategy": "ddp_fork"}
+    with pytest.raises(ProcessRaisedException, match="All 2 processes evaluate the same items"):
+        make_trainer(RetrievalEvaluation(), **two).test(Everywhere(), verbose=False)
+    make_trainer(RetrievalEvaluation(ks=(1,)), **two).test(Shares(tmp_path / "score"), verbose=False)
+    images, labels = QUERY_DATA.tensors
+    assert float((tmp_path / "score").read_text()) == pytest.approx(recall_at_1(images.flatten(1), labels))
+
+
+class Reloads(TheirModule):
+    """Has another number of validation images in each epoch; notes what is logged of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes, self.seen = iter((40, 20, 60, 40)), []
+
+    def val_dataloader(self):
+        self.size = next(self.sizes)
+        data = QueriesAndGallery(self.size)
+        return {"a": DataLoader(data, batch_size=6, shuffle=True), "b": DataLoader(data, batch_size=9)}
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        return {"embeddings": batch[0].flatten(1)}
+
+    def on_validation_epoch_end(self):
+        if not self.trainer.sanity_checking:
+            scores = [self.trainer.callback_metrics[f"val/{name}/recall@1"] for name in "ab"]
+            self.seen.append((self.size, *map(float, scores)))
+
+
+@pytest.mark.filterwarnings("ignore:.*shuffling enabled")
+def test_validations_of_a_training_know_their_rows_each_time():
+    module = Reloads()
+    make_trainer(RetrievalEvaluation(ks=(1,)), max_epochs=4, reload_dataloaders_every_n_epochs=1).fit(module, loader())
+    assert [size for size, *_ in module.seen] == [40, 20, 60, 40]
+    for size, shuffled, in_order in module.seen:
+        assert shuffled == in_order == QueriesAndGallery(size).right_value()
