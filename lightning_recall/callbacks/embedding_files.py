@@ -74,7 +74,7 @@ def load_shard(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             arrays = load_file(path)
         else:
-            with np.load(path) as file:
+            with path.open("rb") as opened, np.load(opened) as file:  # NumPy would not close a broken one
                 arrays = {name: torch.from_numpy(file[name]) for name in file.files}
         whole = len(arrays["embeddings"]) == len(arrays["ids"])
     except (OSError, EOFError, ValueError, KeyError, SafetensorError, zipfile.BadZipFile, zlib.error) as error:

@@ -105,7 +105,7 @@ def load_state(root: Path) -> EmbeddingState | None:
         about = json.loads((root / ABOUT).read_text(encoding="utf-8"))
         rows = {}
         for number, name in enumerate(about["data"]):
-            with np.load(root / ROWS.format(number)) as file:
+            with (root / ROWS.format(number)).open("rb") as opened, np.load(opened) as file:
                 rows[name] = {kind: file[kind] for kind in file.files}
         return EmbeddingState(about["model"], about["data"], rows)
     except (OSError, ValueError, KeyError, TypeError):

@@ -105,6 +105,7 @@ class RecallCLI(LightningCLI):
         if ckpt_path.endswith(".ckpt") and "://" not in ckpt_path and not Path(ckpt_path).exists():
             self.parser.error(f"--ckpt_path {ckpt_path}: there is no such file.")
         called = self.config[subcommand].trainer.callbacks or []
+        called = called if isinstance(called, list) else [called]
         scores_start = any((callback.get("init_args") or {}).get("baselines") for callback in called)
         if ckpt_path.endswith(".ckpt") and not scores_start:
             without_download(self.config[subcommand].model)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import (
@@ -19,7 +20,9 @@ from torch.utils.data import (
 )
 
 from lightning_recall import ClassBalancedBatchSampler, RecallAtK, RetrievalEvaluation
+from lightning_recall.callbacks import EvaluationCharts, EvaluationReport, RetrievedImages
 from lightning_recall.callbacks.retrieval_evaluation import results_of
+from lightning_recall.callbacks.retrieved_images import pictures_of
 from lightning_recall.metrics import RetrievalScores
 
 LABELS = torch.arange(40) // 4
@@ -420,7 +423,9 @@ def test_items_that_a_collate_function_drops_are_not_scored():
 @pytest.mark.parametrize("kind", ["any order", "drops"])
 def test_queries_whose_rows_are_not_known_are_refused(kind):
     settings = {"collate_fn": drops_some} if kind == "drops" else {"num_workers": 1, "in_order": False}
-    with pytest.raises(ValueError, match="holds is needed, since it has is_query and is_gallery: evaluate a map-style"):
+    with pytest.raises(
+        ValueError, match=r"holds is needed, since it has is_query and is_gallery: evaluate a map-style"
+    ):
         make_trainer(RetrievalEvaluation()).test(
             Pixels(), DataLoader(QUERY_DATA, batch_size=9, **settings), verbose=False
         )
@@ -485,3 +490,159 @@ def test_validations_of_a_training_know_their_rows_each_time():
     assert [size for size, *_ in module.seen] == [40, 20, 60, 40]
     for size, shuffled, in_order in module.seen:
         assert shuffled == in_order == QueriesAndGallery(size).right_value()
+
+
+class Words(TensorDataset):
+    """Items (tokens of two kinds, label), or any other form."""
+
+    def __init__(self, form="pair"):
+        super().__init__(*QUERY_DATA.tensors)
+        self.form = form
+
+    def __getitem__(self, row):
+        image, label = super().__getitem__(row)
+        inputs = {"ids": image, "more": (image, row)}
+        forms = {"pair": (inputs, label), "mapping": {**inputs, "labels": label}, "triple": (inputs, label, row)}
+        return forms[self.form]
+
+
+class OfWords(pl.LightningModule):
+    """Its forward takes a dict; its step returns what is asked for."""
+
+    def __init__(self, returned=()):
+        super().__init__()
+        self.returned = returned
+        self.calls = 0
+
+    def forward(self, inputs):
+        self.calls += 1
+        return inputs["ids"].flatten(1) + 0 * inputs["more"][0].flatten(1)
+
+    def test_step(self, batch, batch_idx):
+        inputs, labels = (batch, batch["labels"]) if isinstance(batch, dict) else batch[:2]
+        found = {"embeddings": inputs["ids"].flatten(1), "labels": labels}
+        return {name: found[name] for name in self.returned}
+
+
+@pytest.mark.parametrize(
+    ("form", "returned", "calls"),
+    [
+        ("pair", (), 5),
+        ("pair", ("embeddings",), 0),
+        ("mapping", ("embeddings",), 0),
+        ("triple", ("embeddings", "labels"), 0),
+    ],
+)
+def test_inputs_may_be_anything(form, returned, calls):
+    module = OfWords(returned)
+    loader = DataLoader(Words(form), batch_size=8)
+    results = make_trainer(RetrievalEvaluation(ks=(1,))).test(module, loader, verbose=False)[0]
+    images, labels = QUERY_DATA.tensors
+    assert results["test/recall@1"] == pytest.approx(recall_at_1(images.flatten(1), labels))
+    assert module.calls == calls
+
+
+@pytest.mark.parametrize(
+    ("form", "returned", "message"),
+    [
+        ("mapping", (), "must be a pair .* got a dict with the keys 'ids', 'more', 'labels'"),
+        ("triple", ("embeddings",), "must be a pair .* got a list of 3"),
+    ],
+)
+def test_inputs_that_forward_cannot_take_say_so(form, returned, message):
+    loader = DataLoader(Words(form), batch_size=8)
+    with pytest.raises(ValueError, match=message):
+        make_trainer(RetrievalEvaluation(ks=(1,))).test(OfWords(returned), loader, verbose=False)
+
+
+def test_raw_pixels_are_those_of_tensors():
+    with pytest.raises(
+        ValueError, match=r"baselines=True scores the pixels of images: .* got a dict with the keys 'ids'"
+    ):
+        make_trainer(RetrievalEvaluation(baselines=True)).test(
+            OfWords(), DataLoader(Words(), batch_size=8), verbose=False
+        )
+
+
+def test_embeddings_of_another_number_than_labels_name_their_source():
+    class Halves(TheirModule):
+        def test_step(self, batch, batch_idx):
+            return {"embeddings": self(batch[0])[::2]}
+
+    message = r"test_step of Halves must give embeddings \(12, D\), got a tensor \(6, 5\)"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(RetrievalEvaluation()).test(Halves(), loader(), verbose=False)
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+def test_a_second_module_is_compared_with_its_own_first_weights():
+    evaluation = RetrievalEvaluation(ks=(1,), baselines=True)
+    for _ in range(2):
+        module = TheirModule()
+        expected = recall_at_1(module.net(QUERY_DATA.tensors[0]).detach(), QUERY_DATA.tensors[1])
+        trainer = make_trainer(evaluation, limit_val_batches=0)
+        trainer.fit(module, loader())
+        results = trainer.test(module, DataLoader(PLAIN_DATA, batch_size=16), verbose=False)[0]
+        assert results["test/untrained/recall@1"] == pytest.approx(expected)
+
+
+def write_quickly(figure, target, **_):
+    """Instead of drawing: what is written is not the matter here."""
+    target.write(b"figure") if hasattr(target, "write") else target.write_text(f"figure {id(figure)}")
+
+
+def test_a_second_test_and_names_with_slashes_keep_all_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(Figure, "savefig", write_quickly)
+    callbacks = RetrievalEvaluation((1,), tables=True), RetrievedImages(2, 2, ["best"]), EvaluationReport(2, 2)
+    trainer = make_trainer(*callbacks, EvaluationCharts(), default_root_dir=tmp_path)
+    data = DataLoader(PLAIN_DATA, batch_size=16)
+    results = trainer.test(Pixels(), {"a/b": data, "Straße: 1": data}, verbose=False)
+    images, labels = QUERY_DATA.tensors
+    merged = {key: value for part in results for key, value in part.items()}
+    assert set(merged) == {"test/a/b/recall@1", "test/Straße: 1/recall@1"}
+    assert [*merged.values()] == pytest.approx([recall_at_1(images.flatten(1), labels)] * 2)
+    first = {path.name: path.read_bytes() for path in (tmp_path / "runs/version_0").iterdir()}
+    kinds = ("recall_over_k", "similarities", "embedding_map", "retrieved_images_best")
+    names = {f"{kind}_{name}.png" for kind in kinds for name in ("a_b", "Straße_ 1")}
+    names |= {f"test_{name}_{kind}.csv" for kind in ("queries", "classes") for name in ("a_b", "Straße_ 1")}
+    assert set(first) == {*names, "report.html"}
+    trainer.test(Pixels(), {"a/b": data, "Straße: 1": data}, verbose=False)
+    second = {path.name: path.read_bytes() for path in (tmp_path / "runs/version_0").iterdir()}
+    assert {name: second[name] for name in first} == first
+    assert set(second) - set(first) == {name.replace(".", "-1.") for name in first}
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_a_trial_leaves_no_file(tmp_path):
+    callbacks = RetrievalEvaluation((1,), tables=True), RetrievedImages(), EvaluationReport(), EvaluationCharts()
+    trainer = make_trainer(*callbacks, default_root_dir=tmp_path, fast_dev_run=2)
+    trainer.test(Pixels(), DataLoader(PLAIN_DATA, batch_size=16), verbose=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*shuffling enabled")
+def test_pictures_and_report_show_the_rows_that_were_shuffled(tmp_path):
+    asked = []
+
+    class Watched(TensorDataset):
+        def __getitem__(self, row):
+            if watching:
+                asked.append(row)
+            return super().__getitem__(row)
+
+    watching = False
+    trainer = make_trainer(RetrievalEvaluation((1,)), report := EvaluationReport(3, 4), default_root_dir=tmp_path)
+    data = Watched(*QUERY_DATA.tensors)
+    trainer.test(Pixels(), DataLoader(data, batch_size=16, shuffle=True), verbose=False)
+    watching = True
+    (result,) = results_of(trainer, report)
+    images = QUERY_DATA.tensors[0].flatten(1)
+    assert torch.equal(result.searched.embeddings, images[result.searched.indices])
+    pictures = pictures_of(result, {0, 5})
+    assert asked == [int(result.searched.indices[row]) for row in (0, 5)]
+    torch.testing.assert_close(torch.from_numpy(pictures[5]), to_unit(images[asked[1]].view(3, 3)).double())
+
+
+def to_unit(image):
+    """Scaled to [0, 1]."""
+    return (image - image.min()) / (image.max() - image.min())
