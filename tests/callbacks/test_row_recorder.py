@@ -1,8 +1,15 @@
 import pytest
 import torch
+from pytorch_lightning import LightningModule, Trainer
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SubsetRandomSampler
 
-from lightning_recall.callbacks.row_recorder import recorder_of, recording, rows_of_batch
+from lightning_recall.callbacks.row_recorder import (
+    record_rows,
+    recorder_of,
+    recording,
+    rows_of_batch,
+    stop_recording,
+)
 
 DATA = torch.arange(10) * 7
 
@@ -66,3 +73,35 @@ def test_rows_that_cannot_be_known_are_none():
     next(iter(used))  # its workers draw from the sampler that they were started with
     loader = recording(used)
     assert [rows_of_batch(loader, number, 1) for number, _ in enumerate(loader)] == [None] * 10
+
+
+class Trains(LightningModule):
+    """Notes whether its dataloaders record."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch, batch_idx):
+        assert recorder_of(self.trainer.train_dataloader) is None
+        return self.weight.sum()
+
+    def validation_step(self, batch, batch_idx):
+        assert recorder_of(self.trainer.val_dataloaders) is not None
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_dataloaders_of_a_training_and_the_strategy_stay_as_they_are():
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    loader = DataLoader(DATA)
+    record_rows(trainer)
+    record_rows(trainer)  # two callbacks may ask for it
+    trainer.fit(Trains(), loader, loader)
+    assert trainer.train_dataloader is loader
+    stop_recording(trainer)
+    stop_recording(trainer)
+    assert "process_dataloader" not in vars(trainer.strategy)
