@@ -320,11 +320,13 @@ def test_queries_are_queries_in_whatever_order_a_loader_gives_them(order, tmp_pa
     assert [int(row["label"]) for row in rows] == list(range(10))
 
 
-def test_a_sampler_of_some_rows_scores_these():
+def test_a_sampler_of_some_rows_scores_these_and_the_strategy_is_as_before():
     rows = [*range(3, 10), *range(12, 40, 2)]
     loader = DataLoader(QUERY_DATA, batch_size=4, sampler=torch.tensor(rows)[torch.randperm(len(rows))].tolist())
-    results = make_trainer(RetrievalEvaluation(ks=(1,))).test(Pixels(), loader, verbose=False)[0]
+    trainer = make_trainer(RetrievalEvaluation(ks=(1,)))
+    results = trainer.test(Pixels(), loader, verbose=False)[0]
     assert results["test/recall@1"] == QUERY_DATA.right_value(rows)
+    assert "process_dataloader" not in vars(trainer.strategy)
 
 
 def test_parts_and_combinations_of_data_sets_keep_their_queries():

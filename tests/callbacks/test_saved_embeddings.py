@@ -304,6 +304,20 @@ def test_a_damaged_file_is_named(form, tmp_path):
     assert_saved(folder)
 
 
+@pytest.mark.parametrize("other", [{"width": 4}, {"dtype": np.float16}, {"with_labels": True}])
+def test_shards_that_do_not_name_their_state_must_be_alike(other, tmp_path):
+    def write(number, width=3, dtype=np.float32, with_labels=False):
+        arrays = {"embeddings": np.full((2, width), number, dtype), "ids": np.arange(2) + 2 * number}
+        np.savez(tmp_path / f"shard-00-{number:05}.npz", **arrays, **({"labels": np.arange(2)} if with_labels else {}))
+
+    write(0)
+    write(1)
+    assert load_embeddings(tmp_path)["embeddings"].tolist() == [[0.0] * 3] * 2 + [[1.0] * 3] * 2
+    write(2, **other)
+    with pytest.raises(ValueError, match=r"shard-00-00000\.npz and shard-00-00002\.npz in .* were made with different"):
+        load_embeddings(tmp_path)
+
+
 @pytest.mark.parametrize("form", ["npz", "safetensors"])
 def test_shards_of_two_states_are_not_mixed(form, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
@@ -352,10 +366,11 @@ def test_rows_that_are_not_known_are_refused(tmp_path):
         trainer(tmp_path, SavedEmbeddings()).predict(Double(), loader)
 
 
-def test_a_loader_with_an_order_of_its_own_does_not_go_on(tmp_path):
+@pytest.mark.parametrize("sampler", [SubsetRandomSampler(range(9)), [*range(9), *range(9), *range(5)]])
+def test_a_loader_with_an_order_of_its_own_does_not_go_on(sampler, tmp_path):
     class SomeRows(Data):
         def predict_dataloader(self):
-            return DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4, sampler=SubsetRandomSampler(range(9)))
+            return DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4, sampler=sampler)
 
     folder = str(tmp_path / "kept")
     trainer(tmp_path, SavedEmbeddings(folder)).predict(Double(), datamodule=SomeRows())
