@@ -304,6 +304,12 @@ def test_a_damaged_file_is_named(form, tmp_path):
     assert_saved(folder)
 
 
+def test_a_file_with_other_numbers_of_ids_is_damaged(tmp_path):
+    np.savez(tmp_path / "shard-00-00000.npz", embeddings=np.zeros((3, 2), np.float32), ids=np.arange(2))
+    with pytest.raises(ValueError, match="is damaged: it has 2 ids, 3 embeddings"):
+        load_embeddings(tmp_path)
+
+
 @pytest.mark.parametrize("other", [{"width": 4}, {"dtype": np.float16}, {"with_labels": True}])
 def test_shards_that_do_not_name_their_state_must_be_alike(other, tmp_path):
     def write(number, width=3, dtype=np.float32, with_labels=False):
