@@ -71,7 +71,7 @@ def test_a_training_goes_on_from_where_it_was_interrupted(tmp_path, capsys):
     whole = fit(tmp_path, devices=1)
     with pytest.raises(SystemExit):
         fit(tmp_path, SavedOnInterrupt(), Press(3), devices=1)  # the last of an epoch's four batches
-    saved = tmp_path / "checkpoints" / "interrupted.ckpt"
+    saved = tmp_path / "runs" / "version_0" / "checkpoints" / "interrupted.ckpt"
     shown = "".join(capsys.readouterr().out.split())
     assert f"Savedafterstep4.Toresume,addtothesamecommand:--ckpt_path{saved}" in shown
     assert torch.load(saved, weights_only=True)["global_step"] == 4
@@ -85,7 +85,7 @@ def test_a_second_time_ends_at_once(tmp_path):
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit):
         fit(tmp_path, SavedOnInterrupt(), Press(1, times=2), devices=1)
-    assert not (tmp_path / "checkpoints").exists()
+    assert not (tmp_path / "runs").exists()
     signal.signal(signal.SIGINT, handler)
 
 
@@ -118,7 +118,7 @@ def test_forked_processes_end_together_and_so_does_their_launcher(to, stage, tmp
     run.kill()
     assert ended == 101
     if stage == "fit":
-        assert torch.load(tmp_path / "checkpoints/interrupted.ckpt", weights_only=True)["global_step"] == 3
+        assert torch.load(tmp_path / "runs/version_0/checkpoints/interrupted.ckpt", weights_only=True)["global_step"] == 3
 
 
 SCRIPT = """
@@ -141,4 +141,4 @@ def test_other_launchers_end_too(strategy, to, tmp_path):
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1
     assert "Saved after step 3." in ended.stdout
-    assert torch.load(tmp_path / "checkpoints/interrupted.ckpt", weights_only=True)["global_step"] == 3
+    assert torch.load(tmp_path / "runs/version_0/checkpoints/interrupted.ckpt", weights_only=True)["global_step"] == 3
