@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -18,6 +19,8 @@ from lightning_recall.callbacks.row_recorder import REMEDY
 from lightning_recall.callbacks.unknown_rows import check_recorded
 from lightning_recall.metrics.searched import Searched
 
+CELL, IMAGE, CAPTION = 0.95, 0.85, 0.32  # inches: of a cell's width, of an image's longer side, of the text above
+BLACK = ("black", "solid")
 RIGHT, WRONG = ("#1a9641", "solid"), ("#d7191c", (0, (1.5, 1)))  # style as well as colour, for the colour-blind
 
 Choice = Literal["random", "worst", "best"]
@@ -163,24 +166,17 @@ def draw_rows(
     first_ranks: Tensor,
 ) -> Figure:
     """One row a query (q,), with its first rank (q,), then its neighbours (q, K), similarities and relevant (q, K)."""
-    num_rows, num_columns = len(queries), neighbors.shape[1] + 1
-    figure = Figure(figsize=(num_columns * 0.95 + 0.3, num_rows * 1.2 + 0.6), layout="constrained")
-    axes = figure.subplots(num_rows, num_columns, squeeze=False)
-    for row in range(num_rows):
-        show(
-            axes[row, 0],
-            pictures[int(queries[row])],
-            f"query\nright at {int(first_ranks[row]):,}",
-            ("black", "solid"),
-            width=1,
-        )
+    figure, axes = empty_figure(neighbors.shape[1] + 1, len(queries), head=0.6)
+    for row, query in enumerate(queries.tolist()):
+        show(axes, row, 0, pictures[query], f"query\nright at {int(first_ranks[row]):,}", BLACK, width=1)
         for column, item in enumerate(neighbors[row].tolist()):
             frame = RIGHT if relevant[row, column] else WRONG
-            show(axes[row, column + 1], pictures[item], f"{similarities[row, column]:.2f}", frame, width=3)
+            show(axes, row, column + 1, pictures[item], f"{similarities[row, column]:.2f}", frame, width=3)
     figure.suptitle(
         "Queries, with the rank of their first right image, and their nearest neighbours, with cosine similarity:\n"
         "green solid = right, red dashed = wrong",
         fontsize=10,
+        y=1 - 0.1 / figure.get_figheight(),
     )
     return figure
 
@@ -193,19 +189,35 @@ def draw_neighbors(query: Tensor, found: Sequence[Tensor], similarities: Tensor)
         found: K images of the kind, the nearest first.
         similarities: (K,) of each.
     """
-    figure = Figure(figsize=((len(found) + 1) * 0.95 + 0.3, 1.4), layout="constrained")
-    axes = figure.subplots(1, len(found) + 1, squeeze=False)[0]
-    show(axes[0], to_picture(query), "query", ("black", "solid"), width=3)
-    for place, image, similarity in zip(axes[1:], found, similarities.tolist(), strict=True):
-        show(place, to_picture(image), f"{similarity:.2f}", ("grey", "solid"), width=1)
+    figure, axes = empty_figure(len(found) + 1, 1)
+    show(axes, 0, 0, to_picture(query), "query", BLACK, width=3)
+    for column, (image, similarity) in enumerate(zip(found, similarities.tolist(), strict=True), 1):
+        show(axes, 0, column, to_picture(image), f"{similarity:.2f}", ("grey", "solid"), width=1)
     return figure
 
 
-def show(axes: Axes, picture: NDArray[np.float64], title: str, frame: tuple[str, Any], width: float) -> None:
-    """One image with a title and a frame of a colour and a line style."""
-    axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="antialiased")
-    axes.set_title(title, fontsize=8, pad=3)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set(color=frame[0], linestyle=frame[1], linewidth=width, capstyle="butt")
+def empty_figure(num_columns: int, num_rows: int, head: float = 0.0) -> tuple[Figure, Axes]:
+    """A figure with one axes, in inches from its upper left corner, below `head` inches for a title.
+
+    Axes for each image would take four times as long to draw.
+    """
+    width, height = num_columns * CELL + 0.1, num_rows * (CELL + CAPTION) + 0.1 + head
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(height - head, -head), autoscale_on=False)
+    axes.axis("off")
+    return figure, axes
+
+
+def show(
+    axes: Axes, row: int, column: int, picture: NDArray[np.float64], title: str, frame: tuple[str, Any], width: float
+) -> None:
+    """One image in its cell, with a title and a frame of a colour and a line style."""
+    left, top = column * CELL + 0.1, row * (CELL + CAPTION) + CAPTION
+    high, wide = (IMAGE * side / max(picture.shape[:2]) for side in picture.shape[:2])
+    x, y = left + (IMAGE - wide) / 2, top + (IMAGE - high) / 2
+    extent = (x, x + wide, y + high, y)
+    axes.imshow(picture, extent=extent, aspect="auto", cmap="gray", vmin=0, vmax=1, interpolation="antialiased")
+    frame_style = {"edgecolor": frame[0], "linestyle": frame[1], "linewidth": width, "capstyle": "butt"}
+    axes.add_patch(Rectangle((x, y), wide, high, fill=False, **frame_style))
+    axes.text(left + IMAGE / 2, y - 0.05, title, fontsize=8, ha="center", va="bottom")

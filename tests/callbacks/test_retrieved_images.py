@@ -1,8 +1,10 @@
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from matplotlib.colors import to_hex
 from matplotlib.image import imread
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -66,11 +68,28 @@ def test_the_frame_tells_right_from_wrong():
         torch.tensor([[True, False]]),
         torch.tensor([1234]),
     )
-    _, right, wrong = figure.axes
-    assert [axes.get_title() for axes in figure.axes] == ["query\nright at 1,234", "0.90", "0.80"]
-    assert right.spines["left"].get_linestyle() != wrong.spines["left"].get_linestyle()
-    for axes, (colour, _) in ((right, RIGHT), (wrong, WRONG)):
-        assert "#{:02x}{:02x}{:02x}".format(*(round(255 * c) for c in axes.spines["top"].get_edgecolor()[:3])) == colour
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == ["query\nright at 1,234", "0.90", "0.80"]
+    _, right, wrong = axes.patches
+    assert right.get_linestyle() != wrong.get_linestyle()
+    for frame, (colour, _) in ((right, RIGHT), (wrong, WRONG)):
+        assert to_hex(frame.get_edgecolor()) == colour
+
+
+def test_images_keep_their_shape_and_their_place():
+    pictures = {0: np.zeros((10, 20)), 1: np.zeros((20, 10, 3)), 2: np.zeros((8, 8))}
+    queries, neighbors, similarities = torch.tensor([0, 1]), torch.tensor([[1, 2], [2, 0]]), torch.ones(2, 2)
+    (axes,) = draw_rows(pictures, queries, neighbors, similarities, similarities > 0, torch.tensor([1, 1])).axes
+    drawn = [image.get_extent() for image in axes.images]  # left, right, bottom, top; y goes down
+    shapes = [(right - left) / (bottom - top) for left, right, bottom, top in drawn]
+    np.testing.assert_allclose(shapes, [2, 0.5, 1, 0.5, 1, 2])
+    middles = np.array([((left + right) / 2, (bottom + top) / 2) for left, right, bottom, top in drawn]).reshape(
+        2, 3, 2
+    )
+    assert (np.diff(middles[:, :, 0], axis=1) > 0.85).all()  # columns and rows stand apart
+    assert (np.diff(middles[:, :, 1], axis=0) > 0.85).all()
+    for frame, (left, right, bottom, top) in zip(axes.patches, drawn, strict=True):
+        np.testing.assert_allclose(frame.get_bbox().extents, (left, top, right, bottom))
 
 
 @pytest.mark.parametrize("choice", ["random", "worst", "best"])

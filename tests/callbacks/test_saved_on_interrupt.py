@@ -118,7 +118,9 @@ def test_forked_processes_end_together_and_so_does_their_launcher(to, stage, tmp
     run.kill()
     assert ended == 101
     if stage == "fit":
-        assert torch.load(tmp_path / "runs/version_0/checkpoints/interrupted.ckpt", weights_only=True)["global_step"] == 3
+        assert (
+            torch.load(tmp_path / "runs/version_0/checkpoints/interrupted.ckpt", weights_only=True)["global_step"] == 3
+        )
 
 
 SCRIPT = """
@@ -141,4 +143,5 @@ def test_other_launchers_end_too(strategy, to, tmp_path):
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1
     assert "Saved after step 3." in ended.stdout
-    assert torch.load(tmp_path / "runs/version_0/checkpoints/interrupted.ckpt", weights_only=True)["global_step"] == 3
+    saved = tmp_path / "runs/version_0/checkpoints/interrupted.ckpt"
+    assert torch.load(saved, weights_only=True)["global_step"] == 3
