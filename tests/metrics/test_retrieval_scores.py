@@ -131,7 +131,7 @@ def test_wrong_batches_are_refused():
     metric = RetrievalScores()
     with pytest.raises(ValueError, match=r"labels must be integers, got torch.bool"):
         metric.update(torch.ones(2, 2), torch.ones(2).bool())
-    with pytest.raises(ValueError, match=r"embeddings must be floating point, got torch.int64"):
+    with pytest.raises(ValueError, match=r"embeddings must be floating point, of 16, 32 or 64 bits, got torch.int64"):
         metric.update(torch.ones(2, 2).long(), torch.ones(2).long())
     metric.update(torch.ones(2, 2), torch.ones(2).long(), groups=torch.ones(2).long())
     with pytest.raises(ValueError, match="Give groups with every batch, or with none"):
