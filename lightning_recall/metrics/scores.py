@@ -92,7 +92,7 @@ def check_ks(ks: int | Sequence[int]) -> tuple[int, ...]:
         ValueError: if any is no integer from 1 or given twice, or none is given.
     """
     given: tuple[Any, ...] = tuple(ks) if isinstance(ks, Iterable) else (ks,)
-    integers = [int(k) for k in given if isinstance(k, Integral) and k is not True]
+    integers = [int(k) for k in given if type(k) is not bool and isinstance(k, Integral)]
     if not given or len(integers) < len(given) or min(integers) < 1 or len(set(integers)) < len(integers):
         raise ValueError(f"ks must be one or more different integers from 1, got {ks!r}.")
     return tuple(integers)

@@ -137,7 +137,7 @@ def complete_states(metric: Metric, gather: Callable[..., list[Tensor]], group: 
         ValueError: on every process, if what the processes hold does not fit together.
     """
     names = columns_of(metric)
-    pieces: list[Tensor] = metric.metric_state["embeddings"]
+    pieces = [*metric.metric_state["embeddings"]]
     dtype = reduce(torch.promote_types, (piece.dtype for piece in pieces)) if pieces else FLOATS[0]
     size = (sum(map(len, pieces)), FLOATS.index(dtype), pieces[0].shape[1] if pieces else -1)
     given = [len(getattr(metric, name)) > 0 for name in names]
