@@ -1,4 +1,5 @@
 import random
+from collections import UserDict
 
 import numpy as np
 import pytest
@@ -44,6 +45,17 @@ def test_doubles_and_halves(limit, found, tried):
 
 def test_fewer_rows_than_a_trial_are_all():
     assert largest_chunk_size(Full(99).to(META), {"a": torch.empty(3, 6)}["a"], META) == 3
+
+
+def test_mappings_and_entries_of_none():
+    class Fed(Full):
+        def forward(self, batch):
+            assert type(batch) is dict
+            assert batch["mask"] is None
+            return super().forward(batch["image"])
+
+    batch = UserDict(mask=None, image=torch.empty(40, 6))
+    assert largest_chunk_size(Fed(20).to(META), batch, META) == 16
 
 
 def test_nothing_is_changed():

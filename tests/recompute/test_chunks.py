@@ -1,4 +1,6 @@
 import random
+import re
+from collections import OrderedDict, UserDict, namedtuple
 from functools import partial
 
 import numpy as np
@@ -324,6 +326,164 @@ def test_any_nest_of_tensors_is_split():
         assert sizes == [4, 3, 3]
 
 
+class BatchEncoding(UserDict):
+    """What a tokenizer gives: no dict, though it behaves like one."""
+
+
+class Text(nn.Module):
+    """Notes what it is given; sums token embeddings where the mask, if there is one, is 1."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.given = nn.Embedding(9, 4), []
+
+    def forward(self, batch):
+        self.given.append(type(batch))
+        words = self.table(batch["ids"])
+        mask = batch["mask"]
+        summed = (words if mask is None else words * mask[..., None]).sum(1)
+        return BatchEncoding(embeddings=summed, extras=BatchEncoding(logits=None, first=words[:, 0]))
+
+
+@pytest.mark.parametrize("make", [dict, BatchEncoding, OrderedDict])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("listed", [False, True])
+def test_any_mapping_with_entries_of_none(make, masked, listed):
+    net = Text().double()
+    ids, mask = torch.randint(9, (10, 7)), (torch.rand(10, 7) < 0.5).double()
+    whole = net({"ids": ids, "mask": mask if masked else None})
+    expected = torch.autograd.grad(whole["embeddings"].square().sum(), net.table.weight)[0]
+    net.given.clear()
+    batch = make(ids=ids, mask=mask if masked else None)
+    found = chunked_forward(net, [batch] if listed else batch, 4)
+    assert net.given == [OrderedDict if make is OrderedDict else dict] * 3
+    assert type(found) is type(found["extras"]) is dict
+    assert found["extras"]["logits"] is None
+    torch.testing.assert_close(found["embeddings"], whole["embeddings"])
+    torch.testing.assert_close(found["extras"]["first"], whole["extras"]["first"])
+    actual = torch.autograd.grad(found["embeddings"].square().sum(), net.table.weight)[0]
+    torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
+
+
+def test_a_mapping_in_a_mapping_and_a_named_tuple():
+    pair = namedtuple("pair", "left right")
+    inputs = BatchEncoding(a=BatchEncoding(x=torch.arange(10.0)), pair=pair(torch.arange(10.0) * 2, None))
+
+    def encode(batch):
+        assert type(batch["a"]) is dict
+        assert batch["pair"].right is None
+        return batch["a"]["x"] + batch["pair"].left
+
+    assert torch.equal(chunked_forward(encode, inputs, 4), 3 * torch.arange(10.0))
+
+
+def test_inputs_get_their_gradient():
+    net, inputs = TwoHeads().double(), torch.randn(10, 6, dtype=torch.float64, requires_grad=True)
+    expected = torch.autograd.grad(net(inputs)["embedding"].square().sum(), inputs)[0]
+    actual = torch.autograd.grad(chunked_forward(net, inputs, 3)["embedding"].square().sum(), inputs)[0]
+    torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
+
+
+class ChangesItsInput(nn.Linear):
+    def forward(self, batch):
+        return super().forward((batch["x"] if isinstance(batch, dict) else batch).mul_(2).clone())
+
+
+def test_an_encoder_that_changes_its_input_is_refused():
+    chunks = [torch.randn(3, 6) for _ in range(3)]
+    with pytest.raises((ValueError, RuntimeError), match="changes .* its input as it runs|inplace operation"):
+        chunked_forward(ChangesItsInput(6, 4), chunks, 3).sum().backward()
+    with pytest.raises(ValueError, match="changes parameters, attributes or its input as it runs"):
+        chunked_forward(ChangesItsInput(6, 4), [{"x": chunk} for chunk in chunks], 3).sum().backward()
+
+
+class Fails(nn.Module):
+    """Draws and updates as others do, and raises in the pass that is asked for."""
+
+    def __init__(self, at):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(0.3))
+        self.at, self.passes = at, 0
+
+    def forward(self, x):
+        self.passes += 1
+        out = self.layers(x) * random.random() * np.random.rand()  # noqa: NPY002  # what an encoder may draw from
+        if self.passes == self.at:
+            raise RuntimeError("boom")
+        return out
+
+
+def draws():
+    return torch.rand(1).item(), random.random(), np.random.rand()  # noqa: NPY002  # likewise
+
+
+def step_until_it_fails(encoder, forward, backward):
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002  # likewise
+    torch.manual_seed(1)
+    loss = forward(encoder).sum()
+    if backward:
+        loss.backward()
+    raise RuntimeError("boom")
+
+
+@pytest.mark.parametrize("as_function", [False, True])
+@pytest.mark.parametrize("at", [1, 2, 4, 5, 6, 7])  # four first passes, three recomputations
+def test_after_an_error_all_is_as_torch_leaves_it(at, as_function):
+    inputs, results = torch.randn(12, 6), []
+    whole = lambda encoder: torch.cat([encoder(chunk) for chunk in inputs.split(3)])  # noqa: E731
+    for forward in (whole, lambda encoder: chunked_forward(encoder, inputs, 3)):
+        net = Fails(at)
+        encoder = (lambda x, net=net: net(x)) if as_function else net
+        buffers = dict(net.named_buffers())
+        with pytest.raises(RuntimeError, match="boom"):
+            step_until_it_fails(encoder, forward, backward=forward is not whole)
+        assert net.passes == (at if forward is not whole else min(at, 4))
+        assert all(buffer is buffers[name] for name, buffer in net.named_buffers())
+        assert not torch.nn.modules.module._global_forward_pre_hooks
+        state = {name: value.clone() for name, value in net.state_dict().items()}
+        following = draws()
+        net.at = None
+        net.zero_grad()
+        chunked_forward(encoder, inputs, 3).sum().backward()  # the next step
+        results.append((following, state, [p.grad for p in net.parameters()], dict(net.named_buffers())))
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_an_encoder_with_checkpoints_of_its_own():
+    from torch.utils.checkpoint import checkpoint
+
+    net = DropPathNet().double()
+
+    class Inner(nn.Module):
+        def __init__(self, use_reentrant):
+            super().__init__()
+            self.net, self.use_reentrant = net, use_reentrant
+
+        def forward(self, x):
+            hidden = self.net.drop(torch.tanh(self.net.norm(self.net.first(x))))
+            return self.net.last(checkpoint(self.net.block, hidden, use_reentrant=self.use_reentrant))
+
+    inputs = torch.randn(10, 6, dtype=torch.float64)
+    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    for use_reentrant in (False, True):
+        inner = Inner(use_reentrant)
+        assert_same(both_ways(inner, inputs, 4, {f"net.{name}": value for name, value in buffers.items()}))
+
+
+def test_a_chunk_of_chunks_and_second_derivatives():
+    net, inputs = TwoHeads().double(), torch.randn(10, 6, dtype=torch.float64, requires_grad=True)
+    results = []
+    for encode in (net.embed, lambda x: chunked_forward(lambda part: chunked_forward(net.embed, part, 2), x, 4)):
+        loss = encode(inputs).pow(3).sum()
+        (first,) = torch.autograd.grad(loss, inputs, create_graph=True)
+        results.append((first.detach(), torch.autograd.grad(first.square().sum(), net.trunk.weight)[0]))
+    assert results[0][1].abs().max() > 1e-3
+    torch.testing.assert_close(results[1], results[0], atol=1e-10, rtol=0)
+
+
 def test_keep_last_chunks_are_not_computed_twice():
     net, passes = nn.Linear(6, 4), []
     net.register_forward_pre_hook(lambda *_: passes.append(1))
@@ -408,7 +568,10 @@ def test_lazy_parts_are_told():
         (lambda x: x[:, : len(x)], r"one shape and dtype for all chunks, got \[\(3,\)\] and \[\(4,\)\]"),
         (lambda x: x[:2], r"one row for each of the 4 rows of a chunk, got \(2, 6\)"),
         (lambda x: x.sum(), r"one row for each of the 4 rows of a chunk, got \(\)"),
-        (lambda x: (x, None), "one row for each of the 4 rows of a chunk, got NoneType"),
+        (lambda _: None, "one row for each of the 4 rows of a chunk, got NoneType"),
+        (lambda _: {}, "one row for each of the 4 rows of a chunk, got NoneType"),
+        (lambda x: {"embeddings": x, "name": "b"}, "one row for each of the 4 rows of a chunk, got str"),
+        (lambda x: {"a": x, "b": x if len(x) < 4 else None}, r"got \[\(6,\), \(6,\)\] and \[\(6,\), None\]"),
     ],
 )
 def test_an_encoder_that_gives_no_row_a_row_is_told(encoder, message):
@@ -421,8 +584,11 @@ def test_an_encoder_that_gives_no_row_a_row_is_told(encoder, message):
     [
         ({"a": torch.ones(4, 2), "b": torch.ones(3, 2)}, r"must have as many rows, got \[3, 4\]"),
         ([torch.ones(4, 2), torch.ones(4).long()], r"float32 2-d and torch.int64 1-d. .* give tuple\(batch\)"),
-        ({"a": torch.ones(4, 2), "b": ["x"] * 4}, "inputs must be tensors .* got 'x'"),
-        (torch.tensor(3.0), "inputs must be tensors"),
+        ({"a": torch.ones(4, 2), "b": ["x"] * 4}, "inputs must be tensors .* got str"),
+        (torch.tensor(3.0), "inputs must be tensors .* got a tensor without dimensions"),
+        ({"a": torch.ones(4, 2), "b": 5}, "inputs must be tensors .* got int"),
+        (np.ones((4, 2)), "inputs must be tensors .* got ndarray; torch.as_tensor"),
+        ([[1.0, 2.0]], "inputs must be tensors .* got float; torch.as_tensor"),
         (({},), "nothing to embed"),
     ],
 )
@@ -431,13 +597,17 @@ def test_inputs_that_cannot_be_split_are_told(inputs, message):
         chunked_forward(lambda x: x, inputs, 4)
 
 
-@pytest.mark.parametrize("chunk_size", [0, -3])
-def test_chunk_size_must_be_positive(chunk_size):
-    with pytest.raises(ValueError, match=f"must be at least 1, got {chunk_size} and 1"):
-        chunked_forward(nn.Linear(6, 4), torch.randn(9, 6), chunk_size)
+@pytest.mark.parametrize("wrong", [0, -3, 2.0, "4", None, True, torch.tensor(4)])
+def test_counts_must_be_integers_from_1(wrong):
+    for settings in ({"chunk_size": wrong}, {"chunk_size": 4, "keep_last": wrong}):
+        with pytest.raises(
+            ValueError, match=r"chunk_size and keep_last must be integers from 1, got .*" + re.escape(str(wrong))
+        ):
+            chunked_forward(nn.Linear(6, 4), torch.randn(9, 6), **settings)
+    assert chunked_forward(nn.Linear(6, 4), torch.randn(9, 6), np.int64(4), np.int64(2)).shape == (9, 4)
 
 
-@pytest.mark.parametrize("inputs", [[], torch.ones(0, 6)])
+@pytest.mark.parametrize("inputs", [[], torch.ones(0, 6), None, {"ids": None}])
 def test_no_inputs_are_refused(inputs):
     with pytest.raises(ValueError, match="nothing to embed"):
         chunked_forward(nn.Linear(6, 4), inputs, 2)
