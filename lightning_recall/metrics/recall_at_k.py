@@ -21,9 +21,11 @@ class RecallAtK(RetrievalScores):
         kwargs: for `RetrievalScores` and `torchmetrics.Metric`.
 
     Shapes: `update` takes embeddings (B, D), labels (B,) and, optionally, indices, is_query, is_gallery and groups
-    (B,); `compute` gives {"recall@1": scalar in [0, 1], ...}, or a scalar for one integer as `ks`. In a LightningModule
-    call `metric.update(...)` with every batch; then `self.log("val/recall@1", metric)` logs a scalar and resets it, and
-    a dict is logged at the end of the epoch by `self.log_dict(metric.compute())` and `metric.reset()`.
+    (B,); `compute` gives {"recall@1": scalar in [0, 1], ...}, or a scalar for one integer as `ks`.
+
+    In a LightningModule call `metric.update(...)` with every batch. Then `self.log("val/recall@1", metric)` logs a
+    scalar, and Lightning resets it after the epoch. A dict is logged at the end of the epoch, by
+    `self.log_dict(metric.compute(), sync_dist=True)` and `metric.reset()`.
 
     Raises:
         ValueError: as `RetrievalScores` does.

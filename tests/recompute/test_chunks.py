@@ -392,7 +392,7 @@ class ChangesItsInput(nn.Linear):
 
 def test_an_encoder_that_changes_its_input_is_refused():
     chunks = [torch.randn(3, 6) for _ in range(3)]
-    with pytest.raises((ValueError, RuntimeError), match="changes .* its input as it runs|inplace operation"):
+    with pytest.raises((ValueError, RuntimeError), match=r"changes .* its input as it runs|inplace operation"):
         chunked_forward(ChangesItsInput(6, 4), chunks, 3).sum().backward()
     with pytest.raises(ValueError, match="changes parameters, attributes or its input as it runs"):
         chunked_forward(ChangesItsInput(6, 4), [{"x": chunk} for chunk in chunks], 3).sum().backward()
