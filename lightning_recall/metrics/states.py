@@ -134,28 +134,25 @@ def complete_states(metric: Metric, gather: Callable[..., list[Tensor]], group: 
         group: of the processes.
 
     Raises:
-        ValueError: on every process, if what the processes hold does not fit together.
+        ValueError: on every process, if their embeddings differ in width.
     """
     names = columns_of(metric)
     pieces = [*metric.metric_state["embeddings"]]
     dtype = reduce(torch.promote_types, (piece.dtype for piece in pieces)) if pieces else FLOATS[0]
-    size = (sum(map(len, pieces)), FLOATS.index(dtype), pieces[0].shape[1] if pieces else -1)
+    kind = (FLOATS.index(dtype), pieces[0].shape[1] if pieces else -1)
     given = [len(getattr(metric, name)) > 0 for name in names]
-    every = torch.stack(gather(torch.tensor([*size, *given], device=metric.device), group=group)).tolist()
-    holding = [row for row in every if row[2] >= 0]
+    every = torch.stack(gather(torch.tensor([*kind, *given], device=metric.device), group=group)).tolist()
+    holding = [row for row in every if row[1] >= 0]
     if not holding:
         return
-    if len({width for _, _, width, *_ in holding}) > 1:
-        raise ValueError(f"embeddings must be of one width, got {[row[2] for row in holding]} on different processes.")
-    dtype = reduce(torch.promote_types, (FLOATS[row[1]] for row in holding))
-    pieces = pieces or [torch.zeros(0, holding[0][2], device=metric.device)]
+    if len({row[1] for row in holding}) > 1:
+        raise ValueError(f"embeddings must be of one width, got {[row[1] for row in holding]} on different processes.")
+    dtype = reduce(torch.promote_types, (FLOATS[row[0]] for row in holding))
+    pieces = pieces or [torch.zeros(0, holding[0][1], device=metric.device)]
     metric.embeddings = [dim_zero_cat(pieces).to(dtype)]
-    for place, name in enumerate(names, start=3):
-        if any(row[place] for row in every):
-            if any(row[0] > 0 and not row[place] for row in every):
-                raise ValueError(f"Give {name} with every batch, or with none.")
-            if not getattr(metric, name):
-                setattr(metric, name, [torch.zeros(0, dtype=COLUMNS[name], device=metric.device)])
+    for place, name in enumerate(names, start=2):
+        if any(row[place] for row in every) and not getattr(metric, name):
+            setattr(metric, name, [torch.zeros(0, dtype=COLUMNS[name], device=metric.device)])
 
 
 def restore_columns(metric: Metric, change: Callable[[], Any]) -> None:

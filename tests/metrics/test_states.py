@@ -142,6 +142,15 @@ def test_metrics_that_share_updates_ignore_their_own_label(make, key):
     assert found[f"some_{key}"] != found[f"all_{key}"]
 
 
+def test_what_one_metric_ignores_another_must_not_rank_by():
+    collection = MetricCollection({"first": RecallAtK(1, ignore_index=-1), "second": RecallAtK(1)})
+    collection.update(EMBEDDINGS, LABELS)
+    collection.update(torch.full((1, 5), torch.nan), torch.tensor([-1]))  # torchmetrics asks the first for both
+    assert collection["first"].compute().item() == pytest.approx(VALUE)
+    with pytest.raises(ValueError, match="embeddings hold NaN"):
+        collection["second"].compute()
+
+
 @pytest.mark.parametrize(
     ("column", "values"),
     [
@@ -173,7 +182,7 @@ def test_an_index_with_other_embeddings_is_warned_of():
     metric = filled()
     metric.update(EMBEDDINGS[3:5] * 1.05, LABELS[3:5], PLACES[3:5])  # such as rounding in bf16 would give
     assert metric.compute().item() == pytest.approx(VALUE)
-    metric.update(EMBEDDINGS[7:9] * torch.tensor([[1.0], [-1.0]]), LABELS[7:9], PLACES[7:9])
+    metric.update(EMBEDDINGS[7:9] * torch.tensor([[1.0], [0.8]]), LABELS[7:9], PLACES[7:9])
     with pytest.warns(UserWarning, match="Index 8 was given twice, with different embeddings; the first counts"):
         assert metric.compute().item() == pytest.approx(VALUE)
 
@@ -184,6 +193,13 @@ def test_negative_indices_are_numbers_too():
     metric.update(EMBEDDINGS[5:9], LABELS[5:9], -PLACES[5:9])
     assert metric.compute().item() == pytest.approx(VALUE)
     assert metric.search().indices.tolist() == list(range(-59, 1))
+
+
+def first_recall(rows):
+    """Hit rate among some rows; items without another of their class do not count."""
+    metric = RecallAtK(1)
+    metric.update(EMBEDDINGS[rows], LABELS[rows])
+    return metric.compute().item()
 
 
 MAKES = {
@@ -235,6 +251,12 @@ def compute_in_a_process(rank, world, folder):
         with pytest.raises(ValueError) as caught:  # noqa: PT011  # the message is compared below
             metric.compute()
         errors.append(str(caught.value))
+    ends = torch.distributed.new_group([0, world - 1])
+    if rank in (0, world - 1):
+        few = RecallAtK(1, process_group=ends)
+        if len(own):
+            few.update(EMBEDDINGS[own], LABELS[own], PLACES[own])
+        found["group"] = few.compute()
     on_step = RecallAtK(1, dist_sync_on_step=True)
     found["on step"] = on_step(EMBEDDINGS[own], LABELS[own], PLACES[own]), on_step.compute()
     torch.save((found, errors), folder / f"{rank}.pt")
@@ -265,6 +287,9 @@ def test_a_process_without_rows_takes_part(world, tmp_path):
             assert found[name, "never"] == found[name, "empty"] == expected[name], name
         assert found["no indices"].item() == pytest.approx(VALUE)
         assert found["types"] == (expected["scalar"], [[torch.float64, torch.float16, torch.float32][rank]])
+        if rank in (0, world - 1):
+            first = PLACES[:: world - 1]
+            assert found["group"].item() == pytest.approx(first_recall(first))
         assert found["on step"] == (expected["scalar"], expected["scalar"])
         assert errors == [
             f"embeddings must be of one width, got {[4, 3, 3][:world]} on different processes.",

@@ -71,14 +71,17 @@ def test_nothing_is_changed():
 class DrawsElsewhere(Full):
     def forward(self, x):
         random.random()
+        torch.rand(1)
         np.random.rand()  # noqa: NPY002  # the global generator is the point
         return super().forward(x)
 
 
-def test_random_numbers_of_python_and_numpy_are_as_before():
+def test_random_numbers_are_as_before():
+    state = torch.get_rng_state()
     before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002  # likewise
     largest_chunk_size(DrawsElsewhere(99).to(META), torch.empty(50, 6), META)
     assert before == (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002  # likewise
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_frozen_network_fits_too():

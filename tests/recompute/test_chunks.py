@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_recall import RecallAtKLoss, chunked_forward
 from lightning_recall.benchmarks.measure import peak_tensor_bytes
+from lightning_recall.recompute import chunks as chunks_module
 
 LABELS = torch.arange(10) // 2
 
@@ -130,7 +131,8 @@ def test_one_chunks_activations_live_at_a_time():
     assert chunked < 1.3 * one_chunk  # 32 chunks, and the embeddings of all of them
 
 
-def test_without_gradients_nothing_is_kept():
+def test_without_gradients_nothing_is_kept(monkeypatch):
+    monkeypatch.setattr(chunks_module, "FirstPass", None)  # copies buffers and random states
     with torch.no_grad():
         assert not chunked_forward(nn.Linear(6, 4), torch.randn(9, 6), 2).requires_grad
 
@@ -227,6 +229,7 @@ class Unversioned(nn.Module):
         lambda net: lambda x: net.forward(x),  # not the module: no hook tells of it
         lambda net: partial(Unversioned.forward, net),
         lambda net: partial(net.embed),
+        lambda net: partial(lambda x, net: net.forward(x), net=net),
     ],
 )
 def test_buffers_changed_behind_torchs_back_are_changed_once(wrap):
@@ -243,6 +246,48 @@ def test_buffers_changed_behind_torchs_back_are_changed_once(wrap):
     for expected, actual in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
     assert net.count == 3
+
+
+class Counts(nn.Module):
+    """Counts its passes in place, or in a new tensor each time."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.in_place = in_place
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x):
+        if self.in_place:
+            self.count.add_(1)
+        else:
+            self.count = self.count + 1
+        return x + self.count.clone()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.InstanceNorm1d(2, momentum=0.3, track_running_stats=True),  # counts neither versions nor passes
+        lambda: Counts(in_place=True),
+        lambda: Counts(in_place=False),
+    ],
+)
+def test_buffers_that_only_later_chunks_change_are_changed_once(make):
+    inputs = torch.randn(12, 6, dtype=torch.float64)
+    inputs[:, 0] = (torch.arange(12) >= 4).double()  # the first chunk takes another way
+    results = []
+    for chunked in (False, True):
+        torch.manual_seed(0)
+        layer, state = nn.Linear(6, 4).double(), make().double()
+
+        def encode(x, layer=layer, state=state):
+            hidden = layer(x)
+            return hidden if x[0, 0] == 0 else state(hidden.view(-1, 2, 2)).flatten(1)
+
+        out = chunked_forward(encode, inputs, 4) if chunked else torch.cat([encode(c) for c in inputs.split(4)])
+        out.pow(3).sum().backward()
+        results.append(({name: buffer.clone() for name, buffer in state.named_buffers()}, layer.weight.grad))
+    torch.testing.assert_close(results[1], results[0], atol=1e-10, rtol=0)
 
 
 def test_the_processes_random_numbers_go_on_after_a_replay():
