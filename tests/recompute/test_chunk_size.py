@@ -77,9 +77,10 @@ class DrawsElsewhere(Full):
 
 
 def test_random_numbers_are_as_before():
+    net = DrawsElsewhere(99).to(META)
     state = torch.get_rng_state()
     before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002  # likewise
-    largest_chunk_size(DrawsElsewhere(99).to(META), torch.empty(50, 6), META)
+    largest_chunk_size(net, torch.empty(50, 6), META)
     assert before == (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002  # likewise
     assert torch.equal(torch.get_rng_state(), state)
 
