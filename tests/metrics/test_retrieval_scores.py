@@ -259,6 +259,17 @@ def test_pictures_show_what_fp32_finds_nearest():
     assert torch.equal(values, expected[0])
 
 
+def test_similarities_of_pictures_are_dot_products_where_rows_are_not_scaled():
+    embeddings = 5 * torch.randn(12, 3)
+    metric = RetrievalScores(ks=1, normalize=False)
+    metric.update(embeddings, torch.arange(12) // 4)
+    found = metric.search()
+    dots = (embeddings @ embeddings.T).fill_diagonal_(-torch.inf)
+    values, rows = found.nearest(found.queries, 3)
+    torch.testing.assert_close(values, dots.topk(3).values, atol=1e-4, rtol=0)
+    assert torch.equal(rows, dots.topk(3).indices)
+
+
 def exact_first_ranks(embeddings, labels, num_queries):
     """Ranks of the first relevant item from whole numbers: of 0/1 vectors, s_qz^2 n_q = (q z)^2 / n_z."""
     rows, ranks = embeddings.long().numpy().astype(object), []

@@ -85,6 +85,14 @@ def test_random_numbers_are_as_before():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_trial_keeps_what_backward_needs_also_where_gradients_are_off():
+    net, modes = Full(99).to(META), []
+    net.register_forward_pre_hook(lambda *_: modes.append(torch.is_grad_enabled()))
+    with torch.no_grad():
+        largest_chunk_size(net, torch.empty(50, 6), META)
+    assert set(modes) == {True}
+
+
 def test_a_frozen_network_fits_too():
     assert largest_chunk_size(Full(99).to(META).requires_grad_(False), torch.empty(50, 6), META) == 50
 
