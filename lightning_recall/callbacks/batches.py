@@ -1,4 +1,4 @@
-"""What callbacks read from a batch and from a dataloader of anybody's module."""
+"""What callbacks read from a batch and from the dataloaders of anybody's module."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,65 +6,87 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
-from torch.utils.data import DistributedSampler, IterableDataset, SequentialSampler
 
 UNREADABLE = -100  # label of an image that could not be read and is not scored: torch's ignore_index
 
 
-def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
-    """Images (b, ...) and labels (b,) of a batch of evaluation.
+def inputs_of_batch(batch: Any) -> Any:
+    """What forward takes of a batch (inputs, labels): a tensor (b, ...), or anything else.
 
     Raises:
-        ValueError: if it is no such pair.
+        ValueError: if the batch is no pair.
     """
-    if isinstance(batch, Sequence) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
-        return batch[0], batch[1]
-    what = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, Sequence) else type(batch).__name__
-    raise ValueError(f"A batch of evaluation must be a pair of tensors (images, labels), got a {what}.")
+    if isinstance(batch, Sequence) and len(batch) == 2:
+        return batch[0]
+    raise ValueError(
+        f"A batch of evaluation must be a pair (inputs, labels), got {describe(batch)}. For any other batch, have "
+        'validation_step and test_step return {"embeddings": (b, D), "labels": (b,)}.'
+    )
+
+
+def labels_of_batch(outputs: Any, batch: Any) -> Tensor:
+    """Labels (b,) of a batch: those that the step returned, else those of a pair (inputs, labels) or of a mapping.
+
+    Raises:
+        ValueError: if there are none, or they are no tensor with one axis.
+    """
+    if isinstance(outputs, Mapping) and "embeddings" in outputs and "labels" in outputs:
+        labels = outputs["labels"]
+    elif isinstance(batch, Mapping) and "labels" in batch:
+        labels = batch["labels"]
+    else:
+        inputs_of_batch(batch)
+        labels = batch[1]
+    if not isinstance(labels, Tensor) or labels.ndim != 1:
+        shape = f"a tensor {tuple(labels.shape)}" if isinstance(labels, Tensor) else describe(labels)
+        raise ValueError(f"The labels of a batch of evaluation must be a tensor (b,), got {shape}.")
+    return labels
 
 
 def embeddings_of_batch(trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any) -> Tensor:
     """Embeddings (b, D) of a batch: those under "embeddings" in what the step returned, else those of forward.
 
     Raises:
-        ValueError: if the batch is no pair (images, labels), or forward gives something else.
+        ValueError: if there are none: forward takes the inputs of a pair (inputs, labels) only.
     """
-    images, labels = images_and_labels(batch)
     if isinstance(outputs, Mapping) and "embeddings" in outputs:
-        embeddings = outputs["embeddings"]
+        embeddings, source = outputs["embeddings"], "validation_step or test_step"
     else:
+        inputs, source = inputs_of_batch(batch), "forward"
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            embeddings = pl_module(images)
-    if not (isinstance(embeddings, Tensor) and embeddings.ndim == 2 and len(embeddings) == len(labels)):
-        raise ValueError(f"forward of {type(pl_module).__name__} must give embeddings ({len(labels)}, D).")
+            embeddings = pl_module(inputs)
+    size = len(labels_of_batch(outputs, batch))
+    if not (isinstance(embeddings, Tensor) and embeddings.ndim == 2 and len(embeddings) == size):
+        got = f"a tensor {tuple(embeddings.shape)}" if isinstance(embeddings, Tensor) else describe(embeddings)
+        raise ValueError(f"{source} of {type(pl_module).__name__} must give embeddings ({size}, D), got {got}.")
     return embeddings
 
 
-def rows_in_order(loader: Any) -> list[int] | None:
-    """Rows of the data set in the order in which this process evaluates them; None where that cannot be told."""
-    sampler = getattr(loader, "sampler", None)
-    if isinstance(getattr(loader, "dataset", None), IterableDataset):
-        return None
-    if isinstance(sampler, SequentialSampler) or (isinstance(sampler, DistributedSampler) and not sampler.shuffle):
-        return list(sampler)
-    return None
+def describe(value: Any) -> str:
+    """The kind of a value, for messages."""
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with the keys {', '.join(map(repr, value))}"
+    kind = type(value).__name__
+    return f"a {kind} of {len(value)}" if isinstance(value, list | tuple) else f"a {kind}"
 
 
-def roles(loader: Any, rows: Tensor | None) -> dict[str, Tensor]:
-    """What a data set tells of some rows (b,): which are queries, which are searched, and in which group each is.
-
-    Raises:
-        ValueError: if it tells, but the rows are not known.
-    """
-    found = {name: getattr(loader.dataset, name, None) for name in ("is_query", "is_gallery", "groups")}
-    told = {name: torch.as_tensor(values) for name, values in found.items() if values is not None}
-    if told and rows is None:
-        raise ValueError("A data set with queries and gallery must be evaluated in order (shuffle=False).")
-    return {name: values[rows] for name, values in told.items()}
+def named_loaders(loaders: Any) -> dict[int | str, Any]:
+    """The Trainer's dataloaders, in order, by name: a key of a dict, else a number; keys of nests joined by "/"."""
+    if isinstance(loaders, Mapping):
+        pairs: list[tuple[Any, Any]] = list(loaders.items())
+    elif isinstance(loaders, list | tuple):
+        pairs = list(enumerate(loaders))
+    else:
+        return {0: loaders}
+    found: dict[int | str, Any] = {}
+    for name, part in pairs:
+        if isinstance(part, Mapping | list | tuple):
+            found |= {f"{name}/{inner}": loader for inner, loader in named_loaders(part).items()}
+        else:
+            found[name] = part
+    return found
 
 
 def loader_at(loaders: Any, dataloader_idx: int) -> Any:
-    """One of the Trainer's dataloaders, which are a list or a dict unless there is one only."""
-    if isinstance(loaders, Mapping):
-        return list(loaders.values())[dataloader_idx]
-    return loaders[dataloader_idx] if isinstance(loaders, Sequence) else loaders
+    """One of the Trainer's dataloaders, by number."""
+    return list(named_loaders(loaders).values())[dataloader_idx]

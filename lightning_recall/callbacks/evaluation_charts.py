@@ -12,7 +12,7 @@ from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from lightning_recall.callbacks.output import output_path, save_picture
+from lightning_recall.callbacks.output import file_name, keeps_files, output_path, save_picture
 from lightning_recall.callbacks.retrieval_evaluation import results_of
 from lightning_recall.metrics.searched import Searched
 
@@ -48,9 +48,11 @@ class EvaluationCharts(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws."""
+        if not keeps_files(trainer):
+            return
         for result in results_of(trainer, self):
             for chart in charts_of(result.searched, self.seed):
-                path = output_path(trainer, f"{chart.name}_{result.name}".rstrip("_") + ".png")  # asks all processes
+                path = output_path(trainer, file_name(chart.name, result.name) + ".png")  # asks all processes
                 if trainer.is_global_zero:
                     save_picture(trainer, chart.draw(), path, chart.title)
 

@@ -15,9 +15,9 @@ from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from lightning_recall.callbacks.evaluation_charts import charts_of
-from lightning_recall.callbacks.output import output_path, say_where
+from lightning_recall.callbacks.output import free_paths, keeps_files, output_path, say_where
 from lightning_recall.callbacks.retrieval_evaluation import Evaluated, results_of
-from lightning_recall.callbacks.retrieved_images import Choice, check_order, choose_queries, pictures_of
+from lightning_recall.callbacks.retrieved_images import Choice, check_images, choose_queries, pictures_of
 
 THUMBNAIL = 96  # pixels, the longer side
 
@@ -35,8 +35,8 @@ class EvaluationReport(Callback):
         seed: of what is random.
 
     Raises:
-        ValueError: for numbers below 1, and before a test without a `RetrievalEvaluation` or whose dataloader shuffles
-            or streams.
+        ValueError: for numbers below 1, and before a test without a `RetrievalEvaluation` or whose images could not be
+            looked up in the data set (`row_recorder`).
     """
 
     def __init__(self, num_queries: int = 60, num_neighbors: int = 8, seed: int = 0) -> None:
@@ -51,16 +51,19 @@ class EvaluationReport(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses a test that could not be shown, before it runs."""
         results_of(trainer, self)
-        check_order(trainer, self)
+        check_images(trainer, self)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the page."""
+        if not keeps_files(trainer):
+            return
         path = output_path(trainer, "report.html")  # asks all processes
         results = results_of(trainer, self)
         if trainer.is_global_zero and results:
             details = [f"Model: {type(pl_module).__name__}"]
             if trainer.ckpt_path:
                 details.append(f"Checkpoint: {trainer.ckpt_path}")
+            (path,) = free_paths(path)
             path.write_text(self.page(results, details), encoding="utf-8")
             say_where("Report, to be opened in a browser", path)
 

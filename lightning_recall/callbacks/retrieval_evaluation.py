@@ -1,11 +1,9 @@
 """Scores any LightningModule by Recall@k and its kin on validation and test."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
@@ -15,14 +13,18 @@ from torch.func import functional_call
 
 from lightning_recall.callbacks.batches import (
     UNREADABLE,
+    describe,
     embeddings_of_batch,
-    images_and_labels,
+    inputs_of_batch,
+    labels_of_batch,
     loader_at,
-    roles,
-    rows_in_order,
+    named_loaders,
 )
-from lightning_recall.callbacks.output import output_path, say_where
+from lightning_recall.callbacks.dataset_attributes import ground_truth_of, roles_of
+from lightning_recall.callbacks.output import file_name, keeps_files, output_path, say_where
+from lightning_recall.callbacks.row_recorder import record_rows, rows_of_batch, stop_recording
 from lightning_recall.callbacks.tables import write_tables
+from lightning_recall.callbacks.unknown_rows import check_needless, check_recorded, check_shares
 from lightning_recall.metrics import RetrievalScores, RevisitedMAP
 from lightning_recall.metrics.revisited import GroundTruth
 from lightning_recall.metrics.searched import Searched
@@ -42,17 +44,22 @@ class Evaluated(NamedTuple):
 class RetrievalEvaluation(Callback):
     """Logs `val/recall@k` and `test/recall@k` of a module whose forward gives embeddings (b, D) of images (b, ...).
 
-    Every image of the split queries all the others (`RetrievalScores`). Batches are (images, labels). Where the
-    module's validation or test step returns a dict with "embeddings", as `RetrievalModule`'s do, they are not computed
-    again; a module needs such steps, were they empty, for Lightning to run over the data. ModelCheckpoint and
-    EarlyStopping can monitor the logged keys. With several dataloaders each has its own: `val/0/recall@1`,
-    `val/1/recall@1`, ..., or `test/small/recall@1` where they are a dict with names. With several processes each
-    searches for its share of the queries, and an image that fills up a process's last batch counts once.
+    Every image of the split queries all the others (`RetrievalScores`). A batch is a pair (inputs, labels (b,)), and
+    forward gets the inputs as they are. Where the module's validation or test step returns a dict with "embeddings"
+    (b, D), as `RetrievalModule`'s do, forward is not called, and a batch may also be a mapping with "labels". Where the
+    step returns "labels" (b,) beside the embeddings, a batch may be anything. A module needs such steps, even empty
+    ones, for Lightning to run over the data.
+
+    ModelCheckpoint and EarlyStopping can monitor the logged keys. With several dataloaders each has its own:
+    `val/0/recall@1`, `val/1/recall@1`, ..., or `test/small/recall@1` where they are a dict with names. With several
+    processes each searches for its share of the queries, and an image that fills up a process's last batch counts once.
 
     A data set may tell by `is_query` and `is_gallery`, arrays (N,) of bool, which images search and which are searched,
     and by `groups`, (N,) integers, which images of its own class a query passes over: those of its own camera, say. One
     with a `ground_truth` of easy, hard and junk images, such as revisited Oxford and Paris, is scored by
-    `RevisitedMAP`. Images with the label -100 are left out: the data modules' mark of a file that could not be read.
+    `RevisitedMAP`. A `Subset` or `ConcatDataset` keeps what its parts tell. A dataloader may shuffle: its rows are
+    recorded as its sampler draws them (`row_recorder`). Any other iterable of batches is scored, too, but without roles
+    and tables. Images with the label -100 are left out: the data modules' mark of a file that could not be read.
 
     `trainer.validate` and `trainer.test` end with a table. Where the Trainer shows bars, a search that takes more than
     two seconds shows one.
@@ -68,7 +75,8 @@ class RetrievalEvaluation(Callback):
 
     Raises:
         ValueError: for wrong `ks` or `scores`, and during evaluation if the embeddings or labels of a batch are not
-            what `RetrievalScores` takes, a dataloader gives no batch, or no image has another of its class.
+            what `RetrievalScores` takes, a dataloader gives no batch, no image has another of its class, or the rows of
+            a data set are needed but not known.
     """
 
     def __init__(
@@ -83,17 +91,25 @@ class RetrievalEvaluation(Callback):
         self.baselines = baselines
         self.tables = tables
         self.initial_state: dict[str, Tensor] = {}
+        self.initial_module: LightningModule | None = None  # whose weights those are
         self.metrics: dict[tuple[int, str], RetrievalScores | RevisitedMAP] = {}  # (dataloader, what is scored)
-        self.rows: dict[int, Iterator[int] | None] = {}  # of the data set, still to come from each dataloader
+        self.roles: dict[int, dict[str, Tensor]] = {}  # of the rows (N,) of each dataloader's data set
+        self.has_rows: dict[int, bool] = {}  # whether the rows of all batches of a dataloader are known so far
         self.results: list[Evaluated] = []  # of the last validate or test
         self.started = 0.0
         self.shows_bar = True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Keeps a copy of the weights before training, if they are to be scored."""
-        if self.baselines and not self.initial_state:
+        """Keeps a copy of the weights before training, if they are to be scored; has the rows of batches recorded."""
+        if self.baselines and self.initial_module is not pl_module:
             state = (*pl_module.named_parameters(), *pl_module.named_buffers())
             self.initial_state = {name: value.detach().clone() for name, value in state}
+            self.initial_module = pl_module
+        record_rows(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ends the recording."""
+        stop_recording(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Frees what the last test found: a training needs the memory."""
@@ -101,7 +117,10 @@ class RetrievalEvaluation(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the last evaluation."""
-        self.metrics, self.rows, self.results, self.started = {}, {}, [], time.perf_counter()
+        if self.tables and trainer.state.fn != "fit":
+            check_recorded(loaders_of(trainer), "tables=True names the rows of the data set")
+        self.metrics, self.roles, self.has_rows = {}, {}, {}
+        self.results, self.started = [], time.perf_counter()
         self.shows_bar = trainer.progress_bar_callback is not None
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -119,9 +138,8 @@ class RetrievalEvaluation(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Takes in a batch."""
-        loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
-        embeddings = embeddings_of_batch(trainer, pl_module, outputs, batch)
-        self.update(loader_at(loaders, dataloader_idx), dataloader_idx, {MODEL: embeddings}, batch[1])
+        scored = {MODEL: embeddings_of_batch(trainer, pl_module, outputs, batch)}
+        self.update(trainer, scored, labels_of_batch(outputs, batch), batch_idx, dataloader_idx)
 
     def on_test_batch_end(
         self,
@@ -135,12 +153,16 @@ class RetrievalEvaluation(Callback):
         """Takes in a batch, for the baselines too."""
         scored = {}
         if self.baselines:
-            images, _ = images_and_labels(batch)
-            scored[PIXELS] = images.flatten(1).float()
+            inputs = inputs_of_batch(batch)
+            if not isinstance(inputs, Tensor):
+                raise ValueError(
+                    f"baselines=True scores the pixels of images: inputs must be a tensor, got {describe(inputs)}."
+                )
+            scored[PIXELS] = inputs.flatten(1).float()
             with trainer.precision_plugin.forward_context():
-                scored[UNTRAINED] = functional_call(pl_module, self.initial_state, (images,))
+                scored[UNTRAINED] = functional_call(pl_module, self.initial_state, (inputs,))
         scored[MODEL] = embeddings_of_batch(trainer, pl_module, outputs, batch)
-        self.update(loader_at(trainer.test_dataloaders, dataloader_idx), dataloader_idx, scored, batch[1])
+        self.update(trainer, scored, labels_of_batch(outputs, batch), batch_idx, dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the scores, except of the sanity check, which sees too little to score."""
@@ -151,32 +173,46 @@ class RetrievalEvaluation(Callback):
         """Logs the scores."""
         self.log_scores(trainer, pl_module, "test")
 
-    def update(self, loader: Any, dataloader_idx: int, scored: dict[str, Tensor], labels: Tensor) -> None:
+    def update(
+        self, trainer: Trainer, scored: dict[str, Tensor], labels: Tensor, batch_idx: int, dataloader_idx: int
+    ) -> None:
         """Adds a batch to the metrics of its dataloader, one for each kind of embeddings (b, D) in `scored`."""
-        if dataloader_idx not in self.rows:
-            order = rows_in_order(loader)
-            self.rows[dataloader_idx] = None if order is None else iter(order)
-        rows = self.rows[dataloader_idx]
-        indices = None if rows is None else torch.tensor(list(islice(rows, len(labels))))
+        loader = loader_at(loaders_of(trainer), dataloader_idx)
+        dataset = getattr(loader, "dataset", None)
+        if dataloader_idx not in self.roles:
+            self.roles[dataloader_idx], self.has_rows[dataloader_idx] = roles_of(dataset), True
+        roles = self.roles[dataloader_idx]
+        rows = rows_of_batch(loader, batch_idx, len(labels)) if self.has_rows[dataloader_idx] else None  # (b,)
+        if rows is None:
+            check_needless(trainer, loader, roles)
+            self.forget_rows(dataloader_idx)
         for kind, embeddings in scored.items():
-            metric = self.metrics.get((dataloader_idx, kind)) or self.metric_of(loader).to(embeddings.device)
+            metric = self.metrics.get((dataloader_idx, kind)) or self.metric_of(dataset).to(embeddings.device)
             self.metrics[dataloader_idx, kind] = metric
             if isinstance(metric, RetrievalScores):
-                metric.update(embeddings, labels, indices, **roles(loader, indices))
+                chosen = {} if rows is None else {name: values[rows] for name, values in roles.items()}
+                metric.update(embeddings, labels.to(embeddings.device), rows, **chosen)
             else:
-                metric.update(embeddings, indices, labels == UNREADABLE)
+                metric.update(embeddings, rows, labels == UNREADABLE)
 
-    def metric_of(self, loader: Any) -> RetrievalScores | RevisitedMAP:
-        """What a dataloader is scored by: mAP where its data set tells a `ground_truth`, else the scores asked for."""
-        ground_truth = getattr(loader.dataset, "ground_truth", None)
+    def forget_rows(self, dataloader_idx: int) -> None:
+        """Scores a dataloader without row numbers, also its batches so far."""
+        self.has_rows[dataloader_idx] = False
+        for (number, _), metric in self.metrics.items():
+            if number == dataloader_idx:
+                metric.indices.clear()
+
+    def metric_of(self, dataset: Any) -> RetrievalScores | RevisitedMAP:
+        """What a data set is scored by: mAP where it tells a `ground_truth`, else the scores asked for."""
+        ground_truth = ground_truth_of(dataset)
         if ground_truth is None:
             return RetrievalScores(self.scores, self.ks, ignore_index=UNREADABLE, progress=self.shows_bar)
         return RevisitedMAP([GroundTruth(*parts) for parts in ground_truth], self.ks)
 
     def log_scores(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         """Computes and logs all scores of a split; shows and keeps them unless the training is going on."""
-        loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
-        names = loader_names(loaders)
+        loaders = named_loaders(loaders_of(trainer))
+        names = list(loaders)
         silent = [str(name) for number, name in enumerate(names) if (number, MODEL) not in self.metrics]
         if silent:
             raise ValueError(f"Nothing to score: no batch came from dataloader {', '.join(silent)}.")
@@ -186,25 +222,27 @@ class RetrievalEvaluation(Callback):
             part = names[number]
             name = ROW_NAMES[scored] + (f" on {'dataloader ' * isinstance(part, int)}{part}" if len(names) > 1 else "")
             prefix = split + (f"/{part}" if len(names) > 1 else "") + (f"/{scored}" if scored != MODEL else "")
+            if not self.has_rows[number]:
+                check_shares(trainer, metric, name)
             with metric.sync_context():
                 searched = metric.search()
             rows[name] = scores = searched.means()
             logged = {f"{prefix}/{key}": score for key, score in scores.items()}
             pl_module.log_dict(logged, sync_dist=True, add_dataloader_idx=False)
             if scored == MODEL and trainer.state.fn != "fit":
-                dataset = loader_at(loaders, number).dataset
+                dataset = getattr(loaders[part], "dataset", None)
                 self.results.append(Evaluated(str(part) if len(names) > 1 else "", dataset, searched))
         self.metrics = {}
         if trainer.state.fn != "fit":
             seconds = time.perf_counter() - searching
             print_scores(rows, split, f"embedded in {embedded:.1f} s, searched in {seconds:.1f} s")
-            if self.tables:
+            if self.tables and keeps_files(trainer):
                 self.write_results(trainer, split)
 
     def write_results(self, trainer: Trainer, split: str) -> None:
         """Writes the tables of each dataloader."""
         for result in self.results:
-            prefix = output_path(trainer, "_".join(filter(None, (split, result.name))))  # asks all processes
+            prefix = output_path(trainer, file_name(split, result.name))  # asks all processes
             if trainer.is_global_zero:
                 say_where("Scores of each query and class", write_tables(result.searched, result.dataset, prefix))
 
@@ -222,11 +260,9 @@ def results_of(trainer: Trainer, callback: Callback) -> list[Evaluated]:
     raise ValueError(f"{name} shows what RetrievalEvaluation finds: add RetrievalEvaluation() to the callbacks, too.")
 
 
-def loader_names(loaders: Any) -> list[int | str]:
-    """Names of dataloaders: keys of a dict, else their numbers."""
-    if isinstance(loaders, Mapping):
-        return list(loaders)
-    return list(range(len(loaders))) if isinstance(loaders, Sequence) else [0]
+def loaders_of(trainer: Trainer) -> Any:
+    """The dataloaders that the Trainer evaluates."""
+    return trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
 
 
 @rank_zero_only

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_recall.callbacks.batches import loader_at, rows_in_order
-from lightning_recall.callbacks.output import output_path, save_picture
-from lightning_recall.callbacks.retrieval_evaluation import Evaluated, loader_names, results_of
+from lightning_recall.callbacks.batches import describe, named_loaders
+from lightning_recall.callbacks.output import file_name, keeps_files, output_path, save_picture
+from lightning_recall.callbacks.retrieval_evaluation import Evaluated, results_of
+from lightning_recall.callbacks.row_recorder import REMEDY
+from lightning_recall.callbacks.unknown_rows import check_recorded
 from lightning_recall.metrics.searched import Searched
 
 RIGHT, WRONG = ("#1a9641", "solid"), ("#d7191c", (0, (1.5, 1)))  # style as well as colour, for the colour-blind
@@ -37,7 +39,7 @@ class RetrievedImages(Callback):
 
     Raises:
         ValueError: for numbers below 1 or unknown choices, and before a test without a `RetrievalEvaluation` or whose
-            dataloader shuffles or streams.
+            images could not be looked up in the data set (`row_recorder`).
     """
 
     def __init__(
@@ -61,14 +63,16 @@ class RetrievedImages(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses a test that could not be drawn, before it runs."""
         results_of(trainer, self)
-        check_order(trainer, self)
+        check_images(trainer, self)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws."""
+        if not keeps_files(trainer):
+            return
         for result in results_of(trainer, self):
             for choice in self.choices:
-                parts = ("retrieved_images", "" if choice == "random" else choice, result.name)
-                path = output_path(trainer, "_".join(filter(None, parts)) + ".png")  # asks all processes
+                name = file_name("retrieved_images", "" if choice == "random" else choice, result.name)
+                path = output_path(trainer, f"{name}.png")  # asks all processes
                 if trainer.is_global_zero:
                     figure = self.draw(result, choice)
                     save_picture(trainer, figure, path, f"What the model retrieves, {choice} queries")
@@ -84,18 +88,16 @@ class RetrievedImages(Callback):
         return draw_rows(pictures, queries, neighbors, similarities, relevant, searched.first_ranks[chosen])
 
 
-def check_order(trainer: Trainer, callback: Callback) -> None:
-    """Refuses dataloaders whose images could not be found again.
+def check_images(trainer: Trainer, callback: Callback) -> None:
+    """Refuses a test of which the images could not be found again.
 
     Raises:
         ValueError: in that case.
     """
-    for number in range(len(loader_names(trainer.test_dataloaders))):
-        if rows_in_order(loader_at(trainer.test_dataloaders, number)) is None:
-            raise ValueError(
-                f"{type(callback).__name__} looks its images up in the data set: the test dataloader must go through a "
-                "map-style data set in order (shuffle=False)."
-            )
+    check_recorded(trainer.test_dataloaders, f"{type(callback).__name__} looks its images up in the data set")
+    for loader in named_loaders(trainer.test_dataloaders).values():
+        if len(loader.dataset):
+            image_of(loader.dataset, 0)
 
 
 def choose_queries(searched: Searched, num_queries: int, choice: Choice, seed: int) -> Tensor:
@@ -121,9 +123,24 @@ def choose_queries(searched: Searched, num_queries: int, choice: Choice, seed: i
 
 def pictures_of(result: Evaluated, rows: set[int]) -> dict[int, NDArray[np.float64]]:
     """Images of some rows of what was searched."""
-    assert result.searched.indices is not None  # on_test_start has seen to it
+    if result.searched.indices is None:
+        raise ValueError(f"No picture of a test whose rows are not known: {REMEDY}.")
     numbers = result.searched.indices.cpu()
-    return {row: to_picture(result.dataset[int(numbers[row])][0]) for row in sorted(rows)}
+    return {row: to_picture(image_of(result.dataset, int(numbers[row]))) for row in sorted(rows)}
+
+
+def image_of(dataset: Any, row: int) -> Tensor:
+    """Image (C, H, W) of an item (image, label).
+
+    Raises:
+        ValueError: if the item begins with something else.
+    """
+    item = dataset[row]
+    image = item[0] if isinstance(item, Sequence) and len(item) else item
+    if not (isinstance(image, Tensor) and image.ndim == 3):
+        got = f"a tensor {tuple(image.shape)}" if isinstance(image, Tensor) else describe(image)
+        raise ValueError(f"Pictures need items (image (C, H, W), label); item {row} of the data set begins with {got}.")
+    return image
 
 
 def to_picture(image: Tensor) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lightning_recall.callbacks.step_memory import step_memory
+from lightning_recall.callbacks.step_memory import num_rows, step_memory
 
 MIB = 2**20
 
@@ -76,7 +76,9 @@ def chunks_of(batch: Any) -> list[tuple[Any, Tensor]]:
     if len(chunks) == 2 and isinstance(chunks[1], Tensor):
         chunks = [batch]
     pairs = all(isinstance(chunk, list | tuple) and len(chunk) == 2 for chunk in chunks)
-    return [(inputs, labels) for inputs, labels in chunks if isinstance(labels, Tensor)] if pairs else []
+    if not (pairs and all(isinstance(labels, Tensor) and labels.ndim > 0 for _, labels in chunks)):
+        return []
+    return [(inputs, labels) for inputs, labels in chunks]
 
 
 def about_network(trainer: Trainer, pl_module: LightningModule) -> dict[str, str]:
@@ -102,10 +104,10 @@ def about_batch(trainer: Trainer, pl_module: LightningModule, batch: Any) -> dic
     if not chunks:
         return {}
     labels = torch.cat([labels for _, labels in chunks])
-    images, classes = trainer.world_size * len(labels), len(set(labels.tolist()))
+    images = trainer.world_size * len(labels)
+    classes = f" of {len(set(labels.tolist())):,} classes" if labels.ndim == 1 else ""  # else several labels an image
     each = " on each process" if trainer.world_size > 1 else ""
-    share = f", {len(labels):,} of {classes:,} classes{each}" if each else f" of {classes:,} classes"
-    rows = {"batch": f"{images:,} images{share}"}
+    rows = {"batch": f"{images:,} images" + (f", {len(labels):,}{classes}{each}" if each else classes)}
     chunk_size = getattr(pl_module, "chunk_size", None)
     if chunk_size == "auto":
         rows["chunk_size"] = "auto: tried out at the first step"
@@ -113,6 +115,8 @@ def about_batch(trainer: Trainer, pl_module: LightningModule, batch: Any) -> dic
         sizes = [min(chunk_size, len(labels)) for _, labels in chunks]
         passes = sum(-(-len(labels) // chunk_size) for _, labels in chunks)
         rows["chunks"] = f"{passes:,} of at most {max(sizes):,} images{each}"
+        if num_rows(chunks[0][0]) == 0:
+            return rows
         needed = step_memory(trainer, pl_module, chunks[0][0], max(sizes))  # on all processes: BatchNorm may meet there
         rows["memory"] = (
             f"about {sum(needed) / MIB:,.0f} MiB: {needed.weights / MIB:,.0f} for weights, gradients and optimizer, "

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
 
 
 class ScheduledSettings(Callback):
@@ -17,7 +18,8 @@ class ScheduledSettings(Callback):
             `loss.rank_temperature`, `loss.weights`, `loss.losses.0.k_temperature` or `mixup.max_virtual_per_class`.
 
     Raises:
-        ValueError: for no settings, epochs below 0, and, when the training starts, an attribute that is not there.
+        ValueError: for no settings, epochs below 0, and, when the training starts, an attribute that is not there
+            or is a parameter, a buffer, a module or a property that can only be read.
 
     >>> schedule = ScheduledSettings({"loss.rank_temperature": {0: 0.05, 10: 0.01}})
     >>> [round(schedule.value("loss.rank_temperature", epoch), 3) for epoch in (0, 5, 10, 20)]
@@ -30,15 +32,21 @@ class ScheduledSettings(Callback):
         self.settings = {name: dict(sorted(points.items())) for name, points in settings.items()}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses attributes that are not there."""
+        """Refuses attributes that are not there or cannot be set."""
         for name in self.settings:
             owner, _, attribute = name.rpartition(".")
             try:
-                found = hasattr(pl_module.get_submodule(owner), attribute)
+                value = getattr(pl_module.get_submodule(owner), attribute)
             except AttributeError:
-                found = False
-            if not found:
-                raise ValueError(f"ScheduledSettings: {type(pl_module).__name__} has no attribute {name}.")
+                raise ValueError(f"ScheduledSettings: {type(pl_module).__name__} has no attribute {name}.") from None
+            try:
+                setattr(pl_module.get_submodule(owner), attribute, value)
+            except AttributeError:
+                value = pl_module  # a property that can only be read
+            if isinstance(value, Tensor | nn.Module):
+                raise ValueError(
+                    f"ScheduledSettings: {name} is no setting, but a part of the module: it cannot be set."
+                )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sets what this epoch begins with."""

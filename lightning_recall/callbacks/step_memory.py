@@ -1,13 +1,13 @@
 """What a training step will need, measured on a few images before the first one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from copy import copy
 from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map
 
 MEASURED_ROWS = 4  # of a chunk: BatchNorm wants more than one
 
@@ -25,17 +25,40 @@ def step_memory(trainer: Trainer, pl_module: LightningModule, inputs: Any, chunk
     Args:
         trainer: tells precision and optimizers.
         pl_module: its forward takes the inputs of a chunk.
-        inputs: a tensor (b, ...), or a nest of such, of which a few rows are passed forward; random numbers and buffers
-            are as before.
+        inputs: a tensor (b, ...), or mappings, lists and tuples of such, of which a few rows are passed forward; random
+            numbers and buffers are as before.
         chunk_rows: images in one pass.
     """
-    few = tree_map(lambda leaf: leaf[:MEASURED_ROWS].to(pl_module.device, copy=True), inputs)
-    rows = len(tree_flatten(few)[0][0])
+    few = first_rows(inputs, pl_module.device)
+    rows = min(num_rows(inputs), MEASURED_ROWS)
     buffers = {name: buffer.clone() for name, buffer in pl_module.named_buffers()}
     own = [*pl_module.parameters(), *buffers.values()]
     with isolate_rng(), torch.enable_grad(), trainer.precision_plugin.forward_context():
         saved = saved_bytes(lambda: torch.func.functional_call(pl_module, buffers, (few,)), own)
     return StepMemory(weight_bytes(trainer, pl_module), saved / rows * chunk_rows)
+
+
+def first_rows(inputs: Any, device: torch.device) -> Any:
+    """A copy of inputs with the first rows of each tensor, on a device; whatever is no tensor stays as it is."""
+    if isinstance(inputs, Tensor):
+        return inputs[:MEASURED_ROWS].to(device, copy=True)
+    if isinstance(inputs, Mapping):
+        rows: Any = copy(inputs)
+        for name, part in inputs.items():
+            rows[name] = first_rows(part, device)
+        return rows
+    if isinstance(inputs, list | tuple):
+        parts = [first_rows(part, device) for part in inputs]
+        return type(inputs)(*parts) if hasattr(inputs, "_fields") else type(inputs)(parts)
+    return inputs
+
+
+def num_rows(inputs: Any) -> int:
+    """Rows b of the first tensor in inputs; 0 if they hold none."""
+    if isinstance(inputs, Tensor):
+        return len(inputs)
+    parts = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, list | tuple) else ()
+    return next((rows for rows in map(num_rows, parts) if rows), 0)
 
 
 def saved_bytes(forward: Callable[[], Any], own: list[Tensor]) -> int:

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from lightning_recall.callbacks.dataset_attributes import attribute_of
+from lightning_recall.callbacks.output import free_paths
 from lightning_recall.metrics.searched import Searched
 
 
 def write_tables(searched: Searched, dataset: Any, prefix: Path) -> Path:
-    """Writes PREFIX_queries.csv and, where labels tell the classes, PREFIX_classes.csv.
+    """Writes PREFIX_queries.csv and, where labels tell the classes, PREFIX_classes.csv; beside those that exist.
 
     A query's row has its place in the data set and, where the data set knows `paths` (N,), its file; its label; the
     rank of the first relevant item; and each score. A class's row has its label, its number of queries and their means.
@@ -24,17 +26,19 @@ def write_tables(searched: Searched, dataset: Any, prefix: Path) -> Path:
     columns: dict[str, Any] = {}
     if searched.indices is not None:
         columns["index"] = searched.indices.cpu()[queries].numpy()
-        if hasattr(dataset, "paths"):
-            columns["path"] = [os.fsdecode(dataset.paths[index]) for index in columns["index"]]
+        paths = attribute_of(dataset, "paths")
+        if paths is not None:
+            columns["path"] = [os.fsdecode(paths[index]) for index in columns["index"]]
     if searched.labels is not None:
         columns["label"] = labels = searched.labels.cpu()[queries].numpy()
     columns |= {"first_rank": searched.first_ranks.cpu().numpy(), **scores}
-    path = prefix.with_name(f"{prefix.name}_queries.csv")
+    kinds = ("queries", "classes")
+    path, of_classes = free_paths(*(prefix.with_name(f"{prefix.name}_{kind}.csv") for kind in kinds))
     write(path, columns)
     if searched.labels is not None:
         classes, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
         means = {name: np.bincount(place, weights=values) / counts for name, values in scores.items()}
-        write(prefix.with_name(f"{prefix.name}_classes.csv"), {"label": classes, "queries": counts, **means})
+        write(of_classes, {"label": classes, "queries": counts, **means})
     return path
 
 

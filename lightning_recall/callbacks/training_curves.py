@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_recall.callbacks.output import output_path, say_where
+from lightning_recall.callbacks.output import free_paths, keeps_files, output_path, say_where
 
 Points = list[tuple[int, float]]
 """(optimizer step, value)"""
@@ -61,10 +61,13 @@ class TrainingCurves(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws."""
+        if not keeps_files(trainer):
+            return
         path = output_path(trainer, "training_curves.png")  # asks all processes
         curves = self.curves()
-        if not trainer.is_global_zero or not curves or trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning
+        if not trainer.is_global_zero or not curves:
             return
+        (path,) = free_paths(path)
         draw_curves(curves, self.loss).savefig(path, dpi=110)
         say_where("Loss and Recall@k over the training", path)
 

@@ -9,12 +9,13 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # loaded lazily
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.utilities import rank_zero_info
 
 # Imported so that configs can name their classes without a module: `class_path: RetrievalModule`.
 from lightning_recall import callbacks, datamodules, losses, mixup, models, modules  # noqa: F401  # for their names
-from lightning_recall.callbacks.output import say_where
+from lightning_recall.callbacks.output import free_paths, keeps_files, output_path, run_folder, say_where
 from lightning_recall.cli.errors import USERS, paragraph
 from lightning_recall.cli.help import VERBOSE, Parser, name_subcommands, texts
 
@@ -39,11 +40,25 @@ def without_download(model: Any) -> None:
 
 
 class SaveSettings(SaveConfigCallback):
-    """Writes config.yaml, and has checkpoints hold what builds their module, for `load_from_checkpoint`.
+    """Writes config.yaml to the run's folder, and has checkpoints hold what builds their module.
 
-    RetrievalModule cannot do so itself: outside this command its arguments are networks, which a checkpoint should not
-    hold twice.
+    A file of that name which another run wrote stays as it is: this one is called config-1.yaml then.
+
+    RetrievalModule cannot add itself what `load_from_checkpoint` builds it with: outside this command its arguments are
+    networks, which a checkpoint should not hold twice.
     """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes the settings once."""
+        if self.already_saved:
+            return
+        self.already_saved = True
+        path = output_path(trainer, self.config_filename)  # asks all processes
+        if trainer.is_global_zero:
+            (free,) = free_paths(path)
+            self.parser.save(self.config, free, skip_unset=False, multifile=self.multifile)
+            if free != path:
+                say_where("Settings, beside those of another run", free)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the model's settings, unless the module has saved hyperparameters of its own."""
@@ -90,6 +105,7 @@ class RecallCLI(LightningCLI):
         if ckpt_path.endswith(".ckpt") and "://" not in ckpt_path and not Path(ckpt_path).exists():
             self.parser.error(f"--ckpt_path {ckpt_path}: there is no such file.")
         called = self.config[subcommand].trainer.callbacks or []
+        called = called if isinstance(called, list) else [called]
         scores_start = any((callback.get("init_args") or {}).get("baselines") for callback in called)
         if ckpt_path.endswith(".ckpt") and not scores_start:
             without_download(self.config[subcommand].model)
@@ -105,9 +121,13 @@ class RecallCLI(LightningCLI):
                 f"Cannot write to {folder}: {existing} is no folder that this user may write to. "
                 "Choose another with --trainer.default_root_dir or the logger's save_dir."
             )
-        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning sets it
-            for checkpoints in self.trainer.checkpoint_callbacks:
+        keeps = keeps_files(self.trainer)
+        run = run_folder(self.trainer) if keeps else Path()  # chosen before a launcher starts processes
+        for checkpoints in self.trainer.checkpoint_callbacks:
+            if not keeps:
                 checkpoints.save_last = None  # type: ignore[attr-defined]  # Lightning 2.6 would leave a last.ckpt
+            elif isinstance(checkpoints, ModelCheckpoint) and checkpoints.dirpath is None:
+                checkpoints.dirpath = str(run / "checkpoints")
 
     before_validate = before_test = before_predict = before_fit
 
@@ -115,15 +135,16 @@ class RecallCLI(LightningCLI):
         """Says where the results are."""
         checkpoints = self.trainer.checkpoint_callback
         best = getattr(checkpoints, "best_model_path", "") or getattr(checkpoints, "last_model_path", "")
-        if best and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning sets it
+        if best and self.trainer.is_global_zero and keeps_files(self.trainer):
             say_where("Checkpoint", Path(best))
         self.after_test()
 
     def after_test(self) -> None:
         """Says where the results are."""
-        folder = self.trainer.log_dir  # asks all processes
-        if folder and self.trainer.is_global_zero:
-            say_where("Metrics and settings", Path(folder))
+        if keeps_files(self.trainer):
+            folder = run_folder(self.trainer)  # asks all processes
+            if self.trainer.is_global_zero:
+                say_where("Metrics and settings", folder)
 
     after_validate = after_test
 
@@ -162,7 +183,6 @@ def main(args: ArgsType = None) -> None:
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         save_config_callback=SaveSettings,
-        save_config_kwargs={"overwrite": True},
         parser_kwargs=texts(),
         trainer_defaults={"callbacks": [callbacks.RunSummary(), callbacks.SavedOnInterrupt()]},
         args=args,

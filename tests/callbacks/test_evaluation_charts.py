@@ -33,7 +33,7 @@ def test_writes_a_picture_of_each_for_each_test_set(tmp_path, capsys):
     loader = DataLoader(TensorDataset(torch.rand(24, 1, 3, 3), torch.arange(24) // 3), batch_size=10)
     trainer.test(Flatten(), {"a": loader, "b": loader}, verbose=False)
     names = {f"{name}_{part}.png" for name in ("similarities", "recall_over_k", "embedding_map") for part in "ab"}
-    assert {path.name for path in tmp_path.glob("*.png")} == names
+    assert {path.name for path in tmp_path.glob("runs/version_0/*.png")} == names
     shown = capsys.readouterr().out
     assert all(name in shown for name in names)
 

@@ -51,13 +51,15 @@ def report(tmp_path, channels=3, size=40, name='<b>a</b> & "b"'):
         callbacks=[EvaluationReport(num_queries=4, num_neighbors=3), RetrievalEvaluation()],
     )  # fmt: skip
     results = trainer.test(Flatten(), {name: loader, "second": loader}, verbose=False)
-    return (tmp_path / "report.html").read_text(), {key: value for part in results for key, value in part.items()}
+    return (tmp_path / "runs/version_0/report.html").read_text(), {
+        key: value for part in results for key, value in part.items()
+    }
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 32), (3, 224)])
 def test_the_page_is_whole_and_tells_the_truth(channels, size, tmp_path, capsys):
     text, scores = report(tmp_path, channels, size)
-    assert str(tmp_path / "report.html") in capsys.readouterr().out
+    assert str(tmp_path / "runs/version_0/report.html") in capsys.readouterr().out
     page = Page(text)
     assert page.addresses  # charts
     assert all(address.startswith("data:") for address in page.addresses)

@@ -1,11 +1,120 @@
 from types import SimpleNamespace
 
-from lightning_recall.callbacks.output import output_path
+import pytest
+from matplotlib.figure import Figure
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from lightning_recall.callbacks.output import file_name, free_paths, new_folder, output_path, run_folder, save_picture
 
 
-def test_files_go_to_the_runs_folder_else_to_the_root(tmp_path):
-    run = SimpleNamespace(log_dir=str(tmp_path / "runs" / "version_0"), default_root_dir=str(tmp_path))
-    assert output_path(run, "x.png") == tmp_path / "runs" / "version_0" / "x.png"
-    assert (tmp_path / "runs" / "version_0").is_dir()
-    run.log_dir = None
-    assert output_path(run, "x.png") == tmp_path / "x.png"
+class OtherLogger(Logger):
+    """A service's: it has no log_dir."""
+
+    def __init__(self, save_dir, name, version):
+        super().__init__()
+        self.fields = {"save_dir": save_dir, "name": name, "version": version}
+
+    save_dir = property(lambda self: self.fields["save_dir"])
+    name = property(lambda self: self.fields["name"])
+    version = property(lambda self: self.fields["version"])
+
+    def log_metrics(self, metrics, step=None):
+        pass
+
+    def log_hyperparams(self, params):
+        pass
+
+
+def trainer(folder, logger=False, **kwargs):
+    settings = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, **kwargs}
+    return Trainer(logger=logger, default_root_dir=folder, enable_checkpointing=False, **settings)
+
+
+def test_a_run_has_a_folder_of_its_own_whatever_the_logger(tmp_path):
+    (tmp_path / "config.yaml").write_text("mine")
+    cases = (
+        (lambda: False, "runs/version_0", "runs/version_1"),
+        (lambda: CSVLogger(tmp_path, "csv"), "csv/version_0", "csv/version_1"),
+        (lambda: TensorBoardLogger(tmp_path, "board"), "board/version_0", "board/version_1"),
+        (lambda: OtherLogger(str(tmp_path / "cloud"), "project", "a1"), "cloud/project/a1", "cloud/project/a1"),
+        (lambda: OtherLogger(None, None, 3), "version_3", "version_3"),
+        (lambda: OtherLogger(tmp_path / "x", "p", None), "x/p/version_0", "x/p/version_1"),
+    )
+    for logger, first, second in cases:
+        for expected in (first, second):
+            run = trainer(tmp_path, logger())
+            assert output_path(run, "x.png") == tmp_path / expected / "x.png"
+            assert run_folder(run) == tmp_path / expected  # of the same run
+            assert (tmp_path / expected).is_dir()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.yaml",
+        "runs",
+        "csv",
+        "board",
+        "cloud",
+        "version_3",
+        "x",
+    }
+
+
+def test_a_folder_has_the_next_number_and_is_nobody_elses(tmp_path, monkeypatch):
+    (tmp_path / "version_9").mkdir()
+    (tmp_path / "version_two").mkdir()
+    (tmp_path / "version_10").write_text("a file")
+    assert new_folder(tmp_path).name == "version_11"
+    monkeypatch.setattr(type(tmp_path), "glob", lambda *_: [])  # another run makes version_9 after it was looked for
+    (tmp_path / "version_0").mkdir()
+    assert new_folder(tmp_path).name == "version_1"
+    with pytest.raises(OSError, match="version_"):
+        new_folder(tmp_path / "version_10")
+
+
+def test_no_file_is_overwritten(tmp_path):
+    assert free_paths(tmp_path / "a.csv", tmp_path / "b.csv") == [tmp_path / "a.csv", tmp_path / "b.csv"]
+    (tmp_path / "b.csv").touch()
+    (tmp_path / "a-1.csv").symlink_to(tmp_path / "nowhere")
+    assert free_paths(tmp_path / "a.csv", tmp_path / "b.csv") == [tmp_path / "a-2.csv", tmp_path / "b-2.csv"]
+    (tmp_path / "folder").mkdir()
+    assert free_paths(tmp_path / "folder") == [tmp_path / "folder-1"]
+
+
+def test_a_picture_of_that_name_stays(tmp_path, capsys):
+    (tmp_path / "x.png").write_text("mine")
+    save_picture(SimpleNamespace(loggers=[]), Figure(), tmp_path / "x.png", "A picture")
+    assert (tmp_path / "x.png").read_text() == "mine"
+    assert (tmp_path / "x-1.png").stat().st_size > 100
+    assert f"A picture: {tmp_path / 'x-1.png'}" in capsys.readouterr().out
+
+
+def test_names_of_dataloaders_become_names_of_files():
+    assert file_name("test", "a/b") == "test_a_b"
+    assert file_name("charts", "", "Prüfung eins") == "charts_Prüfung eins"
+    assert file_name("..", r"c:\d") == ".._c__d"
+
+
+class Notes(LightningModule):
+    """Notes the run's folder on each process."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def test_step(self, batch, batch_idx):
+        first, again = run_folder(self.trainer), run_folder(self.trainer)
+        (self.folder / f"rank_{self.global_rank}").write_text(f"{first} {first == again}")
+
+
+def test_all_processes_have_the_same_folder(tmp_path):
+    for number in range(2):
+        trainer(tmp_path, devices=2, strategy="ddp_fork").test(Notes(tmp_path), [0, 0], verbose=False)
+        for rank in range(2):
+            assert (tmp_path / f"rank_{rank}").read_text() == f"{tmp_path / f'runs/version_{number}'} True"
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_a_launcher_hands_on_the_folder_that_was_chosen_before_it(tmp_path):
+    run = trainer(tmp_path, devices=2, strategy="ddp_fork")
+    chosen = run_folder(run)
+    run.test(Notes(tmp_path), [0, 0], verbose=False)
+    assert [(tmp_path / f"rank_{rank}").read_text() for rank in range(2)] == [f"{chosen} True"] * 2

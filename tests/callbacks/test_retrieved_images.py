@@ -6,7 +6,7 @@ import torch
 from matplotlib.image import imread
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_recall.callbacks import RetrievalEvaluation, RetrievedImages
 from lightning_recall.callbacks.retrieved_images import RIGHT, WRONG, choose_queries, draw_rows, to_picture
@@ -27,7 +27,7 @@ def run(images, labels, tmp_path, logger=False, **kwargs):
         callbacks=[RetrievedImages(**kwargs), RetrievalEvaluation()],
     )  # fmt: skip
     trainer.test(Flatten(), DataLoader(TensorDataset(images, labels), batch_size=7), verbose=False)
-    return tmp_path / "retrieved_images.png"
+    return tmp_path / "runs/version_0/retrieved_images.png"
 
 
 @pytest.mark.parametrize(("channels", "dtype"), [(1, torch.uint8), (3, torch.uint8), (3, torch.float32)])
@@ -38,17 +38,22 @@ def test_writes_a_picture_and_says_where(channels, dtype, tmp_path, capsys):
     assert str(path) in capsys.readouterr().out
 
 
-def test_a_shuffled_loader_is_refused(tmp_path):
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from zip(torch.rand(8, 1, 4, 4), torch.arange(8) // 2, strict=True)
+
+
+def test_a_test_whose_images_cannot_be_found_again_is_refused(tmp_path):
     trainer = pl.Trainer(
         accelerator="cpu", devices=1, logger=False, default_root_dir=tmp_path, enable_progress_bar=False,
         callbacks=[RetrievedImages(), RetrievalEvaluation()],
     )  # fmt: skip
-    data = TensorDataset(torch.rand(8, 1, 4, 4), torch.arange(8) // 2)
-    with (
-        pytest.warns(UserWarning, match="shuffling enabled"),
-        pytest.raises(ValueError, match="in order"),
-    ):
-        trainer.test(Flatten(), DataLoader(data, shuffle=True), verbose=False)
+    with pytest.raises(ValueError, match=r"RetrievedImages looks its images up in the data set.* map-style data set"):
+        trainer.test(Flatten(), DataLoader(Stream(), batch_size=4), verbose=False)
+    mappings = [({"pixels": torch.rand(1, 4, 4)}, torch.tensor(row // 2)) for row in range(8)]
+    with pytest.raises(ValueError, match="item 0 of the data set begins with a dict with the keys 'pixels'"):
+        trainer.test(Flatten(), DataLoader(mappings, batch_size=4), verbose=False)
+    assert not list(tmp_path.rglob("*.png"))
 
 
 def test_the_frame_tells_right_from_wrong():
@@ -131,7 +136,7 @@ def test_named_dataloaders_have_pictures_of_their_own(tmp_path):
     )  # fmt: skip
     loader = DataLoader(TensorDataset(torch.rand(8, 1, 4, 4), torch.arange(8) // 2), batch_size=4)
     trainer.test(Flatten(), {"small": loader, "large": loader}, verbose=False)
-    assert {path.name for path in tmp_path.glob("*.png")} == {
+    assert {path.name for path in tmp_path.glob("runs/version_0/*.png")} == {
         "retrieved_images_best_small.png",
         "retrieved_images_best_large.png",
     }

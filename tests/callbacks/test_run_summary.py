@@ -1,3 +1,5 @@
+from collections import UserDict
+
 import pytest
 import torch
 from pytorch_lightning import LightningModule, Trainer
@@ -7,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_recall import RecallAtKLoss, RetrievalEvaluation, RetrievalModule
 from lightning_recall.callbacks import RunSummary
-from lightning_recall.callbacks.run_summary import chunks_of
+from lightning_recall.callbacks.run_summary import about_batch, chunks_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
 
@@ -121,3 +123,26 @@ def test_chunks_of_a_batch():
         assert len(chunks_of(batch)) == count
     assert chunks_of([images, images, images]) == []
     assert chunks_of([({"a": images}, labels)])[0][1] is labels
+    assert chunks_of((images[0], torch.tensor(3))) == []  # one image, as batch_size=None gives it
+    assert chunks_of([(images, labels), (images, "labels")]) == []
+
+
+@pytest.mark.parametrize(
+    ("batch", "rows"),
+    [
+        ((UserDict(a=torch.zeros(6, 6)), torch.arange(6) % 3), {"batch": "6 images of 3 classes"}),
+        ((torch.zeros(6, 6), torch.ones(6, 4)), {"batch": "6 images"}),
+        ((["a", "b"], torch.arange(2)), {"batch": "2 images of 2 classes"}),
+    ],
+    ids=["mapping", "several labels", "texts"],
+)
+def test_batches_of_any_kind_are_described(batch, rows):
+    class Any(Plain):
+        chunk_size = 4
+
+        def forward(self, inputs):
+            return self.net(inputs["a"] if isinstance(inputs, UserDict) else inputs)
+
+    found = about_batch(Trainer(barebones=True, accelerator="cpu"), Any(), batch)
+    assert found["batch"] == rows["batch"]
+    assert ("memory" in found) == (not isinstance(batch[0], list))

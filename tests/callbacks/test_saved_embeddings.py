@@ -1,9 +1,13 @@
+import os
+import shutil
+import warnings
+
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from safetensors.torch import load_file
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, SubsetRandomSampler, TensorDataset
 
 from lightning_recall.callbacks import SavedEmbeddings, load_embeddings
 
@@ -54,18 +58,18 @@ def assert_saved(folder, images=IMAGES, labels=LABELS):
 
 def test_by_default_it_is_one_file_in_the_runs_folder(tmp_path, capsys):
     trainer(tmp_path, SavedEmbeddings()).predict(Double(), datamodule=Data())
-    assert_saved(tmp_path / "embeddings")
-    assert str(tmp_path / "embeddings") in capsys.readouterr().out
-    (path,) = (tmp_path / "embeddings").glob("shard-*")
+    assert_saved(tmp_path / "runs/version_0/embeddings")
+    assert str(tmp_path / "runs/version_0/embeddings") in capsys.readouterr().out
+    (path,) = (tmp_path / "runs/version_0/embeddings").glob("shard-*")
     with np.load(path) as arrays:
         np.testing.assert_array_equal(arrays["embeddings"], 2 * IMAGES.numpy())
 
 
 def test_a_loader_of_ones_own_and_images_without_labels(tmp_path):
     trainer(tmp_path, SavedEmbeddings(format="safetensors")).predict(Double(), DataLoader(IMAGES, batch_size=5))
-    (path,) = (tmp_path / "embeddings").glob("shard-*.safetensors")
+    (path,) = (tmp_path / "runs/version_0/embeddings").glob("shard-*.safetensors")
     assert load_file(path).keys() == {"embeddings", "ids"}
-    assert torch.equal(load_embeddings(tmp_path / "embeddings")["embeddings"], 2 * IMAGES)
+    assert torch.equal(load_embeddings(tmp_path / "runs/version_0/embeddings")["embeddings"], 2 * IMAGES)
 
 
 @pytest.mark.parametrize("form", ["npz", "safetensors"])
@@ -134,8 +138,9 @@ def test_embeddings_of_other_weights_are_not_mixed(tmp_path):
     trainer(tmp_path, SavedEmbeddings(folder)).predict(Double(), datamodule=Data())
     other = Double()
     torch.nn.init.constant_(other.factor, 3)
-    next((tmp_path / "kept").glob("shard-*")).unlink()
-    with pytest.raises(ValueError, match="holds embeddings of other weights: choose another folder, or delete it"):
+    with pytest.raises(
+        ValueError, match=r"of another state: other weights\. Choose another folder, or delete this one"
+    ):
         trainer(tmp_path, SavedEmbeddings(folder)).predict(other, datamodule=Data())
 
 
@@ -162,3 +167,236 @@ def test_wrong_use_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match=r"predict_step of Scalars must return embeddings \(b, D\)"):
         trainer(tmp_path, SavedEmbeddings()).predict(Scalars(), datamodule=Data())
+
+
+class Files(TensorDataset):
+    """A data set that knows its paths and labels, as the data modules' do."""
+
+    def __init__(self, root, names, labels=None, loading="centre crop"):
+        self.root, self.loading = str(root), loading
+        self.paths = np.array([os.fsencode(name) for name in names])
+        self.labels = np.arange(len(names)) // 2 if labels is None else np.array(labels)
+        super().__init__()
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, row):
+        return torch.full((3,), float(sum(self.paths[row]))), torch.tensor(self.labels[row])
+
+
+class Of(pl.LightningDataModule):
+    def __init__(self, dataset):
+        super().__init__()
+        self.dataset = dataset
+
+    def predict_dataloader(self):
+        return DataLoader(self.dataset, batch_size=4)
+
+
+NAMES = [f"{letter}.jpg" for letter in "bcdefghijk"]
+OTHER_STATES = {
+    "one more file": (
+        lambda: Files("here", ["a.jpg", *NAMES]),
+        "number of items was 10 and is 11; file of row 0 was b.jpg",
+    ),
+    "another file": (lambda: Files("here", [*NAMES[:-1], "x.jpg"]), "file of row 9 was k.jpg and is x.jpg"),
+    "other order": (lambda: Files("here", NAMES[::-1]), "file of row 0 was b.jpg and is k.jpg"),
+    "another label": (lambda: Files("here", NAMES, [9, *range(9)]), "label of row 0 was 0 and is 9"),
+    "another folder": (lambda: Files("there", NAMES), r"folder was .*here and is .*there"),
+    "other images": (lambda: Files("here", NAMES, loading="whole"), "image loading was 'centre crop' and is 'whole'"),
+    "a part": (lambda: Subset(Files("here", NAMES), range(9)), "number of items was 10 and is 9"),
+    "no paths": (lambda: TensorDataset(IMAGES[:10], LABELS[:10]), "files that are not known"),
+}
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["data module", "dataloader"])
+@pytest.mark.parametrize("name", OTHER_STATES)
+def test_embeddings_of_other_data_are_not_taken(name, given, tmp_path):
+    make, message = OTHER_STATES[name]
+    folder = str(tmp_path / "kept")
+    trainer(tmp_path, SavedEmbeddings(folder)).predict(Double(), datamodule=Of(Files("here", NAMES)))  # all of it
+    module, data = Double(), make()
+    predict = {"dataloaders": DataLoader(data, batch_size=4)} if given else {"datamodule": Of(data)}
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, SavedEmbeddings(folder)).predict(module, **predict)
+    assert module.seen == 0
+
+
+def test_tensors_and_settings_of_the_module_are_compared_too(tmp_path):
+    folder = str(tmp_path / "kept")
+    trainer(tmp_path, SavedEmbeddings(folder)).predict(Double(), datamodule=Of(TensorDataset(IMAGES, LABELS)))
+    with pytest.raises(ValueError, match="other contents"):
+        trainer(tmp_path, SavedEmbeddings(folder)).predict(Double(), datamodule=Of(TensorDataset(IMAGES + 1, LABELS)))
+    module = Double()
+    module.views = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r"state: test-time augmentation was none and is Identity\(\)\. Choose"):
+        trainer(tmp_path, SavedEmbeddings(folder)).predict(module, datamodule=Of(TensorDataset(IMAGES, LABELS)))
+    with pytest.raises(ValueError, match="precision was 32-true and is bf16-mixed"):
+        trainer(tmp_path, SavedEmbeddings(folder), precision="bf16-mixed").predict(
+            Double(), datamodule=Of(TensorDataset(IMAGES, LABELS))
+        )
+
+    class Twice(Double):
+        def predict_step(self, batch, batch_idx):
+            return 2 * super().predict_step(batch, batch_idx)
+
+    with pytest.raises(ValueError, match=r"module was .*\.Double and is .*\.Twice"):
+        trainer(tmp_path, SavedEmbeddings(folder)).predict(Twice(), datamodule=Of(TensorDataset(IMAGES, LABELS)))
+
+
+def test_the_same_state_is_found_again(tmp_path):
+    folder = str(tmp_path / "kept")
+    for seen in (10, 0):
+        module = Double()
+        module.views = lambda *_: None  # its repr has an address, which is another in each process
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Total length of .* across ranks is zero")
+            trainer(tmp_path, SavedEmbeddings(folder)).predict(module, datamodule=Of(Files("here", NAMES)))
+        assert module.seen == seen
+    assert load_embeddings(folder)["embeddings"][:, 0].tolist() == [2 * sum(map(ord, name)) for name in NAMES]
+
+
+def test_folders_that_do_not_say_their_state_are_refused(tmp_path):
+    folder = tmp_path / "kept"
+    for spoil in (lambda path: path.unlink(), lambda path: path.write_text('{"weights": "of an earlier version"}')):
+        shutil.rmtree(folder, ignore_errors=True)
+        trainer(tmp_path, SavedEmbeddings(str(folder))).predict(Double(), datamodule=Data())
+        spoil(folder / "about.json")
+        with pytest.raises(ValueError, match="it does not say of what weights and data"):
+            trainer(tmp_path, SavedEmbeddings(str(folder))).predict(Double(), datamodule=Data())
+
+
+def test_other_dataloaders_are_refused(tmp_path):
+    folder = str(tmp_path / "kept")
+    trainer(tmp_path, SavedEmbeddings(folder)).predict(Double(), datamodule=Data("dict"))
+    for several, names in (("list", r"\['0', '1'\]"), (None, r"\[''\]")):
+        with pytest.raises(ValueError, match=rf"it has the dataloaders \['one', 'two'\], not {names}"):
+            trainer(tmp_path, SavedEmbeddings(folder)).predict(Double(), datamodule=Data(several))
+    with pytest.raises(ValueError, match="give one of its folders one, two"):
+        load_embeddings(folder)
+
+
+def test_names_of_dataloaders_are_folders_side_by_side(tmp_path):
+    loaders = {
+        name: DataLoader(TensorDataset(IMAGES[:4] * n, LABELS[:4])) for n, name in enumerate(("a/b", "a_b", ".."))
+    }
+    trainer(tmp_path, SavedEmbeddings(str(tmp_path / "kept"))).predict(Double(), loaders)
+    for number, name in enumerate(("a_b", "a_b_", "_")):
+        assert_saved(tmp_path / "kept" / name, IMAGES[:4] * number, LABELS[:4])
+    assert {path.name for path in tmp_path.iterdir()} == {"kept"}
+
+
+@pytest.mark.parametrize("form", ["npz", "safetensors"])
+def test_a_damaged_file_is_named(form, tmp_path):
+    folder = tmp_path / "kept"
+    trainer(tmp_path, SavedEmbeddings(str(folder), form, shard_size=8)).predict(Double(), datamodule=Data())
+    path = folder / f"shard-00-00001.{form}"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=rf"shard-00-00001\.{form} is damaged: delete it and predict again"):
+        load_embeddings(folder)
+    with pytest.raises(ValueError, match=rf"shard-00-00001\.{form} is damaged"):
+        trainer(tmp_path, SavedEmbeddings(str(folder), form)).predict(Double(), datamodule=Data())
+    path.unlink()
+    module = Double()
+    trainer(tmp_path, SavedEmbeddings(str(folder), form)).predict(module, datamodule=Data())
+    assert module.seen == 8
+    assert_saved(folder)
+
+
+def test_a_file_with_other_numbers_of_ids_is_damaged(tmp_path):
+    np.savez(tmp_path / "shard-00-00000.npz", embeddings=np.zeros((3, 2), np.float32), ids=np.arange(2))
+    with pytest.raises(ValueError, match="is damaged: it has 2 ids, 3 embeddings"):
+        load_embeddings(tmp_path)
+
+
+@pytest.mark.parametrize("other", [{"width": 4}, {"dtype": np.float16}, {"with_labels": True}])
+def test_shards_that_do_not_name_their_state_must_be_alike(other, tmp_path):
+    def write(number, width=3, dtype=np.float32, with_labels=False):
+        arrays = {"embeddings": np.full((2, width), number, dtype), "ids": np.arange(2) + 2 * number}
+        np.savez(tmp_path / f"shard-00-{number:05}.npz", **arrays, **({"labels": np.arange(2)} if with_labels else {}))
+
+    write(0)
+    write(1)
+    assert load_embeddings(tmp_path)["embeddings"].tolist() == [[0.0] * 3] * 2 + [[1.0] * 3] * 2
+    write(2, **other)
+    with pytest.raises(ValueError, match=r"shard-00-00000\.npz and shard-00-00002\.npz in .* were made with different"):
+        load_embeddings(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["npz", "safetensors"])
+def test_shards_of_two_states_are_not_mixed(form, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    other = Double()
+    torch.nn.init.constant_(other.factor, 3)
+    for folder, module in ((first, Double()), (second, other)):
+        trainer(tmp_path, SavedEmbeddings(str(folder), form)).predict(module, datamodule=Data())
+    shutil.copy(second / f"shard-00-00000.{form}", first / f"shard-00-00001.{form}")
+    with pytest.raises(ValueError, match=rf"shard-00-00000\.{form} and shard-00-00001\.{form} in .* different weights"):
+        load_embeddings(first)
+
+
+class Parts:
+    def __iter__(self):
+        yield from ([22, *range(11)], [*range(21, 9, -1)])
+
+    def __len__(self):
+        return 2
+
+
+@pytest.mark.filterwarnings("ignore:.*shuffling enabled")
+@pytest.mark.filterwarnings("ignore:.*custom batch sampler|Trying to inject `drop_last")
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    "order",
+    [
+        lambda data: DataLoader(data, batch_size=4, shuffle=True),
+        lambda data: DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), 4, False)),
+        lambda data: DataLoader(data, batch_size=5, shuffle=True, num_workers=2),
+        lambda data: DataLoader(data, batch_size=None, sampler=BatchSampler(RandomSampler(data), 4, False)),
+        lambda data: DataLoader(data, batch_sampler=Parts()),
+    ],
+    ids=["shuffle", "batch sampler", "workers", "batch_size None", "no BatchSampler"],
+)
+def test_ids_are_rows_in_whatever_order_a_loader_gives_them(order, processes, tmp_path):
+    folder = tmp_path / "kept"
+    several = {"devices": 2, "strategy": "ddp_fork", "use_distributed_sampler": False} if processes == 2 else {}
+    loader = order(TensorDataset(IMAGES, LABELS))
+    trainer(tmp_path, SavedEmbeddings(str(folder)), **several).predict(Double(), loader, return_predictions=False)
+    assert_saved(folder)
+
+
+def test_rows_that_are_not_known_are_refused(tmp_path):
+    loader = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4, num_workers=1, in_order=False)
+    with pytest.raises(ValueError, match="saves rows of the data set as ids: evaluate a map-style data set"):
+        trainer(tmp_path, SavedEmbeddings()).predict(Double(), loader)
+
+
+@pytest.mark.parametrize("sampler", [SubsetRandomSampler(range(9)), [*range(9), *range(9), *range(5)]])
+def test_a_loader_with_an_order_of_its_own_does_not_go_on(sampler, tmp_path):
+    class SomeRows(Data):
+        def predict_dataloader(self):
+            return DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4, sampler=sampler)
+
+    folder = str(tmp_path / "kept")
+    trainer(tmp_path, SavedEmbeddings(folder)).predict(Double(), datamodule=SomeRows())
+    assert load_embeddings(folder)["ids"].tolist() == list(range(9))
+    with pytest.raises(ValueError, match="goes on only with a DataLoader that has a batch_size and neither a sampler"):
+        trainer(tmp_path, SavedEmbeddings(folder)).predict(Double(), datamodule=SomeRows())
+
+
+def test_a_second_predict_of_a_run_has_a_folder_of_its_own(tmp_path):
+    run = trainer(tmp_path, SavedEmbeddings())
+    other = Double()
+    torch.nn.init.constant_(other.factor, 4)
+    run.predict(Double(), datamodule=Data())
+    run.predict(other, datamodule=Data())
+    assert_saved(tmp_path / "runs/version_0/embeddings")
+    assert torch.equal(load_embeddings(tmp_path / "runs/version_0/embeddings-1")["embeddings"], 4 * IMAGES)
+
+
+def test_two_processes_write_to_one_folder(tmp_path):
+    run = trainer(tmp_path, SavedEmbeddings(), devices=2, strategy="ddp_fork")
+    run.predict(Double(), datamodule=Data(), return_predictions=False)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["version_0"]
+    assert_saved(tmp_path / "runs/version_0/embeddings")

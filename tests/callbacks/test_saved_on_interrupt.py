@@ -1,8 +1,10 @@
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import torch
@@ -17,19 +19,30 @@ pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` 
 
 
 class Press(Callback):
-    """Presses Ctrl-C in a batch, once or twice."""
+    """Sends SIGINT in the third step, or in validation: to one process, to all, or to the one that launched them."""
 
-    def __init__(self, step, times=1, rank=0):
-        self.step, self.times, self.rank = step, times, rank
+    def __init__(self, step=2, to="one", times=1, stage="fit"):
+        self.step, self.to, self.times, self.stage = step, to, times, stage
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        if trainer.global_step == self.step and trainer.global_rank == self.rank:
-            for _ in range(self.times):
+        if trainer.global_step == self.step:
+            self.press(trainer)
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        if self.stage == "validate":
+            self.press(trainer)
+
+    def press(self, trainer):
+        last = trainer.global_rank == trainer.world_size - 1
+        for _ in range(self.times):
+            if self.to == "all" or (self.to == "one" and last):
                 os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.05)
+            if self.to != "one" and last:
+                os.kill(os.getppid(), signal.SIGINT)
+            time.sleep(0.05)
 
 
-def fit(folder, *callbacks, ckpt_path=None, **kwargs):
+def fit(folder, *callbacks, ckpt_path=None, stage="fit", **kwargs):
     torch.manual_seed(0)
     data = TensorDataset(torch.randn(48, 6), torch.arange(48) % 6)
     module = RetrievalModule(nn.Linear(6, 4), RecallAtKLoss((1, 2), rank_temperature=1.0))
@@ -39,13 +52,17 @@ def fit(folder, *callbacks, ckpt_path=None, **kwargs):
         default_root_dir=folder,
         logger=False,
         enable_checkpointing=False,
-        limit_val_batches=0,
+        limit_val_batches=int(stage == "validate"),
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=list(callbacks),
         **kwargs,
     )
-    trainer.fit(module, DataLoader(data, batch_size=12), ckpt_path=ckpt_path)
+    loader = DataLoader(data, batch_size=12)
+    if stage == "validate":
+        trainer.validate(module, loader, verbose=False)
+    else:
+        trainer.fit(module, loader, ckpt_path=ckpt_path)
     return module
 
 
@@ -54,9 +71,9 @@ def test_a_training_goes_on_from_where_it_was_interrupted(tmp_path, capsys):
     whole = fit(tmp_path, devices=1)
     with pytest.raises(SystemExit):
         fit(tmp_path, SavedOnInterrupt(), Press(3), devices=1)  # the last of an epoch's four batches
-    saved = tmp_path / "checkpoints" / "interrupted.ckpt"
+    saved = tmp_path / "runs" / "version_0" / "checkpoints" / "interrupted.ckpt"
     shown = "".join(capsys.readouterr().out.split())
-    assert f"Savedafterstep4.Togoon,addtothesamecommand:--ckpt_path{saved}" in shown
+    assert f"Savedafterstep4.Toresume,addtothesamecommand:--ckpt_path{saved}" in shown
     assert torch.load(saved, weights_only=True)["global_step"] == 4
     signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored when it is interrupted
     resumed = fit(tmp_path, SavedOnInterrupt(), ckpt_path=saved, devices=1)
@@ -68,27 +85,60 @@ def test_a_second_time_ends_at_once(tmp_path):
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit):
         fit(tmp_path, SavedOnInterrupt(), Press(1, times=2), devices=1)
-    assert not (tmp_path / "checkpoints").exists()
+    assert not (tmp_path / "runs").exists()
     signal.signal(signal.SIGINT, handler)
 
 
-TWO = """
-import torch
+def test_a_workers_copy_of_the_handler_does_nothing(capsys):
+    callback = SavedOnInterrupt()
+    callback.process = os.getppid()
+    callback.ask()
+    assert not callback.asked
+    assert capsys.readouterr().out == ""
+
+
+def run_of_its_own(folder, to, stage):
+    """What a launcher's process does."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts pytest in the background ignores it
+    torch.cuda._is_in_bad_fork = lambda: False  # torch refuses a fork in a fork, which matters to GPUs only
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    try:
+        fit(folder, SavedOnInterrupt(), Press(to=to, stage=stage), devices=2, strategy="ddp_fork", stage=stage)
+    except SystemExit as ended:
+        sys.exit(100 + ended.code)  # other errors exit with 1, too
+
+
+@pytest.mark.parametrize(("to", "stage"), [("one", "fit"), ("all", "fit"), ("launcher", "fit"), ("one", "validate")])
+def test_forked_processes_end_together_and_so_does_their_launcher(to, stage, tmp_path):
+    run = multiprocessing.get_context("fork").Process(target=run_of_its_own, args=(tmp_path, to, stage))
+    run.start()
+    run.join(60)
+    ended = run.exitcode
+    run.kill()
+    assert ended == 101
+    if stage == "fit":
+        assert torch.load(tmp_path / "runs/version_0/checkpoints/interrupted.ckpt", weights_only=True)["global_step"] == 3
+
+
+SCRIPT = """
+import signal, sys, torch
+from pathlib import Path
 from tests_of import fit, Press
 from lightning_recall.callbacks import SavedOnInterrupt
-from pathlib import Path
 torch.set_num_threads(1)
 if __name__ == "__main__":
-    fit(Path("."), SavedOnInterrupt(), Press(2, rank=1), devices=2, strategy="ddp_fork")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    fit(Path("."), SavedOnInterrupt(), Press(to=sys.argv[2]), devices=2, strategy=sys.argv[1])
 """
 
 
-def test_two_processes_end_after_the_same_batch(tmp_path):
-    (tmp_path / "two.py").write_text(TWO)
+@pytest.mark.parametrize(("strategy", "to"), [("ddp", "one"), ("ddp_spawn", "launcher")])
+def test_other_launchers_end_too(strategy, to, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "tests_of.py").symlink_to(__file__)
-    ended = subprocess.run(
-        [sys.executable, "-W", "ignore", "two.py"], cwd=tmp_path, capture_output=True, text=True, timeout=100
-    )
-    assert ended.returncode != 0
+    command = [sys.executable, "-W", "ignore", "script.py", strategy, to]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
     assert "Saved after step 3." in ended.stdout
-    assert torch.load(tmp_path / "checkpoints/interrupted.ckpt", weights_only=True)["global_step"] == 3
+    assert torch.load(tmp_path / "runs/version_0/checkpoints/interrupted.ckpt", weights_only=True)["global_step"] == 3

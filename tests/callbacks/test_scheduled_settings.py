@@ -83,3 +83,10 @@ def test_an_attribute_that_is_not_there_is_refused(tmp_path, name):
 def test_schedules_that_say_nothing_are_refused(settings):
     with pytest.raises(ValueError, match="settings must hold a value"):
         ScheduledSettings(settings)
+
+
+@pytest.mark.parametrize("name", ["embedder.weight", "embedder", "device"])
+def test_parts_of_a_module_are_no_settings(name):
+    module = RetrievalModule(nn.Linear(6, 4), RecallAtKLoss())
+    with pytest.raises(ValueError, match=f"{name} is no setting"):
+        ScheduledSettings({name: {0: 1.0}}).on_train_start(None, module)

@@ -1,10 +1,13 @@
+from collections import UserDict
+from typing import NamedTuple
+
 import pytest
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import nn
 
 from lightning_recall.benchmarks.measure import peak_tensor_bytes
-from lightning_recall.callbacks.step_memory import step_memory
+from lightning_recall.callbacks.step_memory import first_rows, num_rows, step_memory
 from lightning_recall.models import ImageEmbedder
 
 
@@ -70,3 +73,31 @@ def test_nothing_else_changes():
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
+
+
+class Pair(NamedTuple):
+    first: object
+    second: object
+
+
+def test_inputs_may_be_nests_of_any_kind():
+    images = torch.randn(9, 5)
+    inputs = UserDict(pair=Pair(images, None), more=[images, "text"], size=3)
+    few = first_rows(inputs, torch.device("cpu"))
+    assert isinstance(few, UserDict)
+    assert torch.equal(few["pair"].first, images[:4])
+    assert torch.equal(few["more"][0], images[:4])
+    assert (few["pair"].second, few["more"][1], few["size"]) == (None, "text", 3)
+    assert torch.equal(inputs["pair"].first, images)  # as they were
+    assert [num_rows(nest) for nest in (inputs, images, "text", [None, {"a": images}])] == [9, 9, 0, 9]
+
+
+def test_a_mapping_takes_what_its_tensor_takes():
+    class OfMappings(Module):
+        def forward(self, inputs):
+            return self.net(inputs["images"])
+
+    net, images = networks()["linear"]
+    trainer = Trainer(logger=False, enable_checkpointing=False, barebones=True)
+    expected = step_memory(trainer, Module(net), images, 500)
+    assert step_memory(trainer, OfMappings(net), UserDict(images=images, name=None), 500) == expected

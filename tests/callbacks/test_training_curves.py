@@ -2,6 +2,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from matplotlib.image import imread
+from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from lightning_recall.callbacks import TrainingCurves
@@ -44,9 +45,21 @@ def test_curves_hold_every_step_and_go_on_after_a_resume(tmp_path, capsys):
         "train/loss": [(step + 1, float(step)) for step in range(9)],
         "val/recall@1": [(3, 0.0), (6, pytest.approx(0.1)), (9, pytest.approx(0.2))],
     }
-    path = tmp_path / "again" / "training_curves.png"
+    path = tmp_path / "again/runs/version_0/training_curves.png"
     assert imread(path).shape[1] > imread(path).shape[0] > 300
     assert str(path) in capsys.readouterr().out
+
+
+def test_curves_of_another_run_stay(tmp_path):
+    folder = tmp_path / "runs" / "version_0"
+    folder.mkdir(parents=True)
+    (folder / "training_curves.png").write_text("another run's")
+    trainer = pl.Trainer(accelerator="cpu", logger=CSVLogger(tmp_path, "runs", 0), enable_progress_bar=False)
+    callback = TrainingCurves()
+    callback.points = {"train/loss": [(1, 0.5)]}
+    callback.on_fit_end(trainer, None)
+    assert (folder / "training_curves.png").read_text() == "another run's"
+    assert imread(folder / "training_curves-1.png").shape[0] > 300
 
 
 def test_curves_are_drawn_in_percent():

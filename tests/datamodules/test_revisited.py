@@ -45,7 +45,7 @@ def test_scores_and_pictures(small_data, tmp_path):
     names = {f"test/{name}/{score}" for name in ("easy", "medium", "hard") for score in ("map", "mp@1", "mp@5")}
     assert set(scores) == names
     assert all(0 <= score <= 1 for score in scores.values())
-    assert (tmp_path / "retrieved_images.png").exists()
+    assert (tmp_path / "runs/version_0/retrieved_images.png").exists()
 
 
 class Harm:
