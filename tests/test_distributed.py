@@ -19,7 +19,6 @@ from lightning_recall import (
     RecallAtKLoss,
     RetrievalModule,
     SimilarityMixup,
-    gather_rows,
     losses,
 )
 from lightning_recall.datamodules import ChunkLoader
@@ -280,8 +279,3 @@ def test_strategies_that_shard_parameters_are_refused():
     module.trainer = type("Fake", (), {"strategy": FSDPStrategy()})()
     with pytest.raises(ValueError, match=r'FSDPStrategy shards the parameters.* use strategy="ddp"'):
         module.setup("fit")
-
-
-def test_in_one_process_rows_are_as_they_are():
-    rows = torch.randn(3, 2)
-    assert gather_rows(rows) is rows

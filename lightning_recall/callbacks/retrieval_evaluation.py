@@ -86,9 +86,8 @@ class RetrievalEvaluation(Callback):
         baselines: bool = False,
         tables: bool = False,
     ) -> None:
-        RetrievalScores(scores, ks)  # refuses wrong ones now, not after an epoch
-        self.ks = tuple(ks)
-        self.scores = tuple(scores)
+        checked = RetrievalScores(scores, ks)  # refuses wrong ones now, not after an epoch
+        self.ks, self.scores = checked.ks, checked.scores
         self.baselines = baselines
         self.tables = tables
         self.initial_state: dict[str, Tensor] = {}

@@ -1,14 +1,17 @@
 """How well clusters of the embeddings agree with the classes."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
+from torchmetrics.utilities.distributed import gather_all_tensors
 
-from lightning_recall.metrics.retrieval_scores import check_batch, first_of_each
+from lightning_recall.metrics.inputs import check_batch, check_finite, check_integers, check_same_columns
+from lightning_recall.metrics.states import add_states, append_rows, complete_states, gathered_rows, restore_columns
 
 
 class ClusterNMI(Metric):
@@ -45,6 +48,7 @@ class ClusterNMI(Metric):
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
+    plot_lower_bound, plot_upper_bound = 0.0, 1.0
     embeddings: list[Tensor]
     labels: list[Tensor]
     indices: list[Tensor]
@@ -66,34 +70,42 @@ class ClusterNMI(Metric):
         self.ignore_index = ignore_index
         self.max_iter = max_iter
         self.seed = seed
-        for name in ("embeddings", "labels", "indices"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
+        add_states(self, "labels", "indices")
 
     def update(self, embeddings: Tensor, labels: Tensor, indices: Tensor | None = None) -> None:
         """Adds a batch: embeddings (B, D), labels (B,) and, if known, the indices (B,) of the items."""
         check_batch(embeddings, labels)
-        kept = labels == labels if self.ignore_index is None else labels != self.ignore_index  # (B,)
-        if not torch.isfinite(embeddings[kept]).all():
-            raise ValueError("embeddings hold NaN or infinity: the network has diverged or its input is broken.")
-        self.embeddings.append(embeddings.detach()[kept])
-        self.labels.append(labels[kept].long())
-        if indices is not None:
-            self.indices.append(indices.to(labels.device)[kept].long())
+        check_integers(len(labels), indices=indices)
+        check_same_columns({"indices": self.indices}, {"indices": indices}, first=len(self.labels) == 0)
+        classes = labels.to(embeddings.device, torch.int64)
+        check_finite(embeddings if self.ignore_index is None else embeddings[classes != self.ignore_index])
+        append_rows(self, embeddings, labels=classes, indices=indices)
 
     def compute(self) -> dict[str, Tensor]:
         """NMI over all that was added."""
         from sklearn.cluster import KMeans
         from sklearn.metrics import normalized_mutual_info_score
 
-        if len(self.embeddings) == 0 or sum(map(len, self.labels)) == 0:
-            raise ValueError("Scores of nothing: no batch was added with update().")
-        embeddings, labels = dim_zero_cat(self.embeddings).float(), dim_zero_cat(self.labels)
-        if len(self.indices) > 0:
-            once = first_of_each(dim_zero_cat(self.indices))
-            embeddings, labels = embeddings[once], labels[once]
+        known = gathered_rows(self, self.ignore_index)
+        embeddings, labels = known["embeddings"].float(), known["labels"]
+        if len(labels) == 0:
+            raise ValueError("Scores of nothing: no item was added with update().")
         embeddings = F.normalize(embeddings, dim=1) if self.normalize else embeddings
         num_classes = len(torch.unique(labels))
         means = KMeans(num_classes, init="random", n_init=1, max_iter=self.max_iter, random_state=self.seed)
         clusters = means.fit_predict(embeddings.cpu().numpy())
         nmi = normalized_mutual_info_score(labels.cpu().numpy(), clusters)
         return {"nmi": torch.tensor(nmi, dtype=torch.float32, device=labels.device)}
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Figure and axes of one value, of several in order, or of what was added; needs matplotlib."""
+        return self._plot(val, ax)
+
+    def set_dtype(self, dst_type: str | torch.dtype) -> "ClusterNMI":
+        """Changes the type of the embeddings, and of nothing else."""
+        restore_columns(self, partial(super().set_dtype, dst_type))
+        return self
+
+    def _sync_dist(self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any = None) -> None:
+        complete_states(self, dist_sync_fn, process_group or self.process_group)
+        super()._sync_dist(dist_sync_fn, process_group)

@@ -18,12 +18,18 @@ def nearest(queries: Shards, gallery: Shards, k: int) -> tuple[Tensor, Tensor]:
         k: how many, from 1 to G.
 
     Raises:
-        ValueError: for another k.
+        ValueError: for another k, what is no `Shards`, different widths, and embeddings with NaN or infinity.
     """
-    if not 1 <= k <= len(gallery):
+    for side in (queries, gallery):
+        if not isinstance(side, Shards):
+            raise ValueError(f"queries and gallery must be Shards(embeddings), got {type(side).__name__}.")
+    if queries.dim != gallery.dim and len(queries):
+        raise ValueError(f"queries are of width {queries.dim} and the gallery of width {gallery.dim}.")
+    if isinstance(k, bool) or not hasattr(k, "__index__") or not 1 <= k <= len(gallery):
         raise ValueError(f"k must be from 1 to the {len(gallery)} items of the gallery, got {k}.")
     query_rows, gallery_rows = block_shape(queries.device)
-    found = []
+    device = queries.device
+    found = [(torch.empty(0, k, device=device), torch.empty(0, k, dtype=torch.int64, device=device))]
     with full_precision(queries.device):
         for start in range(0, len(queries), query_rows):
             own = queries.block(start, min(start + query_rows, len(queries)))  # (q, D)
@@ -37,4 +43,6 @@ def nearest(queries: Shards, gallery: Shards, k: int) -> tuple[Tensor, Tensor]:
                 best, items = kept.values, rows.gather(1, kept.indices)
             found.append((best, items))
     values, rows = (torch.cat(parts) for parts in zip(*found, strict=True))
+    if bool(values.isnan().any()):
+        raise ValueError("embeddings hold NaN or infinity: the network has diverged or its input is broken.")
     return values, rows

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_recall.metrics.inputs import check_matrices
 from lightning_recall.metrics.neighbors import nearest
 from lightning_recall.metrics.shards import Shards
 
@@ -28,17 +29,18 @@ def expand_queries(queries: Tensor, gallery: Tensor, k: int = 10, alpha: float =
         with is_gallery alone; where queries are searched themselves, `groups` of each item keep it from finding itself.
 
     Raises:
-        ValueError: for a k or an alpha outside their range.
+        ValueError: for a k or an alpha outside their range, and what are no floating point tensors of one width.
 
     >>> queries, gallery = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8], [-1.0, 0.0]])
     >>> expand_queries(queries, gallery, k=1, alpha=1.0)
     tensor([[0.9430, 0.3328]])
     """
+    check_matrices(queries=queries, gallery=gallery)
     if alpha < 0:
         raise ValueError(f"alpha must be from 0, got {alpha}.")
     own, searched = (Shards(rows, device=queries.device) for rows in (queries, gallery))
     similarities, items = nearest(own, searched, k)  # (Q, k)
-    expanded = []
+    expanded = [queries.double()[:0]]
     for start in range(0, len(queries), 512):
         part = slice(start, start + 512)
         neighbors = searched.rows(items[part].flatten()).view(*items[part].shape, -1)  # (q, k, D)

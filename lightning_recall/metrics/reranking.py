@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from lightning_recall.metrics.inputs import check_integers, check_matrices, check_tensors
 from lightning_recall.metrics.matches import Matches
 from lightning_recall.metrics.neighbors import nearest
 from lightning_recall.metrics.scores import check_scores, score
+from lightning_recall.metrics.search import full_precision
 from lightning_recall.metrics.shards import Shards
 
 
@@ -30,28 +32,32 @@ def k_reciprocal_similarities(
         lambda_value: share of the original distance, from 0 to 1.
 
     Raises:
-        ValueError: for numbers outside their range, or fewer than k1 + 1 items in all.
+        ValueError: for numbers outside their range, fewer than k1 + 1 items in all, and what are no floating point
+            tensors of one width without NaN.
     """
+    check_matrices(queries=queries, gallery=gallery)
     everything = torch.cat([queries, gallery])
     if not (1 <= k2 <= k1 < len(everything) and 0 <= lambda_value <= 1):
         raise ValueError(
             f"k1 = {k1} must be from 1 to below the {len(everything)} items, k2 = {k2} from 1 to k1, "
             f"lambda_value = {lambda_value} from 0 to 1."
         )
-    rows = Shards(everything, device=everything.device)
-    unit = rows.block(0, len(rows))  # (N, D)
-    distances = (2 - 2 * unit @ unit.T).clamp_(min=0)  # (N, N)
-    distances /= distances.amax(1, keepdim=True).clamp(min=1e-12)
-    order = nearest(rows, rows, k1 + 1)[1]  # (N, k1 + 1), each item itself among them
-    members = expanded(reciprocal(order), reciprocal(order[:, : round(k1 / 2) + 1]))  # (N, N) bool
-    weights = torch.exp(-distances) * members
-    weights /= weights.sum(1, keepdim=True)
-    if k2 > 1:
-        weights = torch.stack([weights[near].mean(0) for near in order[:, :k2]])
-    num_queries = len(queries)
-    shared = torch.stack([torch.minimum(row, weights[num_queries:]).sum(1) for row in weights[:num_queries]])  # (Q, G)
-    jaccard = 1 - shared / (2 - shared)
-    return -((1 - lambda_value) * jaccard + lambda_value * distances[:num_queries, num_queries:])
+    with full_precision(everything.device):
+        rows = Shards(everything, device=everything.device)
+        unit = rows.block(0, len(rows))  # (N, D)
+        distances = (2 - 2 * unit @ unit.T).clamp_(min=0)  # (N, N)
+        distances /= distances.amax(1, keepdim=True).clamp(min=1e-12)
+        order = nearest(rows, rows, k1 + 1)[1]  # (N, k1 + 1), each item itself among them
+        members = expanded(reciprocal(order), reciprocal(order[:, : round(k1 / 2) + 1]))  # (N, N) bool
+        weights = torch.exp(-distances) * members
+        weights /= weights.sum(1, keepdim=True)
+        if k2 > 1:
+            weights = torch.stack([weights[near].mean(0) for near in order[:, :k2]])
+        num_queries = len(queries)
+        shared = [torch.minimum(row, weights[num_queries:]).sum(1)[None] for row in weights[:num_queries]]
+        together = torch.cat([distances[:0, num_queries:], *shared])  # (Q, G)
+        jaccard = 1 - together / (2 - together)
+        return -((1 - lambda_value) * jaccard + lambda_value * distances[:num_queries, num_queries:])
 
 
 def reciprocal(order: Tensor) -> Tensor:
@@ -84,13 +90,19 @@ def score_similarities(
         ks: cut-offs.
 
     Raises:
-        ValueError: for unknown scores, or if no query has anything to find.
+        ValueError: for unknown scores, NaN, labels that are no integers (Q,) and (G,), lists or arrays, and if no query
+            has anything to find.
 
     >>> similarities = torch.tensor([[0.9, 0.8, 0.1], [0.2, 0.3, 0.7]])
     >>> score_similarities(similarities, torch.tensor([1, 2]), torch.tensor([1, 2, 2]), ("recall",), (1,))
     {'recall@1': tensor(1.)}
     """
-    check_scores(scores, ks)
+    names, cuts = check_scores(scores, ks)
+    check_tensors(similarities=similarities)
+    if similarities.ndim != 2 or bool(similarities.isnan().any()):
+        raise ValueError(f"similarities must be of shape (Q, G), without NaN, got {tuple(similarities.shape)}.")
+    check_integers(len(similarities), labels=labels)
+    check_integers(similarities.shape[1], gallery_labels=gallery_labels)
     relevant = (labels[:, None] == gallery_labels) & (similarities > -torch.inf)  # (Q, G)
     queries = relevant.any(1).nonzero().squeeze(1)
     if len(queries) == 0:
@@ -105,4 +117,4 @@ def score_similarities(
         found.append((ranks, torch.full_like(place, number), place, items))
     ranks, query, place, items = (torch.cat(parts) for parts in zip(*found, strict=True))
     matches = Matches(queries, relevant[queries].sum(1), ranks, query, place, items)
-    return {name: values.mean().float() for name, values in score(matches, scores, ks).items()}
+    return {name: values.mean().float() for name, values in score(matches, names, cuts).items()}

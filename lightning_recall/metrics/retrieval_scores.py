@@ -1,18 +1,20 @@
 """Every score of a retrieval, per query and on average, from one exact search."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from lightning_recall.metrics.inputs import check_batch, check_finite, check_flags, check_integers, check_same_columns
 from lightning_recall.metrics.matches import Labelled, match_labels
-from lightning_recall.metrics.scores import OF_THE_FIRST, check_scores, score
+from lightning_recall.metrics.scores import AT_K, OF_THE_FIRST, check_scores, score
 from lightning_recall.metrics.searched import Searched
 from lightning_recall.metrics.shards import Shards
+from lightning_recall.metrics.states import add_states, append_rows, complete_states, gathered_rows, restore_columns
 
 
 class RetrievalScores(Metric):
@@ -37,19 +39,21 @@ class RetrievalScores(Metric):
     distributed sampler fills its last batch, and count once.
 
     Args:
-        scores: which of the above.
-        ks: cut-offs of recall, found and precision, integers from 1.
+        scores: which of the above. One name, with one integer as `ks` if it has a cut-off, gives a scalar, which
+            `self.log`, `MetricCollection`, `MetricTracker` and their like take; a sequence gives a dict, even of one.
+        ks: cut-offs of recall, found and precision, integers from 1: a sequence, or one.
         normalize: whether to scale embeddings to unit length, on by default; off ranks by dot products.
         ignore_index: items with this label are left out, neither queries nor retrieved; None: there are none.
         progress: whether to show a bar where the search takes more than two seconds.
         kwargs: for `torchmetrics.Metric`.
 
     Shapes: `update` takes embeddings (B, D), labels (B,) and, optionally, indices, is_query, is_gallery and groups
-    (B,); `compute` gives {"recall@1": scalar in [0, 1], ..., "map@r": ...}.
+    (B,), all of them tensors; `compute` gives {"recall@1": scalar in [0, 1], ..., "map@r": ...}, or a scalar.
 
     Raises:
         ValueError: for unknown scores, empty or non-positive `ks`, embeddings and labels that do not fit or are not
-            finite, indices or groups for some batches only, and from `compute` if no item has another of its class.
+            finite, lists or arrays, indices or groups for some batches only, and from `compute` if no item has another
+            of its class, or an index was given twice with different labels or roles.
 
     >>> import torch
     >>> metric = RetrievalScores(("recall", "map@r", "mrr"), ks=(1, 2))
@@ -61,6 +65,7 @@ class RetrievalScores(Metric):
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
+    plot_lower_bound, plot_upper_bound = 0.0, 1.0
     embeddings: list[Tensor]
     labels: list[Tensor]
     indices: list[Tensor]
@@ -70,22 +75,20 @@ class RetrievalScores(Metric):
 
     def __init__(
         self,
-        scores: Sequence[str] = ("recall", "map@r", "r_precision", "mrr"),
-        ks: Sequence[int] = (1, 2, 4, 8),
+        scores: str | Sequence[str] = ("recall", "map@r", "r_precision", "mrr"),
+        ks: int | Sequence[int] = (1, 2, 4, 8),
         normalize: bool = True,
         ignore_index: int | None = None,
         progress: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_scores(scores, ks)
-        self.scores = tuple(scores)
-        self.ks = tuple(ks)
+        self.scores, self.ks = check_scores(scores, ks)
+        self.gives_scalar = isinstance(scores, str) and (scores not in AT_K or not isinstance(ks, Iterable))
         self.normalize = normalize
         self.ignore_index = ignore_index
         self.progress = progress
-        for name in ("embeddings", "labels", "indices", "is_query", "is_gallery", "groups"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
+        add_states(self, "labels", "indices", "is_query", "is_gallery", "groups")
 
     def update(
         self,
@@ -108,42 +111,30 @@ class RetrievalScores(Metric):
                 nor as wrong: those of its own camera, say. None: there are none.
         """
         check_batch(embeddings, labels)
+        numbers = {"indices": indices, "groups": groups}
+        check_integers(len(labels), **numbers)
+        check_flags(len(labels), is_query=is_query, is_gallery=is_gallery)
         width = self.embeddings[0].shape[1] if len(self.embeddings) else embeddings.shape[1]
         if embeddings.shape[1] != width:
             raise ValueError(f"embeddings of width {embeddings.shape[1]} after some of width {width}.")
-        for name, given in (("indices", indices), ("groups", groups)):
-            if (given is not None) != (len(getattr(self, name)) > 0) and len(self.labels) > 0:
-                raise ValueError(f"Give {name} with every batch, or with none.")
-        kept = labels == labels if self.ignore_index is None else labels != self.ignore_index  # (B,)
-        if not torch.isfinite(embeddings[kept]).all():
-            raise ValueError("embeddings hold NaN or infinity: the network has diverged or its input is broken.")
-        self.embeddings.append(embeddings.detach()[kept])
-        self.labels.append(labels[kept].long())
-        for state, chosen in ((self.is_query, is_query), (self.is_gallery, is_gallery)):
-            state.append(kept[kept] if chosen is None else chosen.to(labels.device)[kept])
-        for numbers, given in ((self.indices, indices), (self.groups, groups)):
-            if given is not None:
-                numbers.append(given.to(labels.device)[kept].long())
+        check_same_columns({name: getattr(self, name) for name in numbers}, numbers, first=len(self.labels) == 0)
+        classes = labels.to(embeddings.device, torch.int64)
+        check_finite(embeddings if self.ignore_index is None else embeddings[classes != self.ignore_index])
+        every = torch.ones_like(classes, dtype=torch.bool)
+        queries, gallery = (every if chosen is None else chosen for chosen in (is_query, is_gallery))
+        append_rows(self, embeddings, labels=classes, is_query=queries, is_gallery=gallery, **numbers)
 
-    def compute(self) -> dict[str, Tensor]:
-        """Each score, over all that was added."""
-        return self.search().means()
+    def compute(self) -> Tensor | dict[str, Tensor]:
+        """Each score, over all that was added; a scalar where one was asked for by its name."""
+        scores = self.search().means()
+        return next(iter(scores.values())) if self.gives_scalar else scores
 
     def search(self) -> Searched:
         """What `compute` averages: the scores of every query, and where it found its first relevant item.
 
         With several processes, call it within `sync_context()`, as `compute` does by itself; each process gets all.
         """
-        if len(self.embeddings) == 0:
-            raise ValueError("Scores of nothing: no batch was added with update().")
-        names = ("embeddings", "labels", "is_query", "is_gallery", "indices", "groups")
-        known = {name: dim_zero_cat(getattr(self, name)) for name in names if len(getattr(self, name)) > 0}
-        if known["embeddings"].device.type == "mps":  # which has no float64
-            known = {name: values.cpu() for name, values in known.items()}
-        if "indices" in known:
-            once = first_of_each(known["indices"])
-            if not torch.equal(once, torch.arange(len(known["indices"]), device=once.device)):
-                known = {name: values[once] for name, values in known.items()}
+        known = gathered_rows(self, self.ignore_index)
         queries, gallery = known["is_query"].nonzero().squeeze(1), known["is_gallery"].nonzero().squeeze(1)
         found = self.search_share(known, queries, gallery)
         if len(found) == 0:
@@ -175,25 +166,20 @@ class RetrievalScores(Metric):
 
     def names(self) -> list[str]:
         """Keys of the scores, in order."""
-        at_k = {"recall", "found", "precision"}
-        return [key for name in self.scores for key in ([f"{name}@{k}" for k in self.ks] if name in at_k else [name])]
+        return [key for name in self.scores for key in ([f"{name}@{k}" for k in self.ks] if name in AT_K else [name])]
 
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Figure and axes of one value, of several in order, or of what was added; needs matplotlib."""
+        return self._plot(val, ax)
 
-def check_batch(embeddings: Tensor, labels: Tensor) -> None:
-    """Refuses a batch whose shapes or types do not fit.
+    def set_dtype(self, dst_type: str | torch.dtype) -> "RetrievalScores":
+        """Changes the type of the embeddings, and of nothing else."""
+        restore_columns(self, partial(super().set_dtype, dst_type))
+        return self
 
-    Raises:
-        ValueError: in that case.
-    """
-    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
-        raise ValueError(
-            "embeddings must be of shape (B, D) and labels (B,), "
-            f"got {tuple(embeddings.shape)} and {tuple(labels.shape)}."
-        )
-    if not embeddings.is_floating_point():
-        raise ValueError(f"embeddings must be floating point, got {embeddings.dtype}.")
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"labels must be integers, got {labels.dtype}.")
+    def _sync_dist(self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any = None) -> None:
+        complete_states(self, dist_sync_fn, process_group or self.process_group)
+        super()._sync_dist(dist_sync_fn, process_group)
 
 
 def labelled_rows(known: Mapping[str, Tensor], rows: Tensor, normalize: bool) -> Labelled:
@@ -202,10 +188,3 @@ def labelled_rows(known: Mapping[str, Tensor], rows: Tensor, normalize: bool) ->
     chosen = embeddings if len(rows) == len(embeddings) else embeddings[rows]
     shards = Shards(chosen, normalize, embeddings.device)
     return Labelled(shards, known["labels"][rows], rows, None if groups is None else groups[rows])
-
-
-def first_of_each(indices: Tensor) -> Tensor:
-    """Places (M,) at which each of the M different values of `indices` (N,) stands first, by ascending value."""
-    order = torch.argsort(indices, stable=True)
-    ordered = indices[order]
-    return order[torch.cat([ordered[:1] == ordered[:1], ordered[1:] != ordered[:-1]])]

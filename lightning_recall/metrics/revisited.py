@@ -1,18 +1,22 @@
 """Mean average precision of revisited Oxford and Paris: Easy, Medium and Hard."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
+from torchmetrics.utilities.distributed import gather_all_tensors
 
+from lightning_recall.metrics.inputs import check_finite, check_flags, check_integers, check_matrices
 from lightning_recall.metrics.matches import Matches, rank_pairs
-from lightning_recall.metrics.retrieval_scores import first_of_each
+from lightning_recall.metrics.scores import check_ks
 from lightning_recall.metrics.search import Pairs, full_precision
 from lightning_recall.metrics.searched import Searched
 from lightning_recall.metrics.shards import Shards
+from lightning_recall.metrics.states import add_states, append_rows, complete_states, first_of_each, restore_columns
 
 EASY, HARD, JUNK = range(3)
 PROTOCOLS = {"easy": {EASY}, "medium": {EASY, HARD}, "hard": {HARD}}
@@ -76,12 +80,14 @@ class RevisitedMAP(Metric):
     the gallery in order; `compute` gives {"easy/map": scalar in [0, 1], "easy/mp@1": ..., "medium/map": ..., ...}.
 
     Raises:
-        ValueError: without indices, and from `compute` if an item was not given, or no query has a right image.
+        ValueError: for a ground truth with numbers below 0, lists or arrays, no indices or negative ones, and from
+            `compute` if an item was not given, or no query has a right image.
     """
 
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
+    plot_lower_bound, plot_upper_bound = 0.0, 1.0
     embeddings: list[Tensor]
     indices: list[Tensor]
     ignored: list[Tensor]
@@ -89,10 +95,11 @@ class RevisitedMAP(Metric):
     def __init__(self, ground_truth: Sequence[GroundTruth], ks: Sequence[int] = (1, 5, 10), **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.ground_truth = list(ground_truth)
-        self.ks = tuple(ks)
-        self.add_state("embeddings", default=[], dist_reduce_fx="cat")
-        self.add_state("indices", default=[], dist_reduce_fx="cat")
-        self.add_state("ignored", default=[], dist_reduce_fx="cat")
+        below = [i for truth in self.ground_truth for part in truth for i in part if i < 0]
+        if below:
+            raise ValueError(f"ground_truth must be numbers in the gallery, from 0, got {below[0]}.")
+        self.ks = check_ks(ks)
+        add_states(self, "indices", "ignored")
 
     def update(self, embeddings: Tensor, indices: Tensor | None, ignored: Tensor | None = None) -> None:
         """Adds a batch: embeddings (B, D), which items they are of (B,), and which of them do not count (B,) bool.
@@ -101,12 +108,15 @@ class RevisitedMAP(Metric):
         """
         if indices is None:
             raise ValueError("Queries and gallery are told by their place: evaluate in order (shuffle=False).")
-        if not torch.isfinite(embeddings).all():
-            raise ValueError("embeddings hold NaN or infinity: the network has diverged or its input is broken.")
-        self.embeddings.append(embeddings.detach())
-        self.indices.append(indices.to(embeddings.device))
-        passed = torch.zeros_like(self.indices[-1], dtype=torch.bool) if ignored is None else ignored
-        self.ignored.append(self.indices[-1][passed.to(embeddings.device)])
+        check_matrices(embeddings=embeddings)
+        check_integers(len(embeddings), indices=indices)
+        check_flags(len(embeddings), ignored=ignored)
+        check_finite(embeddings)
+        places = indices.to(embeddings.device)
+        if bool((places < 0).any()):
+            raise ValueError(f"indices must be from 0, got {int(places.min())}.")
+        without = places[:0] if ignored is None else places[ignored.to(embeddings.device)]
+        append_rows(self, embeddings, indices=places, ignored=without)
 
     def compute(self) -> dict[str, Tensor]:
         """Mean over the queries, for each protocol."""
@@ -125,6 +135,8 @@ class RevisitedMAP(Metric):
             raise ValueError(
                 f"{int(indices.max()) + 1 - len(once)} items were not given: a ranking without them is another."
             )
+        if len(self.ground_truth) > len(once):
+            raise ValueError(f"{len(self.ground_truth)} queries have a ground truth, but only {len(once)} items came.")
         in_order = torch.equal(indices, torch.arange(len(indices), device=indices.device))
         pieces = self.embeddings if in_order else [dim_zero_cat(self.embeddings)[once]]
         device = torch.device("cpu") if indices.device.type == "mps" else indices.device  # which has no float64
@@ -140,6 +152,19 @@ class RevisitedMAP(Metric):
         ranks, every = matches.ranks[matches.place == 0], indices[once]
         scores = {name: values.to(device) for name, values in self.scores(matches, is_easy).items()}
         return Searched(pieces, None, every, every[count:], matches.queries, ranks, scores, True, relevant)
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Figure and axes of one value, of several in order, or of what was added; needs matplotlib."""
+        return self._plot(val, ax)
+
+    def set_dtype(self, dst_type: str | torch.dtype) -> "RevisitedMAP":
+        """Changes the type of the embeddings, and of nothing else."""
+        restore_columns(self, partial(super().set_dtype, dst_type))
+        return self
+
+    def _sync_dist(self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any = None) -> None:
+        complete_states(self, dist_sync_fn, process_group or self.process_group)
+        super()._sync_dist(dist_sync_fn, process_group)
 
     def scores(self, matches: Matches, is_easy: Tensor) -> dict[str, Tensor]:
         """Each protocol's scores of each query (q,); NaN where it has no right image."""
@@ -184,6 +209,8 @@ def rank_landmarks(
         parts.append(torch.tensor([(number, *pair) for pair in told]))
     query, item, kind = torch.cat(parts).to(rows.device).unbind(1)
     with full_precision(rows.device):
+        if int(item.max()) >= len(rows):
+            raise ValueError(f"The ground truth names gallery image {int(item.max()) - count} of {len(rows) - count}.")
         numbers = torch.split(item, torch.bincount(query).tolist())
         similarity = torch.cat([rows.rows(items) @ own for items, own in zip(numbers, queries, strict=True)])
         matches = rank_pairs(Shards(queries, device=rows.device), rows, Pairs(query, item), similarity, kind == JUNK)

@@ -1,6 +1,8 @@
 """What a query scores, from the ranks of its relevant items."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,16 +73,29 @@ OF_THE_FIRST = {"recall", "mrr"}
 """Scores that need only the rank of the first relevant item, which is faster to find than those of all"""
 
 
-def check_scores(scores: Sequence[str], ks: Sequence[int]) -> None:
-    """Refuses unknown scores and cut-offs.
+def check_scores(scores: str | Sequence[str], ks: int | Sequence[int]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Scores and cut-offs as tuples of strings and integers; one alone may be given as it is.
 
     Raises:
-        ValueError: if any is wrong, or none is given.
+        ValueError: if any is wrong, given twice, or none is given.
     """
-    if not scores or any(name not in AT_K and name not in OVERALL for name in scores):
-        raise ValueError(f"scores must be some of {', '.join([*AT_K, *OVERALL])}, got {tuple(scores)}.")
-    if not ks or any(k < 1 or int(k) != k for k in ks):
-        raise ValueError(f"ks must be one or more integers from 1, got {tuple(ks)}.")
+    names = (scores,) if isinstance(scores, str) else tuple(scores)
+    if not names or any(name not in AT_K and name not in OVERALL for name in names) or len(set(names)) < len(names):
+        raise ValueError(f"scores must be some of {', '.join([*AT_K, *OVERALL])}, each once, got {names}.")
+    return names, check_ks(ks)
+
+
+def check_ks(ks: int | Sequence[int]) -> tuple[int, ...]:
+    """Cut-offs as a tuple of integers, from one integer or several, numpy's too.
+
+    Raises:
+        ValueError: if any is no integer from 1 or given twice, or none is given.
+    """
+    given: tuple[Any, ...] = tuple(ks) if isinstance(ks, Iterable) else (ks,)
+    integers = [int(k) for k in given if type(k) is not bool and isinstance(k, Integral)]
+    if not given or len(integers) < len(given) or min(integers) < 1 or len(set(integers)) < len(integers):
+        raise ValueError(f"ks must be one or more different integers from 1, got {ks!r}.")
+    return tuple(integers)
 
 
 def score(matches: Matches, scores: Sequence[str], ks: Sequence[int]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_recall.metrics.search import full_precision
 from lightning_recall.metrics.shards import BLOCK_ROWS, Shards
 
 
@@ -59,7 +60,8 @@ class Searched(NamedTuple):
         rows = Shards(self.embeddings, self.normalize, self.queries.device)
         own = rows.rows(queries).float()
         starts = range(0, len(rows), BLOCK_ROWS)
-        parts = [own @ rows.block(start, min(start + BLOCK_ROWS, len(rows))).T for start in starts]
+        with full_precision(self.queries.device):
+            parts = [own @ rows.block(start, min(start + BLOCK_ROWS, len(rows))).T for start in starts]
         everything = torch.cat(parts, dim=1)
         return everything[:, items] * (rows.scale or 1) ** 2
 

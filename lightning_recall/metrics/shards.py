@@ -22,11 +22,17 @@ class Shards:
         device: where blocks of rows are wanted.
 
     Raises:
-        ValueError: for pieces that are no matrices of equal width.
+        ValueError: for pieces that are no tensors or arrays, or no floating point matrices of equal width.
     """
 
     def __init__(self, rows: Rows, normalize: bool = True, device: torch.device | str = "cpu") -> None:
         pieces = [rows] if isinstance(rows, Tensor | np.ndarray) else list(rows)
+        for piece in pieces:
+            if not isinstance(piece, Tensor | np.ndarray):
+                raise ValueError(f"Pieces must be tensors or arrays (N, D), got {type(piece).__name__}.")
+            floating = piece.is_floating_point() if isinstance(piece, Tensor) else piece.dtype.kind == "f"
+            if not floating:
+                raise ValueError(f"embeddings must be floating point, got {piece.dtype}.")
         shapes = {tuple(piece.shape[1:]) for piece in pieces}
         if len(shapes) > 1 or any(len(shape) != 1 for shape in shapes):
             raise ValueError(f"Pieces must be matrices (N, D) of one width D, got {[tuple(p.shape) for p in pieces]}.")

@@ -7,14 +7,13 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, distributed, nn
-from torch.utils._pytree import tree_flatten
 
 from lightning_recall.gather import gather_rows
 from lightning_recall.losses.combined import takes
 from lightning_recall.modules.manual_optimization import ManualOptimization
 from lightning_recall.modules.random_state import random_states, restore_random_state
 from lightning_recall.recompute import chunked_forward, largest_chunk_size
-from lightning_recall.recompute.chunks import num_rows
+from lightning_recall.recompute.nests import num_rows, tensors_of
 
 Batch = Any
 """(inputs, labels (b,)), where inputs are a tensor (b, ...), or a dict, tuple or list of such; or a list of such pairs,
@@ -152,7 +151,7 @@ class RetrievalModule(ManualOptimization):
         if self.trainer.world_size == 1 or self.batch_checked:
             return
         self.batch_checked = True
-        first = tree_flatten(inputs[0])[0][0]
+        first = tensors_of(inputs[0])[0]
         own = torch.cat([part.flatten()[:10_000].double().to(self.device) for part in (first, labels)])
         sums = gather_rows(torch.stack([own.sum(), (own * torch.arange(len(own), device=own.device)).sum()])[None])
         if bool((sums == sums[0]).all()):

@@ -4,10 +4,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_flatten, tree_map
 
-from lightning_recall.recompute.chunks import num_rows
 from lightning_recall.recompute.first_pass import python_random_restored
+from lightning_recall.recompute.nests import map_tensors, num_rows, tensors_of
 
 MARGIN = 0.2  # share of the device's memory left free, for gradients, the optimizer's state and the loss
 FIRST_TRIAL = 16  # rows
@@ -22,7 +21,7 @@ def largest_chunk_size(encoder: nn.Module, inputs: Any, device: torch.device) ->
 
     Args:
         encoder: maps inputs of b rows to a tensor, or a dict or tuple of tensors.
-        inputs: a tensor (N, ...), or a dict or tuple of such, to try with.
+        inputs: a tensor (N, ...), or what else `chunked_forward` takes but a list of chunks, to try with.
         device: where the encoder is.
 
     Raises:
@@ -50,9 +49,9 @@ def fits(encoder: nn.Module, inputs: Any, size: int, device: torch.device) -> bo
         torch.cuda.reset_peak_memory_stats(gpu)
     try:
         with torch.random.fork_rng(cuda), python_random_restored(), torch.enable_grad():
-            chunk = tree_map(lambda leaf: leaf[:size].to(device), inputs)
+            chunk = map_tensors(lambda leaf: leaf[:size].to(device), inputs)
             output = torch.func.functional_call(encoder, buffers, (chunk,))
-            total = sum(leaf.float().sum() for leaf in tree_flatten(output)[0])
+            total = torch.stack([leaf.float().sum() for leaf in tensors_of(output)]).sum()
             if parameters:
                 torch.autograd.grad(total, parameters, allow_unused=True)
     except torch.OutOfMemoryError:

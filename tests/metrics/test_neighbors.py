@@ -25,3 +25,15 @@ def test_equals_whole_rankings_and_faiss(rows, monkeypatch):
 def test_wrong_numbers_are_refused(k):
     with pytest.raises(ValueError, match=f"k must be from 1 to the 50 items of the gallery, got {k}"):
         nearest(Shards(torch.ones(1, 2)), Shards(torch.ones(50, 2)), k)
+
+
+def test_neighbors_are_those_of_fp32_under_autocast_and_have_no_gradient():
+    queries, gallery = torch.randn(9, 64, requires_grad=True), torch.randn(30, 64)
+    unit = [torch.nn.functional.normalize(part.detach().double(), dim=1) for part in (queries, gallery)]
+    expected = (unit[0] @ unit[1].T).topk(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        values, items = nearest(Shards(queries), Shards(gallery), 4)
+    assert not values.requires_grad
+    assert values.dtype == torch.float32
+    torch.testing.assert_close(values.double(), expected.values, atol=1e-6, rtol=0)
+    assert torch.equal(items, expected.indices)

@@ -1,10 +1,15 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
+from pytorch_lightning import LightningModule, Trainer
 from sklearn.neighbors import NearestNeighbors
-from torchmetrics import MetricCollection
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MetricCollection, MetricTracker
+from torchmetrics.wrappers import BootStrapper, LambdaInputTransformer, MinMaxMetric, MultitaskWrapper
 
 from lightning_recall import RecallAtK
+from lightning_recall.metrics import RetrievalScores
 from lightning_recall.metrics import search as module
 
 
@@ -108,12 +113,6 @@ def test_wrong_batches_are_refused(embeddings, labels, message):
         RecallAtK().update(embeddings, labels)
 
 
-@pytest.mark.parametrize("ks", [(), (0,), (2.5,)])
-def test_wrong_ks_are_refused(ks):
-    with pytest.raises(ValueError, match="ks must be"):
-        RecallAtK(ks=ks)
-
-
 def test_recall_of_nothing_is_refused():
     with pytest.raises(ValueError, match="no batch was added"), pytest.warns(UserWarning, match="before"):
         RecallAtK().compute()
@@ -160,3 +159,151 @@ def test_a_gallery_without_the_queries_classes_is_told():
     metric.update(torch.randn(3, 2), torch.tensor([1, 2, 2]), None, is_query, ~is_query)
     with pytest.raises(ValueError, match="None of the 3 items has another of its class to find"):
         metric.compute()
+
+
+def noisy_classes(noise, seed=0):
+    """60 items of 10 classes, and the exact recall at 1 and 5."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randperm(60, generator=generator) // 6
+    embeddings = torch.randn(10, 5, generator=generator)[labels] + noise * torch.randn(60, 5, generator=generator)
+    return embeddings, labels, [recall_by_sklearn(embeddings.numpy(), labels.numpy(), k) for k in (1, 5)]
+
+
+def test_one_cut_off_gives_a_scalar_and_a_sequence_a_dict():
+    embeddings, labels, (at_1, at_5) = noisy_classes(0.6)
+    for ks, expected in ((1, at_1), (np.int64(5), at_5), ((1,), {"recall@1": at_1})):
+        metric = RecallAtK(ks)
+        metric.update(embeddings, labels)
+        assert metric.compute() == pytest.approx(expected, abs=1e-6)
+        assert metric(embeddings, labels) == pytest.approx(expected, abs=1e-6)  # forward
+    assert RecallAtK(1).scores == ("recall",)
+
+
+def test_one_score_gives_a_scalar_and_a_sequence_a_dict():
+    embeddings, labels, (at_1, _) = noisy_classes(0.6)
+    everything = RetrievalScores(("recall", "map"), 1)
+    everything.update(embeddings, labels)
+    average = everything.compute()["map"].item()
+    assert 0 < average < at_1
+    asked = [("map", (1, 2)), ("recall", 1), ("recall", (1,)), (("map",), 1), ("precision", 1)]
+    answers = [average, at_1, {"recall@1": at_1}, {"map": average}, at_1]
+    for (scores, ks), expected in zip(asked, answers, strict=True):
+        metric = RetrievalScores(scores, ks)
+        metric.update(embeddings, labels)
+        assert metric.compute() == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ValueError, match=r"scores must be some of .* each once, got \('map', 'map'\)"):
+        RetrievalScores(("map", "map"))
+
+
+def test_collections_trackers_and_wrappers_of_torchmetrics():
+    data = [noisy_classes(noise, seed) for seed, noise in enumerate((0.9, 0.2, 0.6))]
+    tracker = MetricTracker(MetricCollection({"r1": RecallAtK(1), "r5": RecallAtK(5)}, prefix="val/"), [True, True])
+    single = MetricTracker(RecallAtK(1))
+    extremes = MinMaxMetric(RecallAtK(1))
+    for embeddings, labels, _ in data:
+        for metric in (tracker, single):
+            metric.increment()
+            metric.update(embeddings, labels)
+        extremes(embeddings, labels)
+    values = [at_1 for *_, (at_1, _) in data]
+    assert max(values) == values[1] > values[2] > values[0]
+    assert single.compute_all().tolist() == pytest.approx(values)
+    assert single.best_metric(return_step=True) == (pytest.approx(values[1]), 1)
+    best, steps = tracker.best_metric(return_step=True)
+    assert best == pytest.approx({"val/r1": values[1], "val/r5": max(at_5 for *_, (_, at_5) in data)})
+    assert steps["val/r1"] == 1
+    bounds = extremes.compute()
+    assert (bounds["max"].item(), bounds["min"].item()) == pytest.approx((max(values), min(values)), abs=0.2)
+    embeddings, labels, (at_1, at_5) = data[2]
+    both = (RecallAtK(1) + RecallAtK(5)) / 2
+    mapped = LambdaInputTransformer(RecallAtK(1), transform_pred=lambda rows: -2 * rows)
+    both.update(embeddings, labels)
+    mapped.update(embeddings, labels)
+    tasks = MultitaskWrapper({"item": RecallAtK(1)})
+    tasks.update({"item": embeddings}, {"item": labels})
+    assert both.compute().item() == pytest.approx((at_1 + at_5) / 2)
+    assert mapped.compute().item() == tasks.compute()["item"].item() == pytest.approx(at_1)
+
+
+def test_bootstraps_need_indices():
+    """Drawn with replacement, an item finds its own copy, unless indices tell that it is one item."""
+    embeddings, labels, (at_1, _) = noisy_classes(0.6)
+    metric = BootStrapper(RecallAtK(1), num_bootstraps=20)
+    metric.update(embeddings, labels, indices=torch.arange(60))
+    found = metric.compute()
+    assert found["mean"].item() == pytest.approx(at_1, abs=0.08)
+    assert 0.01 < found["std"] < 0.2
+    without = BootStrapper(RecallAtK(1), num_bootstraps=20)
+    without.update(embeddings, labels)
+    assert without.compute()["mean"] > at_1 + 0.1
+
+
+def test_values_are_plotted():
+    metric, several = RecallAtK(1), RecallAtK((1, 5))
+    for each in (metric, several):
+        each.update(*noisy_classes(0.6)[:2])
+        figure, axes = each.plot()
+        assert isinstance(figure, Figure)
+        assert axes.get_ylabel() == "RecallAtK"
+    figure, axes = metric.plot([metric.compute()] * 3)
+    assert len(axes.lines[0].get_xdata()) == 3
+
+
+class Scored(LightningModule):
+    """Logs recall in both ways, as its docstring says, over epochs of other data."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.single, self.several = RecallAtK(1), RecallAtK((1, 5))
+        self.unused = torch.nn.Parameter(torch.zeros(()))
+        self.folder, self.seen = folder, []
+
+    def val_dataloader(self):
+        return DataLoader(TensorDataset(*noisy_classes(0.6)[:2], noisy_classes(0.3, 1)[0], torch.arange(60)), 7)
+
+    def train_dataloader(self):
+        return DataLoader(torch.zeros(2, 1), 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.unused * 0
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([self.unused], 0.1)
+
+    def validation_step(self, batch, batch_idx):
+        first, labels, _, indices = batch
+        embeddings = first if self.current_epoch == 0 else first.roll(1, 1) * torch.tensor([1.0, 1, 1, 0, 0])
+        self.single.update(embeddings, labels, indices)
+        self.several.update(embeddings, labels, indices)
+        self.log("val/r1", self.single)
+
+    def on_validation_epoch_end(self):
+        self.log_dict({f"val/{name}": value for name, value in self.several.compute().items()}, sync_dist=True)
+        self.several.reset()
+
+    def on_train_epoch_end(self):
+        self.seen.append({name: float(value) for name, value in self.trainer.callback_metrics.items()})
+        torch.save(self.seen, self.folder / f"{self.global_rank}.pt")
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_module_logs_it_and_starts_each_epoch_anew(devices, tmp_path):
+    settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy="auto" if devices == 1 else "ddp_fork",
+        max_epochs=2,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        **settings,
+    ).fit(Scored(tmp_path))
+    embeddings, labels, (at_1, at_5) = noisy_classes(0.6)
+    changed = embeddings.roll(1, 1) * torch.tensor([1.0, 1, 1, 0, 0])
+    others = [recall_by_sklearn(changed.numpy(), labels.numpy(), k) for k in (1, 5)]
+    assert others[0] < at_1 - 0.1
+    for rank in range(devices):
+        seen = torch.load(tmp_path / f"{rank}.pt")
+        for values, expected in zip(seen, ((at_1, at_5), others), strict=True):
+            assert (values["val/r1"], values["val/recall@5"]) == pytest.approx(expected)
+            assert values["val/recall@1"] == values["val/r1"]

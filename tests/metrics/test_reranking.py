@@ -83,3 +83,13 @@ def test_wrong_use_is_refused():
             k_reciprocal_similarities(rows, rows, **{"k1": 5, "k2": 2, **settings})
     with pytest.raises(ValueError, match="No query has an item of its class"):
         score_similarities(torch.ones(1, 2), torch.tensor([3]), torch.tensor([1, 2]))
+
+
+def test_autocast_does_not_reach_the_distances():
+    queries, gallery = torch.randn(8, 32), torch.randn(40, 32)
+    expected = k_reciprocal_similarities(queries, gallery, 6, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = k_reciprocal_similarities(queries, gallery, 6, 3)
+    assert torch.equal(found, expected)
+    in_bf16 = k_reciprocal_similarities(queries.bfloat16(), gallery.bfloat16(), 6, 3)
+    assert (in_bf16 - expected).abs().max() > 1e-4  # what half the bits make of them

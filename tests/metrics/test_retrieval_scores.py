@@ -1,10 +1,13 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
 from torchmetrics import MetricCollection
 
-from lightning_recall.metrics import RecallAtK, RetrievalScores
+from lightning_recall.metrics import RecallAtK, RetrievalScores, RevisitedMAP
 from lightning_recall.metrics import retrieval_scores as scores_module
+from lightning_recall.metrics.revisited import GroundTruth
 from lightning_recall.metrics.scores import AT_K, OVERALL
 
 ALL = (*AT_K, *OVERALL)
@@ -131,7 +134,7 @@ def test_wrong_batches_are_refused():
     metric = RetrievalScores()
     with pytest.raises(ValueError, match=r"labels must be integers, got torch.bool"):
         metric.update(torch.ones(2, 2), torch.ones(2).bool())
-    with pytest.raises(ValueError, match=r"embeddings must be floating point, got torch.int64"):
+    with pytest.raises(ValueError, match=r"embeddings must be floating point, of 16, 32 or 64 bits, got torch.int64"):
         metric.update(torch.ones(2, 2).long(), torch.ones(2).long())
     metric.update(torch.ones(2, 2), torch.ones(2).long(), groups=torch.ones(2).long())
     with pytest.raises(ValueError, match="Give groups with every batch, or with none"):
@@ -214,3 +217,91 @@ def test_equals_pytorch_metric_learnings_calculator():
     metric.reset()
     metric.update(twins, torch.tensor([0, 1, 0, 1, 2, 3, 2, 3]))
     assert metric.compute()["recall@1"] == 0
+
+
+def modes_of_products(monkeypatch, run):
+    """(precision of fp32 products, autocast, gradients) in each product of a search."""
+    modes, product = [], torch.mm
+
+    def note(*args, **kwargs):
+        modes.append((torch.get_float32_matmul_precision(), torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()))
+        return product(*args, **kwargs)
+
+    before = torch.get_float32_matmul_precision()
+    monkeypatch.setattr(torch, "mm", note)
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", torch.bfloat16):
+            run()
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return modes
+
+
+def test_each_product_of_a_search_is_true_fp32(monkeypatch):
+    metric = RetrievalScores()
+    metric.update(torch.randn(30, 4), torch.arange(30) // 3)
+    landmarks = RevisitedMAP([GroundTruth([0], [1], [2])])
+    landmarks.update(torch.randn(9, 4), torch.arange(9))
+    for run in (metric.search, landmarks.search):
+        assert modes_of_products(monkeypatch, run) == [("highest", False, False)]
+
+
+def test_pictures_show_what_fp32_finds_nearest():
+    metric = RetrievalScores(ks=1)
+    metric.update(torch.randn(40, 64), torch.arange(40) // 4)
+    found = metric.search()
+    expected = found.nearest(found.queries, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        values, rows = found.nearest(found.queries, 5)
+    assert torch.equal(rows, expected[1])
+    assert torch.equal(values, expected[0])
+
+
+def test_similarities_of_pictures_are_dot_products_where_rows_are_not_scaled():
+    embeddings = 5 * torch.randn(12, 3)
+    metric = RetrievalScores(ks=1, normalize=False)
+    metric.update(embeddings, torch.arange(12) // 4)
+    found = metric.search()
+    dots = (embeddings @ embeddings.T).fill_diagonal_(-torch.inf)
+    values, rows = found.nearest(found.queries, 3)
+    torch.testing.assert_close(values, dots.topk(3).values, atol=1e-4, rtol=0)
+    assert torch.equal(rows, dots.topk(3).indices)
+
+
+def exact_first_ranks(embeddings, labels, num_queries):
+    """Ranks of the first relevant item from whole numbers: of 0/1 vectors, s_qz^2 n_q = (q z)^2 / n_z."""
+    rows, ranks = embeddings.long().numpy().astype(object), []
+    for q in range(num_queries):
+        squares = [Fraction(int(rows[q] @ z) ** 2, int(z @ z)) for z in rows]
+        best = max(squares[z] for z in range(len(rows)) if z != q and labels[z] == labels[q])
+        ahead = [z for z in range(len(rows)) if labels[z] != labels[q] and squares[z] >= best]
+        ranks.append(len(ahead) + 1)
+    return ranks
+
+
+def test_ranks_do_not_depend_on_how_many_query_together():
+    """Binary vectors have ties, and similarities that differ by less than fp32 resolves."""
+    generator = torch.Generator().manual_seed(0)
+    embeddings = (torch.rand(200, 300, generator=generator) < 0.5).float()
+    labels = torch.arange(200) // 5
+    expected = exact_first_ranks(embeddings, labels, 40)
+    assert len(set(expected)) > 10
+    for count in (1, 10, 40):
+        metric = RetrievalScores(ks=1)
+        metric.update(embeddings, labels, is_query=torch.arange(200) < count)
+        assert metric.search().first_ranks.tolist() == expected[:count]
+
+
+def test_large_labels_take_no_more_memory_nor_other_algorithms():
+    """Nothing here is as long as the largest label, also where torch is asked to be deterministic."""
+    embeddings, labels = torch.randn(30, 4), torch.arange(30) // 3
+    plain, large = RetrievalScores(ALL), RetrievalScores(ALL)
+    plain.update(embeddings, labels)
+    large.update(embeddings, labels * 10**15, indices=torch.arange(30) * 10**15, groups=torch.arange(30) * 10**15)
+    try:
+        torch.use_deterministic_algorithms(True)
+        assert large.compute() == plain.compute()
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -111,3 +111,18 @@ def test_items_that_do_not_count_are_left_out():
     rest = RevisitedMAP(fewer)
     rest.update(embeddings[~ignored], torch.arange(66))
     assert whole.compute() == rest.compute()
+
+
+def test_a_ground_truth_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="ground_truth must be numbers in the gallery, from 0, got -1"):
+        RevisitedMAP([GroundTruth([0], [-1], [])])  # -1 would be a query
+    for truths, count, message in (
+        ([GroundTruth([0], [7], [])], 5, "names gallery image 7 of 4"),
+        ([GroundTruth([0], [], [])] * 3, 2, "3 queries have a ground truth, but only 2 items came"),
+    ):
+        metric = RevisitedMAP(truths)
+        metric.update(torch.randn(count, 3), torch.arange(count))
+        with pytest.raises(ValueError, match=message):
+            metric.compute()
+    with pytest.raises(ValueError, match="indices must be from 0, got -2"):
+        RevisitedMAP([GroundTruth([0], [], [])]).update(torch.randn(3, 3), torch.arange(3) - 2)

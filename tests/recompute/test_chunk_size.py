@@ -1,4 +1,5 @@
 import random
+from collections import UserDict
 
 import numpy as np
 import pytest
@@ -46,6 +47,17 @@ def test_fewer_rows_than_a_trial_are_all():
     assert largest_chunk_size(Full(99).to(META), {"a": torch.empty(3, 6)}["a"], META) == 3
 
 
+def test_mappings_and_entries_of_none():
+    class Fed(Full):
+        def forward(self, batch):
+            assert type(batch) is dict
+            assert batch["mask"] is None
+            return super().forward(batch["image"])
+
+    batch = UserDict(mask=None, image=torch.empty(40, 6))
+    assert largest_chunk_size(Fed(20).to(META), batch, META) == 16
+
+
 def test_nothing_is_changed():
     net = Full(99).to(META)
     state = torch.get_rng_state()
@@ -59,14 +71,26 @@ def test_nothing_is_changed():
 class DrawsElsewhere(Full):
     def forward(self, x):
         random.random()
+        torch.rand(1)
         np.random.rand()  # noqa: NPY002  # the global generator is the point
         return super().forward(x)
 
 
-def test_random_numbers_of_python_and_numpy_are_as_before():
+def test_random_numbers_are_as_before():
+    net = DrawsElsewhere(99).to(META)
+    state = torch.get_rng_state()
     before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002  # likewise
-    largest_chunk_size(DrawsElsewhere(99).to(META), torch.empty(50, 6), META)
+    largest_chunk_size(net, torch.empty(50, 6), META)
     assert before == (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002  # likewise
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_trial_keeps_what_backward_needs_also_where_gradients_are_off():
+    net, modes = Full(99).to(META), []
+    net.register_forward_pre_hook(lambda *_: modes.append(torch.is_grad_enabled()))
+    with torch.no_grad():
+        largest_chunk_size(net, torch.empty(50, 6), META)
+    assert set(modes) == {True}
 
 
 def test_a_frozen_network_fits_too():

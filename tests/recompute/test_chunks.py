@@ -1,4 +1,6 @@
 import random
+import re
+from collections import OrderedDict, UserDict, namedtuple
 from functools import partial
 
 import numpy as np
@@ -10,6 +12,7 @@ from torch import nn
 
 from lightning_recall import RecallAtKLoss, chunked_forward
 from lightning_recall.benchmarks.measure import peak_tensor_bytes
+from lightning_recall.recompute import chunks as chunks_module
 
 LABELS = torch.arange(10) // 2
 
@@ -128,7 +131,8 @@ def test_one_chunks_activations_live_at_a_time():
     assert chunked < 1.3 * one_chunk  # 32 chunks, and the embeddings of all of them
 
 
-def test_without_gradients_nothing_is_kept():
+def test_without_gradients_nothing_is_kept(monkeypatch):
+    monkeypatch.setattr(chunks_module, "FirstPass", None)  # copies buffers and random states
     with torch.no_grad():
         assert not chunked_forward(nn.Linear(6, 4), torch.randn(9, 6), 2).requires_grad
 
@@ -225,6 +229,7 @@ class Unversioned(nn.Module):
         lambda net: lambda x: net.forward(x),  # not the module: no hook tells of it
         lambda net: partial(Unversioned.forward, net),
         lambda net: partial(net.embed),
+        lambda net: partial(lambda x, net: net.forward(x), net=net),
     ],
 )
 def test_buffers_changed_behind_torchs_back_are_changed_once(wrap):
@@ -241,6 +246,48 @@ def test_buffers_changed_behind_torchs_back_are_changed_once(wrap):
     for expected, actual in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
     assert net.count == 3
+
+
+class Counts(nn.Module):
+    """Counts its passes in place, or in a new tensor each time."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.in_place = in_place
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x):
+        if self.in_place:
+            self.count.add_(1)
+        else:
+            self.count = self.count + 1
+        return x + self.count.clone()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.InstanceNorm1d(2, momentum=0.3, track_running_stats=True),  # counts neither versions nor passes
+        lambda: Counts(in_place=True),
+        lambda: Counts(in_place=False),
+    ],
+)
+def test_buffers_that_only_later_chunks_change_are_changed_once(make):
+    inputs = torch.randn(12, 6, dtype=torch.float64)
+    inputs[:, 0] = (torch.arange(12) >= 4).double()  # the first chunk takes another way
+    results = []
+    for chunked in (False, True):
+        torch.manual_seed(0)
+        layer, state = nn.Linear(6, 4).double(), make().double()
+
+        def encode(x, layer=layer, state=state):
+            hidden = layer(x)
+            return hidden if x[0, 0] == 0 else state(hidden.view(-1, 2, 2)).flatten(1)
+
+        out = chunked_forward(encode, inputs, 4) if chunked else torch.cat([encode(c) for c in inputs.split(4)])
+        out.pow(3).sum().backward()
+        results.append(({name: buffer.clone() for name, buffer in state.named_buffers()}, layer.weight.grad))
+    torch.testing.assert_close(results[1], results[0], atol=1e-10, rtol=0)
 
 
 def test_the_processes_random_numbers_go_on_after_a_replay():
@@ -322,6 +369,164 @@ def test_any_nest_of_tensors_is_split():
         sizes.clear()
         torch.testing.assert_close(chunked_forward(net, inputs, 4), whole)
         assert sizes == [4, 3, 3]
+
+
+class BatchEncoding(UserDict):
+    """What a tokenizer gives: no dict, though it behaves like one."""
+
+
+class Text(nn.Module):
+    """Notes what it is given; sums token embeddings where the mask, if there is one, is 1."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.given = nn.Embedding(9, 4), []
+
+    def forward(self, batch):
+        self.given.append(type(batch))
+        words = self.table(batch["ids"])
+        mask = batch["mask"]
+        summed = (words if mask is None else words * mask[..., None]).sum(1)
+        return BatchEncoding(embeddings=summed, extras=BatchEncoding(logits=None, first=words[:, 0]))
+
+
+@pytest.mark.parametrize("make", [dict, BatchEncoding, OrderedDict])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("listed", [False, True])
+def test_any_mapping_with_entries_of_none(make, masked, listed):
+    net = Text().double()
+    ids, mask = torch.randint(9, (10, 7)), (torch.rand(10, 7) < 0.5).double()
+    whole = net({"ids": ids, "mask": mask if masked else None})
+    expected = torch.autograd.grad(whole["embeddings"].square().sum(), net.table.weight)[0]
+    net.given.clear()
+    batch = make(ids=ids, mask=mask if masked else None)
+    found = chunked_forward(net, [batch] if listed else batch, 4)
+    assert net.given == [OrderedDict if make is OrderedDict else dict] * 3
+    assert type(found) is type(found["extras"]) is dict
+    assert found["extras"]["logits"] is None
+    torch.testing.assert_close(found["embeddings"], whole["embeddings"])
+    torch.testing.assert_close(found["extras"]["first"], whole["extras"]["first"])
+    actual = torch.autograd.grad(found["embeddings"].square().sum(), net.table.weight)[0]
+    torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
+
+
+def test_a_mapping_in_a_mapping_and_a_named_tuple():
+    pair = namedtuple("pair", "left right")
+    inputs = BatchEncoding(a=BatchEncoding(x=torch.arange(10.0)), pair=pair(torch.arange(10.0) * 2, None))
+
+    def encode(batch):
+        assert type(batch["a"]) is dict
+        assert batch["pair"].right is None
+        return batch["a"]["x"] + batch["pair"].left
+
+    assert torch.equal(chunked_forward(encode, inputs, 4), 3 * torch.arange(10.0))
+
+
+def test_inputs_get_their_gradient():
+    net, inputs = TwoHeads().double(), torch.randn(10, 6, dtype=torch.float64, requires_grad=True)
+    expected = torch.autograd.grad(net(inputs)["embedding"].square().sum(), inputs)[0]
+    actual = torch.autograd.grad(chunked_forward(net, inputs, 3)["embedding"].square().sum(), inputs)[0]
+    torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
+
+
+class ChangesItsInput(nn.Linear):
+    def forward(self, batch):
+        return super().forward((batch["x"] if isinstance(batch, dict) else batch).mul_(2).clone())
+
+
+def test_an_encoder_that_changes_its_input_is_refused():
+    chunks = [torch.randn(3, 6) for _ in range(3)]
+    with pytest.raises((ValueError, RuntimeError), match=r"changes .* its input as it runs|inplace operation"):
+        chunked_forward(ChangesItsInput(6, 4), chunks, 3).sum().backward()
+    with pytest.raises(ValueError, match="changes parameters, attributes or its input as it runs"):
+        chunked_forward(ChangesItsInput(6, 4), [{"x": chunk} for chunk in chunks], 3).sum().backward()
+
+
+class Fails(nn.Module):
+    """Draws and updates as others do, and raises in the pass that is asked for."""
+
+    def __init__(self, at):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(0.3))
+        self.at, self.passes = at, 0
+
+    def forward(self, x):
+        self.passes += 1
+        out = self.layers(x) * random.random() * np.random.rand()  # noqa: NPY002  # what an encoder may draw from
+        if self.passes == self.at:
+            raise RuntimeError("boom")
+        return out
+
+
+def draws():
+    return torch.rand(1).item(), random.random(), np.random.rand()  # noqa: NPY002  # likewise
+
+
+def step_until_it_fails(encoder, forward, backward):
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002  # likewise
+    torch.manual_seed(1)
+    loss = forward(encoder).sum()
+    if backward:
+        loss.backward()
+    raise RuntimeError("boom")
+
+
+@pytest.mark.parametrize("as_function", [False, True])
+@pytest.mark.parametrize("at", [1, 2, 4, 5, 6, 7])  # four first passes, three recomputations
+def test_after_an_error_all_is_as_torch_leaves_it(at, as_function):
+    inputs, results = torch.randn(12, 6), []
+    whole = lambda encoder: torch.cat([encoder(chunk) for chunk in inputs.split(3)])  # noqa: E731
+    for forward in (whole, lambda encoder: chunked_forward(encoder, inputs, 3)):
+        net = Fails(at)
+        encoder = (lambda x, net=net: net(x)) if as_function else net
+        buffers = dict(net.named_buffers())
+        with pytest.raises(RuntimeError, match="boom"):
+            step_until_it_fails(encoder, forward, backward=forward is not whole)
+        assert net.passes == (at if forward is not whole else min(at, 4))
+        assert all(buffer is buffers[name] for name, buffer in net.named_buffers())
+        assert not torch.nn.modules.module._global_forward_pre_hooks
+        state = {name: value.clone() for name, value in net.state_dict().items()}
+        following = draws()
+        net.at = None
+        net.zero_grad()
+        chunked_forward(encoder, inputs, 3).sum().backward()  # the next step
+        results.append((following, state, [p.grad for p in net.parameters()], dict(net.named_buffers())))
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_an_encoder_with_checkpoints_of_its_own():
+    from torch.utils.checkpoint import checkpoint
+
+    net = DropPathNet().double()
+
+    class Inner(nn.Module):
+        def __init__(self, use_reentrant):
+            super().__init__()
+            self.net, self.use_reentrant = net, use_reentrant
+
+        def forward(self, x):
+            hidden = self.net.drop(torch.tanh(self.net.norm(self.net.first(x))))
+            return self.net.last(checkpoint(self.net.block, hidden, use_reentrant=self.use_reentrant))
+
+    inputs = torch.randn(10, 6, dtype=torch.float64)
+    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    for use_reentrant in (False, True):
+        inner = Inner(use_reentrant)
+        assert_same(both_ways(inner, inputs, 4, {f"net.{name}": value for name, value in buffers.items()}))
+
+
+def test_a_chunk_of_chunks_and_second_derivatives():
+    net, inputs = TwoHeads().double(), torch.randn(10, 6, dtype=torch.float64, requires_grad=True)
+    results = []
+    for encode in (net.embed, lambda x: chunked_forward(lambda part: chunked_forward(net.embed, part, 2), x, 4)):
+        loss = encode(inputs).pow(3).sum()
+        (first,) = torch.autograd.grad(loss, inputs, create_graph=True)
+        results.append((first.detach(), torch.autograd.grad(first.square().sum(), net.trunk.weight)[0]))
+    assert results[0][1].abs().max() > 1e-3
+    torch.testing.assert_close(results[1], results[0], atol=1e-10, rtol=0)
 
 
 def test_keep_last_chunks_are_not_computed_twice():
@@ -408,7 +613,10 @@ def test_lazy_parts_are_told():
         (lambda x: x[:, : len(x)], r"one shape and dtype for all chunks, got \[\(3,\)\] and \[\(4,\)\]"),
         (lambda x: x[:2], r"one row for each of the 4 rows of a chunk, got \(2, 6\)"),
         (lambda x: x.sum(), r"one row for each of the 4 rows of a chunk, got \(\)"),
-        (lambda x: (x, None), "one row for each of the 4 rows of a chunk, got NoneType"),
+        (lambda _: None, "one row for each of the 4 rows of a chunk, got NoneType"),
+        (lambda _: {}, "one row for each of the 4 rows of a chunk, got NoneType"),
+        (lambda x: {"embeddings": x, "name": "b"}, "one row for each of the 4 rows of a chunk, got str"),
+        (lambda x: {"a": x, "b": x if len(x) < 4 else None}, r"got \[\(6,\), \(6,\)\] and \[\(6,\), None\]"),
     ],
 )
 def test_an_encoder_that_gives_no_row_a_row_is_told(encoder, message):
@@ -421,8 +629,11 @@ def test_an_encoder_that_gives_no_row_a_row_is_told(encoder, message):
     [
         ({"a": torch.ones(4, 2), "b": torch.ones(3, 2)}, r"must have as many rows, got \[3, 4\]"),
         ([torch.ones(4, 2), torch.ones(4).long()], r"float32 2-d and torch.int64 1-d. .* give tuple\(batch\)"),
-        ({"a": torch.ones(4, 2), "b": ["x"] * 4}, "inputs must be tensors .* got 'x'"),
-        (torch.tensor(3.0), "inputs must be tensors"),
+        ({"a": torch.ones(4, 2), "b": ["x"] * 4}, "inputs must be tensors .* got str"),
+        (torch.tensor(3.0), "inputs must be tensors .* got a tensor without dimensions"),
+        ({"a": torch.ones(4, 2), "b": 5}, "inputs must be tensors .* got int"),
+        (np.ones((4, 2)), "inputs must be tensors .* got ndarray; torch.as_tensor"),
+        ([[1.0, 2.0]], "inputs must be tensors .* got float; torch.as_tensor"),
         (({},), "nothing to embed"),
     ],
 )
@@ -431,13 +642,17 @@ def test_inputs_that_cannot_be_split_are_told(inputs, message):
         chunked_forward(lambda x: x, inputs, 4)
 
 
-@pytest.mark.parametrize("chunk_size", [0, -3])
-def test_chunk_size_must_be_positive(chunk_size):
-    with pytest.raises(ValueError, match=f"must be at least 1, got {chunk_size} and 1"):
-        chunked_forward(nn.Linear(6, 4), torch.randn(9, 6), chunk_size)
+@pytest.mark.parametrize("wrong", [0, -3, 2.0, "4", None, True, torch.tensor(4)])
+def test_counts_must_be_integers_from_1(wrong):
+    for settings in ({"chunk_size": wrong}, {"chunk_size": 4, "keep_last": wrong}):
+        with pytest.raises(
+            ValueError, match=r"chunk_size and keep_last must be integers from 1, got .*" + re.escape(str(wrong))
+        ):
+            chunked_forward(nn.Linear(6, 4), torch.randn(9, 6), **settings)
+    assert chunked_forward(nn.Linear(6, 4), torch.randn(9, 6), np.int64(4), np.int64(2)).shape == (9, 4)
 
 
-@pytest.mark.parametrize("inputs", [[], torch.ones(0, 6)])
+@pytest.mark.parametrize("inputs", [[], torch.ones(0, 6), None, {"ids": None}])
 def test_no_inputs_are_refused(inputs):
     with pytest.raises(ValueError, match="nothing to embed"):
         chunked_forward(nn.Linear(6, 4), inputs, 2)
