@@ -48,7 +48,19 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(total)
-        own: Tensor = total[ctx.own]
+        own: Tensor = _SumOwnRows.apply(gradient, ctx.own)
         return own
+
+
+class _SumOwnRows(torch.autograd.Function):
+    """The own part (b, ...) of the sum over the processes of rows (N, ...); its backward gathers, for create_graph."""
+
+    @staticmethod
+    def forward(_: Any, rows: Tensor, own: slice) -> Tensor:
+        total = rows.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total[own].clone()
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gather_rows(gradient), None

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from lightning_recall.losses import RecallAtKLoss, UniLoss, rows, uniloss
-from lightning_recall.losses.uniloss import interpolate, recall_of_counts
+from lightning_recall.losses.anchors import recall_of_counts
+from lightning_recall.losses.uniloss import interpolate
 
 LABELS = torch.tensor([3, 1, 1, 3, 3, 0, 1, 9, 3, 0, 3, 4, 4])
 
@@ -160,7 +161,12 @@ def test_extremes_give_finite_gradients(embeddings):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"ks": (0,)}, "ks must be"), ({"tau": 0}, "tau must be above 0"), ({"num_good": 0}, "num_good from 1")],
+    [
+        ({"ks": (0,)}, "ks must be"),
+        ({"tau": 0}, "tau must be above 0"),
+        ({"num_good": 0}, "num_good must be an integer from 1, got 0"),
+        ({"num_bad": 2.5}, "num_bad must be an integer from 0, got 2.5"),
+    ],
 )
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
