@@ -127,11 +127,8 @@ class CrossBatchMemory(RetrievalLoss):
 
     def __init__(self, loss: nn.Module, size: int, embedding_dim: int, start_after: int = 0) -> None:
         super().__init__()
-        if size < 1 or embedding_dim < 1 or start_after < 0:
-            raise ValueError(
-                "size and embedding_dim must be at least 1, start_after from 0, "
-                f"got {size}, {embedding_dim} and {start_after}."
-            )
+        if size < 1 or embedding_dim < 1:
+            raise ValueError(f"size and embedding_dim must be at least 1, got {size} and {embedding_dim}.")
         for part in loss.losses if isinstance(loss, SumOfLosses) else [loss]:
             if not able(part, "shares_queries"):
                 raise ValueError(
@@ -140,10 +137,16 @@ class CrossBatchMemory(RetrievalLoss):
                 )
         self.loss = loss
         self.start_after = start_after
+        self.check_settings()
         self.register_buffer("memory", torch.zeros(size, embedding_dim))
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))  # ever remembered
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+
+    def check_settings(self) -> None:
+        """As `RetrievalLoss`."""
+        if not self.start_after >= 0:
+            raise ValueError(f"start_after must be from 0, got {self.start_after}.")
 
     @property
     def accepts_virtual(self) -> bool:  # type: ignore[override]
@@ -158,6 +161,7 @@ class CrossBatchMemory(RetrievalLoss):
         pairs: MixedPairs | None = None,
     ) -> Tensor:
         """As `RetrievalLoss`."""
+        self.check_settings()
         embeddings, labels = check_batch(embeddings, labels)
         if embeddings.shape[1:] != self.memory.shape[1:]:
             raise ValueError(

@@ -149,6 +149,7 @@ def test_virtual_items_equal_appended_ones(case):
     torch.testing.assert_close(*gradients, atol=1e-11, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:.* is meant for embeddings of length 1")
 def test_low_precision_is_computed_in_fp32(case):
     loss, _ = case
     embeddings = unit(len(LABELS), 4, torch.float32)

@@ -152,6 +152,7 @@ def test_it_trains():
     assert float(exact(F.normalize(net(inputs), dim=1).detach(), labels)) < before - 0.2
 
 
+@pytest.mark.filterwarnings("ignore:UniLoss is meant for embeddings of length 1")
 @pytest.mark.parametrize("embeddings", [torch.zeros(4, 2), torch.ones(4, 2), 1e3 * torch.randn(4, 2)])
 def test_extremes_give_finite_gradients(embeddings):
     leaf = embeddings.requires_grad_()
