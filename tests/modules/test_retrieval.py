@@ -11,6 +11,8 @@ from lightning_recall.callbacks import RetrievedImages, TrainingCurves
 from lightning_recall.datamodules import ChunkLoader
 from lightning_recall.samplers import ClassBalancedBatchSampler
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* is meant for embeddings of length 1")  # ScaledLoss
+
 LABELS = torch.arange(48) // 4
 IMAGES = torch.randn(48, 6, generator=torch.Generator().manual_seed(3))
 
@@ -151,6 +153,8 @@ def test_mixup_feeds_the_loss():
     seen = []
 
     class Spy(RecallAtKLoss):
+        accepts_virtual = False
+
         def forward(self, embeddings, labels):
             seen.append(len(labels))
             return super().forward(embeddings, labels)
