@@ -112,7 +112,7 @@ class RecallAtKLoss(RetrievalLoss):
         pairs: MixedPairs | None = None,
     ) -> Tensor:
         """As `RetrievalLoss`; with `pairs` the loss of `SimilarityMixup()(embeddings, labels)`, in less time."""
-        ks = embeddings.new_tensor(self.ks)
+        ks = torch.tensor(self.ks, dtype=embeddings.dtype, device=embeddings.device)
 
         def missed(ranks: Tensor, valid: Tensor, _: Tensor) -> Tensor:
             return 1 - smooth_recall_at_k(ranks, valid, ks, self.k_temperature)

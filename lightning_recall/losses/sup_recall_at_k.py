@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from lightning_recall.losses.base import RetrievalLoss, check_above_zero, check_ks
@@ -87,7 +88,7 @@ class SupRecallAtKLoss(RetrievalLoss):
         pairs: MixedPairs | None = None,
     ) -> Tensor:
         """As `RetrievalLoss`."""
-        ks = embeddings.new_tensor(self.ks)
+        ks = torch.tensor(self.ks, dtype=embeddings.dtype, device=embeddings.device)
 
         def missed(ranks: Tensor, valid: Tensor, _: Tensor) -> Tensor:
             return 1 - smooth_recall_at_k(ranks, valid, ks, self.k_temperature, capped=False)
