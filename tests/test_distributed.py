@@ -201,7 +201,7 @@ def test_other_losses_take_the_steps_of_one_process(tmp_path, name, mixup):
 
 @pytest.mark.parametrize("name", ["CircleProxy", "sum", "memory"])
 def test_three_processes_train_proxies_and_remember_as_one(tmp_path, name):
-    """Shares of 5, 5 and 6 rows; batches with rows that are alone in their class, some remembered from another batch."""
+    """Shares of 5, 5 and 6 rows; batches with rows alone in their class, some remembered from another."""
     labels = LABELS.clone()
     labels[::7] = 100 + torch.arange(7) % 4
     states = [fit(tmp_path, devices, loss=partial(other_loss, name), labels=labels, lr=0.05) for devices in (1, 3)]
