@@ -151,6 +151,8 @@ def small(**kwargs):
 def test_floats_far_outside_are_refused(dtype):
     with pytest.raises(ValueError, match=r"got floats from 0 to 255: divide by 255"):
         small()(torch.tensor([0.0, 255.0]).to(dtype).repeat(4, 3, 64, 32))
+    with pytest.raises(ValueError, match=r"got floats from -1 to 1: "):
+        small()(torch.tensor([-1.0, 1.0]).to(dtype).repeat(4, 3, 64, 32))
     normalised = (PIXELS / 255 - 0.45) / 0.226
     with pytest.raises(
         ValueError, match=r"got floats from -1.99 to 2.4.: .* give the embedder mean=\[0.0\] and std=\[1"
