@@ -154,3 +154,11 @@ def test_a_loss_that_joins_a_sum_later_counts():
     total.losses.append(RecallAtKLoss())
     total.weights.append(1.0)
     assert total.accepts_virtual
+
+
+def test_of_two_diagnostics_of_a_name_the_first_counts():
+    first, second = ContrastiveLoss(), SmoothAPLoss()
+    total = SumOfLosses([first, second])
+    second.register_forward_hook(lambda loss, *_: loss.diagnostics.update({"recall@1": torch.tensor(-5.0)}))
+    total(unit(8), torch.arange(8) // 2)
+    assert total.diagnostics["recall@1"] == first.diagnostics["recall@1"] != -5
