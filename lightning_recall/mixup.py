@@ -1,6 +1,6 @@
 """SiMix: similarity mixup, virtual examples between two images of a class."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +78,8 @@ class SimilarityMixup(nn.Module):
     Shapes: embeddings (N, D), labels (N,) -> embeddings (N + M, D), labels (N + M,), the given ones first.
 
     Raises:
-        ValueError: for a `max_virtual_per_class` below 1, or labels of another length than embeddings.
+        ValueError: for a `max_virtual_per_class` below 1, and labels that are not integers or of another length than
+            embeddings.
 
     >>> embeddings, labels = SimilarityMixup()(torch.eye(3), torch.tensor([7, 7, 8]))
     >>> embeddings.shape, labels
@@ -87,22 +88,34 @@ class SimilarityMixup(nn.Module):
 
     def __init__(self, max_virtual_per_class: int | None = None, seed: int = 0) -> None:
         super().__init__()
-        if max_virtual_per_class is not None and max_virtual_per_class < 1:
-            raise ValueError(f"max_virtual_per_class must be at least 1, or None for all, got {max_virtual_per_class}.")
         self.max_virtual_per_class = max_virtual_per_class
         self.generator = torch.Generator().manual_seed(seed)
+        self.check_settings()
+
+    def check_settings(self) -> None:
+        """Raises ValueError for settings out of range; called by every draw, since settings may change."""
+        most = self.max_virtual_per_class
+        if most is not None and not most >= 1:
+            raise ValueError(f"max_virtual_per_class must be at least 1, or None for all, got {most}.")
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (N, D) and labels (N,), the virtual ones appended."""
-        if labels.shape != embeddings.shape[:1]:
+        if len(labels) != len(embeddings):
             raise ValueError(
-                f"labels must hold one label per embedding, shape ({len(embeddings)},), got {tuple(labels.shape)}."
+                f"labels must hold one label per embedding, shape ({len(embeddings)},), got {len(labels)}."
             )
         pairs = self.draw(labels)
         return mix_embeddings(embeddings, pairs), torch.cat([labels, labels[pairs.first]])
 
     def draw(self, labels: Tensor) -> Pairs:
         """Pairs of equal labels (N,), at most `max_virtual_per_class` of a class, and their alphas, on its device."""
+        self.check_settings()
+        given: Any = labels
+        if not isinstance(given, Tensor):
+            raise ValueError(f"labels must be a tensor, got {type(given).__name__}: convert with torch.as_tensor.")
+        if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+            raise ValueError(f"labels must be integers of shape (N,), got {labels.dtype} {tuple(labels.shape)}.")
+        labels = labels.long()
         first, second = same_class_pairs(labels)
         if self.max_virtual_per_class is not None:
             kept = torch.randperm(len(first), generator=self.generator).to(labels.device)

@@ -23,7 +23,10 @@ from lightning_recall import (
 )
 from lightning_recall.datamodules import ChunkLoader
 
-pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:You defined a `validation_step` but have no `val_dataloader`",
+    "ignore:RecallAtKLoss is meant for embeddings of length 1",  # ScaledLoss
+)
 
 LABELS = torch.arange(48) // 4
 IMAGES = torch.randn(48, 6, generator=torch.Generator().manual_seed(3))
@@ -32,8 +35,12 @@ IMAGES = torch.randn(48, 6, generator=torch.Generator().manual_seed(3))
 class Vectors(LightningDataModule):
     """Batches of 16 vectors, three an epoch, in chunks of 3: 3 processes get 5, 5 and 6."""
 
+    def __init__(self, labels=LABELS):
+        super().__init__()
+        self.labels = labels
+
     def train_dataloader(self):
-        return ChunkLoader(TensorDataset(IMAGES, LABELS), ClassBalancedBatchSampler(LABELS, 16, 4), 3)
+        return ChunkLoader(TensorDataset(IMAGES, self.labels), ClassBalancedBatchSampler(LABELS, 16, 4), 3)
 
 
 class Net(nn.Module):
@@ -49,6 +56,9 @@ class Net(nn.Module):
 class ScaledLoss(nn.Module):
     """A loss with a parameter of its own, that shares its work or not."""
 
+    shares_queries = True
+    accepts_virtual = True
+
     def __init__(self):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(2.0))
@@ -63,6 +73,9 @@ class ScaledLoss(nn.Module):
 
 
 class WholeLoss(ScaledLoss):
+    shares_queries = False
+    accepts_virtual = False
+
     def forward(self, embeddings, labels):
         return super().forward(embeddings, labels)
 
@@ -88,11 +101,12 @@ class Notes(Callback):
     def on_train_end(self, trainer, pl_module):
         notes = {"losses": self.losses, "recalls": self.recalls, "reductions": self.reductions}
         notes["queried"] = getattr(pl_module.loss, "queried", [])
+        notes["buffers"] = {name: value.tolist() for name, value in pl_module.loss.named_buffers()}
         (self.folder / f"{trainer.world_size}_{trainer.global_rank}.json").write_text(json.dumps(notes))
         trainer.strategy.barrier()  # the notes of all processes are read as soon as the first has ended
 
 
-def fit(folder, devices=1, strategy=None, loss=ScaledLoss, epochs=1, lr=1.0, **kwargs):
+def fit(folder, devices=1, strategy=None, loss=ScaledLoss, epochs=1, lr=1.0, labels=LABELS, **kwargs):
     folder.mkdir(exist_ok=True)
     optimizer = partial(torch.optim.SGD, lr=lr)
     module = RetrievalModule(Net(), loss(), chunk_size=3, optimizer=optimizer, **kwargs).double()
@@ -109,7 +123,7 @@ def fit(folder, devices=1, strategy=None, loss=ScaledLoss, epochs=1, lr=1.0, **k
         enable_model_summary=False,
         callbacks=[Notes(folder)],
     )
-    trainer.fit(module, datamodule=Vectors())
+    trainer.fit(module, datamodule=Vectors(labels))
     notes = [json.loads((folder / f"{devices}_{rank}.json").read_text()) for rank in range(devices)]
     return {name: p.detach() for name, p in module.named_parameters()}, notes
 
@@ -147,9 +161,9 @@ def other_loss(name):
         "SmoothAP": lambda: losses.SmoothAPLoss(0.1),
         "SupRecall": lambda: losses.SupRecallAtKLoss(rank_temperature=0.1, delta=0.3),
         "Circle": lambda: losses.CircleLoss(0.3, 8),
-        "CircleProxy": lambda: losses.CircleProxyLoss(12, 4, 0.3, 8),
+        "CircleProxy": lambda: losses.CircleProxyLoss(19, 4, 0.3, 8),
         "UniLoss": lambda: losses.UniLoss(tau=5),
-        "sum": lambda: losses.SumOfLosses([recall, losses.ProxySoftmaxLoss(12, 4), losses.ProxyAnchorLoss(12, 4)]),
+        "sum": lambda: losses.SumOfLosses([recall, losses.ProxySoftmaxLoss(19, 4), losses.ProxyAnchorLoss(19, 4)]),
         "memory": lambda: losses.CrossBatchMemory(losses.SumOfLosses([recall, losses.CircleLoss(0.3, 8)]), 40, 4),
         "MultiSimilarity": lambda: pytest.importorskip("pytorch_metric_learning.losses").MultiSimilarityLoss(),
         "ProxyAnchor": lambda: pytest.importorskip("pytorch_metric_learning.losses").ProxyAnchorLoss(12, 4),
@@ -182,6 +196,21 @@ def test_other_losses_take_the_steps_of_one_process(tmp_path, name, mixup):
     for note in notes:
         assert note["losses"] == pytest.approx(alone["losses"], abs=1e-12)
         assert note["reductions"] == 3
+
+
+@pytest.mark.parametrize("name", ["CircleProxy", "sum", "memory"])
+def test_three_processes_train_proxies_and_remember_as_one(tmp_path, name):
+    """Shares of 5, 5 and 6 rows; batches with rows alone in their class, some remembered from another."""
+    labels = LABELS.clone()
+    labels[::7] = 100 + torch.arange(7) % 4
+    states = [fit(tmp_path, devices, loss=partial(other_loss, name), labels=labels, lr=0.05) for devices in (1, 3)]
+    (expected, (alone,)), (actual, notes) = states
+    assert_same(actual, expected, 1e-12)
+    for note in notes:
+        assert note["losses"] == pytest.approx(alone["losses"], abs=1e-12)
+        for key, value in alone["buffers"].items():  # the labels known, the rows remembered
+            torch.testing.assert_close(torch.tensor(note["buffers"][key]), torch.tensor(value), atol=1e-12, rtol=0)
+    assert (name == "memory") == ("memory" in alone["buffers"])
 
 
 def test_twenty_steps_end_at_the_same_weights(tmp_path):

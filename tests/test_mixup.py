@@ -114,3 +114,33 @@ def test_wrong_arguments_are_refused():
         SimilarityMixup()(torch.randn(7, 4), LABELS[:5])
     with pytest.raises(ValueError, match="at least 1, or None for all, got 0"):
         SimilarityMixup(max_virtual_per_class=0)
+    with pytest.raises(ValueError, match=r"labels must be integers of shape \(N,\), got torch.float32 \(2,\)"):
+        SimilarityMixup()(torch.eye(2), torch.tensor([1.0, 1.0]))
+    with pytest.raises(ValueError, match="labels must be a tensor, got list"):
+        SimilarityMixup()(torch.eye(2), [1, 1])
+
+
+def test_a_bound_that_changes_counts_from_the_next_draw():
+    mixup, labels = SimilarityMixup(), torch.zeros(5, dtype=torch.int64)
+    assert len(mixup.draw(labels).first) == 10
+    mixup.max_virtual_per_class = 4
+    assert len(mixup.draw(labels).first) == 4
+    mixup.max_virtual_per_class = 0
+    with pytest.raises(ValueError, match="at least 1, or None for all, got 0"):
+        mixup.draw(labels)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int8", "int16", "int32", "uint16", "uint32", "uint64"])
+def test_labels_of_any_integer_type(dtype):
+    labels = torch.tensor([1, 0, 1, 0, 0])
+    expected = SimilarityMixup(2)(torch.eye(5), labels)
+    found = SimilarityMixup(2)(torch.eye(5), labels.to(getattr(torch, dtype)))
+    assert torch.equal(found[0], expected[0])
+    assert found[1].tolist() == expected[1].tolist()
+
+
+def test_alphas_are_uniform_from_0_to_1():
+    alphas = SimilarityMixup().draw(torch.zeros(150, dtype=torch.int64)).alpha.sort().values  # 11,175
+    assert (
+        alphas - torch.linspace(0, 1, len(alphas))
+    ).abs().max() < 0.02  # Kolmogorov and Smirnov: 0.0154 at 1 percent

@@ -78,10 +78,15 @@ def test_commands_for_images_run(command, small_data, in_tmp_path):
     assert plt.imread("found.png").std() > 0.1
 
 
+class Unit(nn.Module):
+    def forward(self, embeddings):
+        return nn.functional.normalize(embeddings, dim=1)
+
+
 def test_the_plug_in_snippet_trains():
     names = {}
     exec(SNIPPETS[2], names)
-    module = names["YourModule"](nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)))
+    module = names["YourModule"](nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), Unit()))
     loss = module.training_step((torch.randn(200, 6), torch.arange(200) // 4), 0)
     loss.backward()
     assert module.encoder[0].weight.grad.abs().max() > 0

@@ -1,8 +1,9 @@
 """Average precision, smooth in two ways: Smooth-AP and SupAP."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_recall.losses.base import RetrievalLoss, check_above_zero
 from lightning_recall.losses.comparisons import Supremum
 from lightning_recall.losses.gallery import MixedPairs
 from lightning_recall.losses.ranking import smooth_rank_loss
@@ -13,7 +14,7 @@ def mean_of_ratios(places: Tensor, ranks: Tensor, valid: Tensor) -> Tensor:
     return 1 - (places / ranks * valid).sum(1) / valid.sum(1)
 
 
-class SmoothAPLoss(nn.Module):
+class SmoothAPLoss(RetrievalLoss):
     """One minus a smooth average precision: every item queries all the others.
 
     With G(t) = sigmoid(t / rank_temperature), P_q the other items of q's class and s the dot products:
@@ -44,21 +45,26 @@ class SmoothAPLoss(nn.Module):
     0.25
     """
 
+    shares_queries = True
+    accepts_virtual = True
+
     def __init__(self, rank_temperature: float = 0.01) -> None:
         super().__init__()
-        if not rank_temperature > 0:
-            raise ValueError(f"rank_temperature must be above 0, got {rank_temperature}.")
         self.rank_temperature = rank_temperature
-        self.diagnostics: dict[str, Tensor] = {}
+        self.check_settings()
 
-    def forward(
+    def check_settings(self) -> None:
+        """As `RetrievalLoss`."""
+        check_above_zero(rank_temperature=self.rank_temperature)
+
+    def compute(
         self,
         embeddings: Tensor,
         labels: Tensor,
         queries: slice | Tensor | None = None,
         pairs: MixedPairs | None = None,
     ) -> Tensor:
-        """Loss of a batch: embeddings (N, D), labels (N,) -> scalar; `queries` and `pairs` as `RecallAtKLoss`."""
+        """As `RetrievalLoss`."""
 
         def missed(ranks: Tensor, valid: Tensor, at_positives: Tensor) -> Tensor:
             ahead = torch.sigmoid(at_positives[:, None, :] - at_positives[:, :, None]) * valid[:, None, :]  # (q, P, P)
@@ -69,7 +75,7 @@ class SmoothAPLoss(nn.Module):
         return result.loss
 
 
-class SupAPLoss(nn.Module):
+class SupAPLoss(RetrievalLoss):
     """One minus a lower bound of average precision whose gradient does not vanish for positives ranked far too low.
 
     AP_q is the mean over the positives of their exact place among the positives over their rank, with the rank from
@@ -100,6 +106,9 @@ class SupAPLoss(nn.Module):
     0.4629
     """
 
+    shares_queries = True
+    accepts_virtual = True
+
     def __init__(
         self,
         rank_temperature: float = 0.01,
@@ -109,18 +118,29 @@ class SupAPLoss(nn.Module):
         offset: float | None = None,
     ) -> None:
         super().__init__()
-        self.comparison = Supremum(rank_temperature, delta, slope, start, offset)
         self.rank_temperature = rank_temperature
-        self.diagnostics: dict[str, Tensor] = {}
+        self.delta = delta
+        self.slope = slope
+        self.start = start
+        self.offset = offset
+        self.check_settings()
 
-    def forward(
+    def check_settings(self) -> None:
+        """As `RetrievalLoss`."""
+        self.comparison()
+
+    def comparison(self) -> Supremum:
+        """The comparison of the present settings."""
+        return Supremum(self.rank_temperature, self.delta, self.slope, self.start, self.offset)
+
+    def compute(
         self,
         embeddings: Tensor,
         labels: Tensor,
         queries: slice | Tensor | None = None,
         pairs: MixedPairs | None = None,
     ) -> Tensor:
-        """Loss of a batch: embeddings (N, D), labels (N,) -> scalar; `queries` and `pairs` as `RecallAtKLoss`."""
+        """As `RetrievalLoss`."""
 
         def missed(ranks: Tensor, valid: Tensor, at_positives: Tensor) -> Tensor:
             better = (at_positives[:, None, :] > at_positives[:, :, None]) & valid[:, None, :]  # (q, P, P)
@@ -133,7 +153,7 @@ class SupAPLoss(nn.Module):
             self.rank_temperature,
             queries=queries,
             pairs=pairs,
-            comparison=self.comparison,
+            comparison=self.comparison(),
         )
         self.diagnostics = result.diagnostics((1,))
         return result.loss

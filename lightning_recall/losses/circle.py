@@ -2,14 +2,15 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_recall.losses.base import RetrievalLoss
 from lightning_recall.losses.gallery import MixedPairs
 from lightning_recall.losses.proxies import Proxies
 from lightning_recall.losses.rows import row_loss
 
 
-class CircleLoss(nn.Module):
+class CircleLoss(RetrievalLoss):
     """Pulls each anchor's positives to similarity 1 and pushes its negatives to 0, the further off the harder.
 
     With m the margin, gamma the scale, s_p the similarities of an anchor to its positives and s_n to its negatives:
@@ -39,21 +40,27 @@ class CircleLoss(nn.Module):
     4.5298
     """
 
+    shares_queries = True
+    accepts_virtual = True
+
     def __init__(self, m: float = 0.4, gamma: float = 80.0) -> None:
         super().__init__()
-        check_circle(m, gamma)
         self.m = m
         self.gamma = gamma
-        self.diagnostics: dict[str, Tensor] = {}
+        self.check_settings()
 
-    def forward(
+    def check_settings(self) -> None:
+        """As `RetrievalLoss`."""
+        check_circle(self.m, self.gamma)
+
+    def compute(
         self,
         embeddings: Tensor,
         labels: Tensor,
         queries: slice | Tensor | None = None,
         pairs: MixedPairs | None = None,
     ) -> Tensor:
-        """Loss of a batch: embeddings (N, D), labels (N,) -> scalar; `queries` and `pairs` as `RecallAtKLoss`."""
+        """As `RetrievalLoss`."""
 
         def values(similarities: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
             weighted = circle_logits(similarities, positive, self.m, self.gamma)
@@ -66,7 +73,7 @@ class CircleLoss(nn.Module):
         return result.loss
 
 
-class CircleProxyLoss(nn.Module):
+class CircleProxyLoss(RetrievalLoss):
     """Circle loss at the level of classes: each has a learned proxy, the only positive of its items.
 
     The cross entropy of the logits gamma a_n (s_n - m) of the other classes and -gamma a_p (s_p - (1 - m)), negated, of
@@ -89,15 +96,22 @@ class CircleProxyLoss(nn.Module):
     0.3133
     """
 
+    shares_queries = True
+    counts_singletons = True
+
     def __init__(self, num_classes: int, embedding_dim: int, m: float = 0.25, gamma: float = 256.0) -> None:
         super().__init__()
-        check_circle(m, gamma)
         self.proxies = Proxies(num_classes, embedding_dim)
         self.m = m
         self.gamma = gamma
+        self.check_settings()
 
-    def forward(self, embeddings: Tensor, labels: Tensor, queries: slice | Tensor | None = None) -> Tensor:
-        """Loss of a batch: embeddings (N, D), labels (N,) -> scalar; `queries`: rows that count, None: all."""
+    def check_settings(self) -> None:
+        """As `RetrievalLoss`."""
+        check_circle(self.m, self.gamma)
+
+    def compute(self, embeddings: Tensor, labels: Tensor, queries: slice | Tensor | None = None) -> Tensor:
+        """As `RetrievalLoss`; `queries`: rows that count."""
         similarities, targets = self.proxies(embeddings, labels, queries)
         own = F.one_hot(targets, similarities.shape[1]).bool()
         weighted = circle_logits(similarities, own, self.m, self.gamma)

@@ -1,32 +1,29 @@
 """Several losses as one, and one over more than a batch."""
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_recall.losses.base import RetrievalLoss, able, check_batch
 from lightning_recall.losses.gallery import MixedPairs
 
 
-def takes(loss: nn.Module, argument: str) -> bool:
-    """Whether the forward of a loss has an argument of this name."""
-    return argument in inspect.signature(loss.forward).parameters
-
-
-class SumOfLosses(nn.Module):
+class SumOfLosses(RetrievalLoss):
     """A weighted sum of losses over the same batch, such as a rank loss and one over proxies.
 
-    Each is given `queries` and `pairs` if it takes them. One that takes no `pairs`, such as a loss over proxies, sees
-    the real items only; one that takes no `queries` is computed as a whole by every process.
+    Each is given `queries` and `pairs` if it declares the ability (`RetrievalLoss`). Where one mixes virtual items in,
+    the others, such as losses over proxies, see the real items only; where none does, virtual items are appended to
+    the batch. A loss that does not share queries is computed as a whole by every process.
 
     Args:
-        losses: two or more of (embeddings (N, D), labels (N,)) -> scalar.
+        losses: one or more of (embeddings (N, D), labels (N,)) -> scalar.
         weights: one for each, from 0; None: 1 each.
 
     Attributes:
-        diagnostics: of the last batch: those of all losses, the first that tells a name, and "loss_0", "loss_1", ...
+        diagnostics: of the last batch: those of all losses, where two share a name the first's, and "loss_0",
+            "loss_1", ...
 
     Raises:
         ValueError: for no loss, or weights that do not fit.
@@ -40,12 +37,31 @@ class SumOfLosses(nn.Module):
 
     def __init__(self, losses: Sequence[nn.Module], weights: Sequence[float] | None = None) -> None:
         super().__init__()
-        weights = [1.0] * len(losses) if weights is None else list(weights)
-        if not losses or len(weights) != len(losses) or min(weights) < 0:
-            raise ValueError(f"Give one or more losses and a weight from 0 for each, got {len(losses)} and {weights}.")
         self.losses = nn.ModuleList(losses)
-        self.weights = weights
-        self.diagnostics: dict[str, Tensor] = {}
+        self.weights = [1.0] * len(losses) if weights is None else list(weights)
+        self.check_settings()
+
+    @property
+    def shares_queries(self) -> bool:  # type: ignore[override]  # as the losses at the time
+        """Whether any of the losses does."""
+        return any(able(loss, "shares_queries") for loss in self.losses)
+
+    @property
+    def counts_singletons(self) -> bool:  # type: ignore[override]
+        """Whether any of the losses does."""
+        return any(able(loss, "counts_singletons") for loss in self.losses)
+
+    @property
+    def accepts_virtual(self) -> bool:  # type: ignore[override]
+        """Whether any of the losses does."""
+        return any(able(loss, "accepts_virtual") for loss in self.losses)
+
+    def check_settings(self) -> None:
+        """As `RetrievalLoss`."""
+        if not len(self.losses) or len(self.weights) != len(self.losses) or not min(self.weights) >= 0:
+            raise ValueError(
+                f"Give one or more losses and a weight from 0 for each, got {len(self.losses)} and {self.weights}."
+            )
 
     def forward(
         self,
@@ -54,15 +70,16 @@ class SumOfLosses(nn.Module):
         queries: slice | Tensor | None = None,
         pairs: MixedPairs | None = None,
     ) -> Tensor:
-        """Loss of a batch: embeddings (N, D), labels (N,) -> scalar; `queries` and `pairs` as `RecallAtKLoss`."""
+        """As `RetrievalLoss`; checks of the batch are those of each loss."""
+        self.check_settings()
         total = embeddings.new_zeros((), dtype=torch.float64 if embeddings.dtype == torch.float64 else torch.float32)
         self.diagnostics = {}
         for number, (loss, weight) in enumerate(zip(self.losses, self.weights, strict=True)):
             options: dict[str, Any] = {}
-            if pairs is not None and takes(loss, "pairs"):
+            if pairs is not None and able(loss, "accepts_virtual"):
                 options["pairs"] = pairs
-            if queries is not None and takes(loss, "queries") and (pairs is None or "pairs" in options):
-                options["queries"] = queries  # among virtual rows too, which a loss without pairs does not have
+            if queries is not None and able(loss, "shares_queries") and (pairs is None or "pairs" in options):
+                options["queries"] = queries  # among virtual items too, which a loss without pairs does not have
             value: Tensor = loss(embeddings, labels, **options)
             self.diagnostics = {
                 **getattr(loss, "diagnostics", {}),
@@ -73,16 +90,17 @@ class SumOfLosses(nn.Module):
         return total
 
 
-class CrossBatchMemory(nn.Module):
+class CrossBatchMemory(RetrievalLoss):
     """A loss whose queries search the embeddings of the last batches, too.
 
     Remembered embeddings are as they were when they were computed and get no gradient. The memory is part of the state:
-    a resumed training goes on with it. While it fills, and in evaluation mode, there is less of it or none.
+    a resumed training goes on with it. While it fills, and in evaluation mode, there is less of it or none. In
+    `RetrievalModule` every process remembers the embeddings of all processes.
 
     Source: Wang, Zhang, Huang, Scott, "Cross-Batch Memory for Embedding Learning", CVPR 2020.
 
     Args:
-        loss: (embeddings, labels, queries) -> scalar, such as any rank loss here.
+        loss: one that shares queries, such as any rank loss here; in a sum, all of its losses do.
         size: how many embeddings are remembered, from 1.
         embedding_dim: D.
         start_after: how many batches pass before the memory is used, from 0: the first embeddings change fast.
@@ -91,7 +109,7 @@ class CrossBatchMemory(nn.Module):
         diagnostics: those of the loss.
 
     Raises:
-        ValueError: for numbers out of range, a loss that does not take `queries`, and embeddings of another D.
+        ValueError: for numbers out of range, a loss that does not share queries, and embeddings of another D.
 
     >>> from lightning_recall.losses import RecallAtKLoss
     >>> loss = CrossBatchMemory(RecallAtKLoss(ks=(1,)), size=4, embedding_dim=2)
@@ -100,6 +118,8 @@ class CrossBatchMemory(nn.Module):
     ([0, 0, 0, 0], 2)
     """
 
+    shares_queries = True
+    counts_singletons = True  # their positives may be remembered
     memory: Tensor
     labels: Tensor
     count: Tensor
@@ -107,22 +127,31 @@ class CrossBatchMemory(nn.Module):
 
     def __init__(self, loss: nn.Module, size: int, embedding_dim: int, start_after: int = 0) -> None:
         super().__init__()
-        if size < 1 or embedding_dim < 1 or start_after < 0:
-            raise ValueError(
-                "size and embedding_dim must be at least 1, start_after from 0, "
-                f"got {size}, {embedding_dim} and {start_after}."
-            )
-        if not takes(loss, "queries"):
-            raise ValueError(
-                f"{type(loss).__name__} takes no `queries`, so that it cannot tell the batch from the memory."
-            )
+        if size < 1 or embedding_dim < 1:
+            raise ValueError(f"size and embedding_dim must be at least 1, got {size} and {embedding_dim}.")
+        for part in loss.losses if isinstance(loss, SumOfLosses) else [loss]:
+            if not able(part, "shares_queries"):
+                raise ValueError(
+                    f"{type(part).__name__} takes no `queries`, so that it cannot tell the batch from the memory: "
+                    "add it beside the memory, SumOfLosses([CrossBatchMemory(...), ...])."
+                )
         self.loss = loss
         self.start_after = start_after
+        self.check_settings()
         self.register_buffer("memory", torch.zeros(size, embedding_dim))
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))  # ever remembered
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
-        self.diagnostics: dict[str, Tensor] = {}
+
+    def check_settings(self) -> None:
+        """As `RetrievalLoss`."""
+        if not self.start_after >= 0:
+            raise ValueError(f"start_after must be from 0, got {self.start_after}.")
+
+    @property
+    def accepts_virtual(self) -> bool:  # type: ignore[override]
+        """Whether the loss does."""
+        return able(self.loss, "accepts_virtual")
 
     def forward(
         self,
@@ -131,7 +160,9 @@ class CrossBatchMemory(nn.Module):
         queries: slice | Tensor | None = None,
         pairs: MixedPairs | None = None,
     ) -> Tensor:
-        """Loss of a batch: embeddings (N, D), labels (N,) -> scalar; `queries` and `pairs` as `RecallAtKLoss`."""
+        """As `RetrievalLoss`."""
+        self.check_settings()
+        embeddings, labels = check_batch(embeddings, labels)
         if embeddings.shape[1:] != self.memory.shape[1:]:
             raise ValueError(
                 f"embeddings of shape {tuple(embeddings.shape)} do not fit a memory of embedding_dim "

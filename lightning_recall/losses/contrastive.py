@@ -1,12 +1,13 @@
 """Contrastive loss with margins on similarities."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_recall.losses.base import RetrievalLoss
 from lightning_recall.losses.gallery import MixedPairs
 from lightning_recall.losses.rows import row_loss
 
 
-class ContrastiveLoss(nn.Module):
+class ContrastiveLoss(RetrievalLoss):
     """Wants positives more similar than one margin and negatives less than another.
 
         loss = mean over q of (mean over positives of max(positive_margin - s, 0)
@@ -34,25 +35,31 @@ class ContrastiveLoss(nn.Module):
     0.29
     """
 
+    shares_queries = True
+    accepts_virtual = True
+
     def __init__(self, positive_margin: float = 0.9, negative_margin: float = 0.6) -> None:
         super().__init__()
-        if not -1 <= negative_margin < positive_margin <= 1:
-            raise ValueError(
-                "Margins must be from -1 to 1, negative_margin below positive_margin, "
-                f"got {negative_margin} and {positive_margin}."
-            )
         self.positive_margin = positive_margin
         self.negative_margin = negative_margin
-        self.diagnostics: dict[str, Tensor] = {}
+        self.check_settings()
 
-    def forward(
+    def check_settings(self) -> None:
+        """As `RetrievalLoss`."""
+        if not -1 <= self.negative_margin < self.positive_margin <= 1:
+            raise ValueError(
+                "Margins must be from -1 to 1, negative_margin below positive_margin, "
+                f"got {self.negative_margin} and {self.positive_margin}."
+            )
+
+    def compute(
         self,
         embeddings: Tensor,
         labels: Tensor,
         queries: slice | Tensor | None = None,
         pairs: MixedPairs | None = None,
     ) -> Tensor:
-        """Loss of a batch: embeddings (N, D), labels (N,) -> scalar; `queries` and `pairs` as `RecallAtKLoss`."""
+        """As `RetrievalLoss`."""
 
         def values(similarities: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
             lacking = (self.positive_margin - similarities).clamp(min=0) * positive

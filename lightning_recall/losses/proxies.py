@@ -1,8 +1,12 @@
 """Learned proxies of classes, and the softmax over them."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lightning_recall.losses.base import RetrievalLoss, check_above_zero, check_finite
 
 
 class Proxies(nn.Module):
@@ -12,10 +16,13 @@ class Proxies(nn.Module):
         num_classes: C, how many classes are trained.
         embedding_dim: D.
 
-    Shapes: embeddings (N, D), labels (N,) -> cosines (N, C) and places of the labels (N,).
+    In training mode new labels take the next places; in evaluation mode they are an error, and nothing changes.
+
+    Shapes: embeddings (N, D) in fp32 or fp64, labels (N,) int64 -> cosines (N, C) and places of the labels (N,).
 
     Raises:
-        ValueError: for numbers below 1, embeddings of another D, and more than `num_classes` different labels.
+        ValueError: for numbers below 1, no row, rows that are not finite or of another D, more than `num_classes`
+            different labels, and in evaluation mode for labels without a proxy.
     """
 
     known: Tensor
@@ -34,7 +41,7 @@ class Proxies(nn.Module):
     def forward(
         self, embeddings: Tensor, labels: Tensor, queries: slice | Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Cosines of some rows, or all, to the proxies, in fp32 at least, and which proxy is each row's own."""
+        """Cosines of some rows, or all, to the proxies, and which proxy is each row's own."""
         if embeddings.shape[1:] != self.weight.shape[1:]:
             raise ValueError(
                 f"embeddings of shape {tuple(embeddings.shape)} do not fit proxies of embedding_dim "
@@ -42,15 +49,22 @@ class Proxies(nn.Module):
             )
         targets = self.places(labels)  # of all rows: every process learns the same order
         rows, targets = (embeddings, targets) if queries is None else (embeddings[queries], targets[queries])
-        dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
-        with torch.autocast(embeddings.device.type, enabled=False):
-            return rows.to(dtype) @ F.normalize(self.weight.to(dtype), dim=1).T, targets
+        if len(rows) == 0:
+            raise ValueError("The batch holds no row that counts.")
+        check_finite(embeddings)
+        cosines: Tensor = _Products.apply(rows, F.normalize(self.weight.to(rows.dtype), dim=1))
+        return cosines, targets
 
     def places(self, labels: Tensor) -> Tensor:
-        """Which proxy is each label's (N,); new labels take the next ones, in ascending order."""
+        """Which proxy is each label's (N,); in training new labels take the next ones, in ascending order."""
         count = int(self.num_known)
         new = torch.unique(labels)
         new = new[~torch.isin(new, self.known[:count])]
+        if len(new) and not self.training:
+            raise ValueError(
+                f"{len(new)} labels have no proxy, such as {int(new[0])}: in evaluation mode only the labels of the "
+                "training have one. Compute this loss on training classes only."
+            )
         if count + len(new) > len(self.known):
             raise ValueError(
                 f"{count + len(new)} different labels, but num_classes is {len(self.known)}: set it to the number of "
@@ -63,7 +77,25 @@ class Proxies(nn.Module):
         return order[torch.searchsorted(self.known[order], labels)]
 
 
-class ProxySoftmaxLoss(nn.Module):
+class _Products(torch.autograd.Function):
+    """Rows (N, D) times proxies (C, D): (N, C); autocast does not reach the products of backward."""
+
+    @staticmethod
+    def forward(rows: Tensor, proxies: Tensor) -> Tensor:
+        return rows @ proxies.T
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004  # torch's
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        rows, proxies = ctx.saved_tensors
+        with torch.autocast(rows.device.type, enabled=False):
+            return gradient @ proxies, gradient.T @ rows
+
+
+class ProxySoftmaxLoss(RetrievalLoss):
     """Cross entropy of the cosines to learned proxies of all classes, over a temperature.
 
     Source: Zhai and Wu, "Classification is a Strong Baseline for Deep Metric Learning", BMVC 2019 (normalised softmax).
@@ -86,14 +118,20 @@ class ProxySoftmaxLoss(nn.Module):
     0.1269
     """
 
+    shares_queries = True
+    counts_singletons = True
+
     def __init__(self, num_classes: int, embedding_dim: int, temperature: float = 0.05) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}.")
         self.proxies = Proxies(num_classes, embedding_dim)
         self.temperature = temperature
+        self.check_settings()
 
-    def forward(self, embeddings: Tensor, labels: Tensor, queries: slice | Tensor | None = None) -> Tensor:
-        """Loss of a batch: embeddings (N, D), labels (N,) -> scalar; `queries`: rows that count, None: all."""
+    def check_settings(self) -> None:
+        """As `RetrievalLoss`."""
+        check_above_zero(temperature=self.temperature)
+
+    def compute(self, embeddings: Tensor, labels: Tensor, queries: slice | Tensor | None = None) -> Tensor:
+        """As `RetrievalLoss`; `queries`: rows that count."""
         similarities, targets = self.proxies(embeddings, labels, queries)
         return F.cross_entropy(similarities / self.temperature, targets)

@@ -2,12 +2,13 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_recall.losses.base import RetrievalLoss, check_above_zero
 from lightning_recall.losses.proxies import Proxies
 
 
-class ProxyAnchorLoss(nn.Module):
+class ProxyAnchorLoss(RetrievalLoss):
     """Draws items to the proxy of their class and away from those of the others, the hardest ones most.
 
     With C learned proxies p, C+ those of the classes in the batch, s the cosines:
@@ -38,14 +39,17 @@ class ProxyAnchorLoss(nn.Module):
 
     def __init__(self, num_classes: int, embedding_dim: int, delta: float = 0.1, alpha: float = 32.0) -> None:
         super().__init__()
-        if not alpha > 0:
-            raise ValueError(f"alpha must be above 0, got {alpha}.")
         self.proxies = Proxies(num_classes, embedding_dim)
         self.delta = delta
         self.alpha = alpha
+        self.check_settings()
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Loss of a batch: embeddings (N, D), labels (N,) -> scalar."""
+    def check_settings(self) -> None:
+        """As `RetrievalLoss`."""
+        check_above_zero(alpha=self.alpha)
+
+    def compute(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """As `RetrievalLoss`."""
         similarities, targets = self.proxies(embeddings, labels)  # (N, C), (N,)
         own = F.one_hot(targets, similarities.shape[1]).bool()
         near = (-self.alpha * (similarities - self.delta)).masked_fill(~own, -torch.inf)

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_recall.losses.base import check_batch, check_finite
+from lightning_recall.losses.closed_form import first_order
 from lightning_recall.losses.comparisons import Comparison, Positives, Sigmoid
 from lightning_recall.losses.gallery import Gallery, MixedGallery, MixedPairs
 
@@ -104,7 +106,7 @@ def smooth_rank_loss(
 
     Args:
         embeddings: (N, D) floating point, unit length if similarities are to be cosines. Half-precision embeddings,
-            and autocast, are computed in fp32; fp64 stays fp64.
+            and autocast, are computed in fp32; fp64 stays fp64. The gradient has no second derivative.
         labels: (N,) integers.
         objective: gives each query's value from its positives' ranks and similarities; differentiated by autograd with
             respect to these only: parameters in it get no gradient.
@@ -124,7 +126,8 @@ def smooth_rank_loss(
     Raises:
         ValueError: where shapes, dtypes or devices do not fit, embeddings are not finite, or no query has a positive.
     """
-    check_batch(embeddings, labels)
+    embeddings, labels = check_batch(embeddings, labels)
+    check_finite(embeddings)
     if pairs is not None:
         labels = torch.cat([labels, labels[pairs[0]]])
     positives = find_positives(labels)
@@ -137,27 +140,10 @@ def smooth_rank_loss(
             f"No query has a positive: none of them shares its label with another of the {len(labels)} items. "
             "Draw batches with at least 2 samples per class (ClassBalancedBatchSampler does)."
         )
-    exact = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+    if not torch.is_grad_enabled():
+        embeddings = embeddings.detach()
     ranking = Ranking(objective, rank_temperature, comparison or Sigmoid(), count_query)
-    return RankLoss(*_SmoothRankLoss.apply(exact, positives, ranking, pairs))
-
-
-def check_batch(embeddings: Tensor, labels: Tensor) -> None:
-    """Raises ValueError unless embeddings (N, D) and integer labels (N,) form a batch that can be ranked."""
-    if embeddings.ndim != 2 or not embeddings.is_floating_point():
-        raise ValueError(
-            f"embeddings must be floating point of shape (N, D), got {embeddings.dtype} {tuple(embeddings.shape)}."
-        )
-    if labels.shape != embeddings.shape[:1]:
-        raise ValueError(
-            f"labels must hold one label per embedding, shape ({len(embeddings)},), got shape {tuple(labels.shape)}."
-        )
-    if labels.is_floating_point() or labels.is_complex():
-        raise ValueError(f"labels must be integers, got {labels.dtype}.")
-    if labels.device != embeddings.device:
-        raise ValueError(f"labels are on {labels.device}, embeddings on {embeddings.device}: move one of them.")
-    if not torch.isfinite(embeddings).all():
-        raise ValueError("embeddings hold NaN or infinity: lower the learning rate or clip gradients.")
+    return RankLoss(*_SmoothRankLoss.apply(embeddings, positives, ranking, pairs))
 
 
 class PerQuery(NamedTuple):
@@ -202,15 +188,13 @@ class _SmoothRankLoss(torch.autograd.Function):
                 start = stop
             active = told.active.sum() / width.sum()
             if gradient is not None:
-                ctx.save_for_backward(gradient.div_(len(width)))
+                ctx.save_for_backward(gradient.div_(len(width)), embeddings)
             ctx.mark_non_differentiable(told.first_match, active)
             return told.value.mean(), told.first_match, active
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_output, None, None, None
+        return first_order(*ctx.saved_tensors) * grad_output, None, None, None
 
 
 def blocks(positives: Positives, widths: list[int], num_items: int) -> Iterator[list[Positives]]:

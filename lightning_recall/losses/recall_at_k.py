@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_recall.losses.base import WATCHED_BATCHES, RetrievalLoss, check_above_zero, check_ks
 from lightning_recall.losses.gallery import MixedPairs
 from lightning_recall.losses.ranking import smooth_rank_loss
 
@@ -30,21 +31,10 @@ def smooth_recall_at_k(ranks: Tensor, valid: Tensor, ks: Tensor, k_temperature: 
     return (found / possible).mean(1)
 
 
-def check_cuts(ks: Sequence[int], k_temperature: float, rank_temperature: float) -> None:
-    """Raises ValueError for wrong cut-offs or temperatures."""
-    if not ks or any(k < 1 or int(k) != k for k in ks):
-        raise ValueError(f"ks must be one or more integers from 1, got {tuple(ks)}.")
-    if not k_temperature > 0 or not rank_temperature > 0:
-        raise ValueError(
-            f"Temperatures must be above 0, got k_temperature={k_temperature}, rank_temperature={rank_temperature}."
-        )
-
-
-WATCHED_BATCHES = 20  # a dead start shows at once; watching further would make the processor wait for the device
 WATCHED_ROWS = 512
 
 
-class RecallAtKLoss(nn.Module):
+class RecallAtKLoss(RetrievalLoss):
     """One minus a smooth Recall@k of the batch: every item queries all the others.
 
     With s the dot products of the embeddings, P_q the other items of q's class:
@@ -91,6 +81,9 @@ class RecallAtKLoss(nn.Module):
     0.5952
     """
 
+    shares_queries = True
+    accepts_virtual = True
+
     def __init__(
         self,
         ks: Sequence[int] = (1, 2, 4, 8, 16),
@@ -99,31 +92,27 @@ class RecallAtKLoss(nn.Module):
         count_query: bool = False,
     ) -> None:
         super().__init__()
-        check_cuts(ks, k_temperature, rank_temperature)
         self.ks = tuple(ks)
         self.k_temperature = k_temperature
         self.rank_temperature = rank_temperature
         self.count_query = count_query
-        self.diagnostics: dict[str, Tensor] = {}
         self.batches_watched = 0
+        self.check_settings()
 
-    def forward(
+    def check_settings(self) -> None:
+        """As `RetrievalLoss`."""
+        check_ks(self.ks)
+        check_above_zero(k_temperature=self.k_temperature, rank_temperature=self.rank_temperature)
+
+    def compute(
         self,
         embeddings: Tensor,
         labels: Tensor,
         queries: slice | Tensor | None = None,
         pairs: MixedPairs | None = None,
     ) -> Tensor:
-        """Loss of a batch: embeddings (N, D), labels (N,) integers -> scalar.
-
-        With `queries`, rows as a slice or an index vector, only these query, against the whole batch: processes can
-        share the work. The means of disjoint parts, weighted by their numbers of queries, add up to the whole.
-
-        With `pairs`, what `SimilarityMixup.draw(labels)` gives, M virtual items join, as rows N, N + 1, ...: the loss
-        of `SimilarityMixup()(embeddings, labels)`, in four fifths of the time.
-        """
-        dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
-        ks = torch.tensor(self.ks, dtype=dtype, device=embeddings.device)
+        """As `RetrievalLoss`; with `pairs` the loss of `SimilarityMixup()(embeddings, labels)`, in less time."""
+        ks = torch.tensor(self.ks, dtype=embeddings.dtype, device=embeddings.device)
 
         def missed(ranks: Tensor, valid: Tensor, _: Tensor) -> Tensor:
             return 1 - smooth_recall_at_k(ranks, valid, ks, self.k_temperature)
@@ -151,7 +140,7 @@ class RecallAtKLoss(nn.Module):
                 f"{self.rank_temperature:g}, so that all soft ranks are alike and the gradient vanishes; start from "
                 'pretrained weights, put BatchNorm before the L2 normalisation (norm="batch" of ImageEmbedder), or '
                 f"lower rank_temperature to {spread / 2:.1g}.",
-                stacklevel=3,
+                stacklevel=6,  # who called the loss
             )
 
     def extra_repr(self) -> str:

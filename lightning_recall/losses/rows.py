@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_recall.losses.base import check_batch, check_finite
+from lightning_recall.losses.closed_form import first_order
 from lightning_recall.losses.gallery import Gallery, MixedGallery, MixedPairs
-from lightning_recall.losses.ranking import check_batch
 
 RowValues = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Similarities (q, N), which items are positives and which negatives (q, N) bool -> one value a query (q,)."""
@@ -47,7 +48,8 @@ def row_loss(
         ValueError: where shapes, dtypes or devices do not fit, embeddings are not finite, or no query has both a
             positive and a negative.
     """
-    check_batch(embeddings, labels)
+    embeddings, labels = check_batch(embeddings, labels)
+    check_finite(embeddings)
     if pairs is not None:
         labels = torch.cat([labels, labels[pairs[0]]])
     _, inverse, counts = torch.unique(labels, return_inverse=True, return_counts=True)
@@ -62,8 +64,9 @@ def row_loss(
             f"No query has both a positive and a negative among the {len(labels)} items: draw batches with at least 2 "
             "samples per class and 2 classes (ClassBalancedBatchSampler does)."
         )
-    exact = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-    return RowLoss(*_RowLoss.apply(exact, labels, rows, values_of, pairs))
+    if not torch.is_grad_enabled():
+        embeddings = embeddings.detach()
+    return RowLoss(*_RowLoss.apply(embeddings, labels, rows, values_of, pairs))
 
 
 class _RowLoss(torch.autograd.Function):
@@ -97,12 +100,10 @@ class _RowLoss(torch.autograd.Function):
                 total += value.detach()
             share = hits.float().mean()
             if gradient is not None:
-                ctx.save_for_backward(gradient.div_(len(queries)))
+                ctx.save_for_backward(gradient.div_(len(queries)), embeddings)
             ctx.mark_non_differentiable(share)
             return total / len(queries), share
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_output, None, None, None, None
+        return first_order(*ctx.saved_tensors) * grad_output, None, None, None, None

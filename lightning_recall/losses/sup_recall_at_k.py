@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_recall.losses.base import RetrievalLoss, check_above_zero, check_ks
 from lightning_recall.losses.comparisons import Supremum
 from lightning_recall.losses.gallery import MixedPairs
 from lightning_recall.losses.ranking import smooth_rank_loss
-from lightning_recall.losses.recall_at_k import check_cuts, smooth_recall_at_k
+from lightning_recall.losses.recall_at_k import smooth_recall_at_k
 
 
-class SupRecallAtKLoss(nn.Module):
+class SupRecallAtKLoss(RetrievalLoss):
     """One minus a smooth Recall@k in which positives ranked far too low still have a gradient.
 
     As `RecallAtKLoss`, without its cap at k, and with the rank from `Supremum`: 1 for each positive ahead, without
@@ -46,6 +47,9 @@ class SupRecallAtKLoss(nn.Module):
     0.6922
     """
 
+    shares_queries = True
+    accepts_virtual = True
+
     def __init__(
         self,
         ks: Sequence[int] = (1, 2, 4, 8, 16),
@@ -57,23 +61,34 @@ class SupRecallAtKLoss(nn.Module):
         offset: float | None = None,
     ) -> None:
         super().__init__()
-        check_cuts(ks, k_temperature, rank_temperature)
-        self.comparison = Supremum(rank_temperature, delta, slope, start, offset)
         self.ks = tuple(ks)
         self.k_temperature = k_temperature
         self.rank_temperature = rank_temperature
-        self.diagnostics: dict[str, Tensor] = {}
+        self.delta = delta
+        self.slope = slope
+        self.start = start
+        self.offset = offset
+        self.check_settings()
 
-    def forward(
+    def check_settings(self) -> None:
+        """As `RetrievalLoss`."""
+        check_ks(self.ks)
+        check_above_zero(k_temperature=self.k_temperature)
+        self.comparison()
+
+    def comparison(self) -> Supremum:
+        """The comparison of the present settings."""
+        return Supremum(self.rank_temperature, self.delta, self.slope, self.start, self.offset)
+
+    def compute(
         self,
         embeddings: Tensor,
         labels: Tensor,
         queries: slice | Tensor | None = None,
         pairs: MixedPairs | None = None,
     ) -> Tensor:
-        """Loss of a batch: embeddings (N, D), labels (N,) -> scalar; `queries` and `pairs` as `RecallAtKLoss`."""
-        dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
-        ks = torch.tensor(self.ks, dtype=dtype, device=embeddings.device)
+        """As `RetrievalLoss`."""
+        ks = torch.tensor(self.ks, dtype=embeddings.dtype, device=embeddings.device)
 
         def missed(ranks: Tensor, valid: Tensor, _: Tensor) -> Tensor:
             return 1 - smooth_recall_at_k(ranks, valid, ks, self.k_temperature, capped=False)
@@ -85,7 +100,7 @@ class SupRecallAtKLoss(nn.Module):
             self.rank_temperature,
             queries=queries,
             pairs=pairs,
-            comparison=self.comparison,
+            comparison=self.comparison(),
         )
         self.diagnostics = result.diagnostics(self.ks)
         return result.loss

@@ -1,11 +1,13 @@
 """UniLoss for Recall@k: "UniLoss: Unified Surrogate Loss by Adaptive Interpolation", ECCV 2020."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_recall.losses.anchors import Draws, flipped, put_right, recalls_at_anchors
+from lightning_recall.losses.base import RetrievalLoss, check_above_zero, check_ks
 from lightning_recall.losses.gallery import MixedPairs
 from lightning_recall.losses.rows import row_loss
 
@@ -40,38 +42,7 @@ def weighted_mean(squared: Tensor, values: Tensor) -> Tensor:
     return (values * weights).sum(-1) / weights.sum(-1)
 
 
-def recall_of_counts(counts: Tensor, num_positives: Tensor, ks: Tensor) -> Tensor:
-    """Recall@k, averaged over the cut-offs, from how many negatives stand ahead of each positive.
-
-    The j-th best positive, from 1, has the rank j plus its count; found are those of rank k at most.
-
-    Args:
-        counts: (Q, M, P) of each query and anchor; padding must be large.
-        num_positives: (Q,).
-        ks: (K,) cut-offs.
-
-    Returns:
-        (Q, M) float64: the share found of the min(k, number of positives) that could be.
-    """
-    ranks = counts.sort(-1).values + torch.arange(1, counts.shape[-1] + 1, device=counts.device)
-    found = (ranks[..., None] <= ks).sum(-2)  # (Q, M, K)
-    return (found.double() / torch.minimum(ks, num_positives[:, None])[:, None, :]).mean(-1)
-
-
-class Draws(NamedTuple):
-    """Random numbers of a batch, the same for each of its queries.
-
-    good: (G, 2) in [0, 1), which positive and which negative of a query.
-    near: (G,) in [0, 1), which wrong comparison of a query.
-    bad: (B, P, N) of -1 and 1.
-    """
-
-    good: Tensor
-    near: Tensor
-    bad: Tensor
-
-
-class UniLoss(nn.Module):
+class UniLoss(RetrievalLoss):
     """Interpolates the exact Recall@k between configurations of comparisons for which it is known.
 
     A query's comparisons c_pn = tau (s_qp - s_qn) of its positives and negatives become u = 2 sigmoid(c) - 1. Recall@k
@@ -109,25 +80,29 @@ class UniLoss(nn.Module):
     True
     """
 
+    shares_queries = True
+    accepts_virtual = True
     batches: Tensor
 
     def __init__(
         self, ks: Sequence[int] = (1, 2, 4), tau: float = 20.0, num_good: int = 16, num_bad: int = 16, seed: int = 0
     ) -> None:
         super().__init__()
-        if not ks or any(k < 1 or int(k) != k for k in ks):
-            raise ValueError(f"ks must be one or more integers from 1, got {tuple(ks)}.")
-        if not tau > 0 or num_good < 1 or num_bad < 0:
-            raise ValueError(
-                f"tau must be above 0, num_good from 1 and num_bad from 0, got {tau}, {num_good} and {num_bad}."
-            )
         self.ks = tuple(ks)
         self.tau = tau
         self.num_good = num_good
         self.num_bad = num_bad
         self.seed = seed
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
-        self.diagnostics: dict[str, Tensor] = {}
+        self.check_settings()
+
+    def check_settings(self) -> None:
+        """As `RetrievalLoss`."""
+        check_ks(self.ks)
+        check_above_zero(tau=self.tau)
+        for name, number, least in (("num_good", self.num_good, 1), ("num_bad", self.num_bad, 0)):
+            if type(number) is not int or number < least:
+                raise ValueError(f"{name} must be an integer from {least}, got {number}.")
 
     def draw(self, num_positives: int, num_items: int) -> Draws:
         """The random numbers of the next batch, on the CPU."""
@@ -136,19 +111,18 @@ class UniLoss(nn.Module):
         signs = torch.randint(0, 2, (self.num_bad, num_positives, num_items), generator=generator, dtype=torch.int8)
         return Draws(good, near, 2 * signs - 1)
 
-    def forward(
+    def compute(
         self,
         embeddings: Tensor,
         labels: Tensor,
         queries: slice | Tensor | None = None,
         pairs: MixedPairs | None = None,
     ) -> Tensor:
-        """Loss of a batch: embeddings (N, D), labels (N,) -> scalar; `queries` and `pairs` as `RecallAtKLoss`."""
-        dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+        """As `RetrievalLoss`."""
         everything = labels if pairs is None else torch.cat([labels, labels[pairs[0]]])
         most = max(int(torch.unique(everything, return_counts=True)[1].max()) - 1, 1) if len(labels) else 1
         drawn = self.draw(most, len(everything))
-        draws = Draws(*(part.to(embeddings.device, dtype) for part in drawn))
+        draws = Draws(*(part.to(embeddings) for part in drawn))
         ks = torch.tensor(self.ks, device=embeddings.device)
 
         def values(similarities: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
@@ -175,17 +149,17 @@ class _Interpolation(torch.autograd.Function):
         items = column.new_zeros(len(counts), width)  # (q, P), ascending, padded
         items[row, torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]] = column
         valid = torch.arange(width, device=items.device) < counts[:, None]
-        gradient = torch.empty_like(similarities)
+        gradient = torch.empty_like(similarities) if ctx.needs_input_grad[0] else None
         values = []
         at_a_time = PART_ELEMENTS if similarities.device.type == "cpu" else DEVICE_ELEMENTS
         num_rows = max(1, at_a_time // (width * similarities.shape[1]))
         for start in range(0, len(similarities), num_rows):
             part = slice(start, start + num_rows)
-            value, gradient[part] = interpolated_recall(
-                similarities[part], items[part], valid[part], negative[part], ks, tau, draws
-            )
-            values.append(1 - value)
-        ctx.save_for_backward(gradient)
+            of_part = similarities[part], items[part], valid[part], negative[part]
+            by_part = None if gradient is None else gradient[part]
+            values.append(1 - interpolated_recall(*of_part, ks, tau, draws, by_part))
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
         return torch.cat(values)
 
     @staticmethod
@@ -196,9 +170,16 @@ class _Interpolation(torch.autograd.Function):
 
 
 def interpolated_recall(
-    similarities: Tensor, items: Tensor, valid: Tensor, negative: Tensor, ks: Tensor, tau: float, draws: Draws
-) -> tuple[Tensor, Tensor]:
-    """Interpolated recall (q,) of some queries, and its gradient (q, N) by the similarities (q, N).
+    similarities: Tensor,
+    items: Tensor,
+    valid: Tensor,
+    negative: Tensor,
+    ks: Tensor,
+    tau: float,
+    draws: Draws,
+    gradient: Tensor | None,
+) -> Tensor:
+    """Interpolated recall (q,) of some queries; its gradient by the similarities (q, N) goes into `gradient` (q, N).
 
     Only the distances' few parts are differentiated by autograd: with b the anchor, the squared distance of the best is
     sum (1 - u)^2, with one sign flipped 4 u_j more; of the signs of u sum (1 - |u|)^2, with one put right 4 |u_j| more;
@@ -226,68 +207,19 @@ def interpolated_recall(
         u.gather(1, near),
         u @ bad.T,
     ]
-    parts = [part.detach().requires_grad_() for part in parts]
+    parts = [part.detach().requires_grad_(gradient is not None) for part in parts]
     best, current, square, at_good, at_near, along_bad = parts
-    with torch.enable_grad():
+    with torch.set_grad_enabled(gradient is not None):
         one_right = torch.where(some_wrong, current[:, None] - 4 * at_near, best[:, None] + 4 * at_near)
         of_bad = (square + compared.sum(1))[:, None] - 2 * along_bad
         value = weighted_mean(torch.cat([best[:, None], best[:, None] + 4 * at_good, one_right, of_bad], 1), recalls)
-        by_best, by_current, by_square, by_good, by_near, by_bad = torch.autograd.grad(value.sum(), parts)
+    if gradient is None:
+        return value
+    derivatives = torch.autograd.grad(value, parts, torch.ones_like(value))
+    by_best, by_current, by_square, by_good, by_near, by_bad = derivatives
     by_u = by_bad @ bad
     by_u -= 2 * by_best[:, None] * (1 - u) + 2 * by_current[:, None] * (signs - u) - 2 * by_square[:, None] * u
     by_u.scatter_add_(1, good, by_good).scatter_add_(1, near, by_near)
     by_c = (by_u * (1 - u * u) * compared).view(len(u), width, -1).mul_(tau / 2)
-    gradient = -by_c.sum(1)  # (q, N)
-    return value.detach(), gradient.scatter_add_(1, items, by_c.sum(2))
-
-
-def flipped(valid: Tensor, negative: Tensor, shares: Tensor) -> Tensor:
-    """Places (q, G) in P x N of a comparison of each query: the drawn shares (G, 2) of its positives and negatives."""
-    positive = (shares[:, 0] * valid.sum(1, keepdim=True)).long()  # valid ones stand first
-    ahead = negative.cumsum(1)  # (q, N)
-    wanted = (shares[:, 1] * ahead[:, -1:]).long() + 1
-    return positive * negative.shape[1] + torch.searchsorted(ahead, wanted)
-
-
-def put_right(wrong: Tensor, shares: Tensor, otherwise: Tensor) -> tuple[Tensor, Tensor]:
-    """Places (q, G) of a wrong comparison of each query: the drawn shares (G,) of all; and whether it has one (q, 1).
-
-    Queries without a wrong one get the places `otherwise` (q, G), to be flipped.
-    """
-    ahead = wrong.cumsum(1)
-    total = ahead[:, -1:]
-    found = torch.searchsorted(ahead, (shares * total).long() + 1)
-    return torch.where(total > 0, found, otherwise), total > 0
-
-
-def recalls_at_anchors(
-    counts: Tensor,
-    good: Tensor,
-    near: Tensor,
-    some_wrong: Tensor,
-    valid: Tensor,
-    negative: Tensor,
-    ks: Tensor,
-    draws: Draws,
-) -> Tensor:
-    """Recall (q, M) at the anchors: the best, those with one sign flipped, with one put right, and random ones.
-
-    Args:
-        counts: (q, P) negatives ahead, by the signs of u.
-        good: (q, G) positives whose comparison is flipped.
-        near: (q, G) positives whose comparison is put right, or flipped if none of the query is wrong.
-        some_wrong: (q, 1).
-        valid: (q, P).
-        negative: (q, N).
-        ks: (K,).
-        draws: whose signs are the random anchors.
-    """
-    one = nn.functional.one_hot
-    width = valid.shape[1]
-    nothing = torch.zeros_like(counts)[:, None]  # (q, 1, P)
-    of_near = torch.where(some_wrong[:, :, None], counts[:, None] - one(near, width), one(near, width))
-    below = (draws.bad[:, :width] < 0).to(draws.bad.dtype)  # (B, P, N)
-    of_bad = (negative.to(below.dtype) @ below.flatten(0, 1).T).view(len(counts), -1, width).long()
-    everything = torch.cat([nothing, one(good, width), of_near, of_bad], 1)
-    everything = everything.masked_fill(~valid[:, None], negative.shape[1] + int(ks.max()))
-    return recall_of_counts(everything, valid.sum(1), ks).to(draws.bad.dtype)
+    gradient.copy_(-by_c.sum(1)).scatter_add_(1, items, by_c.sum(2))
+    return value.detach()

@@ -14,6 +14,10 @@ from typing_extensions import Self
 
 from lightning_recall.models.pooling import GeM
 
+WATCHED_BATCHES = 20  # later batches are not looked at: reading a value makes the processor wait for the device
+OVERSHOOT = 0.5  # beyond [0, 1], from bicubic resizing or added noise
+NORMALISED = 20.0  # no normalised pixel is larger, pixels in 0 to 255 are
+
 
 def timm_backbone(name: str, pretrained: bool | str) -> tuple[nn.Module, bool, int]:
     """A timm model without its classifier, whether it gives feature maps (B, C, H, W), and C.
@@ -71,11 +75,26 @@ def map_channels(name: str) -> int:
     return int(maps.shape[1]) if maps.ndim == 4 and maps.shape[1] in known else 0
 
 
+def checked_pixel_statistic(name: str, given: Sequence[float]) -> Sequence[float]:
+    """The mean or the standard deviation of pixels in [0, 1], one number for each channel.
+
+    Raises:
+        ValueError: for numbers out of range.
+    """
+    if len(given) == 0 or not all(0 < value <= 1 or (name == "mean" and value == 0) for value in given):
+        raise ValueError(
+            f"{name} must hold numbers {'from' if name == 'mean' else 'above'} 0 to 1, those of pixels in [0, 1], got "
+            f"{list(given)}."
+        )
+    return given
+
+
 class ImageEmbedder(nn.Module):
     """Embeds images on the unit sphere, as in the paper: backbone, GeM, LayerNorm, linear projection, L2.
 
     Images come as uint8, or as floats in [0, 1], and are normalised here, on the device, with the mean and standard
-    deviation that the backbone was trained with. Grey images (B, 1, H, W) also go into a colour backbone.
+    deviation that the backbone was trained with. For images that are normalised already, give mean 0 and std 1. Grey
+    images (B, 1, H, W) also go into a colour backbone.
 
     Args:
         backbone: name of a timm model ("resnet50", "vit_base_patch16_224.augreg_in21k", ...), or a module that gives
@@ -88,7 +107,7 @@ class ImageEmbedder(nn.Module):
         norm: "layer" normalises the features before the projection, as published; "batch" normalises the embeddings
             before L2, which spreads the similarities of an untrained network so that training from scratch starts.
         freeze_batch_norm: keeps the backbone's BatchNorm statistics as they are, also in train mode, as published;
-            its scale and shift still learn. None: frozen if `pretrained` and a timm name.
+            its scale and shift still learn. None: frozen if `pretrained` and a timm name. May be set later.
         mean: per-channel mean in [0, 1]; None: the backbone's own, 0.5 where it tells none.
         std: per-channel standard deviation; None: the backbone's own, 0.5 where it tells none.
 
@@ -96,7 +115,9 @@ class ImageEmbedder(nn.Module):
 
     Raises:
         ValueError: for a name that timm does not know, weights that cannot be had, a backbone without `num_features`,
-            an `embedding_dim` below 1, or pooling for a timm model that gives vectors.
+            an `embedding_dim` below 1, a mean or std out of range, or pooling for a timm model that gives vectors; in
+            `forward` for images of another dtype, and for floats far outside [0, 1]: the values of the first 20
+            batches of floats are looked at, except where torch compiles or exports.
 
     >>> from lightning_recall.models import SmallConvNet
     >>> embedder = ImageEmbedder(SmallConvNet(), embedding_dim=64, norm="batch")
@@ -134,7 +155,6 @@ class ImageEmbedder(nn.Module):
                 f"{type(self.backbone).__name__} does not tell how many features it gives: "
                 "set its attribute num_features to C of its output (B, C) or (B, C, H, W)."
             )
-        self.freeze_batch_norm = bool(freeze_batch_norm)
         self.pooling = {"gem": GeM(), "avg": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), None: nn.Identity()}[
             pooling
         ]
@@ -146,15 +166,49 @@ class ImageEmbedder(nn.Module):
         )
         config = getattr(self.backbone, "pretrained_cfg", {})
         for name, given in (("mean", mean), ("std", std)):
-            values = torch.tensor(given or config.get(name, (0.5,)))
-            self.register_buffer(name, values.reshape(-1, 1, 1))  # (C, 1, 1)
+            values = config.get(name, (0.5,)) if given is None else checked_pixel_statistic(name, given)
+            self.register_buffer(name, torch.tensor([float(value) for value in values]).reshape(-1, 1, 1))  # (C, 1, 1)
+        self.batches_watched = 0
+        self.freeze_batch_norm = bool(freeze_batch_norm)
+
+    @property
+    def freeze_batch_norm(self) -> bool:
+        """Whether the backbone's BatchNorm statistics stay as they are in train mode."""
+        return self._freeze_batch_norm
+
+    @freeze_batch_norm.setter
+    def freeze_batch_norm(self, frozen: bool) -> None:
+        self._freeze_batch_norm = frozen
         self.train(self.training)
 
     def forward(self, images: Tensor) -> Tensor:
         """Unit embeddings (B, D) of images (B, C, H, W), uint8 or floats in [0, 1]."""
-        images = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images.to(self.mean.dtype)
+        if images.dtype == torch.uint8:
+            images = images.to(self.mean.dtype) / 255
+        elif images.is_floating_point():
+            self.check_range(images)
+            images = images.to(self.mean.dtype)
+        else:
+            raise ValueError(
+                f"Images must be uint8, or floats in [0, 1], got {images.dtype}: convert with .to(torch.uint8) if they "
+                "hold 0 to 255, else divide them by the largest value that their format has."
+            )
         features = self.pooling(self.backbone((images - self.mean) / self.std))  # (B, num_features)
         return F.normalize(self.projection(features), dim=1)
+
+    def check_range(self, images: Tensor) -> None:
+        """Raises ValueError if one of the first batches of floats is far outside [0, 1]."""
+        if torch.compiler.is_compiling() or self.batches_watched == WATCHED_BATCHES or not images.numel():
+            return
+        self.batches_watched += 1
+        low, high = (bound.item() for bound in images.detach().aminmax())
+        given_normalised = not self.mean.any() and bool((self.std == 1).all())
+        lowest, highest = (-NORMALISED, NORMALISED) if given_normalised else (-OVERSHOOT, 1 + OVERSHOOT)
+        if low < lowest or high > highest:
+            raise ValueError(
+                f"Images must be uint8, or floats in [0, 1], got floats from {low:.3g} to {high:.3g}: divide by 255 "
+                "what goes to 255; if they are normalised already, give the embedder mean=[0.0] and std=[1.0]."
+            )
 
     def train(self, mode: bool = True) -> Self:
         """Sets train mode; frozen BatchNorm layers of the backbone stay in evaluation mode."""

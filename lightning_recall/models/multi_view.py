@@ -30,13 +30,18 @@ class MultiView(nn.Module):
 
     def __init__(self, scales: Sequence[float] = (1.0, 0.7071, 1.4142), flip: bool = True) -> None:
         super().__init__()
-        if not scales or min(scales) <= 0:
-            raise ValueError(f"scales must be one or more numbers above 0, got {tuple(scales)}.")
         self.scales = tuple(scales)
         self.flip = flip
+        self.check_settings()
+
+    def check_settings(self) -> None:
+        """Raises ValueError for settings out of range; called by every `forward`, since settings may change."""
+        if not self.scales or not min(self.scales) > 0:
+            raise ValueError(f"scales must be one or more numbers above 0, got {tuple(self.scales)}.")
 
     def forward(self, embedder: nn.Module, images: Tensor) -> Tensor:
         """Embeddings (B, D) of images (B, C, H, W), uint8 or floats."""
+        self.check_settings()
         total = None
         for scale in self.scales:
             resized = images if scale == 1 else rescaled(images, scale)

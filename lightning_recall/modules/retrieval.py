@@ -9,7 +9,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, distributed, nn
 
 from lightning_recall.gather import gather_rows
-from lightning_recall.losses.combined import takes
+from lightning_recall.losses.base import able
 from lightning_recall.modules.manual_optimization import ManualOptimization
 from lightning_recall.modules.random_state import random_states, restore_random_state
 from lightning_recall.recompute import chunked_forward, largest_chunk_size
@@ -25,8 +25,8 @@ class RetrievalModule(ManualOptimization):
 
     A training step embeds the batch chunk by chunk, gathers the embeddings of all processes, computes the loss over all
     of them, and lets backward recompute the chunks: the memory of one chunk, the gradient of the whole batch. With
-    several processes (DDP) each works out its share of the loss, if the loss takes `queries` as the losses of this
-    package do, and the parameters' gradients are reduced once.
+    several processes (DDP) each works out its share of the loss, if the loss declares `shares_queries` as the losses of
+    this package do (`RetrievalLoss`), and the parameters' gradients are reduced once.
 
     A training batch is a list of chunks, as `RetrievalDataModule` makes it, or one pair (inputs, labels) of any loader.
     Validation and test only embed: `RetrievalEvaluation` scores.
@@ -36,8 +36,8 @@ class RetrievalModule(ManualOptimization):
 
     Args:
         embedder: inputs (b, ...) -> embeddings (b, D).
-        loss: (embeddings (N, D), labels (N,)) -> scalar; its parameters, if any, are trained too. A loss that takes
-            `queries` and `pairs` too gets the rows of this process, and the pairs that `mixup` draws.
+        loss: (embeddings (N, D), labels (N,)) -> scalar; its parameters, if any, are trained too. A loss that
+            declares `shares_queries` gets the rows of this process, `accepts_virtual` the pairs that `mixup` draws.
         mixup: (embeddings, labels) -> more of both, such as `SimilarityMixup`; None: none.
         chunk_size: largest number of images in one pass of the embedder, per process; the activations of so many live
             at a time. "auto": the largest that fits the GPU, tried out at the first step; 128 on a CPU. BatchNorm in
@@ -108,12 +108,12 @@ class RetrievalModule(ManualOptimization):
         embeddings, labels = gather_rows(exact), gather_rows(own_labels)  # (N, D), (N,)
         options: dict[str, Any] = {}
         with torch.autocast(embeddings.device.type, enabled=False):  # similarities need fp32: ranks differ by 0.01
-            if self.mixup is not None and hasattr(self.mixup, "draw") and takes(self.loss, "pairs"):
+            if self.mixup is not None and hasattr(self.mixup, "draw") and able(self.loss, "accepts_virtual"):
                 options["pairs"] = self.mixup.draw(labels)  # type: ignore[operator]  # hasattr says that it can be called
             elif self.mixup is not None:
                 embeddings, labels = self.mixup(embeddings, labels)
             share = 1.0
-            if self.trainer.world_size > 1 and takes(self.loss, "queries"):
+            if self.trainer.world_size > 1 and able(self.loss, "shares_queries"):
                 options["queries"], share = self.own_queries(labels, options.get("pairs"))
             loss: Tensor = self.loss(embeddings, labels, **options)
         return loss, share
@@ -121,11 +121,14 @@ class RetrievalModule(ManualOptimization):
     def own_queries(self, labels: Tensor, pairs: Any) -> tuple[Tensor | None, float]:
         """Rows that query on this process, and their share of all queries times the number of processes.
 
-        None, and a share of 1, if there are fewer queries than processes: then each works out all of them.
+        None, and a share of 1, if there are fewer queries than processes, or if rows without a positive count, too:
+        then each works out all of them.
         """
         searched = labels if pairs is None else torch.cat([labels, labels[pairs[0]]])
         _, inverse, counts = torch.unique(searched, return_inverse=True, return_counts=True)
         queries = (counts[inverse] > 1).nonzero().squeeze(1)  # those that have a positive
+        if len(queries) < len(searched) and able(self.loss, "counts_singletons"):
+            return None, 1.0
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         own = queries[rank::world_size]
         return (own, world_size * len(own) / len(queries)) if len(queries) >= world_size else (None, 1.0)

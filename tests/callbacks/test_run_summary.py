@@ -11,7 +11,9 @@ from lightning_recall import RecallAtKLoss, RetrievalEvaluation, RetrievalModule
 from lightning_recall.callbacks import RunSummary
 from lightning_recall.callbacks.run_summary import about_batch, chunks_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:You defined a `validation_step` but have no", "ignore:.* is meant for embeddings of length 1"
+)
 
 
 def net():

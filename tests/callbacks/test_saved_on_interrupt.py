@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_recall import RecallAtKLoss, RetrievalModule
 from lightning_recall.callbacks import SavedOnInterrupt
 
-pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:You defined a `validation_step` but have no", "ignore:.* is meant for embeddings of length 1"
+)
 
 
 class Press(Callback):

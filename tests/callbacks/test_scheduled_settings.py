@@ -8,7 +8,9 @@ from lightning_recall import RecallAtKLoss, RetrievalModule
 from lightning_recall.callbacks import ScheduledSettings
 from lightning_recall.losses import ContrastiveLoss, SumOfLosses
 
-pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:You defined a `validation_step` but have no", "ignore:.* is meant for embeddings of length 1"
+)
 
 
 class Seen(Callback):

@@ -7,6 +7,7 @@ from lightning_recall.losses import (
     CircleLoss,
     ContrastiveLoss,
     CrossBatchMemory,
+    ProxyAnchorLoss,
     ProxySoftmaxLoss,
     RecallAtKLoss,
     SmoothAPLoss,
@@ -123,3 +124,41 @@ def test_wrong_memories_are_refused():
         CrossBatchMemory(torch.nn.CosineEmbeddingLoss(), 5, 4)
     with pytest.raises(ValueError, match=r"shape \(2, 3\) do not fit a memory of embedding_dim 4"):
         CrossBatchMemory(RecallAtKLoss(), 5, 4)(torch.ones(2, 3), torch.zeros(2).long())
+
+
+def test_a_memory_refuses_a_sum_that_would_take_remembered_rows_for_the_batch():
+    proxies = ProxyAnchorLoss(12, 4)
+    with pytest.raises(ValueError, match=r"ProxyAnchorLoss takes no `queries`.*SumOfLosses\(\[CrossBatchMemory"):
+        CrossBatchMemory(SumOfLosses([RecallAtKLoss(), proxies]), 5, 4)
+    beside = SumOfLosses([CrossBatchMemory(RecallAtKLoss(), 5, 4), proxies])
+    embeddings, labels = unit(8).float(), torch.arange(8) // 2
+    beside(embeddings, labels)
+    beside(embeddings.flip(0), labels.flip(0))
+    assert beside.diagnostics["loss_1"] == proxies(embeddings.flip(0), labels.flip(0))
+
+
+def test_virtual_items_are_never_lost():
+    """A sum mixes them in where a loss does; else it says that it does not, and they are appended."""
+    assert SumOfLosses([RecallAtKLoss(), ProxySoftmaxLoss(3, 4)]).accepts_virtual
+    proxies = SumOfLosses([ProxySoftmaxLoss(3, 4), torch.nn.Module()])
+    assert not proxies.accepts_virtual
+    assert proxies.shares_queries
+    assert proxies.counts_singletons
+    assert not SumOfLosses([RecallAtKLoss()]).counts_singletons
+    assert not CrossBatchMemory(ProxySoftmaxLoss(3, 4), 5, 4).accepts_virtual
+    assert CrossBatchMemory(RecallAtKLoss(), 5, 4).counts_singletons
+
+
+def test_a_loss_that_joins_a_sum_later_counts():
+    total = SumOfLosses([ProxySoftmaxLoss(3, 4)])
+    total.losses.append(RecallAtKLoss())
+    total.weights.append(1.0)
+    assert total.accepts_virtual
+
+
+def test_of_two_diagnostics_of_a_name_the_first_counts():
+    first, second = ContrastiveLoss(), SmoothAPLoss()
+    total = SumOfLosses([first, second])
+    second.register_forward_hook(lambda loss, *_: loss.diagnostics.update({"recall@1": torch.tensor(-5.0)}))
+    total(unit(8), torch.arange(8) // 2)
+    assert total.diagnostics["recall@1"] == first.diagnostics["recall@1"] != -5

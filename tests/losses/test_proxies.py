@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_recall.losses import ProxySoftmaxLoss
+from lightning_recall.losses import CircleProxyLoss, ProxyAnchorLoss, ProxySoftmaxLoss, RecallAtKLoss, SumOfLosses
 
 
 def test_is_the_cross_entropy_over_proxies():
@@ -21,7 +21,7 @@ def test_is_the_cross_entropy_over_proxies():
 
 def test_parts_add_up_and_learn_the_same_places():
     loss = ProxySoftmaxLoss(4, 3).double()
-    embeddings, labels = torch.randn(6, 3, dtype=torch.float64), torch.tensor([4, 1, 4, 2, 1, 2])
+    embeddings, labels = F.normalize(torch.randn(6, 3).double(), dim=1), torch.tensor([4, 1, 4, 2, 1, 2])
     part = loss(embeddings, labels, queries=torch.tensor([0, 3]))
     assert loss.proxies.known[:3].tolist() == [1, 2, 4]  # not only those of the two rows
     other = loss(embeddings, labels, queries=torch.tensor([1, 2, 4, 5]))
@@ -56,3 +56,32 @@ def test_wrong_use_is_refused():
         loss(torch.randn(3, 3), torch.arange(3))
     with pytest.raises(ValueError, match=r"shape \(2, 4\) do not fit proxies of embedding_dim 3"):
         loss(torch.randn(2, 4), torch.arange(2))
+
+
+def test_evaluation_learns_no_label():
+    embeddings = F.normalize(torch.randn(4, 3), dim=1)
+    for loss in (ProxySoftmaxLoss(2, 3), CircleProxyLoss(2, 3), ProxyAnchorLoss(2, 3)):
+        trained = loss(embeddings, torch.tensor([8, 8, 3, 3])).item()
+        before = {name: value.clone() for name, value in loss.state_dict().items()}
+        total = SumOfLosses([RecallAtKLoss(), loss]).eval()
+        for evaluated in (loss.eval(), total):
+            with pytest.raises(
+                ValueError, match="1 labels have no proxy, such as 5: in evaluation mode only the labels"
+            ):
+                evaluated(embeddings, torch.tensor([8, 8, 5, 5]))
+        with pytest.raises(ValueError, match="2 labels have no proxy, such as 5"):  # not: set num_classes
+            loss(embeddings, torch.tensor([8, 6, 5, 5]))
+        assert loss(embeddings, torch.tensor([8, 8, 3, 3])).item() == trained
+        assert all(torch.equal(value, before[name]) for name, value in loss.state_dict().items())
+        with pytest.raises(ValueError, match="3 different labels, but num_classes is 2"):
+            loss.train()(embeddings, torch.tensor([8, 8, 5, 5]))
+        with pytest.raises(ValueError, match="1 labels have no proxy, such as 0"):  # before any training
+            type(loss)(2, 3).eval()(embeddings, torch.zeros(4, dtype=torch.int64))
+
+
+def test_a_batch_without_a_row_is_refused():
+    for loss in (ProxySoftmaxLoss(2, 3), CircleProxyLoss(2, 3), ProxyAnchorLoss(2, 3)):
+        with pytest.raises(ValueError, match="no row that counts"):
+            loss(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(ValueError, match="no row that counts"):
+        ProxySoftmaxLoss(2, 3)(torch.eye(3), torch.tensor([0, 0, 1]), queries=torch.tensor([], dtype=torch.int64))

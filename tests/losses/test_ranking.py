@@ -149,6 +149,7 @@ def test_virtual_items_equal_appended_ones(case):
     torch.testing.assert_close(*gradients, atol=1e-11, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:.* is meant for embeddings of length 1")
 def test_low_precision_is_computed_in_fp32(case):
     loss, _ = case
     embeddings = unit(len(LABELS), 4, torch.float32)
@@ -273,3 +274,26 @@ print(peak_bytes(lambda: forward_backward(SmoothAPLoss(), embeddings, labels), t
 """
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert float(ran.stdout) < 200  # 1,600 where small results cut up what a query leaves, 60 where not
+
+
+def on_a_line(positive, other):
+    """A query whose similarities to its positive and to an item of another class are these, exactly."""
+    s = torch.tensor([1.0, positive, other], dtype=torch.float64)
+    embeddings = torch.stack([s, (1 - s * s).sqrt() * torch.tensor([0.0, 1, -1])], 1)
+    return embeddings, torch.tensor([0, 0, 1])
+
+
+def test_the_comparison_of_sup_ap_at_its_two_joints():
+    """The loss is 1 - 1/rank: an item of another class at t = 0 counts sigmoid(0), at t = delta sigmoid + start."""
+    loss = SupAPLoss(0.25, delta=0.25, slope=1.0, start=0.5, offset=7.0)
+    tie = loss(*on_a_line(0.5, 0.5), queries=torch.tensor([0]))
+    assert tie.item() == pytest.approx(1 - 1 / 1.5, abs=1e-12)
+    at_delta = loss(*on_a_line(0.25, 0.5), queries=torch.tensor([0]))
+    assert at_delta.item() == pytest.approx(1 - 1 / (1.5 + 1 / (1 + math.exp(-1))), abs=1e-12)
+    beyond = loss(*on_a_line(0.25, 0.75), queries=torch.tensor([0]))
+    assert beyond.item() == pytest.approx(1 - 1 / (1 + 7 + 0.25), abs=1e-12)
+    joined = SupAPLoss(0.25, delta=0.25, slope=1.0, start=0.2)  # the line begins where the curve ends
+    counted_ahead = 0.25 + 1 / (1 + math.exp(-1)) + 0.2
+    assert joined(*on_a_line(0.25, 0.75), queries=torch.tensor([0])).item() == pytest.approx(
+        1 - 1 / (1 + counted_ahead), abs=1e-12
+    )

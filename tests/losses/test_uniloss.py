@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from lightning_recall.losses import RecallAtKLoss, UniLoss, rows, uniloss
-from lightning_recall.losses.uniloss import interpolate, recall_of_counts
+from lightning_recall.losses.anchors import recall_of_counts
+from lightning_recall.losses.uniloss import interpolate
 
 LABELS = torch.tensor([3, 1, 1, 3, 3, 0, 1, 9, 3, 0, 3, 4, 4])
 
@@ -151,6 +152,7 @@ def test_it_trains():
     assert float(exact(F.normalize(net(inputs), dim=1).detach(), labels)) < before - 0.2
 
 
+@pytest.mark.filterwarnings("ignore:UniLoss is meant for embeddings of length 1")
 @pytest.mark.parametrize("embeddings", [torch.zeros(4, 2), torch.ones(4, 2), 1e3 * torch.randn(4, 2)])
 def test_extremes_give_finite_gradients(embeddings):
     leaf = embeddings.requires_grad_()
@@ -160,7 +162,12 @@ def test_extremes_give_finite_gradients(embeddings):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"ks": (0,)}, "ks must be"), ({"tau": 0}, "tau must be above 0"), ({"num_good": 0}, "num_good from 1")],
+    [
+        ({"ks": (0,)}, "ks must be"),
+        ({"tau": 0}, "tau must be above 0"),
+        ({"num_good": 0}, "num_good must be an integer from 1, got 0"),
+        ({"num_bad": 2.5}, "num_bad must be an integer from 0, got 2.5"),
+    ],
 )
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):

@@ -1,6 +1,8 @@
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
+from other_device import DEVICE, other_device
 from torch import nn
 
 from lightning_recall import ImageEmbedder
@@ -131,3 +133,87 @@ def test_weights_that_cannot_be_had(tmp_path, monkeypatch):
     message = r"cannot be fetched: no connection. Fetch them elsewhere, .* pretrained=false"
     with pytest.raises(ValueError, match=message):
         ImageEmbedder("resnet18", pretrained=True)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32", "int16", "int8", "uint16", "uint32", "bool"])
+def test_other_integers_are_not_taken_for_floats(dtype):
+    images = (PIXELS % 2).to(getattr(torch, dtype))
+    for module in (small(), torch.compile(small(), backend="eager")):
+        with pytest.raises(ValueError, match=rf"uint8, or floats in \[0, 1\], got torch.{dtype}: convert with .to\("):
+            module(images)
+
+
+def small(**kwargs):
+    return ImageEmbedder(SmallConvNet(3, 64), 8, norm="batch", **kwargs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_floats_far_outside_are_refused(dtype):
+    with pytest.raises(ValueError, match=r"got floats from 0 to 255: divide by 255"):
+        small()(torch.tensor([0.0, 255.0]).to(dtype).repeat(4, 3, 64, 32))
+    with pytest.raises(ValueError, match=r"got floats from -1 to 1: "):
+        small()(torch.tensor([-1.0, 1.0]).to(dtype).repeat(4, 3, 64, 32))
+    normalised = (PIXELS / 255 - 0.45) / 0.226
+    with pytest.raises(
+        ValueError, match=r"got floats from -1.99 to 2.4.: .* give the embedder mean=\[0.0\] and std=\[1"
+    ):
+        small()(normalised.to(dtype))
+
+
+def test_overshoot_passes_and_so_do_normalised_images_that_are_announced():
+    sharp = F.interpolate((PIXELS % 2).float(), scale_factor=1.3, mode="bicubic", antialias=True)[..., :64, :64]
+    assert sharp.min() < -0.02
+    assert sharp.max() > 1.02
+    assert small()(sharp).isfinite().all()
+    seen, embedder = [], small(mean=[0], std=[1])  # integers, too
+    embedder.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    normalised = (PIXELS / 255 - 0.45) / 0.226
+    embedder(normalised)
+    assert torch.equal(seen[0], normalised)
+    with pytest.raises(ValueError, match="got floats from 0 to 255"):
+        embedder(torch.tensor([0.0, 255.0]).repeat(4, 3, 64, 32))
+    small().check_range(torch.zeros(0, 3, 64, 64))  # no image, no range
+
+
+def test_only_the_first_batches_of_floats_are_looked_at():
+    embedder, waits = small().eval(), []
+    with torch.no_grad():
+        for _ in range(21):
+            with other_device() as device:
+                embedder.to(DEVICE)(torch.rand(2, 3, 64, 64).to(DEVICE))
+            waits.append(sum(device.waits.values()))
+    assert waits[0] == waits[19] > 0
+    assert waits[20] == 0
+
+
+def test_exported_and_compiled_it_takes_floats():
+    embedder, images = small().eval(), PIXELS / 255
+    expected = embedder(images)
+    exported = torch.export.export(embedder, (images,)).module()
+    torch.testing.assert_close(exported(images), expected)
+    compiled = torch.compile(embedder, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images), expected)
+
+
+def test_batch_norm_is_frozen_and_set_free_at_any_time():
+    embedder = ImageEmbedder("resnet18", embedding_dim=8, pretrained=False).train()
+    embedder.freeze_batch_norm = True
+    assert not embedder.backbone.bn1.training
+    embedder.freeze_batch_norm = False
+    assert embedder.backbone.bn1.training
+    embedder.eval().freeze_batch_norm = True
+    assert not embedder.training
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mean": [123.7, 116.3, 103.5]}, r"mean must hold numbers from 0 to 1, .* got \[123.7, 116.3, 103.5\]"),
+        ({"mean": []}, r"mean must hold numbers"),
+        ({"std": [0.0]}, r"std must hold numbers above 0 to 1, .* got \[0.0\]"),
+        ({"std": [58.4]}, r"std must hold numbers"),
+    ],
+)
+def test_statistics_of_pixels_in_0_to_255_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        small(**arguments)

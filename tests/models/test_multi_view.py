@@ -63,3 +63,12 @@ def test_the_module_uses_views_in_test_and_predict_only():
 def test_wrong_scales_are_refused(scales):
     with pytest.raises(ValueError, match="scales must be"):
         MultiView(scales)
+
+
+def test_scales_may_be_set_later():
+    images, views = torch.rand(2, 1, 8, 6), MultiView((1,), flip=False)
+    views.scales = (2,)
+    torch.testing.assert_close(views(Corners(), images), MultiView((2,), flip=False)(Corners(), images))
+    views.scales = (0,)
+    with pytest.raises(ValueError, match="scales must be"):
+        views(Corners(), images)

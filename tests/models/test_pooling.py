@@ -22,3 +22,51 @@ def test_dead_activations_have_finite_gradients():
 def test_zero_is_refused(arguments):
     with pytest.raises(ValueError, match="must be above 0"):
         GeM(**arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("largest", [40, 100, 60_000])
+def test_half_precision_is_pooled_in_fp32(dtype, largest):
+    features = (torch.rand(2, 3, 7, 7) * largest).to(dtype)
+    expected = features.double().pow(3).mean((2, 3)).pow(1 / 3)
+    module = GeM().to(dtype)  # as module.half()
+    found = module(features)
+    assert found.dtype == dtype
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(found.double(), expected, rtol=eps, atol=0)
+    found.float().sum().backward()
+    assert module.p.grad.isfinite()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = GeM()(features)
+    assert cast.dtype == torch.float32
+    torch.testing.assert_close(cast.double(), expected, rtol=1e-6, atol=0)
+
+
+def test_gradients_are_those_of_the_formula():
+    features = (torch.rand(2, 3, 4, 5, dtype=torch.float64) * 50).requires_grad_()
+    pooling = GeM(2.5).double()
+    leaves = (features, pooling.p)
+    expected = features.pow(pooling.p).mean((2, 3)).pow(1 / pooling.p)
+    weights = torch.randn(2, 3, dtype=torch.float64)
+    ours, plain = (torch.autograd.grad((value * weights).sum(), leaves) for value in (pooling(features), expected))
+    torch.testing.assert_close(ours, plain, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-3, 1e5])
+def test_a_large_exponent_neither_overflows_nor_vanishes(value):
+    features = torch.full((1, 2, 3, 3), value).requires_grad_()
+    pooling = GeM(12.0)  # 1e-6 to the 12th is 0 in fp32, 1e5 infinite
+    pooled = pooling(features)
+    torch.testing.assert_close(pooled, torch.full((1, 2), max(value, 1e-6)))
+    pooled.sum().backward()
+    assert pooling.p.grad.isfinite()
+    torch.testing.assert_close(features.grad, torch.full((1, 2, 3, 3), 1 / 9 if value else 0.0))
+
+
+def test_eps_may_be_set_later():
+    pooling, features = GeM(), torch.zeros(1, 1, 2, 2)
+    pooling.eps = 0.5
+    assert pooling(features).item() == pytest.approx(0.5)
+    pooling.eps = 0.0
+    with pytest.raises(ValueError, match=r"eps must be above 0, got 0\.0"):
+        pooling(features)

@@ -9,7 +9,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_recall import RecallAtKLoss, RetrievalEvaluation, RetrievalModule, SimilarityMixup
 from lightning_recall.callbacks import RetrievedImages, TrainingCurves
 from lightning_recall.datamodules import ChunkLoader
+from lightning_recall.losses.base import RetrievalLoss
 from lightning_recall.samplers import ClassBalancedBatchSampler
+
+pytestmark = pytest.mark.filterwarnings("ignore:.* is meant for embeddings of length 1")  # ScaledLoss
 
 LABELS = torch.arange(48) // 4
 IMAGES = torch.randn(48, 6, generator=torch.Generator().manual_seed(3))
@@ -151,12 +154,34 @@ def test_mixup_feeds_the_loss():
     seen = []
 
     class Spy(RecallAtKLoss):
+        accepts_virtual = False
+
         def forward(self, embeddings, labels):
             seen.append(len(labels))
             return super().forward(embeddings, labels)
 
     fitted(make_module(loss=Spy(), mixup=SimilarityMixup()))
     assert seen == [16 + 4 * 6] * 3
+
+
+class Products(RetrievalLoss):
+    shares_queries = True
+    accepts_virtual = True
+
+    def compute(self, embeddings, labels, queries, pairs):
+        self.diagnostics = {"queries": len(queries), "pairs": len(pairs[0])}
+        return (embeddings @ embeddings.T).mean()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_loss_shares_queries_and_mixes_in_where_it_says_so(compiled):
+    loss = torch.compile(Products(), backend="eager") if compiled else Products()
+    module = make_module(loss=loss, mixup=SimilarityMixup())
+    second_of_two = type("Fake", (), {"world_size": 2, "global_rank": 1})()
+    module.trainer = second_of_two
+    _, share = module.batch_loss(F.normalize(torch.randn(5, 4), dim=1), torch.tensor([0, 0, 0, 1, 2]))
+    assert module.loss.diagnostics == {"queries": 3, "pairs": 3}  # of three real and three virtual ones
+    assert share == 2 * 3 / 6
 
 
 def precision(name):
