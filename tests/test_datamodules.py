@@ -281,7 +281,7 @@ def test_landmarks_have_no_test(small_data):
 def test_files_that_cannot_be_read_are_counted_at_the_end(num_workers, small_data, tmp_path):
     root = small_data("cub")
     for name in ("001.Bird/Bird_1_0.jpg", "101.Bird/Bird_101_2.jpg"):
-        (root / "images" / name).write_text("<html>404</html>")
+        (root / "images" / name).write_text(f"<html>404 {name}</html>")
     data = set_up("cub", root, num_workers=num_workers, val_classes=0)
     embedder = ImageEmbedder(SmallConvNet(in_channels=3), embedding_dim=8, norm="batch")
     module = RetrievalModule(embedder, RecallAtKLoss((1, 2)), chunk_size=4)

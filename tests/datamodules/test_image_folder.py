@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import draw
 from lightning_recall.datamodules import ImageFolderDataModule, ImageTableDataModule
 
 
@@ -28,11 +29,13 @@ def test_classes_are_drawn_for_the_test(small_data):
 
 
 def arrange(root, **parts):
-    """Moves class folders into parts: train=[1, 2]."""
+    """Moves class folders into parts, train=[1, 2], and removes the others."""
     for part, classes in parts.items():
         (root / part).mkdir()
         for c in classes:
             (root / f"class {c}").rename(root / part / f"class {c}")
+    for folder in root.glob("class *"):
+        shutil.rmtree(folder)
 
 
 def test_parts_that_there_are_folders_of(small_data):
@@ -48,10 +51,12 @@ def test_queries_and_gallery(small_data):
     root = small_data("image_folder")
     arrange(root, train=[1, 2, 3, 4], query=[101, 102], gallery=[103])
     shutil.copytree(root / "query" / "class 101", root / "gallery" / "class 101")
-    with pytest.warns(UserWarning, match="4 of 8 queries have no image of their class in the gallery, such as"):
+    for image in (root / "gallery" / "class 101").iterdir():
+        draw(image, size=(20, 30))  # else they were copies
+    with pytest.warns(UserWarning, match="4 of 8 queries have no other image of their class to find, such as"):
         test = set_up(root).test_data
     assert (test.is_query.sum(), test.is_gallery.sum()) == (8, 8)
-    arrange(root, test=[104])
+    shutil.copytree(root / "gallery", root / "test")
     with pytest.raises(ValueError, match="a test is `test`, or `query` and `gallery`"):
         set_up(root)
 
@@ -69,9 +74,8 @@ def test_what_is_hidden_is_no_image(small_data):
     image = root / "class 1" / "0.png"
     inside = (f"class 1/{name}" for name in (".thumbnails", "__MACOSX", "sub/.git", "more.png"))
     for name in (".cache", "__MACOSX", *inside):
-        (root / name).mkdir(parents=True)
-        shutil.copy(image, root / name / "0.png")
-    for name in ("._0.png", "sub/._1.png", "Thumbs.db", ".DS_Store"):
+        draw(root / name / "0.png", size=(9, 9))
+    for name in ("._0.png", "sub/._1.png", "Thumbs.db", ".DS_Store", "desktop.ini"):
         shutil.copy(image, root / "class 1" / name)
     data = set_up(root, test_classes=4)
     assert len(data.train_data) + len(data.val_data) + len(data.test_data) == 33  # a folder may be called more.png
@@ -91,7 +95,7 @@ def test_folders_that_cannot_work(tmp_path):
     with pytest.raises(ValueError, match="holds no folder: each class needs one"):
         set_up(tmp_path)
     (tmp_path / "a").mkdir()
-    with pytest.raises(ValueError, match=r"a holds no image \(.bmp, .gif"):
+    with pytest.raises(ValueError, match="a holds no image, such as a .jpg or .png: remove the folder"):
         set_up(tmp_path)
     Image.new("L", (4, 4)).save(tmp_path / "a" / "1.png")
     with pytest.raises(ValueError, match="holds 1 class: training needs 2"):
@@ -129,42 +133,25 @@ def test_a_table_with_splits_and_one_without(small_data):
 def test_tables_that_cannot_work(small_data, tmp_path):
     root = small_data("image_table")
     text = (root / "images.csv").read_text()
-    with pytest.raises(ValueError, match="split must be one of train, val, test, query, gallery, got 'testing'"):
-        table(root, text.replace(",test", ",testing"))
+    with pytest.raises(ValueError, match="split must be one of train, val, test, query, gallery, got 'tester'"):
+        table(root, text.replace(",test", ",tester"))
     with pytest.raises(ValueError, match="has no column 'label'"):
         table(root, text.replace("label", "class"))
     with pytest.raises(ValueError, match="1 classes are in train and in test"):
         table(root, text.replace("photos/1_0.jpg,class 1,train", "photos/1_0.jpg,class 1,test"))
     twice = "./photos/../photos/1_0.jpg,class 101"
-    with pytest.raises(ValueError, match=r"1_0\.jpg has the labels 'class 1' and 'class 101': keep one of them"):
+    with pytest.raises(ValueError, match=r"1_0\.jpg' has the labels 'class 1.*' and 'class 1.*': keep one of them"):
         table(root, f"{text}{twice},test\n")
-    with pytest.raises(ValueError, match=r"1_0\.jpg has the labels 'class 1' and 'class 101': keep one of them"):
+    with pytest.raises(ValueError, match=r"1_0\.jpg' has the labels 'class 1.*' and 'class 1.*': keep one of them"):
         table(root, "\n".join(line.rpartition(",")[0] for line in f"{text}{twice},".splitlines()))
     with pytest.raises(ValueError, match=r"none\.csv is not there"):
         ImageTableDataModule(str(tmp_path / "none.csv")).setup("fit")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda lines: [*lines[:-1], lines[-1].rsplit(",", 1)[0]], r"line \d+: \d cells where \d are needed"),
-        (lambda lines: [lines[0].replace("split", "Split"), *lines[1:]], "has no column 'split'"),
-    ],
-)
-def test_a_broken_split_column_never_means_a_random_split(change, message, small_data):
+def test_a_broken_split_column_never_means_a_random_split(small_data):
     root = small_data("image_table")
     lines = (root / "images.csv").read_text().splitlines()
     assert "split" in lines[0]
-    (root / "broken.csv").write_text("\n".join(change(lines)) + "\n")
-    with pytest.raises(ValueError, match=message):
-        ImageTableDataModule(str(root / "broken.csv"), val_classes=1).setup("fit")
-
-
-def test_rows_without_a_label_are_told(small_data):
-    root = small_data("image_table")
-    names, first, *rest = (root / "images.csv").read_text().splitlines()
-    cells = first.split(",")
-    cells[names.split(",").index("label")] = ""
-    (root / "broken.csv").write_text("\n".join([names, ",".join(cells), *rest]) + "\n")
-    with pytest.raises(ValueError, match="1 lines have no label, the first for"):
+    (root / "broken.csv").write_text("\n".join([*lines[:-1], lines[-1].rsplit(",", 1)[0]]) + "\n")
+    with pytest.raises(ValueError, match=r"line \d+: \d cells where \d are needed"):
         ImageTableDataModule(str(root / "broken.csv"), val_classes=1).setup("fit")

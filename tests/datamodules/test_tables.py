@@ -35,8 +35,8 @@ def test_quoted_cells_and_no_header(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("id file\n1 a.jpg\n", "has no column 'path': its first line names ['id', 'file']"),
-        ("id path\n1 a.jpg\n2\n", "line 3: 1 cells where 2 are needed: 2"),
+        ("id file\n1 a.jpg\n", "has no column 'path': its first line names 'id, file'"),
+        ("id path\n1 a.jpg\n2\n", "line 3: 1 cells where 2 are needed: '2'"),
         ("id path\n", "lists nothing"),
         ("", "lists nothing"),
     ],
@@ -88,6 +88,3 @@ def test_text_that_is_not_utf8_is_named(tmp_path, text):
     for read in (lambda: read_columns(file, ("path",), ","), lambda: column_names(file, ",")):
         with pytest.raises(ValueError, match=r"list\.csv cannot be read as UTF-8 text \(.*\): save it as such"):
             read()
-    file.write_text(f'path,label\n"{"x" * 200_000}')  # a quote that is not closed
-    with pytest.raises(ValueError, match=r"list\.csv cannot be read as UTF-8 text \(field larger"):
-        read_columns(file, ("path",), ",")
