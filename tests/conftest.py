@@ -51,7 +51,7 @@ def draw(path, size=(40, 30), mode="RGB", **kwargs):
     """An image file with some structure, so that JPEG has something to do, unlike that of any other path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows, columns = np.indices(size[::-1])
-    red, green, blue, _ = zlib.crc32("/".join(path.parts[-3:]).encode()).to_bytes(4, "big")
+    red, green, blue, _ = zlib.crc32(os.fsencode("/".join(path.parts[-3:]))).to_bytes(4, "big")
     image = np.stack([rows * 5 + red, columns * 7 + green, rows + columns + blue], 2).astype(np.uint8)
     Image.fromarray(image).convert(mode).save(path, **kwargs)
 
