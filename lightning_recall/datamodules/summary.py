@@ -44,8 +44,8 @@ def check_queries(name: str, data: Any, required: bool) -> None:
     total = int(is_query.sum())
     if len(lost) == total and required:
         raise ValueError(
-            f"{name}: none of {total:,} queries has another image of its class to find, so nothing can be scored: give "
-            "classes of two images or more."
+            f"{name}: none of {total:,} queries has another image of its class to find, so nothing can be scored. Give "
+            "more classes, of two images or more."
         )
     if len(lost):
         example = f", such as {data.path(lost[0])}" if hasattr(data, "path") else ""

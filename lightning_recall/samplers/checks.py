@@ -96,7 +96,7 @@ def super_class_of(
 def check_super_classes(super_classes: int, super_of: NDArray[np.int64], num_classes: int) -> None:
     """Raises ValueError for more super-classes in a batch than it has classes, or than there are."""
     most = min(num_classes, len(np.unique(super_of)))
-    if not 1 <= super_classes <= most:
+    if not isinstance(super_classes, (int, np.integer)) or not 1 <= super_classes <= most:
         raise ValueError(
             f"super_classes must be None or from 1 to {most}, the smaller of the classes in a batch ({num_classes}) "
             f"and the super-classes with classes to draw ({len(np.unique(super_of))}), got {super_classes}."

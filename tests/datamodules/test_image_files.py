@@ -194,3 +194,31 @@ def test_wrong_numbers_are_refused(settings):
 def test_wrong_words_are_refused(settings):
     with pytest.raises(ValueError, match='mode must be "RGB" or "L", on_error "skip" or "raise"'):
         ImageLoading(**settings)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1.5], r"labels must be integers .*, got float64 \(2,\), the first"),
+        ([0, float("nan")], "labels must be integers"),
+        (["0", "1"], r"labels must be integers .*, got <U1 \(2,\), the first .*'0'"),
+        ([0, None], "labels must be integers"),
+        ([True, False], "labels must be integers"),
+        ([0, 1, 2], r"labels must be of shape \(2,\), one for each image, got \(3,\)"),
+        ([[0, 1], [0, 1]], r"labels must be of shape \(2,\)"),
+        (np.array([0, 2**63], np.uint64), r"labels must be below 2\*\*63, got 9223372036854775808"),
+    ],
+)
+def test_labels_that_are_no_integers_are_refused(labels, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        ImageFiles(tmp_path, ["a.png", "b.png"], labels)
+
+
+@pytest.mark.parametrize(
+    "kind", [np.int8, np.uint8, np.int16, np.uint32, np.int64, np.uint64, list, tuple, torch.tensor]
+)
+def test_labels_of_any_integer_type(kind, tmp_path):
+    values = [7, 3]
+    labels = np.array(values, kind) if isinstance(kind, type) and issubclass(kind, np.integer) else kind(values)
+    data = ImageFiles(tmp_path, ["a.png", "b.png"], labels)
+    assert (data.labels.tolist(), data.labels.dtype) == (values, np.int64)

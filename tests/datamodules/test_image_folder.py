@@ -265,7 +265,7 @@ def test_classes_whose_names_look_the_same(small_data):
     lost = pytest.warns(UserWarning, match="queries have no other image of their class to find")
     alike = pytest.warns(UserWarning, match="the classes '.*' and '.*' differ only in case")
     with lost, alike:
-        set_up(root, test_classes=8)
+        set_up(root, val_classes=0, test_classes=8)
     (root / "cafe\N{COMBINING ACUTE ACCENT}").rename(root / "Cafe\N{COMBINING ACUTE ACCENT}")
     with pytest.raises(ValueError, match=r"names that look the same, coded as 'Cafe\\u0301' and 'Caf\\xe9'"):
         set_up(root)
