@@ -48,6 +48,7 @@ class ImagesInMemory(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+        images = np.asarray(images)  # of a tensor, too
         if images.dtype != np.uint8 or images.ndim != 4:
             raise ValueError(f"images must be uint8 of shape (N, C, H, W), got {images.dtype} {images.shape}.")
         self.images = torch.from_numpy(images)

@@ -133,8 +133,8 @@ def same_files(rows: Rows) -> Duplicates:
         if first != number:
             repeated[part].append((int(rows.row[first]), int(rows.row[number])))
     warnings = [
-        f"{name}: {len(pairs):,} of {len(data):,} images are left out, as each is the same file as an earlier one, "
-        f"such as {data.path(pairs[0][1])}, which is {data.path(pairs[0][0])}."
+        f"{name}: {len(pairs):,} of {len(data):,} images are left out, as each is the same file as an earlier one: "
+        f"{data.path(pairs[0][1])} is {data.path(pairs[0][0])}, for example."
         for (name, data), pairs in zip(rows.parts, repeated, strict=True)
         if pairs
     ]

@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,7 +106,7 @@ def split_parts(
 
 def held_out_classes(
     labels: Sequence[int] | NDArray[np.int64],
-    share: float,
+    share: Any,
     seed: int,
     name: str = "val_classes",
     part: str = "validation",
@@ -120,8 +121,10 @@ def held_out_classes(
         part: what they are set aside for, likewise.
 
     Raises:
-        ValueError: if no class would be set aside, or none be left.
+        ValueError: if no class would be set aside, or none be left, or for a number that is not whole.
     """
+    if not isinstance(share, (int, float, np.number)) or not (0 < share < 1 or share == share // 1):
+        raise ValueError(f"{name} must be a share below 1 or a whole number of classes, got {share!r}.")
     classes = np.unique(np.asarray(labels))
     count = max(round(share * len(classes)), 1) if 0 < share < 1 else int(share)
     if not 0 < count < len(classes):

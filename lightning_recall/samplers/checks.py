@@ -93,7 +93,7 @@ def super_class_of(
     return np.unique(first[:, 1], return_inverse=True)[1]
 
 
-def check_super_classes(super_classes: int, super_of: NDArray[np.int64], num_classes: int) -> None:
+def check_super_classes(super_classes: Any, super_of: NDArray[np.int64], num_classes: int) -> None:
     """Raises ValueError for more super-classes in a batch than it has classes, or than there are."""
     most = min(num_classes, len(np.unique(super_of)))
     if not isinstance(super_classes, (int, np.integer)) or not 1 <= super_classes <= most:

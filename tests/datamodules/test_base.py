@@ -8,7 +8,7 @@ import torch
 
 from lightning_recall import ClassBalancedBatchSampler, RetrievalDataModule
 from lightning_recall.datamodules import ChunkLoader
-from lightning_recall.datamodules.base import ImagesInMemory, held_out_classes
+from lightning_recall.datamodules.base import ImagesInMemory
 
 LABELS = np.repeat(np.arange(10), 6)
 
@@ -135,21 +135,6 @@ def test_the_sampler_keeps_what_its_config_says(settings, overfit_batches):
     expected.reshuffle = settings.get("reshuffle", True) and not overfit_batches
     for _ in range(2):
         assert list(sampler) == list(expected)
-
-
-@pytest.mark.parametrize(("val_classes", "count"), [(0.2, 2), (0.01, 1), (3, 3)])
-def test_held_out_classes_are_whole(val_classes, count):
-    held = held_out_classes(LABELS, val_classes, seed=1)
-    assert len(np.unique(LABELS[held])) == count
-    assert not set(LABELS[held]) & set(LABELS[~held])
-    assert np.array_equal(held, held_out_classes(LABELS, val_classes, seed=1))
-    assert not np.array_equal(held, held_out_classes(LABELS, val_classes, seed=2))
-
-
-@pytest.mark.parametrize("val_classes", [0.0, 0.99, 10, 25, -1])
-def test_a_split_without_classes_is_refused(val_classes):
-    with pytest.raises(ValueError, match="must leave at least one for validation and one for training"):
-        held_out_classes(LABELS, val_classes, seed=0)
 
 
 @pytest.mark.parametrize(
