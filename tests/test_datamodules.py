@@ -297,3 +297,10 @@ def test_files_that_cannot_be_read_are_counted_at_the_end(num_workers, small_dat
 def test_a_protocol_of_another_name_is_refused():
     with pytest.raises(ValueError, match='protocol must be "all" or "reid", got \'ReID\''):
         datamodules.VehicleIDDataModule("anywhere", protocol="ReID")
+
+
+@pytest.mark.parametrize("module", [*MODULES.values(), datamodules.RevisitedDataModule])
+def test_a_tilde_is_the_home_folder(module, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert module("~/birds").root == tmp_path / "birds"
+    assert datamodules.GlyphsDataModule("~/birds").file.parent == tmp_path / "birds"

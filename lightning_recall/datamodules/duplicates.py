@@ -118,7 +118,7 @@ def same_files(rows: Rows) -> Duplicates:
     """Rows of one file: they are repeated in a part, or an error where their labels or splits differ."""
     repeated: list[list[tuple[int, int]]] = [[] for _ in rows.parts]
     found: dict[tuple[str, int], dict[int, int]] = defaultdict(dict)  # file and box -> part -> its first row there
-    _, counts = grouped(rows.inode, rows.box)
+    _, counts = grouped(rows.inode)
     for number in np.flatnonzero((counts > 1) & (rows.size >= 0)).tolist():
         part = int(rows.part[number])
         firsts = found[os.path.realpath(rows.path(number)), int(rows.box[number])]  # hard links are copies

@@ -123,7 +123,8 @@ def held_out_classes(
     Raises:
         ValueError: if no class would be set aside, or none be left, or for a number that is not whole.
     """
-    if not isinstance(share, (int, float, np.number)) or not (0 < share < 1 or share == share // 1):
+    is_number = isinstance(share, (int, float, np.number))
+    if not (is_number and (0 < share < 1 or share == share // 1)):
         raise ValueError(f"{name} must be a share below 1 or a whole number of classes, got {share!r}.")
     classes = np.unique(np.asarray(labels))
     count = max(round(share * len(classes)), 1) if 0 < share < 1 else int(share)

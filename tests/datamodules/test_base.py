@@ -182,3 +182,12 @@ def test_labels_of_16_digits_stay_what_they_are(num_workers):
     assert set(found.tolist()) == set(labels.tolist())
     for images, part in chunks:
         assert part.tolist() == labels[images[:, 0, 0, 0].numpy()].tolist()
+
+
+def test_a_position_in_another_epoch_skips_nothing():
+    loader = ChunkLoader(images_in_memory(), ClassBalancedBatchSampler(LABELS, 16, 2), 16)
+    loader.load_state_dict({"epoch": 1, "batches": 2})
+    assert len(list(loader)) == len(loader) - 2
+    loader.load_state_dict({"epoch": 1, "batches": 2})
+    loader.sampler.set_epoch(0)
+    assert len(list(loader)) == len(loader)

@@ -68,6 +68,18 @@ def test_rows_listed_again_score_once(four_tones):
     assert recall(table(root, lines + again, check_duplicates=False)) == 1
 
 
+def test_what_is_left_of_training_images_is_augmented(four_tones):
+    root, lines = four_tones
+    trained = os.path.basename(table(root, lines).train_data.path(0))
+    again = next(line for line in lines if trained in line)
+    with pytest.warns(
+        UserWarning, match="training: 1 of 13 images are left out, as each is the same file as an earlier"
+    ):
+        data = table(root, [*lines, again])
+    assert data.train_data.training
+    assert len(data.train_data) == 12
+
+
 def test_an_image_that_is_query_and_gallery_is_one_row(four_tones):
     root, lines = four_tones
     lines = [line.replace(",test", ",query") for line in lines]
@@ -160,8 +172,9 @@ def test_only_files_of_one_size_are_read(tmp_path, monkeypatch):
         lambda path, *rest: (read.append((os.path.basename(path), rest[-1])), digest(path, *rest))[1],
     )
     contents = [bytes(100), bytes([1]) * 100, bytes(99), bytes(10_000), bytes(10_000), bytes([1]) * 10_000]
+    contents.append(bytes(5_000) + b"1" + bytes(4_999))  # its middle tells it from the others
     find_duplicates(files(tmp_path, test=[(data, 0) for data in contents]))
-    assert read == [(f"test_{i}.png", False) for i in (0, 1, 3, 4, 5)] + [(f"test_{i}.png", True) for i in (3, 4)]
+    assert read == [(f"test_{i}.png", False) for i in (0, 1, 3, 4, 5, 6)] + [(f"test_{i}.png", True) for i in (3, 4)]
 
 
 def test_hard_links_are_copies_and_missing_files_are_nothing(tmp_path):

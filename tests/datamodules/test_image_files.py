@@ -154,6 +154,14 @@ def test_training_takes_another_image_of_the_class(broken):
         training[4]
 
 
+@pytest.mark.filterwarnings("ignore:Cannot read the image")
+def test_the_next_image_of_the_class_is_taken_and_after_the_last_the_first(broken):
+    training = ImageFiles(broken.root, broken.paths, [0, 1, 0, 0, 0, 1], loading=broken.loading, training=True)
+    assert training[2][0].unique().tolist() == [3]
+    assert training[4][0].unique().tolist() == [0]
+    assert training[5][0].unique().tolist() == [1]
+
+
 def test_evaluation_leaves_an_image_out(broken):
     with pytest.warns(UserWarning, match=r"4.png: .*; it is left out"):
         image, label = broken[4]

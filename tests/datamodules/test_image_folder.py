@@ -142,6 +142,24 @@ def test_a_folder_beside_train_that_is_no_part_is_refused(other, small_data):
         set_up(root)
 
 
+@pytest.mark.parametrize("part", ["query", "gallery"])
+def test_a_query_needs_a_gallery(part, small_data):
+    root = small_data("image_folder")
+    arrange(root, train=[1, 2, 3, 4], **{part: [101]})
+    with pytest.raises(ValueError, match=f"has {part} and train: a test is `test`, or `query` and `gallery`"):
+        set_up(root)
+
+
+@pytest.mark.parametrize(("one", "other"), [("train", "val"), ("train", "test"), ("val", "test")])
+def test_a_class_in_any_two_parts_is_refused(one, other, small_data):
+    root = small_data("image_folder")
+    arrange(root, train=[1, 2], val=[3], test=[101, 102])
+    shutil.copytree(next((root / one).iterdir()), root / other / "class 5")
+    next((root / one).iterdir()).rename(root / one / "class 5")
+    with pytest.raises(ValueError, match=f"1 classes are in {one} and in {other}, such as 'class 5'"):
+        set_up(root)
+
+
 def test_two_folders_of_one_part_are_refused(small_data):
     root = small_data("image_folder")
     arrange(root, train=[1, 2], val=[3], valid=[4], test=[101, 102])
@@ -149,7 +167,7 @@ def test_two_folders_of_one_part_are_refused(small_data):
         set_up(root)
 
 
-@pytest.mark.parametrize("suffix", [".avif", ".jfif", ".jp2", ".pgm", ".JPG", ".Webp", ".tiff", ".qoi"])
+@pytest.mark.parametrize("suffix", [".avif", ".jfif", ".jp2", ".pgm", ".JPG", ".Webp", ".tiff", ".qoi", ".mpo"])
 def test_every_format_that_pillow_decodes_is_read(suffix, small_data):
     root = small_data("image_folder")
     draw(root / "class 1" / f"more{suffix}", mode="L" if suffix == ".pgm" else "RGB")
@@ -271,9 +289,16 @@ def test_classes_whose_names_look_the_same(small_data):
         set_up(root)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the administrator may read everything")
-def test_a_folder_that_may_not_be_read_is_an_error(small_data):
+def test_a_folder_that_may_not_be_read_is_an_error(small_data, monkeypatch):
     root = small_data("image_folder")
-    (root / "class 1").chmod(0)
-    with pytest.raises(ValueError, match=r"Cannot read the folder .*class 1: Permission denied"):
+    (root / "class 1" / "sub").mkdir()
+    scandir = os.scandir
+
+    def refused(folder="."):
+        if str(folder).endswith("sub"):
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(ValueError, match=r"Cannot read the folder .*class 1/sub: Permission denied"):
         set_up(root)

@@ -88,3 +88,10 @@ def test_a_path_that_is_a_folder_or_has_backslashes(small_data):
         table(root, "\n".join([*lines[:-1], lines[-1].replace(lines[-1].split(",")[0], "photos")]))
     with pytest.raises(ValueError, match=r"photos\\104_3\.jpg\. Paths need / where they have \\"):
         table(root, "\n".join([*lines[:-1], lines[-1].replace("/", "\\")]))
+
+
+def test_labels_that_look_the_same(small_data):
+    root = small_data("image_table")
+    text = (root / "images.csv").read_text().replace("class 1,", "Caf\N{LATIN SMALL LETTER E WITH ACUTE},")
+    with pytest.raises(ValueError, match=r"images\.csv: two classes have names that look the same"):
+        table(root, text.replace("class 2,", "Cafe\N{COMBINING ACUTE ACCENT},"))

@@ -56,3 +56,10 @@ def test_an_image_that_is_searched_does_not_find_itself(is_query, is_gallery, lo
         check_queries("test", data, required=True)
     messages = [str(warning.message).split(" have")[0] for warning in warned]
     assert messages == ([f"test: {lost} of {sum(is_query)} queries"] if lost else [])
+
+
+def test_queries_without_anything_to_find_are_refused_whatever_the_gallery_holds():
+    data = in_memory([5, 6, 7, 7])
+    data.is_query, data.is_gallery = np.array([1, 1, 0, 0], bool), np.array([0, 0, 1, 1], bool)
+    with pytest.raises(ValueError, match="test: none of 2 queries has another image of its class to find"):
+        check_queries("test", data, required=True)

@@ -127,6 +127,13 @@ def test_faults_of_a_table_are_named_in_a_paragraph(text, message, tmp_path):
     assert len(str(raised.value)) < 500
 
 
+def test_lines_before_the_header_are_counted(tmp_path):
+    file = tmp_path / "list.txt"
+    file.write_text("3\nid path\n1 a.jpg\n2\n")
+    with pytest.raises(ValueError, match="line 4: 1 cells where 2 are needed"):
+        read_columns(file, ("path",), skip=1)
+
+
 def test_what_spreadsheets_write_is_read(tmp_path):
     file = tmp_path / "list.csv"
     file.write_text('PATH, Label \r"a ""b"".jpg",  1 ,,\r c.jpg ,2\r', newline="")  # line ends of old Macintoshes
