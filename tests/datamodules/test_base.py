@@ -191,3 +191,11 @@ def test_a_position_in_another_epoch_skips_nothing():
     loader.load_state_dict({"epoch": 1, "batches": 2})
     loader.sampler.set_epoch(0)
     assert len(list(loader)) == len(loader)
+
+
+def test_an_evaluation_draws_nothing_from_the_random_numbers_of_the_training():
+    data = Memory(val_classes=2)
+    data.setup("fit")
+    state = torch.get_rng_state()
+    assert len(list(data.val_dataloader())) == 1
+    assert torch.equal(torch.get_rng_state(), state)
