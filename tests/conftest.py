@@ -1,5 +1,6 @@
 import os
 import pickle
+import zlib
 
 import numpy as np
 import pytest
@@ -47,11 +48,11 @@ TRAIN, TEST = range(1, 5), range(101, 105)  # classes
 
 
 def draw(path, size=(40, 30), mode="RGB", **kwargs):
-    """An image file with some structure, so that JPEG has something to do."""
+    """An image file with some structure, so that JPEG has something to do, unlike that of any other path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows, columns = np.indices(size[::-1])
-    seed = sum(map(ord, str(path.name)))
-    image = np.stack([(rows * 5 + seed) % 256, (columns * 7) % 256, (rows + columns) % 256], 2).astype(np.uint8)
+    red, green, blue, _ = zlib.crc32(os.fsencode("/".join(path.parts[-3:]))).to_bytes(4, "big")
+    image = np.stack([rows * 5 + red, columns * 7 + green, rows + columns + blue], 2).astype(np.uint8)
     Image.fromarray(image).convert(mode).save(path, **kwargs)
 
 

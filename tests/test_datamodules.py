@@ -281,7 +281,7 @@ def test_landmarks_have_no_test(small_data):
 def test_files_that_cannot_be_read_are_counted_at_the_end(num_workers, small_data, tmp_path):
     root = small_data("cub")
     for name in ("001.Bird/Bird_1_0.jpg", "101.Bird/Bird_101_2.jpg"):
-        (root / "images" / name).write_text("<html>404</html>")
+        (root / "images" / name).write_text(f"<html>404 {name}</html>")
     data = set_up("cub", root, num_workers=num_workers, val_classes=0)
     embedder = ImageEmbedder(SmallConvNet(in_channels=3), embedding_dim=8, norm="batch")
     module = RetrievalModule(embedder, RecallAtKLoss((1, 2)), chunk_size=4)
@@ -297,3 +297,10 @@ def test_files_that_cannot_be_read_are_counted_at_the_end(num_workers, small_dat
 def test_a_protocol_of_another_name_is_refused():
     with pytest.raises(ValueError, match='protocol must be "all" or "reid", got \'ReID\''):
         datamodules.VehicleIDDataModule("anywhere", protocol="ReID")
+
+
+@pytest.mark.parametrize("module", [*MODULES.values(), datamodules.RevisitedDataModule])
+def test_a_tilde_is_the_home_folder(module, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert module("~/birds").root == tmp_path / "birds"
+    assert datamodules.GlyphsDataModule("~/birds").file.parent == tmp_path / "birds"

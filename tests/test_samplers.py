@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning_fabric.utilities.distributed import DistributedSamplerWrapper
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_recall import ClassBalancedBatchSampler
 from lightning_recall.samplers import most_batches
@@ -435,3 +437,101 @@ def test_impossible_requests_say_what_to_change(arguments, message):
         ClassBalancedBatchSampler(
             **{"labels": np.repeat(np.arange(10), 4), "batch_size": 8, "samples_per_class": 4, **arguments}
         )
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a", "b"], r"labels must be integers .*, got <U1 \(2,\), the first .*'a'"),
+        ([0.0, 1.0], "labels must be integers"),
+        ([0, None], "labels must be integers"),
+        ([0, float("nan")], "labels must be integers"),
+        ([[0, 1], [0]], "labels must be integers of shape"),
+        (torch.zeros(4, dtype=torch.bfloat16), "labels must be integers of shape"),
+        (np.array([0, 2**63], np.uint64), r"labels must be below 2\*\*63, got 9223372036854775808"),
+        ([], "labels must be integers"),
+        (np.array([], np.int64), "A batch needs 2 classes at least, but only 0 of 0"),
+    ],
+)
+def test_labels_that_are_no_integers_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        ClassBalancedBatchSampler(labels, 4, 2)
+
+
+INTEGERS = [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64]
+
+
+@pytest.mark.parametrize("offset", [0, 9_007_199_254_740_993])  # 2 ** 53 + 1, the first integer that float64 has not
+def test_labels_of_any_integer_type(offset):
+    values = [value + offset for value in (3, 1, 0, 2, 1, 3, 2, 0)]
+    expected = list(ClassBalancedBatchSampler(np.array([3, 1, 0, 2, 1, 3, 2, 0]), 4, 2))
+    kinds = INTEGERS if offset == 0 else INTEGERS[-2:]
+    forms = [values, tuple(values), torch.tensor(values), list(torch.tensor(values)), list(np.array(values))]
+    for labels in forms + [np.array(values, kind) for kind in kinds]:
+        assert list(ClassBalancedBatchSampler(labels, 4, 2)) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"samples_per_class": "all"}, "samples_per_class must be an integer, at least 2, got 'all'"),
+        ({"samples_per_class": 2.0}, "samples_per_class must be an integer, at least 2, got 2.0"),
+        ({"samples_per_class": True}, "samples_per_class must be an integer, at least 2, got True"),
+        ({"batch_size": "8"}, "batch_size must be an integer, at least 1, got '8'"),
+        ({"batch_size": None}, "batch_size must be an integer, at least 1, got None"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": 0.5}, "seed must be an integer, at least 0, got 0.5"),
+        ({"super_classes": 1.5, "labels": PAIRS}, r"super_classes must be None or from 1 to 2, .* got 1\.5"),
+        ({"super_classes": "all", "labels": PAIRS}, "super_classes must be None or from 1 to 2, .* got all"),
+    ],
+)
+def test_numbers_of_a_wrong_kind_are_refused(arguments, message):
+    settings = {"labels": np.repeat(np.arange(10), 4), "batch_size": 8, "samples_per_class": 4, **arguments}
+    with pytest.raises(ValueError, match=message):
+        ClassBalancedBatchSampler(**settings)
+
+
+def test_numbers_of_numpy_are_numbers():
+    labels = np.repeat(np.arange(4), 4)
+    assert list(ClassBalancedBatchSampler(labels, np.int64(8), np.int32(4))) == list(
+        ClassBalancedBatchSampler(labels, 8, 4)
+    )
+
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, row):
+        return torch.full((3,), row)
+
+
+LOADED = [TensorDataset(torch.arange(24).repeat(3, 1).T), Rows(), list(torch.arange(24))]
+
+
+@pytest.mark.parametrize("dataset", LOADED, ids=lambda dataset: type(dataset).__name__)
+@pytest.mark.parametrize("settings", [{}, {"batch_size": 2}, {"batch_size": 2, "drop_last": True}, {"num_workers": 2}])
+def test_a_batch_sampler_given_as_sampler_is_refused(dataset, settings):
+    sampler = ClassBalancedBatchSampler(np.repeat(np.arange(6), 4), 8, 4)
+    with pytest.raises(ValueError, match="draws whole batches: give it to the DataLoader as batch_sampler="):
+        next(iter(DataLoader(dataset, sampler=sampler, **settings)))
+    with pytest.raises(ValueError, match="as batch_sampler="):
+        next(iter(DataLoader(dataset, sampler=DistributedSamplerWrapper(sampler, num_replicas=2, rank=0))))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_batch_sampler_is_taken_where_batches_are_asked_for(num_workers):
+    labels = np.repeat(np.arange(6), 4)
+    data, expected = LOADED[0], list(ClassBalancedBatchSampler(labels, 8, 4))
+    settings = (
+        {"batch_sampler": ClassBalancedBatchSampler(labels, 8, 4)},
+        {
+            "sampler": ClassBalancedBatchSampler(labels, 8, 4),
+            "batch_size": None,  # torch then asks the data set for whole batches
+        },
+    )
+    for arguments in settings:
+        batches = list(DataLoader(data, **arguments, num_workers=num_workers))
+        assert [batch[:, 0].tolist() for (batch,) in batches] == expected
+    flat = list(chain(*ClassBalancedBatchSampler(labels, 8, 4)))
+    assert torch.cat([batch for (batch,) in DataLoader(data, sampler=flat, batch_size=5)])[:, 0].tolist() == flat

@@ -1,20 +1,26 @@
 """What all data modules share: class-disjoint splits, class-balanced training batches, plain evaluation loaders."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from itertools import compress
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import Self
 
 from lightning_recall.datamodules.chunk_loader import ChunkLoader
+from lightning_recall.datamodules.duplicates import find_duplicates, without_repeated
+from lightning_recall.datamodules.image_files import ImageFiles, integer_labels
+from lightning_recall.datamodules.splits import held_out_classes
+from lightning_recall.datamodules.summary import check_queries, named, report
 from lightning_recall.samplers import ClassBalancedBatchSampler
+from lightning_recall.samplers.checks import check_integer
 
 
 class LabeledDataset(Protocol):
@@ -35,11 +41,18 @@ SamplerCallable = Callable[[NDArray[np.int64], int, int], ClassBalancedBatchSamp
 
 
 class ImagesInMemory(Dataset[tuple[Tensor, Tensor]]):
-    """Images (N, C, H, W) uint8 and labels (N,) int64, held in memory."""
+    """Images (N, C, H, W) uint8 and labels (N,) int64, held in memory.
+
+    Raises:
+        ValueError: for images of another shape or type, or labels that are not N integers.
+    """
 
     def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+        images = np.asarray(images)  # of a tensor, too
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise ValueError(f"images must be uint8 of shape (N, C, H, W), got {images.dtype} {images.shape}.")
         self.images = torch.from_numpy(images)
-        self.labels = labels
+        self.labels = integer_labels(labels, len(images))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -77,6 +90,12 @@ class RetrievalDataModule(LightningDataModule):
         seed: of the validation split, and of the batches unless the sampler has a seed of its own, other than 0.
         sampler: how batches are drawn: `ClassBalancedBatchSampler` with other settings, or another one of the kind.
             With the trainer's `overfit_batches` it never reshuffles.
+        check_duplicates: whether the set-up looks for files that are listed or linked twice, which it leaves out, or
+            refuses if their labels or splits differ; and for exact copies, which it counts and keeps. It asks for the
+            size of every file, and reads a part of those of one size.
+
+    Raises:
+        ValueError: for a number that is no integer or too small.
     """
 
     train_data: LabeledDataset | None
@@ -93,10 +112,17 @@ class RetrievalDataModule(LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         sampler: SamplerCallable | None = None,
+        check_duplicates: bool = True,
     ) -> None:
         super().__init__()
-        if eval_batch_size < 1:
-            raise ValueError(f"eval_batch_size must be at least 1, got {eval_batch_size}.")
+        sizes = {"batch_size": batch_size, "samples_per_class": samples_per_class, "chunk_size": chunk_size}
+        for name, value, least in (
+            *((name, size, 1) for name, size in sizes.items()),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("seed", seed, 0),
+        ):
+            check_integer(name, value, least)
         self.batch_size = batch_size
         self.samples_per_class = samples_per_class
         self.chunk_size = chunk_size
@@ -105,6 +131,7 @@ class RetrievalDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.sampler = sampler or ClassBalancedBatchSampler
+        self.check_duplicates = check_duplicates
 
     def read(self) -> dict[str, Any]:
         """The data sets under "train", "val" and "test", those that there are.
@@ -118,8 +145,8 @@ class RetrievalDataModule(LightningDataModule):
         if hasattr(self, "test_data"):
             return
         data = self.read()
-        train, val = data.get("train"), data.get("val")
-        for name, part in (("training", train), ("validation", val), *named(data.get("test"))):
+        train, val, test = data.get("train"), data.get("val"), data.get("test")
+        for name, part in (("training", train), ("validation", val), *named(test)):
             if part is not None and not len(part):
                 raise ValueError(f"{type(self).__name__} has no image for {name}: look into its lists and folders.")
         if train is not None and val is None and self.val_classes:
@@ -127,17 +154,38 @@ class RetrievalDataModule(LightningDataModule):
             train, val = train.select(~held, training=True), train.select(held)
         elif train is not None:
             train = train.select(slice(None), training=True)
-        self.train_data, self.val_data, self.test_data = train, val, data.get("test")
-        for name, part in (("training", train), ("validation", val), *named(self.test_data)):
-            if hasattr(part, "ground_truth"):
-                rank_zero_info(
-                    f"{name}: {len(part.ground_truth):,} queries and {len(part) - len(part.ground_truth):,} images"
-                )
-            elif part is not None:
-                _, counts = np.unique(part.labels, return_counts=True)
-                each = f"{counts.min():,}" + (f" to {counts.max():,}" if counts.min() < counts.max() else "")
-                rank_zero_info(f"{name}: {len(part):,} images of {len(counts):,} classes, {each} of each")
-                check_queries(name, part)
+        train, val, test = self._without_duplicates(train, val, test)
+        for name, part in (("training", train), ("validation", val), *named(test)):
+            if part is not None:
+                report(name, part)
+            if part is not None and name != "training" and not hasattr(part, "ground_truth"):
+                check_queries(name, part, required=stage != "predict")
+        self.train_data, self.val_data, self.test_data = train, val, test
+
+    def _without_duplicates(self, train: Any, val: Any, test: Any) -> tuple[Any, Any, Any]:
+        """Leaves out files that are there twice, and warns of copies; one process looks for all."""
+        tests = dict(test) if isinstance(test, Mapping) else {"": test}
+        parts = [("training", train), ("validation", val), *((f"test {name}".rstrip(), tests[name]) for name in tests)]
+        is_checked = [isinstance(data, ImageFiles) and not hasattr(data, "ground_truth") for _, data in parts]
+        if not (self.check_duplicates and any(is_checked)):
+            return train, val, test
+        strategy = getattr(self.trainer, "strategy", None)
+        looks = strategy is None or strategy.is_global_zero
+        found = find_duplicates(list(compress(parts, is_checked))) if looks else None
+        if strategy is not None:
+            found = strategy.broadcast(found)
+        assert found is not None  # process 0 has looked
+        if found.error is not None:
+            raise ValueError(found.error)
+        for sentence in found.warnings:
+            rank_zero_warn(sentence)
+        pairs = iter(found.repeated)
+        kept = [
+            without_repeated(data, next(pairs)) if checked else data
+            for (_, data), checked in zip(parts, is_checked, strict=True)
+        ]
+        tests = dict(zip(tests, kept[2:], strict=True))
+        return kept[0], kept[1], tests if isinstance(test, Mapping) else tests[""]
 
     def train_dataloader(self) -> ChunkLoader:
         """Class-balanced batches as lists of chunks; each process loads its share of the same batches."""
@@ -187,52 +235,3 @@ class RetrievalDataModule(LightningDataModule):
             num_workers=self.num_workers,
             generator=generator,
         )
-
-
-def check_queries(name: str, data: Any) -> None:
-    """Warns of queries that have nothing to find: they are not counted."""
-    is_query, is_gallery = getattr(data, "is_query", None), getattr(data, "is_gallery", None)
-    if is_query is None or is_gallery is None:
-        return
-    lost = np.flatnonzero(is_query & ~np.isin(data.labels, data.labels[is_gallery]))
-    if len(lost):
-        rank_zero_warn(
-            f"{name}: {len(lost):,} of {is_query.sum():,} queries have no image of their class in the gallery, such as "
-            f"{data.path(lost[0])}: they are not counted."
-        )
-
-
-def named(test_data: Any) -> list[tuple[str, Any]]:
-    """Names and data sets of a test: "test" if there is but one."""
-    if isinstance(test_data, Mapping):
-        return [(f"test {name}", data) for name, data in test_data.items()]
-    return [("test", test_data)]
-
-
-def held_out_classes(
-    labels: Sequence[int] | NDArray[np.int64],
-    share: float,
-    seed: int,
-    name: str = "val_classes",
-    part: str = "validation",
-) -> NDArray[np.bool_]:
-    """Chooses classes at random and marks their rows: (N,) bool, True for those set aside.
-
-    Args:
-        labels: (N,) of all.
-        share: of the classes, above 0 and below 1, of which it makes one at least; or a number of them, from 1.
-        seed: of the choice.
-        name: of the setting, for the error.
-        part: what they are set aside for, likewise.
-
-    Raises:
-        ValueError: if no class would be set aside, or none be left.
-    """
-    classes = np.unique(np.asarray(labels))
-    count = max(round(share * len(classes)), 1) if 0 < share < 1 else int(share)
-    if not 0 < count < len(classes):
-        raise ValueError(
-            f"{name}={share} sets {count} of {len(classes)} classes aside; it must leave at least one for {part} and "
-            "one for training."
-        )
-    return np.isin(labels, np.random.default_rng(seed).permutation(classes)[:count])

@@ -7,7 +7,7 @@ import numpy as np
 
 from lightning_recall.datamodules.base import RetrievalDataModule
 from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import check_counts, check_files, existing, integers, read_columns
+from lightning_recall.datamodules.tables import check_counts, check_files, existing, integers, read_columns, user_path
 
 SOURCE = (
     "root must hold one of the three forms in which the data set goes around: cars_annos.mat and car_ims/; or devkit/ "
@@ -42,7 +42,7 @@ class Cars196DataModule(RetrievalDataModule):
 
     def __init__(self, root: str = "data/cars196", images: ImageLoading | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.root = Path(root)
+        self.root = user_path(root)
         self.images = images or ImageLoading()
 
     def read(self) -> dict[str, ImageFiles]:

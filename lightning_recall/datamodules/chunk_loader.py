@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from lightning_recall.samplers import ClassBalancedBatchSampler
+from lightning_recall.samplers.checks import check_integer
 
 
 class Chunk(NamedTuple):
@@ -116,12 +117,11 @@ class ChunkLoader:
         kwargs: for `torch.utils.data.DataLoader`.
 
     Raises:
-        ValueError: for a `chunk_size` below 1.
+        ValueError: for a `chunk_size` that is no integer from 1.
     """
 
     def __init__(self, dataset: Any, sampler: ClassBalancedBatchSampler, chunk_size: int, **kwargs: Any) -> None:
-        if chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
+        check_integer("chunk_size", chunk_size, 1)
         self.sampler = sampler  # Lightning calls its set_epoch
         self.chunks = ChunkSampler(sampler, chunk_size)
         generator = torch.Generator().manual_seed(sampler.seed)  # else workers start from a draw of torch's own

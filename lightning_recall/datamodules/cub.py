@@ -1,13 +1,12 @@
 """Caltech-UCSD Birds 200-2011."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lightning_recall.datamodules.base import RetrievalDataModule
 from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import check_counts, check_files, existing, integers, read_columns
+from lightning_recall.datamodules.tables import check_counts, check_files, existing, integers, read_columns, user_path
 
 SOURCE = (
     "Unpack CUB_200_2011.tgz from https://www.vision.caltech.edu/datasets/cub_200_2011/ (the 2011 edition, not CUB-200 "
@@ -37,7 +36,7 @@ class CUB200DataModule(RetrievalDataModule):
 
     def __init__(self, root: str = "data/CUB_200_2011", images: ImageLoading | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.root = Path(root)
+        self.root = user_path(root)
         self.images = images or ImageLoading()
 
     def read(self) -> dict[str, ImageFiles]:

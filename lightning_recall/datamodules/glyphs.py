@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_recall.datamodules.augment import random_affine
 from lightning_recall.datamodules.base import ImagesInMemory, RetrievalDataModule
+from lightning_recall.datamodules.tables import user_path
 
 IMAGE_SIZE = 32  # pixels
 FONT_SIZE = 24  # pixels per em: most characters fill the image without touching its border
@@ -88,7 +89,7 @@ class GlyphsDataModule(RetrievalDataModule):
     def __init__(self, root: str | None = None, augment: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_recall"
-        self.file = Path(root or cache) / f"glyphs_matplotlib_{matplotlib.__version__}.npz"
+        self.file = user_path(root or cache) / f"glyphs_matplotlib_{matplotlib.__version__}.npz"
         self.augment = augment
 
     def prepare_data(self) -> None:

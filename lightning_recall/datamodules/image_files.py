@@ -18,6 +18,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
+from lightning_recall.samplers.checks import label_array
+
 UNREADABLE = -100  # label of an image that could not be read, and that no score counts: torch's ignore_index
 
 
@@ -120,6 +122,18 @@ def read_image(
     return tensor
 
 
+def integer_labels(labels: Any, count: int) -> NDArray[np.int64]:
+    """Labels (N,) as int64, given as an array, a list or a tensor of integers.
+
+    Raises:
+        ValueError: if they are no `count` integers of 64 bits.
+    """
+    array = label_array(labels) if len(labels) else np.zeros(0, dtype=np.int64)
+    if array.shape != (count,):
+        raise ValueError(f"labels must be of shape ({count},), one for each image, got {array.shape}.")
+    return array.astype(np.int64, copy=False)
+
+
 class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
     """Image files and their labels; an item is (image (C, H, W) uint8, label).
 
@@ -135,6 +149,9 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
         is_gallery: (N,) whether an image can be retrieved; None: all can.
         loading: how a file becomes a tensor.
         training: whether images are transformed for training.
+
+    Raises:
+        ValueError: if the labels are not N integers.
     """
 
     def __init__(
@@ -151,7 +168,7 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
     ) -> None:
         self.root = str(root)
         self.paths = paths if isinstance(paths, np.ndarray) else np.array([os.fsencode(path) for path in paths])
-        self.labels: NDArray[np.int64] = np.asarray(labels, dtype=np.int64)
+        self.labels = integer_labels(labels, len(self.paths))
         self.super_labels, self.boxes, self.is_query, self.is_gallery = (
             None if values is None else np.asarray(values) for values in (super_labels, boxes, is_query, is_gallery)
         )

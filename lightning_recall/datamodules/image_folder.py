@@ -1,15 +1,28 @@
 """Your own images, in a folder for each class."""
 
+import os
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
+from PIL import Image
+from pytorch_lightning.utilities import rank_zero_warn
 
-from lightning_recall.datamodules.base import RetrievalDataModule, held_out_classes
+from lightning_recall.datamodules.base import RetrievalDataModule
 from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import existing, numbered
+from lightning_recall.datamodules.splits import (
+    PART_NAMES,
+    PART_OF,
+    check_class_names,
+    part_of,
+    split_classes,
+    split_parts,
+)
+from lightning_recall.datamodules.tables import existing, numbered, quote, user_path
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # Pillow opens them, but needs other programs
+SYSTEM_FILES = {"__macosx", "thumbs.db", "desktop.ini"}
 
 
 class ImageFolderDataModule(RetrievalDataModule):
@@ -17,117 +30,136 @@ class ImageFolderDataModule(RetrievalDataModule):
 
     Either root holds one folder for each class, and `test_classes` of them, drawn at random by `seed`, are the test; or
     it holds folders `train` and `test` (and perhaps `val`), each with a folder for each class. Images may lie in
-    sub-folders of their class; what is hidden, and `__MACOSX`, does not count. With `query` and `gallery` instead of
-    `test`, the images of the first search those of the second. `val_classes` of the training classes are set aside for
-    validation, unless there is `val`.
+    sub-folders of their class, linked ones too; hidden files, and those of operating systems, do not count. With
+    `query` and `gallery` instead of `test`, the images of the first search those of the second. `val_classes` of the
+    training classes are set aside for validation, unless there is `val`. Parts may also be called training, valid,
+    validation, dev, testing or queries, in upper or lower case.
+
+    Files are read whose suffix belongs to a format that Pillow decodes; others in the folders of classes are counted.
 
     Args:
-        root: the folder.
+        root: the folder; ~ is the home folder.
         test_classes: a share of the classes, or a number; only for folders without `train` and `test`.
         images: how files become tensors.
         kwargs: for `RetrievalDataModule`.
 
     Raises:
-        ValueError: for no folder, parts without `train`, too few classes, a class without images, or one class in two
-            parts; when the data are set up.
+        ValueError: for no folder, parts without `train`, a folder beside `train` that is no part, too few classes, a
+            class without images, or one class in two parts; when the data are set up.
     """
 
     def __init__(self, root: str, test_classes: float = 0.2, images: ImageLoading | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.root = Path(root)
+        self.root = user_path(root)
         self.test_classes = test_classes
         self.images = images or ImageLoading()
 
     def read(self) -> dict[str, ImageFiles]:
         """The parts that there are folders of, or classes drawn at random."""
-        existing(self.root, "Give the folder that holds a folder of images for each class as root.")
-        folders = {name: self.root / name for name in ("train", "val", "test", "query", "gallery")}
-        parts = {name: folder for name, folder in folders.items() if folder.is_dir()}
-        if parts and "train" not in parts:
-            raise ValueError(
-                f"{self.root} holds {' and '.join(parts)}, but no train. It needs a folder for each class, of another "
-                "name; or train and test, or train, query and gallery, each with a folder for each class."
-            )
-        if not parts:
-            paths, classes = list_images(self.root, self.root)
-            (labels,) = numbered(classes)
-            data = ImageFiles(self.root, paths, labels, loading=self.images)
-            return split_classes(data, self.test_classes, self.seed)
+        if not existing(self.root, "Give the folder that holds a folder of images for each class as root.").is_dir():
+            raise ValueError(f"{self.root} is a file: give the folder that holds a folder of images for each class.")
+        parts = part_folders(self.root)
         names: list[str] = []
-        paths, classes = [], []
-        for name, folder in parts.items():
-            more = list_images(folder, self.root)
+        paths: list[str] = []
+        classes: list[str] = []
+        skipped: list[str] = []
+        for name, folder in (parts or {"": self.root}).items():
+            more = list_images(folder, self.root, skipped)
             names, paths, classes = names + [name] * len(more[0]), paths + more[0], classes + more[1]
-        return split_parts(self.root, names, paths, classes, self.images)
+        check_class_names(classes, self.root)
+        if skipped:
+            suffixes = sorted({os.path.splitext(file)[1].lower() or "none" for file in skipped})
+            rank_zero_warn(
+                f"{self.root}: {len(skipped):,} files are left out, as they lie beside the folders of the classes or "
+                f"have a suffix of no image format that Pillow decodes. The first is {skipped[0]}; their suffixes are "
+                f"{', '.join(suffixes[:8])}{' and others' if len(suffixes) > 8 else ''}."
+            )
+        if parts:
+            return split_parts(self.root, names, paths, classes, self.images)
+        (labels,) = numbered(classes)
+        return split_classes(ImageFiles(self.root, paths, labels, loading=self.images), self.test_classes, self.seed)
 
 
-def list_images(folder: Path, root: Path) -> tuple[list[str], list[str]]:
-    """Paths, from root, and classes of the images in the folders of a folder."""
-    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not hidden(entry.name))
+def part_folders(root: Path) -> dict[str, Path]:
+    """The folder of each part, in the order of `PART_NAMES`; none where root holds the classes.
+
+    Raises:
+        ValueError: for parts without train, two folders of one part, or a folder beside train that is no part.
+    """
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not hidden(entry.name))
+    found: dict[str, Path] = {}
+    for folder in folders:
+        part = part_of(folder.name)
+        if part in found:
+            raise ValueError(f"{root} holds {found[part].name} and {folder.name}, which are the same part: keep one.")
+        if part:
+            found[part] = folder
+    parts = {part: found[part] for part in PART_NAMES if part in found}
+    if parts and "train" not in parts:
+        names = " and ".join(folder.name for folder in parts.values())
+        raise ValueError(
+            f"{root} holds {names}, but no train. It needs a folder for each class, of another name; or train and "
+            "test, or train, query and gallery, each with a folder for each class."
+        )
+    unknown = [folder.name for folder in folders if folder not in found.values()]
+    if parts and unknown:
+        raise ValueError(
+            f"{root} holds {parts['train'].name} and {quote(unknown[0])}, which is no part. Beside it there may be "
+            f"{', '.join(name for name in PART_OF if PART_OF[name] != 'train')}. If {parts['train'].name} is a class, "
+            "give it another name."
+        )
+    return parts
+
+
+def list_images(folder: Path, root: Path, skipped: list[str]) -> tuple[list[str], list[str]]:
+    """Paths, from root, and classes of the images in the folders of a folder; adds other files to `skipped`."""
+    entries = sorted(entry for entry in folder.iterdir() if not hidden(entry.name))
+    skipped += [str(entry) for entry in entries if entry.suffix.lower() in suffixes() and not entry.is_dir()]
     paths: list[str] = []
     names: list[str] = []
-    for entry in classes:
-        found = (file for file in entry.rglob("*") if file.suffix.lower() in SUFFIXES and not file.is_dir())
-        images = sorted(file for file in found if not any(map(hidden, file.relative_to(entry).parts)))
+    for entry in entries:
+        if not entry.is_dir():
+            continue
+        files = sorted(files_below(str(entry)), key=lambda file: file.split(os.sep))
+        images = [file for file in files if os.path.splitext(file)[1].lower() in suffixes()]
+        others = [file for file in files if os.path.splitext(file)[1].lower() not in suffixes()]
         if not images:
-            raise ValueError(f"{entry} holds no image ({', '.join(sorted(SUFFIXES))}): remove the folder, or fill it.")
-        paths += [str(file.relative_to(root)) for file in images]
+            found = f" It holds {len(others):,} other files, such as {others[0]}." if others else ""
+            raise ValueError(f"{entry} holds no image, such as a .jpg or .png: remove the folder, or fill it.{found}")
+        paths += [file.removeprefix(os.path.join(root, "")) for file in images]
         names += [entry.name] * len(images)
+        skipped += others
     if not paths:
         raise ValueError(f"{folder} holds no folder: each class needs one, with its images.")
     return paths, names
 
 
-def hidden(name: str) -> bool:
-    """Whether a file or folder is none of the user's: of macOS, of an editor, of a version control."""
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def split_classes(data: ImageFiles, test_classes: float, seed: int) -> dict[str, ImageFiles]:
-    """Some classes for the test, the others for training.
-
-    Raises:
-        ValueError: for fewer than 4 classes, or a number that leaves too few.
-    """
-    count = len(np.unique(data.labels))
-    if count < 4:
-        raise ValueError(
-            f"{data.root} holds {count} {'class' if count == 1 else 'classes'}: training needs 2, validation and test "
-            "one each, and all should have many more."
-        )
-    test = held_out_classes(data.labels, test_classes, seed, "test_classes", "test")
-    return {"train": data.select(~test), "test": data.select(test)}
-
-
-def split_parts(
-    root: Path, parts: list[str], paths: list[str], classes: list[str], loading: ImageLoading
-) -> dict[str, ImageFiles]:
-    """Rows of an image each, told which part they belong to: train, val, test, or query and gallery.
-
-    Raises:
-        ValueError: if a class is in two parts, or only one of query and gallery is there, or these beside test.
-    """
-    part = np.array(parts)
-    (labels,) = numbered(classes)
-    data = ImageFiles(root, paths, labels, loading=loading)
-    searched = {"query", "gallery"} & set(parts)
-    if searched and (len(searched) < 2 or "test" in parts):
-        raise ValueError(f"{root} has {' and '.join(sorted(set(parts)))}: a test is `test`, or `query` and `gallery`.")
-    role = np.where(np.isin(part, ("query", "gallery")), "test", part)
-    split = {name: data.select(role == name) for name in ("train", "val", "test") if name in role}
-    if searched:
-        split["test"].is_query, split["test"].is_gallery = (
-            part[role == "test"] == "query",
-            part[role == "test"] == "gallery",
-        )
-    for name, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        if not {name, other} <= set(split):
+def files_below(folder: str) -> Iterator[str]:
+    """Files in a folder and its sub-folders, hidden ones left out; a folder that several links lead to comes once."""
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
             continue
-        both = np.intersect1d(split[name].labels, split[other].labels)
-        if len(both):
-            example = classes[int(np.flatnonzero(labels == both[0])[0])]
-            raise ValueError(
-                f"{root}: {len(both)} classes are in {name} and in {other}, such as {example!r}. Retrieval is judged "
-                "on classes that the training has not seen: give different ones."
-            )
-    return split
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not hidden(name))
+        yield from (os.path.join(place, file) for file in files if not hidden(file))
+
+
+def refuse(error: OSError) -> NoReturn:
+    """Raises ValueError for a folder that cannot be read: its images would be missing without a word."""
+    raise ValueError(f"Cannot read the folder {error.filename}: {error.strerror}.") from error
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """Suffixes, in lower case, of the formats that Pillow decodes without other programs."""
+    decoded = Image.registered_extensions().items()  # loads Pillow's plugins
+    known = {suffix for suffix, name in decoded if name in Image.OPEN and name not in NOT_DECODED}
+    return frozenset(known | {".mpo"})  # JPEG files of several images
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's: of an operating system, an editor, a version control."""
+    return name.startswith(".") or name.lower() in SYSTEM_FILES

@@ -1,13 +1,12 @@
 """In-Shop Clothes Retrieval of DeepFashion."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lightning_recall.datamodules.base import RetrievalDataModule
 from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import check_counts, check_files, existing, numbered, read_columns
+from lightning_recall.datamodules.tables import check_counts, check_files, existing, numbered, read_columns, user_path
 
 SOURCE = (
     "In-shop Clothes Retrieval Benchmark comes from https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion.html: unpack "
@@ -36,7 +35,7 @@ class InShopDataModule(RetrievalDataModule):
 
     def __init__(self, root: str = "data/InShop", images: ImageLoading | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.root = Path(root)
+        self.root = user_path(root)
         self.images = images or ImageLoading()
 
     def read(self) -> dict[str, ImageFiles]:

@@ -1,11 +1,10 @@
 """iNaturalist 2018, with the retrieval splits of Smooth-AP."""
 
-from pathlib import Path
 from typing import Any
 
 from lightning_recall.datamodules.base import RetrievalDataModule
 from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import check_counts, check_files, existing, numbered, read_columns
+from lightning_recall.datamodules.tables import check_counts, check_files, existing, numbered, read_columns, user_path
 
 SOURCE = (
     "Unpack train_val2018.tar.gz from https://github.com/visipedia/inat_comp/tree/master/2018 in root, and "
@@ -36,7 +35,7 @@ class INaturalist2018DataModule(RetrievalDataModule):
 
     def __init__(self, root: str = "data/inaturalist2018", images: ImageLoading | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.root = Path(root)
+        self.root = user_path(root)
         self.images = images or ImageLoading()
 
     def read(self) -> dict[str, ImageFiles]:

@@ -1,13 +1,12 @@
 """Google Landmarks v2, the cleaned training set."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lightning_recall.datamodules.base import RetrievalDataModule
 from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import check_counts, check_files, existing, integers, read_columns
+from lightning_recall.datamodules.tables import check_counts, check_files, existing, integers, read_columns, user_path
 
 SOURCE = (
     "The images and train_clean.csv come from https://github.com/cvdfoundation/google-landmark: unpack the 500 train "
@@ -38,7 +37,7 @@ class LandmarksDataModule(RetrievalDataModule):
         self, root: str = "data/google_landmarks_v2", images: ImageLoading | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self.root = Path(root)
+        self.root = user_path(root)
         self.images = images or ImageLoading()
 
     def read(self) -> dict[str, ImageFiles]:

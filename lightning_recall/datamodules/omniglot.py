@@ -1,13 +1,12 @@
 """Omniglot: handwritten characters of fifty alphabets."""
 
-from pathlib import Path
 from typing import Any
 
 from torchvision.datasets import Omniglot
 
 from lightning_recall.datamodules.base import RetrievalDataModule
 from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import check_counts, existing, numbered
+from lightning_recall.datamodules.tables import check_counts, existing, numbered, user_path
 
 SOURCE = (
     "It is downloaded by torchvision, or unpacked by hand from https://github.com/brendenlake/omniglot, "
@@ -37,7 +36,7 @@ class OmniglotDataModule(RetrievalDataModule):
 
     def __init__(self, root: str = "data", images: ImageLoading | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.root = Path(root)
+        self.root = user_path(root)
         self.images = images or ImageLoading(size=32, resize=32, min_scale=0.6, flip=False, mode="L")
 
     def prepare_data(self) -> None:

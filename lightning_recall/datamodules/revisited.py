@@ -9,7 +9,7 @@ import numpy as np
 
 from lightning_recall.datamodules.base import RetrievalDataModule
 from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import check_files, existing, read_columns
+from lightning_recall.datamodules.tables import check_files, existing, read_columns, user_path
 
 SOURCE = (
     "The ground truth and the images come from http://cmp.felk.cvut.cz/revisitop: root must hold NAME/gnd_NAME.pkl and "
@@ -76,7 +76,7 @@ class RevisitedDataModule(RetrievalDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(eval_batch_size=eval_batch_size, **kwargs)
-        self.root = Path(root)
+        self.root = user_path(root)
         self.benchmark = benchmark
         self.distractors = distractors
         self.images = images or ImageLoading(longest_side=1024)

@@ -1,11 +1,10 @@
 """Stanford Online Products."""
 
-from pathlib import Path
 from typing import Any
 
 from lightning_recall.datamodules.base import RetrievalDataModule
 from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import check_counts, check_files, existing, integers, read_columns
+from lightning_recall.datamodules.tables import check_counts, check_files, existing, integers, read_columns, user_path
 
 SOURCE = (
     "Unpack Stanford_Online_Products.zip from https://cvgl.stanford.edu/projects/lifted_struct/ and give the folder "
@@ -37,7 +36,7 @@ class SOPDataModule(RetrievalDataModule):
         self, root: str = "data/Stanford_Online_Products", images: ImageLoading | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self.root = Path(root)
+        self.root = user_path(root)
         self.images = images or ImageLoading()
 
     def read(self) -> dict[str, ImageFiles]:

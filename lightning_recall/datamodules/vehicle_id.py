@@ -1,13 +1,12 @@
 """PKU VehicleID."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from lightning_recall.datamodules.base import RetrievalDataModule
 from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import check_files, existing, integers, read_columns
+from lightning_recall.datamodules.tables import check_files, existing, integers, read_columns, user_path
 
 SOURCE = (
     "VehicleID_V1.0 is given out on request: https://www.pkuml.org/resources/pku-vehicleid.html. Give the folder that "
@@ -48,7 +47,7 @@ class VehicleIDDataModule(RetrievalDataModule):
         super().__init__(**kwargs)
         if protocol not in ("all", "reid"):
             raise ValueError(f'protocol must be "all" or "reid", got {protocol!r}.')
-        self.root = Path(root)
+        self.root = user_path(root)
         self.protocol = protocol
         self.images = images or ImageLoading()
 

@@ -1,21 +1,33 @@
 """The sampler: deals images out in groups, and leaves to the epoch which groups stand together in a batch."""
 
-from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
+import sys
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Sampler
 
+from lightning_recall.samplers.checks import (
+    EpochOrder,
+    Labels,
+    check_integer,
+    check_options,
+    check_sizes,
+    check_super_classes,
+    label_array,
+    super_class_of,
+)
 from lightning_recall.samplers.group_counts import FewClasses, SmallClasses, Tail, group_counts
 from lightning_recall.samplers.published import PublishedEpoch, common_length, published_epoch
 from lightning_recall.samplers.spread import SpreadEpoch, fewest_batches, filled_epoch, longest_epoch, most_batches
 from lightning_recall.samplers.super_classes import SuperClassEpoch, super_class_epoch
 
-EpochOrder = Literal["longest", "published"]
-Labels = Sequence[int] | Sequence[Sequence[int]] | NDArray[np.integer] | Tensor
+SINGLE_ROWS = {  # what these modules take from a sampler is one row: BatchSampler, and Lightning's wrapper of it
+    "torch.utils.data.sampler",
+    "lightning_fabric.utilities.distributed",
+    "lightning.fabric.utilities.distributed",
+}
 
 
 class ClassBalancedBatchSampler(Sampler[list[int]]):
@@ -94,6 +106,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         reshuffle: bool = True,
     ) -> None:
         check_sizes(batch_size, samples_per_class)
+        check_integer("seed", seed, 0)
         check_options(small_classes, tail, few_classes, epoch_order, super_classes)
         self.batch_size = batch_size
         self.samples_per_class = samples_per_class
@@ -154,7 +167,20 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         return self._length if self._length is not None else self._draw_epoch().length
 
     def __iter__(self) -> Iterator[list[int]]:
-        """This process's part of one epoch's batches, as row numbers; the next pass is the next epoch."""
+        """This process's part of one epoch's batches, as row numbers; the next pass is the next epoch.
+
+        Raises:
+            ValueError: if a DataLoader takes the batches for single rows.
+        """
+        if sys._getframe(1).f_globals.get("__name__") in SINGLE_ROWS:
+            raise ValueError(
+                f"{type(self).__name__} draws whole batches: give it to the DataLoader as batch_sampler=, without "
+                "batch_size, and not as sampler=."
+            )
+        return self._batches()
+
+    def _batches(self) -> Iterator[list[int]]:
+        """The batches of `__iter__`."""
         share = self.share
         rng = np.random.default_rng((self.seed, self.epoch if self.reshuffle else 0))
         shuffled = self._shuffle(rng)  # (N,)
@@ -192,81 +218,3 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
                 epoch = super_class_epoch(self._groups, self._super_of, self.super_classes, size, fill, rng)
                 self._drawn = key, epoch
         return self._drawn[1]
-
-
-def check_sizes(batch_size: int, samples_per_class: int) -> None:
-    """Raises ValueError unless a batch can be cut into groups of two images or more, from two classes or more."""
-    if samples_per_class < 2:
-        raise ValueError(
-            f"samples_per_class must be at least 2, so that each image has a positive, got {samples_per_class}."
-        )
-    if batch_size < 2 * samples_per_class or batch_size % samples_per_class:
-        raise ValueError(
-            f"batch_size must be a multiple of samples_per_class={samples_per_class} and hold at least 2 classes, "
-            f"got {batch_size}."
-        )
-
-
-def check_options(
-    small_classes: SmallClasses,
-    tail: Tail,
-    few_classes: FewClasses,
-    epoch_order: EpochOrder,
-    super_classes: int | None,
-) -> None:
-    """Raises ValueError for a value that an option does not have, or options that contradict each other."""
-    for name, value, kind in (
-        ("small_classes", small_classes, SmallClasses),
-        ("tail", tail, Tail),
-        ("few_classes", few_classes, FewClasses),
-        ("epoch_order", epoch_order, EpochOrder),
-    ):
-        if value not in get_args(kind):
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(kind)))}, got {value!r}.")
-    others = small_classes == "repeat", tail == "fill", few_classes == "repeat", super_classes is not None
-    if epoch_order == "published" and any(others):
-        raise ValueError(
-            'epoch_order="published" needs small_classes="error" or "drop", tail="drop", few_classes="error" and '
-            f"super_classes=None, got {small_classes!r}, {tail!r}, {few_classes!r} and {super_classes}."
-        )
-
-
-def label_array(labels: Labels) -> NDArray[np.integer]:
-    """Labels as an array (N,) or (N, 2).
-
-    Raises:
-        ValueError: if they have another shape, or are no integers.
-    """
-    array = np.asarray(labels)
-    if array.shape[1:] not in {(), (2,)} or not array.shape or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"labels must be integers of shape (N,) or (N, 2), got {array.dtype} {array.shape}.")
-    return array
-
-
-def super_class_of(
-    labels: NDArray[np.integer], order: NDArray[np.int32], sizes: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Number from 0 of each class's super-class (C,), given the rows class by class (N,) and the classes' sizes (C,).
-
-    Raises:
-        ValueError: if `labels` are not (N, 2), or a class is in two super-classes.
-    """
-    if labels.ndim == 1:
-        raise ValueError("super_classes needs labels of shape (N, 2): the class and the super-class of each item.")
-    sorted_labels = labels[order]  # (N, 2)
-    first = sorted_labels[np.cumsum(sizes) - sizes]  # (C, 2)
-    wrong = np.flatnonzero(sorted_labels[:, 1] != np.repeat(first[:, 1], sizes))
-    if len(wrong):
-        one, other = sorted_labels[wrong[0]], first[np.searchsorted(np.cumsum(sizes), wrong[0], side="right")]
-        raise ValueError(f"Class {one[0]} is in super-class {other[1]} and in {one[1]}: each needs one of its own.")
-    return np.unique(first[:, 1], return_inverse=True)[1]
-
-
-def check_super_classes(super_classes: int, super_of: NDArray[np.int64], num_classes: int) -> None:
-    """Raises ValueError for more super-classes in a batch than it has classes, or than there are."""
-    most = min(num_classes, len(np.unique(super_of)))
-    if not 1 <= super_classes <= most:
-        raise ValueError(
-            f"super_classes must be None or from 1 to {most}, the smaller of the classes in a batch ({num_classes}) "
-            f"and the super-classes with classes to draw ({len(np.unique(super_of))}), got {super_classes}."
-        )

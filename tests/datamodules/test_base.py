@@ -8,7 +8,7 @@ import torch
 
 from lightning_recall import ClassBalancedBatchSampler, RetrievalDataModule
 from lightning_recall.datamodules import ChunkLoader
-from lightning_recall.datamodules.base import ImagesInMemory, held_out_classes
+from lightning_recall.datamodules.base import ImagesInMemory
 
 LABELS = np.repeat(np.arange(10), 6)
 
@@ -137,16 +137,65 @@ def test_the_sampler_keeps_what_its_config_says(settings, overfit_batches):
         assert list(sampler) == list(expected)
 
 
-@pytest.mark.parametrize(("val_classes", "count"), [(0.2, 2), (0.01, 1), (3, 3)])
-def test_held_out_classes_are_whole(val_classes, count):
-    held = held_out_classes(LABELS, val_classes, seed=1)
-    assert len(np.unique(LABELS[held])) == count
-    assert not set(LABELS[held]) & set(LABELS[~held])
-    assert np.array_equal(held, held_out_classes(LABELS, val_classes, seed=1))
-    assert not np.array_equal(held, held_out_classes(LABELS, val_classes, seed=2))
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("batch_size", "256", "must be an integer, at least 1, got '256'"),
+        ("batch_size", 256.0, "must be an integer, at least 1, got 256.0"),
+        ("samples_per_class", "all", "must be an integer, at least 1, got 'all'"),
+        ("chunk_size", None, "must be an integer, at least 1, got None"),
+        ("chunk_size", 0, "must be at least 1, got 0"),
+        ("eval_batch_size", True, "must be an integer, at least 1, got True"),
+        ("num_workers", -1, "must be at least 0, got -1"),
+        ("seed", -1, "must be at least 0, got -1"),
+        ("seed", None, "must be an integer, at least 0, got None"),
+    ],
+)
+def test_numbers_of_a_wrong_kind_are_refused_at_once(name, value, message):
+    with pytest.raises(ValueError, match=f"{name} {message}"):
+        RetrievalDataModule(**{name: value})
 
 
-@pytest.mark.parametrize("val_classes", [0.0, 0.99, 10, 25, -1])
-def test_a_split_without_classes_is_refused(val_classes):
-    with pytest.raises(ValueError, match="must leave at least one for validation and one for training"):
-        held_out_classes(LABELS, val_classes, seed=0)
+@pytest.mark.parametrize("kind", ["int64", "int32", "uint16", "int8", "float32", "float64", "bool"])
+def test_images_that_are_not_uint8_are_refused(kind):
+    images = np.arange(60 * 64).reshape(60, 1, 8, 8).astype(kind)
+    with pytest.raises(ValueError, match=rf"images must be uint8 of shape \(N, C, H, W\), got {kind} \(60, 1, 8, 8\)"):
+        ImagesInMemory(images, LABELS)
+
+
+def test_images_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"got uint8 \(60, 8, 8\)"):
+        ImagesInMemory(np.zeros((60, 8, 8), np.uint8), LABELS)
+    with pytest.raises(ValueError, match=r"labels must be of shape \(60,\), one for each image, got \(59,\)"):
+        ImagesInMemory(np.zeros((60, 1, 8, 8), np.uint8), LABELS[:59])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_labels_of_16_digits_stay_what_they_are(num_workers):
+    labels = LABELS + 9_007_199_254_740_993  # 2 ** 53 + 1, the first integer that float64 has not
+    data = Memory(batch_size=16, samples_per_class=2, val_classes=2, num_workers=num_workers)
+    data.read = lambda: {"train": ImagesInMemory(images_in_memory().images.numpy(), labels.tolist())}
+    data.setup("fit")
+    loaders = data.train_dataloader(), data.val_dataloader()
+    chunks = [chunk for batch in loaders[0] for chunk in batch] + list(loaders[1])
+    found = torch.cat([labels for _, labels in chunks])
+    assert set(found.tolist()) == set(labels.tolist())
+    for images, part in chunks:
+        assert part.tolist() == labels[images[:, 0, 0, 0].numpy()].tolist()
+
+
+def test_a_position_in_another_epoch_skips_nothing():
+    loader = ChunkLoader(images_in_memory(), ClassBalancedBatchSampler(LABELS, 16, 2), 16)
+    loader.load_state_dict({"epoch": 1, "batches": 2})
+    assert len(list(loader)) == len(loader) - 2
+    loader.load_state_dict({"epoch": 1, "batches": 2})
+    loader.sampler.set_epoch(0)
+    assert len(list(loader)) == len(loader)
+
+
+def test_an_evaluation_draws_nothing_from_the_random_numbers_of_the_training():
+    data = Memory(val_classes=2)
+    data.setup("fit")
+    state = torch.get_rng_state()
+    assert len(list(data.val_dataloader())) == 1
+    assert torch.equal(torch.get_rng_state(), state)

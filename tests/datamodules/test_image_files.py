@@ -154,6 +154,14 @@ def test_training_takes_another_image_of_the_class(broken):
         training[4]
 
 
+@pytest.mark.filterwarnings("ignore:Cannot read the image")
+def test_the_next_image_of_the_class_is_taken_and_after_the_last_the_first(broken):
+    training = ImageFiles(broken.root, broken.paths, [0, 1, 0, 0, 0, 1], loading=broken.loading, training=True)
+    assert training[2][0].unique().tolist() == [3]
+    assert training[4][0].unique().tolist() == [0]
+    assert training[5][0].unique().tolist() == [1]
+
+
 def test_evaluation_leaves_an_image_out(broken):
     with pytest.warns(UserWarning, match=r"4.png: .*; it is left out"):
         image, label = broken[4]
@@ -194,3 +202,31 @@ def test_wrong_numbers_are_refused(settings):
 def test_wrong_words_are_refused(settings):
     with pytest.raises(ValueError, match='mode must be "RGB" or "L", on_error "skip" or "raise"'):
         ImageLoading(**settings)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1.5], r"labels must be integers .*, got float64 \(2,\), the first"),
+        ([0, float("nan")], "labels must be integers"),
+        (["0", "1"], r"labels must be integers .*, got <U1 \(2,\), the first .*'0'"),
+        ([0, None], "labels must be integers"),
+        ([True, False], "labels must be integers"),
+        ([0, 1, 2], r"labels must be of shape \(2,\), one for each image, got \(3,\)"),
+        ([[0, 1], [0, 1]], r"labels must be of shape \(2,\)"),
+        (np.array([0, 2**63], np.uint64), r"labels must be below 2\*\*63, got 9223372036854775808"),
+    ],
+)
+def test_labels_that_are_no_integers_are_refused(labels, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        ImageFiles(tmp_path, ["a.png", "b.png"], labels)
+
+
+@pytest.mark.parametrize(
+    "kind", [np.int8, np.uint8, np.int16, np.uint32, np.int64, np.uint64, list, tuple, torch.tensor]
+)
+def test_labels_of_any_integer_type(kind, tmp_path):
+    values = [7, 3]
+    labels = np.array(values, kind) if isinstance(kind, type) and issubclass(kind, np.integer) else kind(values)
+    data = ImageFiles(tmp_path, ["a.png", "b.png"], labels)
+    assert (data.labels.tolist(), data.labels.dtype) == (values, np.int64)

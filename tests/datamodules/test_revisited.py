@@ -81,3 +81,14 @@ def test_what_is_missing_is_told(small_data):
     data = set_up(root)
     with pytest.raises(ValueError, match="RevisitedDataModule has no training images"):
         data.train_dataloader()
+
+
+def test_copies_and_labels_do_not_matter_where_lists_tell_what_is_relevant(small_data):
+    root = small_data("revisited")
+    folder = root / "roxford5k" / "jpg"
+    (folder / "image_1.jpg").write_bytes((folder / "image_0.jpg").read_bytes())
+    (folder / "image_3.jpg").unlink()
+    (folder / "image_3.jpg").symlink_to(folder / "image_2.jpg")
+    data = set_up(root).test_data
+    assert len(data) == len(data.is_query) == 8
+    assert data.ground_truth[1] == ([], [1, 3], [])

@@ -35,8 +35,8 @@ def test_quoted_cells_and_no_header(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("id file\n1 a.jpg\n", "has no column 'path': its first line names ['id', 'file']"),
-        ("id path\n1 a.jpg\n2\n", "line 3: 1 cells where 2 are needed: 2"),
+        ("id file\n1 a.jpg\n", "has no column 'path': its first line names 'id, file'"),
+        ("id path\n1 a.jpg\n2\n", "line 3: 1 cells where 2 are needed: '2'"),
         ("id path\n", "lists nothing"),
         ("", "lists nothing"),
     ],
@@ -88,6 +88,63 @@ def test_text_that_is_not_utf8_is_named(tmp_path, text):
     for read in (lambda: read_columns(file, ("path",), ","), lambda: column_names(file, ",")):
         with pytest.raises(ValueError, match=r"list\.csv cannot be read as UTF-8 text \(.*\): save it as such"):
             read()
-    file.write_text(f'path,label\n"{"x" * 200_000}')  # a quote that is not closed
-    with pytest.raises(ValueError, match=r"list\.csv cannot be read as UTF-8 text \(field larger"):
-        read_columns(file, ("path",), ",")
+
+
+@pytest.mark.parametrize("lines", [3_000, 20_000])
+def test_a_quote_that_is_not_closed_is_named_by_its_line(lines, tmp_path):
+    file = tmp_path / "list.csv"
+    text = ["path,label", *(f"{i}.jpg,class {i % 7}" for i in range(lines))]
+    text[4] = '"3.jpg,class 3'
+    file.write_text("\n".join(text))
+    with pytest.raises(ValueError, match=r'list\.csv, line 5: a quote \("\) is not closed in its line') as raised:
+        read_columns(file, ("path", "label"), ",")
+    assert len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label\na.jpg,1\n\n,2\n", "line 4: the path is empty."),
+        ("path,label\na.jpg, \n", "line 2: the label is empty."),
+        ("path,label,path\na.jpg,1,b.jpg\n", "has several columns 'path': its first line names 'path, label, path'."),
+        ("path,label,Path\na.jpg,1,b.jpg\n", "has several columns 'path'"),
+        ("path;label\na.jpg;1\n", "Semicolons separate its cells: save it with commas."),
+        ("path\tlabel\na.jpg\t1\n", "Tabs separate its cells: save it with commas."),
+        ("path,label\na, b.jpg,1\n", "line 2: 3 cells where 2 are needed: 'a b.jpg 1'."),
+        ("path,label\na.jpg,1\0\n", "line 2: it has NUL characters. Save the file as UTF-8 text."),
+        ('path,label\n"a.jpg"x,1\n', "line 2: a quote"),
+        (f"{'x' * 9_999},label\na.jpg,1\n", "has no column 'path'"),
+        (f"path,label\n{'x' * 9_999}\n", "line 2: 1 cells where 2 are needed: 'xxx"),
+        (f"path,label\na.jpg,{'1,' * 9_999}\n", "line 2: 10001 cells where 2 are needed: 'a.jpg 1"),
+    ],
+)
+def test_faults_of_a_table_are_named_in_a_paragraph(text, message, tmp_path):
+    file = tmp_path / "list.csv"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
+        read_columns(file, ("path", "label"), ",")
+    assert str(raised.value).startswith(str(file))
+    assert len(str(raised.value)) < 500
+
+
+def test_lines_before_the_header_are_counted(tmp_path):
+    file = tmp_path / "list.txt"
+    file.write_text("3\nid path\n1 a.jpg\n2\n")
+    with pytest.raises(ValueError, match="line 4: 1 cells where 2 are needed"):
+        read_columns(file, ("path",), skip=1)
+
+
+def test_what_spreadsheets_write_is_read(tmp_path):
+    file = tmp_path / "list.csv"
+    file.write_text('PATH, Label \r"a ""b"".jpg",  1 ,,\r c.jpg ,2\r', newline="")  # line ends of old Macintoshes
+    assert read_columns(file, ("path", "label"), ",") == [['a "b".jpg', "c.jpg"], ["1", "2"]]
+    assert column_names(file, ",") == ["path", "label"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_utf16_is_refused(encoding, tmp_path):
+    file = tmp_path / "list.csv"
+    file.write_text("path,label\na.jpg,1\n", encoding=encoding)
+    for read in (lambda: read_columns(file, ("path",), ","), lambda: column_names(file, ",")):
+        with pytest.raises(ValueError, match=r"list\.csv.* (cannot be read as UTF-8 text|it has NUL characters)"):
+            read()

@@ -1,0 +1,29 @@
+import numpy as np
+import pytest
+
+from lightning_recall.datamodules.splits import held_out_classes
+
+LABELS = np.repeat(np.arange(10), 6)
+
+
+@pytest.mark.parametrize(("val_classes", "count"), [(0.2, 2), (0.01, 1), (3, 3)])
+def test_held_out_classes_are_whole(val_classes, count):
+    held = held_out_classes(LABELS, val_classes, seed=1)
+    assert len(np.unique(LABELS[held])) == count
+    assert not set(LABELS[held]) & set(LABELS[~held])
+    assert np.array_equal(held, held_out_classes(LABELS, val_classes, seed=1))
+    assert not np.array_equal(held, held_out_classes(LABELS, val_classes, seed=2))
+
+
+@pytest.mark.parametrize("val_classes", [0.0, 0.99, 10, 25, -1])
+def test_a_split_without_classes_is_refused(val_classes):
+    with pytest.raises(ValueError, match="must leave at least one for validation and one for training"):
+        held_out_classes(LABELS, val_classes, seed=0)
+
+
+@pytest.mark.parametrize("val_classes", [2.5, "0.1", float("nan"), float("inf"), None])
+def test_numbers_that_are_not_whole_are_refused(val_classes):
+    with pytest.raises(
+        ValueError, match=f"test_classes must be a share below 1 or a whole number .*, got {val_classes!r}"
+    ):
+        held_out_classes(LABELS, val_classes, 0, "test_classes")
