@@ -5,7 +5,6 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import (
     EarlyStopping,
-    GradientAccumulationScheduler,
     LearningRateMonitor,
     ModelCheckpoint,
     StochasticWeightAveraging,
@@ -285,11 +284,6 @@ def test_weights_are_averaged():
     assert trainer.global_step == 20  # the epoch for the statistics of BatchNorm makes no step
     expected = torch.stack(weights.seen[1:4]).mean(0)  # as Lightning does: when epochs 2, 3 and 4 start
     torch.testing.assert_close(flat(module.parameters()), expected)
-
-
-def test_lightnings_accumulation_names_the_alternative():
-    with pytest.raises(RuntimeError, match=r"not supported for\s+manual optimization"):
-        fit(Line(), callbacks=[GradientAccumulationScheduler({0: 2})])
 
 
 # What cannot work
