@@ -92,7 +92,7 @@ class RetrievalEvaluation(Callback):
         self.shows_bar = True
 
     def logged_keys(self, trainer: Trainer) -> list[str] | None:
-        """Keys that a validation will log; None before the dataloaders are set up, and for one with a `ground_truth`."""
+        """Keys that a validation will log; None before there are dataloaders, and for one with a `ground_truth`."""
         loaders = trainer.val_dataloaders
         names = loader_names(loaders)
         if loaders is None or any(

@@ -65,8 +65,8 @@ def refuse_without_validation(trainer: Trainer, callback: Any, what: str) -> Non
         rank_zero_warn(f"{what}, but there is no validation: only the end of the training is saved.")
         return
     raise ValueError(
-        f"{what}, but there is no validation: set classes aside (val_classes above 0), leave limit_val_batches as it is, "
-        "or remove the monitor."
+        f"{what}, but there is no validation: set classes aside (val_classes above 0), leave limit_val_batches as it "
+        "is, or remove the monitor."
     )
 
 
