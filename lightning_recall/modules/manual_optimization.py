@@ -9,7 +9,13 @@ from pytorch_lightning.callbacks import BaseFinetuning, GradientAccumulationSche
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor, nn
 
-from lightning_recall.modules.resuming import check_parameters, check_settings, check_waiting, optimization_settings
+from lightning_recall.modules.resuming import (
+    check_no_finder,
+    check_parameters,
+    check_settings,
+    check_waiting,
+    optimization_settings,
+)
 from lightning_recall.modules.schedules import check_schedules
 
 
@@ -254,6 +260,8 @@ class ManualOptimization(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up the gradients and metrics that were waited for."""
+        if self._trainer is not None:  # else of load_from_checkpoint
+            check_no_finder(self._trainer)
         self.ended_epochs = checkpoint.get("ended_epochs", 0)
         self.resumed_metrics = checkpoint.get("metrics", {})
         waiting = checkpoint.get("accumulated", {"batches": 0, "gradients": {}})

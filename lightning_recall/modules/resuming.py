@@ -1,8 +1,10 @@
 """Optimizers and schedulers of a resumed training, which come from its checkpoint whatever the configuration says."""
 
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import LearningRateFinder
 
 START_ANEW = (
     "To train on with other settings, start a new training from the checkpoint's weights: --weights FILE in the "
@@ -69,6 +71,17 @@ def check_settings(saved: dict[str, Any], trainer: Trainer) -> None:
         raise ValueError(
             f"The checkpoint's training has {', '.join(told)}. A resumed training keeps the optimizer and the schedule "
             f"of its checkpoint: set these values as they were. {START_ANEW}"
+        )
+
+
+def check_no_finder(trainer: Trainer) -> None:
+    """Raises ValueError if LearningRateFinder is to run in a resumed training: Lightning then loses the checkpoint."""
+    finds = any(isinstance(callback, LearningRateFinder) for callback in trainer.callbacks)  # type: ignore[attr-defined]  # set by Lightning
+    own = Path(trainer.ckpt_path or "").name.startswith(".lr_find")  # what the finder itself saves and loads
+    if trainer.state.fn == "fit" and finds and not own:
+        raise ValueError(
+            "LearningRateFinder would train with a new optimizer, from the first epoch: remove it to resume, or leave "
+            "out ckpt_path."
         )
 
 
