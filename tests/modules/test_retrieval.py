@@ -232,7 +232,7 @@ def test_the_batch_size_is_not_to_be_found():
     with pytest.raises(ValueError, match="BatchSizeFinder would change the loss"):
         Tuner(make_trainer()).scale_batch_size(module, datamodule=Vectors())
     fitted(module, callbacks=[BatchSizeFinder(batch_arg_name="chunk_size", max_trials=2, steps_per_trial=1)])
-    assert module.chunk_size == 8  # 2, doubled twice
+    assert module.chunk_size == 4  # 2, doubled
 
 
 class Fails(Embedder):
@@ -250,9 +250,9 @@ class Fails(Embedder):
         return super().forward(F.dropout(self.norm(x), 0.5, self.training))
 
 
-@pytest.mark.parametrize("at", [2, 7])  # in the first pass, in the recomputation
+@pytest.mark.parametrize("at", [2, 11])  # in the first pass, in the recomputation
 def test_a_step_that_failed_leaves_no_trace_in_the_next(at):
-    """Batches of 16 in chunks of 3 are 6 passes, and 5 again."""
+    """A batch of 16 comes in chunks of 5, which are 8 passes, and 7 again."""
 
     class GoesOn(RetrievalModule):
         def training_step(self, batch, batch_idx):
@@ -275,7 +275,7 @@ def test_a_step_that_failed_leaves_no_trace_in_the_next(at):
     clean, failed = trained(0), trained(at)
     for name, value in clean.state_dict().items():
         torch.testing.assert_close(failed.state_dict()[name], value, atol=0, rtol=0)
-    assert clean.embedder.norm.num_batches_tracked == 12
+    assert clean.embedder.norm.num_batches_tracked == 16
 
 
 def test_mixup_feeds_the_loss():
