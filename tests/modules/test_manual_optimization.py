@@ -350,6 +350,14 @@ def test_an_override_that_would_lose_the_clipping_is_refused():
     with pytest.raises(ValueError, match=r"Logs.on_before_optimizer_step must call super\(\), which clips"):
         fit(Logs(gradient_clip_val=0.1))
 
+    class ClipsOnce(Line):
+        def on_before_optimizer_step(self, optimizer):
+            if self.trainer.global_step == 0:
+                super().on_before_optimizer_step(optimizer)
+
+    with pytest.raises(ValueError, match=r"ClipsOnce.on_before_optimizer_step must call super"):
+        fit(ClipsOnce(gradient_clip_val=0.1))
+
 
 def test_a_failed_backward_leaves_nothing_waiting():
     class FailsOnce(Line):

@@ -65,6 +65,10 @@ def cycle(max_lr=1.0, total_steps=10):
     return lambda optimizer: OneCycleLR(optimizer, max_lr, total_steps=total_steps)
 
 
+def from_zero(optimizer):
+    return LambdaLR(optimizer, lambda step: step / 10)
+
+
 SCHEDULES = [
     None,
     cycle(),
@@ -115,6 +119,7 @@ def test_a_plateau_goes_on(tmp_path):
         ({"loss_lr": 0.2}, {"loss_lr": 0.3}, r"lr \[0.5, 0.2\] and not \[0.5, 0.3\]"),
         ({"lr_scheduler": cycle()}, {"lr_scheduler": cycle(2.0)}, "max_lr 1.0 and not 2.0"),
         ({"lr_scheduler": cycle()}, {"lr_scheduler": cycle(total_steps=20)}, "total_steps 10 and not 20"),
+        ({"lr_scheduler": from_zero}, {"lr_scheduler": from_zero, "optimizer": sgd(0.1)}, "lr 0.5 and not 0.1"),
         ({"lr_scheduler": cycle()}, {}, "scheduler OneCycleLR and not none"),
         ({}, {"lr_scheduler": cycle()}, "scheduler none and not OneCycleLR"),
         ({"lr_scheduler": SCHEDULES[4]}, {"lr_scheduler": lambda o: StepLR(o, 2, gamma=0.1)}, "gamma 0.5 and not 0.1"),
@@ -196,6 +201,26 @@ def test_a_backbone_that_joined_later_goes_on(tmp_path):
     assert [group["lr"] for group in trainer.optimizers[0].param_groups] == [0.5, 0.05]
     again = train(3, tmp_path / "epoch=1.ckpt")
     assert [group["lr"] for group in again.optimizers[0].param_groups] == [0.5, 0.1]
+
+
+def test_an_option_that_a_newer_torch_adds_is_no_difference(tmp_path):
+    path = tmp_path / "first.ckpt"
+    fit(Net()).save_checkpoint(path)
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["optimization_settings"]["optimizer's maximize"]
+    torch.save(checkpoint, path)
+    assert fit(Net(), path, max_epochs=2).global_step == 10
+
+
+def test_a_finder_does_not_matter_where_nothing_is_trained(tmp_path):
+    class Predicts(Net):
+        def predict_step(self, batch, batch_idx):
+            return self.backbone(batch[0])
+
+    fit(Net()).save_checkpoint(tmp_path / "first.ckpt")
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[LearningRateFinder()])
+    loader = DataLoader(TensorDataset(ROWS), batch_size=5)
+    assert len(trainer.predict(Predicts(), loader, ckpt_path=tmp_path / "first.ckpt")) == 2
 
 
 def test_a_learning_rate_is_not_sought_in_a_resumed_training(tmp_path):

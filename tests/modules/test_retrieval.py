@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningDataModule, Trainer
 from pytorch_lightning.callbacks import BackboneFinetuning, BatchSizeFinder
 from pytorch_lightning.plugins.precision import MixedPrecision
@@ -164,7 +165,7 @@ class LossOfStep(Callback):
         pl_module.losses.append(seen)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, 3])  # three have unequal numbers of the 16 queries
 @pytest.mark.parametrize("loss", [ScaledLoss, lambda: RecallAtKLoss((1, 2), rank_temperature=0.1)])
 def test_a_step_returns_the_loss_of_the_whole_batch_on_every_process(devices, loss, tmp_path):
     class Kept(LossOfStep):
@@ -219,8 +220,8 @@ def test_a_backbone_is_frozen_and_joins_later():
 
 
 def test_a_subclass_may_have_a_backbone_of_its_own():
-    module = make_module()
-    assert not hasattr(module, "backbone")
+    assert not hasattr(make_module(), "backbone")
+    module = RetrievalModule(TwoParts(), ScaledLoss())
     module.backbone = nn.Linear(1, 1)
     assert module.backbone.in_features == 1
 
@@ -231,6 +232,12 @@ def test_the_batch_size_is_not_to_be_found():
         fitted(module, callbacks=[BatchSizeFinder()])
     with pytest.raises(ValueError, match="BatchSizeFinder would change the loss"):
         Tuner(make_trainer()).scale_batch_size(module, datamodule=Vectors())
+    with pytest.raises(
+        MisconfigurationException, match="Field batch_size not found"
+    ):  # Lightning's: no loss is changed
+        make_trainer(callbacks=[BatchSizeFinder()], limit_val_batches=1).validate(
+            module, datamodule=Vectors(), verbose=False
+        )
     fitted(module, callbacks=[BatchSizeFinder(batch_arg_name="chunk_size", max_trials=2, steps_per_trial=1)])
     assert module.chunk_size == 4  # 2, doubled
 
