@@ -119,6 +119,22 @@ def test_fit_resumes(run, command, glyph_folder, in_tmp_path):
         command("fit", "--config", config, "--ckpt_path", last, "--trainer.max_epochs", 9, *QUICK)
 
 
+def test_a_training_starts_anew_with_weights(run, command, glyph_folder, in_tmp_path):
+    config = small_config(in_tmp_path, glyph_folder)
+    other = ("--model.optimizer.lr", 0.5, "--model.lr_scheduler", "null", "--trainer.limit_train_batches", 1)
+    with pytest.raises(ValueError, match="scheduler OneCycleLR and not none"):
+        command("fit", "--config", config, "--ckpt_path", best(run), *other, *QUICK)
+    still = ("--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", 0, "--model.lr_scheduler", "null")
+    short = ("--trainer.max_epochs", 1, "--trainer.limit_train_batches", 1, "--trainer.limit_val_batches", 1)
+    command("fit", "--config", config, "--weights", best(run), *still, *short, *QUICK)
+    folder = in_tmp_path / "runs/glyphs/version_1"
+    first, second = (torch.load(path, weights_only=True) for path in (best(run), folder / "checkpoints/last.ckpt"))
+    assert (second["global_step"], second["optimizer_states"][0]["param_groups"][0]["lr"]) == (1, 0)
+    name = "embedder.projection.0.weight"
+    assert torch.equal(second["state_dict"][name], first["state_dict"][name])
+    assert yaml.safe_load((folder / "config.yaml").read_text())["weights"] == str(best(run))
+
+
 def test_predict_writes_embeddings(run, command, glyph_folder, in_tmp_path):
     command("predict", "--config", GLYPHS, "--data.root", glyph_folder, "--ckpt_path", best(run), *QUICK)
     saved = load_embeddings(in_tmp_path / "runs/glyphs/version_0/embeddings")

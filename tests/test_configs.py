@@ -26,6 +26,7 @@ def test_glyphs_run(subcommand, command, glyph_folder):
     command(subcommand, "--config", FOLDER / "glyphs.yaml", "--data.root", glyph_folder, "--trainer.fast_dev_run", 2)
 
 
+@pytest.mark.filterwarnings("ignore:ModelCheckpoint monitors 'val/recall@1', but there is no validation")
 def test_the_recipe_joins_its_parts(command, glyph_folder):
     schedule = ("--trainer.max_epochs", 1, "--trainer.limit_train_batches", 2, "--trainer.limit_val_batches", 0)
     configs = ("-c", FOLDER / "glyphs.yaml", "-c", FOLDER / "glyphs_recipe.yaml", "--data.root", glyph_folder)

@@ -86,7 +86,9 @@ class End(Callback):
             torch.save(pl_module.state_dict(), self.folder / "final.pt")
 
 
-def train(folder, end=(), ckpt_path=None, devices=1, num_workers=0, checkpoint=None, validate=False, **kwargs):
+def train(
+    folder, end=(), ckpt_path=None, devices=1, num_workers=0, checkpoint=None, validate=False, epochs=4, **kwargs
+):
     torch.set_num_threads(1)  # a fork finds none of the threads that its parent has started
     torch.cuda._is_in_bad_fork = lambda: False  # torch.compile has looked for CUDA in the parent; this is a CPU's
     warnings.simplefilter("ignore")  # of folders that are not empty, and the like
@@ -114,7 +116,7 @@ def train(folder, end=(), ckpt_path=None, devices=1, num_workers=0, checkpoint=N
         accelerator="cpu",
         devices=devices,
         strategy="ddp_fork" if devices > 1 else "auto",
-        max_epochs=4,
+        max_epochs=epochs,
         default_root_dir=folder,
         limit_val_batches=1.0 if validate else 0,
         logger=False,
@@ -220,3 +222,33 @@ def test_gradients_that_wait_for_a_step_are_kept(tmp_path):
     assert waiting["batches"] == 1
     assert in_a_process(ended, ckpt_path=ended / "waiting.ckpt", **settings) == 0
     assert_same_end(whole, ended)
+
+
+class SavesAtTheEnd(End):
+    """Saves after the last batch, at the end of the last epoch, and after the training."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.fit_loop.total_batch_idx == 5:
+            trainer.save_checkpoint(self.folder / "batch.ckpt")
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            trainer.save_checkpoint(self.folder / "epoch.ckpt")
+
+    def on_train_end(self, trainer, pl_module):
+        trainer.save_checkpoint(self.folder / "end.ckpt")
+        super().on_train_end(trainer, pl_module)
+
+
+@pytest.mark.parametrize(("schedule", "validate"), [(stepwise, True), (None, False)])
+def test_resumed_at_the_end_of_a_training_with_more_epochs(tmp_path, schedule, validate):
+    settings = {"validate": validate, "lr_scheduler": schedule, "lr_interval": "epoch"}
+    whole, ended = tmp_path / "whole", tmp_path / "ended"
+    assert in_a_process(whole, **settings) == 0
+    assert in_a_process(ended, epochs=2, checkpoint=SavesAtTheEnd(ended), **settings) == 0
+    for name in ("batch", "epoch", "end"):
+        assert in_a_process(ended, ckpt_path=ended / f"{name}.ckpt", **settings) == 0
+        assert_same_end(whole, ended)
+    (ended / "final.pt").unlink()
+    assert in_a_process(ended, ckpt_path=ended / "end.ckpt", epochs=2, **settings) == 0
+    assert not (ended / "final.pt").exists()  # no training starts where nothing is left to do

@@ -2,6 +2,7 @@
 
 from lightning_recall.callbacks.evaluation_charts import EvaluationCharts
 from lightning_recall.callbacks.evaluation_report import EvaluationReport
+from lightning_recall.callbacks.learning_rate_suggestion import LearningRateSuggestion
 from lightning_recall.callbacks.retrieval_evaluation import RetrievalEvaluation
 from lightning_recall.callbacks.retrieved_images import RetrievedImages, draw_neighbors
 from lightning_recall.callbacks.run_summary import RunSummary
@@ -13,6 +14,7 @@ from lightning_recall.callbacks.training_curves import TrainingCurves
 __all__ = [
     "EvaluationCharts",
     "EvaluationReport",
+    "LearningRateSuggestion",
     "RetrievalEvaluation",
     "RetrievedImages",
     "RunSummary",

@@ -27,6 +27,7 @@ from lightning_recall.callbacks.tables import write_tables
 from lightning_recall.callbacks.unknown_rows import check_needless, check_recorded, check_shares
 from lightning_recall.metrics import RetrievalScores, RevisitedMAP
 from lightning_recall.metrics.revisited import GroundTruth
+from lightning_recall.metrics.scores import AT_K
 from lightning_recall.metrics.searched import Searched
 
 MODEL, UNTRAINED, PIXELS = "model", "untrained", "pixels"
@@ -98,6 +99,19 @@ class RetrievalEvaluation(Callback):
         self.results: list[Evaluated] = []  # of the last validate or test
         self.started = 0.0
         self.shows_bar = True
+
+    def logged_keys(self, trainer: Trainer) -> list[str] | None:
+        """Keys that a validation will log; None before there are dataloaders, and for one with a `ground_truth`."""
+        loaders = trainer.val_dataloaders
+        names = loader_names(loaders)
+        if loaders is None or any(
+            getattr(getattr(loader_at(loaders, number), "dataset", None), "ground_truth", None) is not None
+            for number in range(len(names))
+        ):
+            return None
+        scores = [f"{name}@{k}" for name in self.scores if name in AT_K for k in self.ks]
+        scores += [name for name in self.scores if name not in AT_K]
+        return [f"val/{name}/{score}" if len(names) > 1 else f"val/{score}" for name in names for score in scores]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keeps a copy of the weights before training, if they are to be scored; has the rows of batches recorded."""

@@ -9,13 +9,14 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # loaded lazily
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.utilities import rank_zero_info
 
 # Imported so that configs can name their classes without a module: `class_path: RetrievalModule`.
 from lightning_recall import callbacks, datamodules, losses, mixup, models, modules  # noqa: F401  # for their names
 from lightning_recall.callbacks.output import free_paths, keeps_files, output_path, run_folder, say_where
+from lightning_recall.cli.checkpoints import check_checkpoint, is_local, load_weights, other_network
 from lightning_recall.cli.errors import USERS, paragraph
 from lightning_recall.cli.help import VERBOSE, Parser, name_subcommands, texts
 
@@ -37,6 +38,29 @@ def without_download(model: Any) -> None:
         frozen = settings.get("freeze_batch_norm")
         settings["freeze_batch_norm"] = isinstance(settings.get("backbone"), str) if frozen is None else frozen
         settings["pretrained"] = False
+
+
+def expand_pretrained(model: Any) -> None:
+    """Expands `~` in the embedder's file of weights, which no shell has seen.
+
+    Args:
+        model: settings with `init_args`, which are changed.
+    """
+    embedder: Any = (model.get("init_args") or {}).get("embedder")
+    settings = embedder.get("init_args") if hasattr(embedder, "get") else None
+    if settings and isinstance(settings.get("pretrained"), str):
+        settings["pretrained"] = os.path.expanduser(settings["pretrained"])
+
+
+def has_last_checkpoint(trainer: Trainer) -> bool:
+    """Whether `ckpt_path="last"` would find a checkpoint."""
+    paths: set[Any] = set()
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it
+        if isinstance(callback, ModelCheckpoint):
+            paths |= callback._find_last_checkpoints(trainer)
+        elif isinstance(callback, OnExceptionCheckpoint):
+            paths.add(callback.ckpt_path)
+    return any(Path(path).exists() for path in paths if path)
 
 
 class SaveSettings(SaveConfigCallback):
@@ -85,6 +109,8 @@ class RecallCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Loads in the chunks in which the module embeds, where both know of chunks."""
+        about_weights = "File of weights to start from: a checkpoint, or a state_dict. A training starts anew."
+        parser.add_argument("--weights", type=str | None, default=None, help=about_weights)
         parser.link_arguments("model.init_args.chunk_size", "data.init_args.chunk_size", compute_fn=chunk_to_load)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -99,18 +125,48 @@ class RecallCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuses checkpoints that are not there, or that a new process cannot find: it would test new weights."""
         subcommand = self.config.subcommand
-        ckpt_path = str(self.config[subcommand].get("ckpt_path") or "")
-        if subcommand != "fit" and ckpt_path in ("best", "last"):
+        config = self.config[subcommand]
+        for name in ("ckpt_path", "weights"):
+            config[name] = os.path.expanduser(config[name]) if config.get(name) else None
+        ckpt_path, weights = config.ckpt_path or "", config.weights
+        if ckpt_path and weights:
+            self.parser.error("Give either --ckpt_path, to go on, or --weights, to start anew, not both.")
+        if ckpt_path == "best" or (ckpt_path == "last" and subcommand != "fit"):
             self.parser.error(f"--ckpt_path {ckpt_path} is known only to the process that trained: give a file's path.")
-        if ckpt_path.endswith(".ckpt") and "://" not in ckpt_path and not Path(ckpt_path).exists():
-            self.parser.error(f"--ckpt_path {ckpt_path}: there is no such file.")
-        called = self.config[subcommand].trainer.callbacks or []
+        given = weights or (ckpt_path if is_local(ckpt_path) else None)
+        if given and not Path(given).exists():
+            self.parser.error(f"--{'weights' if weights else 'ckpt_path'} {given}: there is no such file.")
+        if given and not weights:
+            check_checkpoint(Path(given), subcommand, config.get("weights_only"))
+        expand_pretrained(config.model)
+        called = config.trainer.callbacks or []
         called = called if isinstance(called, list) else [called]
         scores_start = any((callback.get("init_args") or {}).get("baselines") for callback in called)
-        if ckpt_path.endswith(".ckpt") and not scores_start:
-            without_download(self.config[subcommand].model)
-        if subcommand != "fit" and not ckpt_path:
+        if weights or (ckpt_path and not scores_start):
+            without_download(config.model)
+        if subcommand != "fit" and not given:
             rank_zero_info("No --ckpt_path is given: the model is taken as it was initialised.")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Names the checkpoint whose weights do not fit."""
+        try:
+            super()._run_subcommand(subcommand)
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            raise ValueError(f"{self.config[subcommand].ckpt_path} {other_network(error)}") from error
+
+    def instantiate_classes(self) -> None:
+        """Loads the weights to start from; refuses to start anew where a training was to be resumed."""
+        super().instantiate_classes()
+        config = self.config[self.config.subcommand]
+        if config.weights:
+            load_weights(self.model, Path(config.weights))
+        if config.ckpt_path == "last" and not has_last_checkpoint(self.trainer):
+            self.parser.error(
+                "--ckpt_path last: there is no last checkpoint in the folders of this run's callbacks. Give a file's "
+                "path, or leave --ckpt_path out to start anew."
+            )
 
     def before_fit(self) -> None:
         """Refuses an output folder that cannot be written, before anything is computed."""
@@ -199,8 +255,6 @@ def run() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
     try:
         main()
-    except (*USERS, RuntimeError) as error:
-        if not isinstance(error, USERS) and "loading state_dict" not in str(error):
-            raise
+    except USERS as error:
         sys.stderr.write(f"lightning-recall: error: {paragraph(error)}\n({VERBOSE}=1 shows where it happened.)\n")
         sys.exit(1)

@@ -11,6 +11,8 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 USERS = (ValueError, OSError, ImportError, MisconfigurationException, torch.OutOfMemoryError)
 """Errors whose text says it all."""
 
+LONGEST = 800  # characters of a message, about a paragraph
+
 NOISE = re.compile(
     r"Does not validate against any of the Union subtypes|Subtypes: |Errors:|- Expected a <class 'NoneType'>"
     r"|Given value|- Expected a path but|Expected a path but"
@@ -35,6 +37,11 @@ def plain(message: str) -> str:
     text = re.sub(r'Parser key "([\w.]+)":', r"\1:", text)
     text = re.sub(r"Problem with given class_path '([\w.]+)':", r"\1:", text)
     text = re.sub(r"Expected a dot import path string: ([\w.]+)", lambda match: unknown_class(match[1]), text)
+    text = re.sub(
+        r"Expected a <class '[\w.]*(?:Sequence|list|tuple)'>. Got value: ([\w., ]+)$", r"A list is written [\1].", text
+    )
+    text = re.sub(r"(?:a )?<class '(?:[\w.]+\.)?(\w+)'>", r"\1", text)
+    text = re.sub(r"^Unexpected config:", "A settings file holds lines of the form name: value, but one holds:", text)
     return re.sub(
         r"([\w.]+): Option '([\w.]+)' is not accepted(?!\. It)", lambda match: match[0] + options_of(match[1]), text
     )
@@ -60,11 +67,14 @@ def options_of(class_path: str) -> str:
     return f". It takes: {', '.join(options)}." if options else ". It takes none."
 
 
+def shortened(text: str) -> str:
+    """A text of at most a paragraph."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."
+
+
 def paragraph(error: BaseException) -> str:
     """What went wrong, and what to do where it can be told."""
     text = plain(str(error))
     if isinstance(error, torch.OutOfMemoryError):
         return f"The GPU's memory ran out: take a smaller --model.chunk_size. ({text.split('. ')[0]})"
-    if "loading state_dict" in text:
-        return f"The checkpoint is of another network than the settings tell: {text[:600]}"
-    return text or type(error).__name__
+    return shortened(text) or type(error).__name__

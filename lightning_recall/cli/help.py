@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 from jsonargparse import DefaultHelpFormatter
 from pytorch_lightning.cli import LightningArgumentParser
 
-from lightning_recall.cli.errors import plain
+from lightning_recall.cli.errors import plain, shortened
 
 VERBOSE = "LIGHTNING_RECALL_VERBOSE"  # environment variable
 
@@ -58,7 +58,7 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Says what is wrong in one paragraph, and exits with 2."""
-        super().error(plain(message), ex)
+        super().error(shortened(plain(message)), ex)
 
 
 def texts() -> dict[str, Any]:

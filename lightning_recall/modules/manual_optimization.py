@@ -1,15 +1,22 @@
 """What the Trainer leaves undone in manual optimization: clipping, accumulation, schedulers."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import BaseFinetuning, GradientAccumulationScheduler, LearningRateFinder
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
-from pytorch_lightning.utilities import rank_zero_warn
-from pytorch_lightning.utilities.types import LRSchedulerConfig
 from torch import Tensor, nn
+
+from lightning_recall.modules.resuming import (
+    check_no_finder,
+    check_parameters,
+    check_settings,
+    check_waiting,
+    optimization_settings,
+)
+from lightning_recall.modules.schedules import check_schedules
 
 
 class ManualOptimization(LightningModule):
@@ -17,11 +24,19 @@ class ManualOptimization(LightningModule):
 
     A subclass computes a loss and calls `optimize`. Schedulers step by the batch or by the epoch, gradients are clipped
     where they are no longer scaled by mixed precision, several batches may make one step, and a checkpoint between
-    them keeps the gradients. The Trainer's own `gradient_clip_val` and `accumulate_grad_batches` are refused by
-    Lightning in manual optimization: here they are arguments of the module.
+    them keeps the gradients. `gradient_clip_val` and `accumulate_grad_batches` are arguments of the module, not of the
+    Trainer. `training_step` should return `{"loss": loss.detach()}`, which LearningRateFinder and SpikeDetection read.
 
     `configure_optimizers` may be overridden with any optimizers and schedulers, with interval and frequency, as
-    Lightning takes them; `global_step` counts the steps of every optimizer.
+    Lightning takes them; `global_step` counts the steps of every optimizer. `optimizer_step`, `optimizer_zero_grad`,
+    `on_before_zero_grad`, `configure_gradient_clipping` and `lr_scheduler_step` may be overridden as in automatic
+    optimization, and are called in its order, with one difference: when `optimizer_step` is called the gradients are
+    there already, and its closure does nothing. Overrides of the other hooks defined here must call `super()`.
+
+    A resumed training keeps the optimizer and schedule of its checkpoint: other settings are refused.
+
+    After `Tuner.lr_find` the attribute `lr` is the learning rate of all parameters but those of `loss_lr`; None, the
+    default: the optimizer's own.
 
     Args:
         optimizer: parameters -> optimizer; None: AdamW with a learning rate of 1e-4.
@@ -37,8 +52,9 @@ class ManualOptimization(LightningModule):
             of an epoch may have fewer.
 
     Raises:
-        ValueError: for numbers out of range, a plateau by the step, and schedules that cannot work or overrule
-            `loss_lr` (when the training starts).
+        ValueError: for numbers out of range; when the training starts, for a plateau by the step, schedules that cannot
+            work or overrule `loss_lr` or `lr`, arguments given to the Trainer instead of the module, and a resumed
+            training whose optimizer or schedule is not the checkpoint's.
     """
 
     def __init__(
@@ -69,10 +85,14 @@ class ManualOptimization(LightningModule):
         self.gradient_clip_val = gradient_clip_val
         self.gradient_clip_algorithm = gradient_clip_algorithm
         self.accumulate_grad_batches = accumulate_grad_batches
+        self.lr: float | None = None  # set by Tuner.lr_find
         self.accumulated = 0  # batches whose gradients wait for a step
         self.ended_epochs = 0  # that schedulers have seen the end of
         self.resumed_gradients: dict[str, Tensor] = {}
         self.resumed_metrics: dict[str, Tensor] = {}
+        self.resumed_from: dict[str, Any] | None = None  # a checkpoint that is yet to be compared
+        self.settings: dict[str, Any] = {}  # of optimizers and schedulers, as configured
+        self.clipped = False
 
     def optimize(self, loss: Tensor) -> None:
         """Adds the gradient of a batch's loss, and makes a step where one is due."""
@@ -80,20 +100,32 @@ class ManualOptimization(LightningModule):
             return  # StochasticWeightAveraging lets an epoch pass for the statistics of BatchNorm only
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-        if self.accumulated == 0:
-            for optimizer in optimizers:
-                optimizer.zero_grad()
+        waiting, self.accumulated = self.accumulated, 0  # if backward fails, the next batch starts anew
+        if waiting == 0:
+            self.zero_gradients(optimizers)
         self.manual_backward(loss / self.accumulate_grad_batches)
-        self.accumulated += 1
+        self.accumulated = waiting + 1
         if self.accumulated == self.accumulate_grad_batches or self.trainer.is_last_batch:
             self.step_optimizers(optimizers)
         if self.trainer.is_last_batch:  # and not later: a checkpoint may be saved when the batch ends
             self.end_epoch()
 
+    def zero_gradients(self, optimizers: list[Any]) -> None:
+        """Frees the gradients of the last step, by the hooks of automatic optimization."""
+        for optimizer in optimizers:
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning
+                callback.on_before_zero_grad(self.trainer, self, optimizer.optimizer)
+            self.on_before_zero_grad(optimizer.optimizer)
+            self.optimizer_zero_grad(self.current_epoch, self.trainer.fit_loop.batch_idx, optimizer.optimizer)
+
     def step_optimizers(self, optimizers: list[Any]) -> None:
         """A step with the gradients that wait."""
+        self.clipped = False
         for optimizer in optimizers:
-            optimizer.step()
+            before = self.trainer.global_step
+            self.optimizer_step(self.current_epoch, self.trainer.fit_loop.batch_idx, optimizer, lambda: None)
+            if self.gradient_clip_val is not None and not self.clipped and self.trainer.global_step > before:
+                raise ValueError(f"{type(self).__name__}.on_before_optimizer_step must call super(), which clips.")
         self.accumulated = 0
         self.step_schedulers("step", self.trainer.global_step // len(optimizers))
 
@@ -111,6 +143,8 @@ class ManualOptimization(LightningModule):
         groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if id(p) not in known]}]
         if of_loss:
             groups.append({"params": of_loss, "lr": self.loss_lr})
+        if self.lr is not None:
+            groups[0]["lr"] = self.lr
         for group in groups:
             group["params"] = [p for p in group["params"] if p.requires_grad]
         optimizer = self.optimizer(groups) if self.optimizer else torch.optim.AdamW(groups, lr=1e-4)
@@ -123,22 +157,42 @@ class ManualOptimization(LightningModule):
                 f"{type(schedulers[-1]).__name__} sets a learning rate of its own for all parameters, so that loss_lr "
                 f"would do nothing: give it one for the network and one for the loss, such as max_lr: {before}."
             )
+        if self.lr is not None and optimizer.param_groups[0].get("initial_lr", self.lr) != self.lr:
+            raise ValueError(
+                f"{type(schedulers[-1]).__name__} sets a learning rate of its own, so that lr={self.lr:.3g} would do "
+                "nothing: give it to the scheduler, such as max_lr, and set lr to None."
+            )
         timing = {"interval": self.lr_interval, "frequency": self.lr_frequency}
         return [optimizer], [{"scheduler": scheduler, **timing} for scheduler in schedulers]
+
+    def configure_callbacks(self) -> Sequence[Callback] | Callback:
+        """Refuses settings of the Trainer that are arguments of the module: Lightning asks for callbacks first."""
+        if self.trainer.state.fn == "fit":
+            refuse_automatic_settings(self.trainer, self.accumulate_grad_batches)
+        return super().configure_callbacks()
 
     def setup(self, stage: str) -> None:
         """Forgets what a checkpoint loaded outside of a training has left."""
         self.accumulated, self.ended_epochs, self.resumed_gradients, self.resumed_metrics = 0, 0, {}, {}
+        self.resumed_from = None
+
+    def on_fit_start(self) -> None:
+        """Compares the optimizers and schedulers with those of the checkpoint, which then replace them."""
+        saved, self.resumed_from = self.resumed_from, None
+        managed = any(isinstance(callback, BaseFinetuning) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]  # set by Lightning
+        self.settings = {} if managed else optimization_settings(self.trainer)  # else its groups are not ours
+        if saved is not None:
+            check_waiting(saved["accumulate_grad_batches"], self.accumulate_grad_batches)
+        if saved is not None and not managed:
+            if saved["settings"]:
+                check_settings(saved["settings"], self.trainer)
+            check_parameters(saved["optimizers"], self.trainer)
 
     def on_train_start(self) -> None:
         """Refuses schedules that cannot work with this training, new or resumed; takes up gradients that wait."""
         if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in self.trainer.optimizers):
             raise ValueError("LBFGS computes the loss several times a step, which a large batch cannot: take another.")
-        for config in self.trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-                check_plateau(config)
-            else:
-                self.check_length(config)
+        check_schedules(self.trainer, self.accumulate_grad_batches)
         for callback in self.trainer.checkpoint_callbacks:
             if getattr(callback, "_train_time_interval", None) is not None:
                 raise ValueError(
@@ -150,30 +204,11 @@ class ManualOptimization(LightningModule):
                 parameter.grad = self.resumed_gradients[name].to(parameter.device)
         self.resumed_gradients = {}
 
-    def check_length(self, config: LRSchedulerConfig) -> None:
-        """Compares the training with a schedule that has an end, such as OneCycleLR's."""
-        trainer, total = self.trainer, getattr(config.scheduler, "total_steps", None)
-        planned: float = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
-        if config.interval == "step":
-            batches = trainer.num_training_batches
-            planned *= batches if batches == math.inf else -(-batches // self.accumulate_grad_batches)
-            planned = min(planned, trainer.max_steps // len(trainer.optimizers)) if trainer.max_steps > 0 else planned
-        planned = planned // config.frequency if planned < math.inf else 0
-        if not isinstance(total, int) or planned in (0, total):
-            return
-        every = f"{config.frequency} " if config.frequency > 1 else ""
-        mismatch = (
-            f"{type(config.scheduler).__name__} ends after total_steps={total}, but the training steps it "
-            f"{planned:.0f} times, every {every}{config.interval}{'s' if every else ''}"
-        )
-        if planned > total:
-            raise ValueError(f"{mismatch}: set total_steps to {planned:.0f}, or train for less.")
-        rank_zero_warn(f"{mismatch}, so that the learning rate will not come down: set total_steps to {planned:.0f}.")
-
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clips the gradient: here, and not in `training_step`, it is no longer scaled by mixed precision."""
-        if self.gradient_clip_val is not None:
-            self.clip_gradients(optimizer, self.gradient_clip_val, self.gradient_clip_algorithm)
+        self.clipped = True
+        algorithm = None if self.gradient_clip_val is None else self.gradient_clip_algorithm
+        self.configure_gradient_clipping(optimizer, self.gradient_clip_val, algorithm)
 
     def on_validation_model_zero_grad(self) -> None:
         """Frees the gradients before a validation, unless they wait for a step."""
@@ -185,7 +220,7 @@ class ManualOptimization(LightningModule):
         for config in self.trainer.lr_scheduler_configs:
             due = config.interval == interval and count % config.frequency == 0
             if due and not isinstance(config.scheduler, ReduceLROnPlateau):
-                config.scheduler.step()
+                self.lr_scheduler_step(config.scheduler, None)
 
     def on_train_epoch_end(self) -> None:
         """Shows plateau schedulers their monitors, those of validation only after a validation.
@@ -203,7 +238,7 @@ class ManualOptimization(LightningModule):
                 continue
             known = every is None and scheduler.monitor in self.trainer.callback_metrics
             if validated or known or not scheduler.monitor.startswith("val"):
-                scheduler.step(self.monitored(scheduler.monitor))
+                self.lr_scheduler_step(scheduler, self.monitored(scheduler.monitor))
         self.resumed_metrics = {}  # they were those of the epoch in which the checkpoint was saved
 
     def monitored(self, name: str) -> Tensor:
@@ -216,24 +251,46 @@ class ManualOptimization(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the gradients that wait for a step, and the metrics that a plateau scheduler waits for."""
         checkpoint["ended_epochs"] = self.ended_epochs
+        checkpoint["optimization_settings"] = self.settings
         checkpoint["metrics"] = {name: torch.as_tensor(m) for name, m in self.trainer.callback_metrics.items()}
         if self.accumulated:
             gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
             checkpoint["accumulated"] = {"batches": self.accumulated, "gradients": gradients}
+            checkpoint["accumulated"]["accumulate_grad_batches"] = self.accumulate_grad_batches
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up the gradients and metrics that were waited for."""
+        if self._trainer is not None:  # else of load_from_checkpoint
+            check_no_finder(self._trainer)
         self.ended_epochs = checkpoint.get("ended_epochs", 0)
         self.resumed_metrics = checkpoint.get("metrics", {})
         waiting = checkpoint.get("accumulated", {"batches": 0, "gradients": {}})
         self.accumulated, self.resumed_gradients = waiting["batches"], waiting["gradients"]
+        self.resumed_from = {
+            "optimizers": checkpoint.get("optimizer_states"),
+            "settings": checkpoint.get("optimization_settings", {}),
+            "accumulate_grad_batches": waiting.get("accumulate_grad_batches"),
+        }
 
 
-def check_plateau(config: LRSchedulerConfig) -> None:
-    """Raises ValueError unless a plateau scheduler tells its monitor and waits for the end of an epoch."""
-    if config.interval == "step":
-        raise ValueError('ReduceLROnPlateau waits for a validation: set lr_interval="epoch".')
-    if not isinstance(config.scheduler, ReduceLROnPlateau):
-        raise ValueError(
-            "torch's ReduceLROnPlateau does not tell what to monitor: use pytorch_lightning.cli.ReduceLROnPlateau."
-        )
+def refuse_automatic_settings(trainer: Trainer, accumulate_grad_batches: int) -> None:
+    """Raises ValueError for settings that Lightning knows in automatic optimization only, naming the module's own."""
+    for name, unset in (("gradient_clip_val", 0), ("gradient_clip_algorithm", None), ("accumulate_grad_batches", 1)):
+        value = getattr(trainer, name)
+        if value not in (None, unset):
+            value = getattr(value, "value", value)  # of an enum
+            raise ValueError(
+                f"The Trainer's {name}={value!r} does nothing in manual optimization: give {name}={value!r} to the "
+                f"module instead of the Trainer; in the command --model.{name} {value}."
+            )
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning
+        if isinstance(callback, GradientAccumulationScheduler):
+            raise ValueError(
+                "GradientAccumulationScheduler does nothing in manual optimization: give accumulate_grad_batches to "
+                "the module; it is the same in all epochs."
+            )
+        if isinstance(callback, LearningRateFinder) and accumulate_grad_batches > 1:
+            raise ValueError(
+                "LearningRateFinder compares the losses of single batches: set the module's accumulate_grad_batches to "
+                f"1 while it runs, got {accumulate_grad_batches}."
+            )

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import BatchSizeFinder
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, distributed, nn
@@ -11,6 +13,7 @@ from torch import Tensor, distributed, nn
 from lightning_recall.gather import gather_rows
 from lightning_recall.losses.base import able
 from lightning_recall.modules.manual_optimization import ManualOptimization
+from lightning_recall.modules.monitors import check_monitors
 from lightning_recall.modules.random_state import random_states, restore_random_state
 from lightning_recall.recompute import chunked_forward, largest_chunk_size
 from lightning_recall.recompute.nests import num_rows, tensors_of
@@ -79,24 +82,48 @@ class RetrievalModule(ManualOptimization):
         self.resumed_states: list[dict[str, Any]] | None = None
         self.batch_checked = False
 
+    @property
+    def backbone(self) -> nn.Module:
+        """The embedder's backbone, which Lightning's BackboneFinetuning asks for."""
+        own = self._modules.get("backbone")  # of a subclass
+        backbone: nn.Module = self.embedder.backbone if own is None else own  # type: ignore[assignment]  # as it should be
+        return backbone
+
+    def configure_callbacks(self) -> Sequence[Callback] | Callback:
+        """Refuses BatchSizeFinder, too."""
+        finders = [callback for callback in self.trainer.callbacks if isinstance(callback, BatchSizeFinder)]  # type: ignore[attr-defined]  # set by Lightning
+        if self.trainer.state.fn == "fit" and any(finder._batch_arg_name == "batch_size" for finder in finders):
+            raise ValueError(
+                "BatchSizeFinder would change the loss, which compares all images of a batch: choose batch_size for "
+                'its quality. chunk_size alone sets the memory: chunk_size="auto" finds the largest that fits.'
+            )
+        return super().configure_callbacks()
+
     def forward(self, images: Any) -> Tensor:
         """Embeddings (b, D) of images (b, ...)."""
         embeddings: Tensor = self.embedder(images)
         return embeddings
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One large batch: its loss, its gradient, and an optimizer step where one is due."""
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """One large batch: its loss, its gradient, and an optimizer step where one is due.
+
+        Returns:
+            {"loss": the loss of the whole batch, without a graph}, the same number on every process.
+        """
         inputs, own_labels = split_chunks(batch)
         self.check_batch(inputs, own_labels)
         chunk_size = self.fitting_chunk_size(inputs)
         own_embeddings = chunked_forward(self.embedder, inputs, chunk_size, self.keep_chunks, self.device)  # (b, D)
         loss, share = self.batch_loss(own_embeddings, own_labels)
         self.optimize(loss * share)
-        self.log("train/loss", loss.detach() * share, prog_bar=True, sync_dist=True, batch_size=len(own_labels))
+        whole = self.trainer.strategy.reduce(loss.detach() * share, reduce_op="mean")
+        assert isinstance(whole, Tensor)
+        self.log("train/loss", whole, prog_bar=True, batch_size=len(own_labels))
         if self.logs_this_batch():
             diagnostics = getattr(self.loss, "diagnostics", {})
             logged = {f"train/{name}": value * share for name, value in diagnostics.items()}
             self.log_dict(logged, sync_dist=True, batch_size=len(own_labels))
+        return {"loss": whole}
 
     def batch_loss(self, own_embeddings: Tensor, own_labels: Tensor) -> tuple[Tensor, float]:
         """Loss over the embeddings of all processes, of which this one holds (b, D).
@@ -193,8 +220,9 @@ class RetrievalModule(ManualOptimization):
             )
 
     def on_train_start(self) -> None:
-        """Goes on with the random numbers of a resumed training."""
+        """Refuses monitors that nothing logs; goes on with the random numbers of a resumed training."""
         super().on_train_start()
+        check_monitors(self.trainer, ["train/loss"], ["train/"] if hasattr(self.loss, "diagnostics") else [])
         if self.resumed_states is not None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
             restore_random_state(self.resumed_states, rank, world_size, self.device)

@@ -32,7 +32,14 @@ def console(in_tmp_path, monkeypatch, capsys):  # noqa: ARG001  # the command wr
         (("--model.loss", "CircleLos"), "model: lightning_recall.RetrievalModule: loss: There is no class CircleLos. "),
         (("--model.loss", "CircleLos"), "Did you mean CircleLoss?"),
         (("--model.loss", "Zzz"), "There is no class Zzz. Classes of other packages are given as package.module.Name."),
-        (("--data.batch_size", "x"), "data: lightning_recall.datamodules.GlyphsDataModule: batch_size: Expected a "),
+        (
+            ("--data.batch_size", "x"),
+            "data: lightning_recall.datamodules.GlyphsDataModule: batch_size: Expected int. Got value: x",
+        ),
+        (("--model.loss.ks", "1,2,4"), "RecallAtKLoss: ks: A list is written [1,2,4]."),
+        (("--ckpt_path", "best"), "--ckpt_path best is known only to the process that trained"),
+        (("--ckpt_path", "~/none.pth"), "none.pth: there is no such file"),
+        (("--weights", "none.pth"), "--weights none.pth: there is no such file"),
         (("--trainer.nope", "3"), "unrecognized arguments: --trainer.nope 3"),
     ],
 )
@@ -52,6 +59,8 @@ def test_a_wrong_option_is_told_in_a_line(console, option, told):
         (("--model.loss.rank_temperature", "-1"), "Temperatures must be above 0, got k_temperature=1.0, rank_temper"),
         (("--data.samples_per_class", "7"), "batch_size must be a multiple of samples_per_class=7"),
         (("--trainer.accelerator", "tpu"), "torch_xla"),
+        (("--trainer.gradient_clip_val", "1"), "--model.gradient_clip_val 1"),
+        (("--ckpt_path", __file__), "is not a file that torch has saved: give a checkpoint"),
     ],
 )
 def test_a_wrong_value_is_told_in_a_paragraph(console, option, told, glyph_folder):
@@ -78,7 +87,8 @@ def test_the_checkpoint_of_another_network_is_named_as_such(console, glyph_folde
         *("--trainer.callbacks", "null", "--trainer.logger", "false"),
     )
     assert code == 1
-    assert "error: The checkpoint is of another network than the settings tell: Error(s) in loading state_dict" in shown
+    assert "error: other.ckpt holds the weights of another network or loss than the settings describe. Missing" in shown
+    assert len(shown.strip().splitlines()[-2]) < 900
 
 
 def test_an_error_of_nobodys_making_keeps_its_traceback(monkeypatch):
@@ -110,3 +120,52 @@ def test_help_names_the_subcommands_whole():
     assert "predict Write the embeddings of the test images." in text
     assert "fit Train a model, and validate it on classes set aside from training." in text
     assert "\n  lightning-recall fit --config configs/glyphs.yaml\n" in shown
+
+
+def test_no_message_is_longer_than_a_paragraph(console):
+    assert len(paragraph(ValueError("wrong " * 9_999))) == 800
+    _, shown = console("fit", "--config", GLYPHS, "--data.batch_size", "x" * 9_999)
+    assert len(shown) < 1_200
+
+
+@pytest.mark.parametrize("subcommand", ["validate", "test", "predict"])
+def test_a_broken_checkpoint_is_refused_by_all(console, subcommand):
+    Path("empty.ckpt").touch()
+    code, shown = console(subcommand, "--config", GLYPHS, "--ckpt_path", "empty.ckpt")
+    assert code == 1
+    assert "error: empty.ckpt is empty: the process that saved it was interrupted" in shown
+
+
+def test_a_training_that_cannot_be_resumed_does_not_start_anew(console, glyph_folder):
+    data = ("--config", GLYPHS, "--data.root", str(glyph_folder))
+    code, shown = console("fit", *data, "--ckpt_path", "last")
+    assert code == 2
+    assert "--ckpt_path last: there is no last checkpoint" in shown
+    assert not Path("runs").exists()
+    torch.save({}, "some.ckpt")
+    code, shown = console("fit", *data, "--ckpt_path", "some.ckpt", "--weights", "some.ckpt")
+    assert code == 2
+    assert "Give either --ckpt_path, to go on, or --weights, to start anew, not both." in shown
+
+
+def test_home_folders_are_found(console, in_tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(in_tmp_path))
+    Path("settings.yaml").write_text(
+        Path(GLYPHS)
+        .read_text()
+        .replace("backbone: {class_path: SmallConvNet}", "backbone: resnet18\n        pretrained: ~/w.pth")
+    )
+    code, shown = console("fit", "--config=~/settings.yaml")
+    assert code == 1
+    assert f"there is no file {in_tmp_path}/w.pth" in shown
+    Path("empty.ckpt").touch()
+    _, shown = console("fit", "--config=~/settings.yaml", "--ckpt_path=~/empty.ckpt")
+    assert f"{in_tmp_path}/empty.ckpt is empty" in shown
+
+
+@pytest.mark.parametrize(("text", "told"), [("", "A settings file holds lines of the form name"), ("- 1", "- 1")])
+def test_a_file_without_settings_is_refused(console, text, told):
+    Path("settings.yaml").write_text(text)
+    code, shown = console("fit", "--config", "settings.yaml")
+    assert code == 2
+    assert told in shown

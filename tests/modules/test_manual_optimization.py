@@ -2,17 +2,22 @@ import csv
 
 import pytest
 import torch
-from pytorch_lightning import Callback, Trainer
+from lightning_fabric.utilities.spike import TrainingSpikeException
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import (
     EarlyStopping,
     GradientAccumulationScheduler,
+    LearningRateFinder,
     LearningRateMonitor,
     ModelCheckpoint,
+    SpikeDetection,
     StochasticWeightAveraging,
+    WeightAveraging,
 )
 from pytorch_lightning.cli import ReduceLROnPlateau
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins.precision import MixedPrecision
+from pytorch_lightning.tuner import Tuner
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, StepLR
@@ -35,6 +40,7 @@ class Line(ManualOptimization):
         loss = self.value(batch[0])
         self.optimize(loss)
         self.log("train/loss", loss.detach())
+        return {"loss": loss.detach()}
 
     def value(self, inputs):
         return (1 - self.loss(self.net(inputs)).tanh()).square().mean()
@@ -230,7 +236,214 @@ def test_a_scaled_gradient_is_clipped_and_stepped_as_it_is():
     torch.testing.assert_close(scaled.gradients[0], plain.gradients[0], atol=0.05, rtol=0.05)
 
 
+# The hooks of automatic optimization
+
+
+class Noted:
+    """Notes its hooks, with what they are given."""
+
+    def note(self, name, *args):
+        self.noted = [*getattr(self, "noted", []), (name, *args)]
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.note("batch", batch_idx)
+
+    def on_before_zero_grad(self, optimizer):
+        self.note("before zero", type(optimizer).__name__)
+
+    def optimizer_zero_grad(self, epoch, batch_idx, optimizer):
+        self.note("zero", epoch, batch_idx, type(optimizer).__name__)
+        super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
+    def on_before_backward(self, loss):
+        self.note("before backward", loss.item())
+
+    def on_after_backward(self):
+        self.note("after backward")
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+        def closure():
+            result = optimizer_closure()
+            self.note("step", epoch, batch_idx, type(optimizer).__name__)
+            return result
+
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val, gradient_clip_algorithm):
+        self.note("clip", type(optimizer).__name__, gradient_clip_val, gradient_clip_algorithm)
+        super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def lr_scheduler_step(self, scheduler, metric):
+        self.note("schedule", type(scheduler).__name__, metric)
+        super().lr_scheduler_step(scheduler, metric)
+
+    def on_train_epoch_end(self):
+        self.note("epoch end")
+        super().on_train_epoch_end()
+
+
+class NotedZero(Callback):
+    def on_before_zero_grad(self, trainer, pl_module, optimizer):
+        pl_module.note("callback before zero", type(optimizer).__name__)
+
+
+class NotedLine(Noted, Line):
+    pass
+
+
+class Automatic(LightningModule):
+    """What `Line` does, in automatic optimization."""
+
+    def __init__(self, optimizer=sgd, scheduler=None):
+        super().__init__()
+        line = Line()
+        self.net, self.loss, self.make, self.scheduler = line.net, line.loss, optimizer, scheduler
+
+    def training_step(self, batch, batch_idx):
+        return Line.value(self, batch[0])
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        optimizer = self.make(self.parameters())
+        return [optimizer], [self.scheduler(optimizer)] if self.scheduler else []
+
+
+class NotedAutomatic(Noted, Automatic):
+    pass
+
+
+@pytest.mark.parametrize(("batches", "limit"), [(1, None), (2, 0.1)])
+def test_hooks_are_those_of_automatic_optimization_and_in_its_order(batches, limit):
+    manual = NotedLine(lr_scheduler=halved, accumulate_grad_batches=batches, gradient_clip_val=limit)
+    fit(manual, callbacks=[NotedZero()], max_epochs=2)
+    automatic, clipping = NotedAutomatic(scheduler=halved), {"gradient_clip_algorithm": "norm"} if limit else {}
+    settings = {"accumulate_grad_batches": batches, "gradient_clip_val": limit, **clipping}
+    fit(automatic, callbacks=[NotedZero()], max_epochs=2, **settings)
+    assert len(automatic.noted) > 30
+    assert manual.noted == automatic.noted
+    torch.testing.assert_close(flat(manual.parameters()), flat(automatic.parameters()), atol=0, rtol=0)
+
+
+def test_a_plateau_is_stepped_through_the_hook():
+    module = NotedLine(lr_scheduler=lambda o: ReduceLROnPlateau(o, "val/score"))
+    fit(module, limit_val_batches=1.0)
+    assert module.noted[-1] == ("schedule", "ReduceLROnPlateau", 1.0)
+
+
+def test_an_override_of_optimizer_step_decides():
+    class EverySecond(Line):
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+            if batch_idx % 2:
+                optimizer.step(closure=optimizer_closure)
+
+    assert fit(EverySecond(gradient_clip_val=0.1)).global_step == 2  # of 5 batches
+
+
+def test_an_override_that_would_lose_the_clipping_is_refused():
+    class Logs(Line):
+        def on_before_optimizer_step(self, optimizer):
+            self.log("grad", 1.0)
+
+    assert fit(Logs()).global_step == 5
+    with pytest.raises(ValueError, match=r"Logs.on_before_optimizer_step must call super\(\), which clips"):
+        fit(Logs(gradient_clip_val=0.1))
+
+    class ClipsOnce(Line):
+        def on_before_optimizer_step(self, optimizer):
+            if self.trainer.global_step == 0:
+                super().on_before_optimizer_step(optimizer)
+
+    with pytest.raises(ValueError, match=r"ClipsOnce.on_before_optimizer_step must call super"):
+        fit(ClipsOnce(gradient_clip_val=0.1))
+
+
+def test_a_failed_backward_leaves_nothing_waiting():
+    class FailsOnce(Line):
+        def training_step(self, batch, batch_idx):
+            if batch_idx != 1:
+                super().training_step(batch, batch_idx)
+                return
+            handle = self.net[0].weight.register_hook(lambda _: 1 / 0)  # some gradients are there already
+            with pytest.raises(ZeroDivisionError):
+                self.optimize(self.value(batch[0]))
+            handle.remove()
+
+    seen, module = Steps(), Line()
+    fit(FailsOnce(accumulate_grad_batches=2), callbacks=[seen], limit_train_batches=4)
+    assert len(seen.gradients) == 1  # of batches 2 and 3
+    initialise(module)
+    for rows in INPUTS.split(2)[:2]:
+        module.net(rows)  # the running statistics do not matter to the gradient
+    for rows in INPUTS.split(2)[2:4]:
+        (module.value(rows) / 2).backward()
+    torch.testing.assert_close(seen.gradients[0], flat(p.grad for p in module.parameters()))
+
+
 # Lightning's own callbacks
+
+
+ROWS = torch.randn(120, 3, generator=torch.Generator().manual_seed(2))
+
+
+def suggested(module, **kwargs):
+    initialise(module)
+    settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "limit_val_batches": 0}
+    trainer = Trainer(**settings, enable_progress_bar=False, enable_model_summary=False, max_epochs=9)
+    batches = DataLoader(TensorDataset(ROWS), batch_size=2)
+    found = Tuner(trainer).lr_find(module, batches, batches, min_lr=1e-4, max_lr=10, num_training=60, **kwargs)
+    return found.suggestion(), found.results["loss"]
+
+
+def cycle(optimizer):
+    return OneCycleLR(optimizer, 1.0, total_steps=540)
+
+
+@pytest.mark.parametrize("scheduler", [None, halved, cycle])
+def test_a_suggested_learning_rate_is_that_of_automatic_optimization(scheduler):
+    manual = Line(lr_scheduler=scheduler, lr_interval="step")
+    expected, losses = suggested(Automatic(scheduler=scheduler), update_attr=False)
+    assert 1e-3 < expected < 1
+    assert suggested(manual) == (expected, losses)
+    assert manual.lr == expected
+
+
+def test_a_suggested_learning_rate_is_used():
+    module, steps = Line(lr_scheduler=halved), Steps()
+    module.lr = 0.25
+    fit(module, callbacks=[steps], max_epochs=2)
+    assert steps.rates == [0.25] * 5 + [0.125] * 5
+
+
+def test_a_suggested_learning_rate_that_a_schedule_overrules_is_refused():
+    module = Line(lr_scheduler=cycle)
+    module.lr = 0.25
+    with pytest.raises(ValueError, match=r"OneCycleLR sets a learning rate of its own, so that lr=0.25 .* max_lr"):
+        fit(module)
+
+
+def test_a_suggested_learning_rate_is_not_that_of_the_loss():
+    module = Line(loss_lr=0.125)
+    module.lr = 0.5
+    assert [group["lr"] for group in module.configure_optimizers()[0][0].param_groups] == [0.5, 0.125]
+
+
+def test_a_spike_of_the_loss_is_detected(tmp_path):
+    with pytest.raises(TrainingSpikeException, match="batch 1"):
+        fit(Line(), callbacks=[SpikeDetection(rtol=0.0, atol=0.0, mode="max", exclude_batches_path=tmp_path)])
+
+
+def test_weights_are_averaged_over_steps():
+    class Weights(Callback):
+        seen = []  # noqa: RUF012  # one test's
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.seen.append(flat(pl_module.parameters()))
+
+    module = Line()
+    fit(module, callbacks=[Weights(), WeightAveraging(use_buffers=False)])
+    torch.testing.assert_close(flat(module.parameters()), torch.stack(Weights.seen).mean(0))
 
 
 def test_plateau_sees_the_validation_of_its_epoch():
@@ -287,12 +500,27 @@ def test_weights_are_averaged():
     torch.testing.assert_close(flat(module.parameters()), expected)
 
 
-def test_lightnings_accumulation_names_the_alternative():
-    with pytest.raises(RuntimeError, match=r"not supported for\s+manual optimization"):
-        fit(Line(), callbacks=[GradientAccumulationScheduler({0: 2})])
-
-
 # What cannot work
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gradient_clip_val": 1}, "give gradient_clip_val=1 to the module .* --model.gradient_clip_val 1"),
+        ({"gradient_clip_algorithm": "value"}, "give gradient_clip_algorithm='value' to the module"),
+        ({"accumulate_grad_batches": 2}, "give accumulate_grad_batches=2 to the module .* --model.accumulate_grad_ba"),
+        ({"callbacks": [GradientAccumulationScheduler({0: 2})]}, "give accumulate_grad_batches to the module"),
+    ],
+)
+def test_the_trainers_settings_name_the_modules(settings, message):
+    with pytest.raises(ValueError, match=message):
+        fit(Line(), **settings)
+    assert fit(Line(), gradient_clip_val=0).global_step == 5
+
+
+def test_a_learning_rate_is_not_sought_over_several_batches_a_step():
+    with pytest.raises(ValueError, match="set the module's accumulate_grad_batches to 1 while it runs, got 2"):
+        fit(Line(accumulate_grad_batches=2), callbacks=[LearningRateFinder()])
 
 
 @pytest.mark.parametrize(

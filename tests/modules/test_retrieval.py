@@ -1,8 +1,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningDataModule, Trainer
+from pytorch_lightning.callbacks import BackboneFinetuning, BatchSizeFinder
 from pytorch_lightning.plugins.precision import MixedPrecision
+from pytorch_lightning.tuner import Tuner
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -148,6 +151,141 @@ def test_diagnostics_of_the_loss_are_logged():
     logged = trainer.callback_metrics
     assert set(logged) == {"train/loss", "train/recall@1", "train/recall@2", "train/active_positives"}
     assert 0 < logged["train/recall@1"] <= logged["train/recall@2"] <= 1
+
+
+class LossOfStep(Callback):
+    """What training steps return, and what is logged."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        from torch import distributed
+
+        assert not outputs["loss"].requires_grad
+        seen = torch.stack([outputs["loss"], trainer.callback_metrics["train/loss"]])
+        if trainer.world_size > 1:
+            others = [torch.empty_like(seen) for _ in range(trainer.world_size)]
+            distributed.all_gather(others, seen)
+            seen = torch.cat(others)
+        pl_module.losses.append(seen)
+
+
+@pytest.mark.parametrize("devices", [1, 3])  # three have unequal numbers of the 16 queries
+@pytest.mark.parametrize("loss", [ScaledLoss, lambda: RecallAtKLoss((1, 2), rank_temperature=0.1)])
+def test_a_step_returns_the_loss_of_the_whole_batch_on_every_process(devices, loss, tmp_path):
+    class Kept(LossOfStep):
+        def on_train_end(self, trainer, pl_module):
+            torch.save(torch.stack(pl_module.losses), tmp_path / f"{trainer.global_rank}.pt")
+
+    module = make_module(loss=loss()).double()
+    module.losses = []
+    strategy = "ddp_fork" if devices > 1 else "auto"
+    fitted(module, precision="64-true", devices=devices, strategy=strategy, callbacks=[Kept()])
+
+    plain, expected = make_module(loss=loss()).double(), []
+    optimizer = sgd(plain.parameters())
+    for rows in ClassBalancedBatchSampler(LABELS, 16, 4):
+        optimizer.zero_grad()
+        value = plain.loss(plain.embedder(IMAGES[rows].double()), LABELS[rows])
+        value.backward()
+        optimizer.step()
+        expected.append(value.detach())
+    seen = torch.load(tmp_path / "0.pt")  # (3, 2 * devices)
+    torch.testing.assert_close(seen, torch.stack(expected)[:, None].expand_as(seen).to(seen.dtype), atol=1e-6, rtol=0)
+    assert len(set(torch.stack(expected).tolist())) == 3
+
+
+class TwoParts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.backbone, self.head = nn.Linear(6, 5), nn.Linear(5, 4)
+
+    def forward(self, x):
+        return F.normalize(self.head(self.backbone(x).tanh()), dim=1)
+
+
+def test_a_backbone_is_frozen_and_joins_later():
+    seen = []
+
+    class Backbone(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            groups = trainer.optimizers[0].param_groups
+            seen.append((pl_module.embedder.backbone.weight.clone(), [group["lr"] for group in groups]))
+
+    module = RetrievalModule(TwoParts(), ScaledLoss(), chunk_size=3, optimizer=sgd)
+    names = set(module.state_dict())
+    fitted(module, callbacks=[BackboneFinetuning(1, backbone_initial_ratio_lr=0.25), Backbone()], max_epochs=2)
+    (first, rates), (second, later) = seen
+    assert torch.equal(first, TwoParts().backbone.weight)
+    assert not torch.equal(second, first)
+    assert (rates, later) == ([1.0], [1.0, 0.25])
+    assert set(module.state_dict()) == names
+    assert module.backbone is module.embedder.backbone
+
+
+def test_a_subclass_may_have_a_backbone_of_its_own():
+    assert not hasattr(make_module(), "backbone")
+    module = RetrievalModule(TwoParts(), ScaledLoss())
+    module.backbone = nn.Linear(1, 1)
+    assert module.backbone.in_features == 1
+
+
+def test_the_batch_size_is_not_to_be_found():
+    module = make_module()
+    with pytest.raises(ValueError, match=r'BatchSizeFinder would change the loss.* chunk_size="auto" finds'):
+        fitted(module, callbacks=[BatchSizeFinder()])
+    with pytest.raises(ValueError, match="BatchSizeFinder would change the loss"):
+        Tuner(make_trainer()).scale_batch_size(module, datamodule=Vectors())
+    with pytest.raises(
+        MisconfigurationException, match="Field batch_size not found"
+    ):  # Lightning's: no loss is changed
+        make_trainer(callbacks=[BatchSizeFinder()], limit_val_batches=1).validate(
+            module, datamodule=Vectors(), verbose=False
+        )
+    fitted(module, callbacks=[BatchSizeFinder(batch_arg_name="chunk_size", max_trials=2, steps_per_trial=1)])
+    assert module.chunk_size == 4  # 2, doubled
+
+
+class Fails(Embedder):
+    """Fails once, in one of its passes; draws noise from all three generators, and has a buffer."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.passes, self.at = 0, at
+        self.norm = nn.BatchNorm1d(6)
+
+    def forward(self, x):
+        self.passes += self.training
+        if self.passes == self.at:
+            raise ZeroDivisionError
+        return super().forward(F.dropout(self.norm(x), 0.5, self.training))
+
+
+@pytest.mark.parametrize("at", [2, 11])  # in the first pass, in the recomputation
+def test_a_step_that_failed_leaves_no_trace_in_the_next(at):
+    """A batch of 16 comes in chunks of 5, which are 8 passes, and 7 again."""
+
+    class GoesOn(RetrievalModule):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 0 and self.embedder.at:
+                with pytest.raises(ZeroDivisionError):
+                    super().training_step(batch, batch_idx)
+                return None
+            torch.manual_seed(batch_idx)
+            if batch_idx == 1:  # what the first pass of chunks has done to the buffers stays, as in plain training
+                self.embedder.norm.reset_running_stats()
+            return super().training_step(batch, batch_idx) if batch_idx else None
+
+    def trained(at):
+        module = GoesOn(Fails(at), ScaledLoss(), chunk_size=3, optimizer=sgd, accumulate_grad_batches=2)
+        fitted(module)
+        assert not torch.is_autocast_enabled("cpu")
+        assert not module.embedder._forward_pre_hooks
+        return module
+
+    clean, failed = trained(0), trained(at)
+    for name, value in clean.state_dict().items():
+        torch.testing.assert_close(failed.state_dict()[name], value, atol=0, rtol=0)
+    assert clean.embedder.norm.num_batches_tracked == 16
 
 
 def test_mixup_feeds_the_loss():

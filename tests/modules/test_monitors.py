@@ -1,0 +1,149 @@
+import pytest
+import torch
+from pytorch_lightning import Callback, LightningDataModule, Trainer
+from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_recall import RecallAtKLoss, RetrievalEvaluation, RetrievalModule
+
+LABELS = torch.arange(12) // 3
+PAIRS = TensorDataset(torch.randn(12, 4, generator=torch.Generator().manual_seed(1)), LABELS)
+
+
+class Silent(nn.Module):
+    """A loss without diagnostics."""
+
+    calls = 0
+
+    def forward(self, embeddings, labels):
+        self.calls += 1
+        return RecallAtKLoss((1,))(embeddings, labels)
+
+
+class Data(LightningDataModule):
+    def __init__(self, val):
+        super().__init__()
+        self.val = val
+
+    def train_dataloader(self):
+        return DataLoader(PAIRS, batch_size=12)
+
+    def val_dataloader(self):
+        loaders = {name: DataLoader(PAIRS, batch_size=12) for name in self.val}
+        return loaders if len(loaders) > 1 else list(loaders.values())
+
+
+class Own(RetrievalModule):
+    """Somebody else's, who logs more."""
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self.log("val/recall@9", 1.0)
+        return super().validation_step(batch, batch_idx, dataloader_idx)
+
+
+class Logs(Callback):
+    def on_train_epoch_end(self, trainer, pl_module):
+        pl_module.log("norm", 1.0)
+
+
+SCORES = {"ks": (1, 2), "scores": ("recall", "map@r")}
+
+
+def fit(*callbacks, kind=RetrievalModule, loss=None, val=("one",), scores=True, **kwargs):
+    module = kind(nn.Linear(4, 3), loss or RecallAtKLoss((1, 2)), optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    settings = {"accelerator": "cpu", "logger": False, "max_epochs": 1, "log_every_n_steps": 1, **kwargs}
+    checks = [RetrievalEvaluation(**SCORES)] if scores else []
+    saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    trainer = Trainer(
+        **settings,
+        callbacks=[*checks, *callbacks],
+        enable_checkpointing=saves,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=Data(val))
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("monitor", "message"),
+    [
+        ("val/recal@1", "EarlyStopping monitors 'val/recal@1', which is not logged. Did you mean 'val/recall@1'?"),
+        ("val_recall@2", "Did you mean 'val/recall@2'?"),
+        ("recall@1", "Did you mean 'val/recall@1'?"),
+        ("val/recall@4", "Logged are: train/loss, val/recall@1, val/recall@2, val/map@r."),
+        ("val/map", "Did you mean 'val/map@r'?"),
+        ("val/one/recall@1", "Did you mean 'val/recall@1'?"),
+        ("train_loss", "Did you mean 'train/loss'?"),
+    ],
+)
+@pytest.mark.parametrize("sanity", [0, 2])
+def test_a_mistyped_monitor_is_refused_before_the_first_batch(monitor, message, sanity):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        fit(EarlyStopping(monitor), num_sanity_val_steps=sanity)
+
+
+def test_nothing_is_trained_before(tmp_path):
+    loss = Silent()
+    with pytest.raises(ValueError, match="ModelCheckpoint monitors 'val/recal@1'"):
+        fit(ModelCheckpoint(tmp_path, monitor="val/recal@1"), loss=loss)
+    assert loss.calls == 0
+
+
+def test_named_dataloaders_have_keys_of_their_own():
+    assert fit(EarlyStopping("val/b/recall@1"), val=("a", "b")).current_epoch == 1
+    with pytest.raises(ValueError, match=r"'val/recall@1', which is not logged.*val/a/recall@1, .*, val/b/map@r"):
+        fit(EarlyStopping("val/recall@1"), val=("a", "b"))
+
+
+@pytest.mark.parametrize("monitor", ["val/recall@2", "val/map@r", "train/loss", "train/recall@1"])
+@pytest.mark.parametrize("sanity", [0, 2])
+def test_what_is_logged_is_monitored(monitor, sanity):
+    assert fit(EarlyStopping(monitor, check_on_train_epoch_end=True), num_sanity_val_steps=sanity).current_epoch == 1
+
+
+def test_checkpoints_may_monitor_the_step(tmp_path):
+    saving = ModelCheckpoint(tmp_path, monitor="step")
+    fit(saving)
+    assert saving.best_model_path
+
+
+def test_before_the_first_validation_no_names_are_known():
+    stopping = EarlyStopping("val/b/recall@1", check_on_train_epoch_end=False)
+    fit(stopping, val=("a", "b"), num_sanity_val_steps=0, check_val_every_n_epoch=2, max_epochs=2)
+    assert stopping.best_score.isfinite()
+
+
+def test_a_loss_without_diagnostics_logs_no_more_than_itself():
+    with pytest.raises(ValueError, match="'train/recall@1', which is not logged"):
+        fit(EarlyStopping("train/recall@1"), loss=Silent())
+
+
+def test_scores_need_the_callback():
+    with pytest.raises(ValueError, match="Add RetrievalEvaluation to the callbacks"):
+        fit(EarlyStopping("val/recall@1"), scores=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*could not find the monitored key")
+@pytest.mark.parametrize("settings", [{"limit_val_batches": 0}, {"val": ()}])
+def test_a_monitor_of_no_validation_is_refused(settings, tmp_path):
+    with pytest.raises(ValueError, match="'val/recall@1', but there is no validation: set classes aside"):
+        fit(EarlyStopping("val/recall@1"), **settings)
+    saving = ModelCheckpoint(tmp_path, monitor="val/recall@1", save_last=True)
+    with pytest.warns(UserWarning, match="no validation: only the end of the training is saved"):
+        fit(saving, **settings)
+    assert saving.last_model_path
+    fit(EarlyStopping("val/recall@1"), fast_dev_run=True, **settings)
+
+
+def test_what_others_may_log_is_not_refused(tmp_path):
+    stopping = EarlyStopping("val/recall@9")
+    with pytest.warns(UserWarning, match="'val/recall@9', which RetrievalModule and RetrievalEvaluation do not log"):
+        fit(stopping, kind=Own)
+    assert stopping.best_score == 1
+    assert fit(Logs(), EarlyStopping("norm")).current_epoch == 1
+    rates = EarlyStopping("lr-SGD")
+    assert fit(LearningRateMonitor(), rates, logger=CSVLogger(tmp_path)).current_epoch == 1
+    assert fit(EarlyStopping("val/recal@1", strict=False)).current_epoch == 1
