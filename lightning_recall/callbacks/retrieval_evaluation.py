@@ -102,16 +102,16 @@ class RetrievalEvaluation(Callback):
 
     def logged_keys(self, trainer: Trainer) -> list[str] | None:
         """Keys that a validation will log; None before there are dataloaders, and for one with a `ground_truth`."""
-        loaders = trainer.val_dataloaders
-        names = loader_names(loaders)
-        if loaders is None or any(
-            getattr(getattr(loader_at(loaders, number), "dataset", None), "ground_truth", None) is not None
-            for number in range(len(names))
-        ):
+        if trainer.val_dataloaders is None:
+            return None
+        loaders = named_loaders(trainer.val_dataloaders)
+        datasets = [getattr(loader, "dataset", None) for loader in loaders.values()]
+        if any(ground_truth_of(dataset) is not None for dataset in datasets):
             return None
         scores = [f"{name}@{k}" for name in self.scores if name in AT_K for k in self.ks]
         scores += [name for name in self.scores if name not in AT_K]
-        return [f"val/{name}/{score}" if len(names) > 1 else f"val/{score}" for name in names for score in scores]
+        prefixes = [f"val/{name}/" if len(loaders) > 1 else "val/" for name in loaders]
+        return [f"{prefix}{score}" for prefix in prefixes for score in scores]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keeps a copy of the weights before training, if they are to be scored; has the rows of batches recorded."""
