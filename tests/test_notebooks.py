@@ -41,10 +41,10 @@ def test_there_are_three():
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_it_runs_and_shows_what_is_stored(path, glyph_folder, tmp_path, monkeypatch):
+def test_it_runs_and_shows_what_is_stored(path, all_glyphs, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "lightning_recall").symlink_to(glyph_folder)
+    (tmp_path / "cache" / "lightning_recall").symlink_to(all_glyphs)
     monkeypatch.delenv("PYTHONWARNINGS", raising=False)
     executed = EXECUTE["execute"](path, tmp_path)
     assert complaints(executed) == []

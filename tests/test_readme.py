@@ -43,7 +43,7 @@ def test_the_quickstart_and_the_changes_run(command, glyph_folder, monkeypatch, 
     assert predict.replace(str(checkpoint), "FILE") in README
     command(*predict.split(), *short[-2:])
     saved = next(path.parent for path in in_tmp_path.glob("runs/glyphs/*/embeddings/about.json"))
-    assert len(load_embeddings(saved)["labels"].unique()) == 1028
+    assert len(load_embeddings(saved)["labels"].unique()) == 257
 
 
 def test_the_metric_snippet_scores(capsys):

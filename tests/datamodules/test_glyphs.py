@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_recall import RecallAtK
 from lightning_recall.datamodules import GlyphsDataModule, glyphs
 
 
 @pytest.fixture(scope="module")
-def datamodule(glyph_folder):
-    datamodule = GlyphsDataModule(root=str(glyph_folder), batch_size=32)
+def datamodule(all_glyphs):
+    datamodule = GlyphsDataModule(root=str(all_glyphs), batch_size=32)
     datamodule.prepare_data()
     datamodule.setup("fit")
     return datamodule
@@ -22,6 +23,12 @@ def test_counts(datamodule):
     assert [len(c) for c in classes] == [924, 103, 1028]
     assert not classes[0] & classes[1] | classes[0] & classes[2] | classes[1] & classes[2]
     assert all(np.unique(data.labels, return_counts=True)[1].min() >= 12 for data in splits)
+
+
+def test_raw_pixels_find_58_percent(datamodule):
+    metric = RecallAtK(1)
+    metric.update(datamodule.test_data.images.flatten(1).float(), torch.from_numpy(datamodule.test_data.labels))
+    assert metric.compute() == pytest.approx(0.584, abs=0.001)
 
 
 def test_images_are_the_characters(datamodule):
@@ -43,9 +50,9 @@ def test_no_two_characters_look_alike_in_a_typeface(datamodule):
     assert ord("\N{GREEK CAPITAL LETTER ALPHA}") not in codes | set(datamodule.val_data.labels.tolist())
 
 
-def test_the_cache_is_used_and_never_half_written(glyph_folder, tmp_path, monkeypatch):
+def test_the_cache_is_used_and_never_half_written(all_glyphs, tmp_path, monkeypatch):
     monkeypatch.setattr(glyphs, "draw_glyphs", lambda: pytest.fail("drawn again"))
-    GlyphsDataModule(root=str(glyph_folder)).prepare_data()
+    GlyphsDataModule(root=str(all_glyphs)).prepare_data()
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
