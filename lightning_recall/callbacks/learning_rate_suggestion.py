@@ -34,20 +34,18 @@ class LearningRateSuggestion(LearningRateFinder):
         super().lr_find(trainer, pl_module)
         if self.optimal_lr is None:
             return  # a trial run (fast_dev_run), of which Lightning has warned
-        suggestion, path = (
-            self.optimal_lr.suggestion(),
-            output_path(trainer, "learning_rates.png"),
-        )  # asks all processes
+        suggestion = self.optimal_lr.suggestion()
+        path = output_path(trainer, "learning_rates.png")  # asks all processes
         if trainer.is_global_zero:
             figure = self.optimal_lr.plot(suggest=True)
             assert isinstance(figure, Figure)
             save_picture(trainer, figure, path, "Losses at each learning rate")
             plt.close(figure)
-            told = (
+            found = (
                 "The steps are too few to suggest a learning rate."
                 if suggestion is None
                 else f"Suggested learning rate: {suggestion:.2g}. Set it as lr of the optimizer, or as max_lr of "
                 "OneCycleLR, and train without LearningRateSuggestion."
             )
-            Console(soft_wrap=True, highlight=False).print(told)
+            Console(soft_wrap=True, highlight=False).print(found)
         raise _TunerExitException  # the end that Lightning's Tuner makes

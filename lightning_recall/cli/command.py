@@ -19,6 +19,7 @@ from lightning_recall.callbacks.output import free_paths, keeps_files, output_pa
 from lightning_recall.cli.checkpoints import check_checkpoint, is_local, load_weights, other_network
 from lightning_recall.cli.errors import USERS, paragraph
 from lightning_recall.cli.help import VERBOSE, Parser, name_subcommands, texts
+from lightning_recall.cli.subclasses import listed_once
 
 
 def chunk_to_load(chunk_size: int | str) -> int:
@@ -232,17 +233,18 @@ def main(args: ArgsType = None) -> None:
         args: command line, without the program's name; None: that of the process.
     """
     hide_noise()
-    RecallCLI(
-        LightningModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        save_config_callback=SaveSettings,
-        parser_kwargs=texts(),
-        trainer_defaults={"callbacks": [callbacks.RunSummary(), callbacks.SavedOnInterrupt()]},
-        args=args,
-    )
+    with listed_once():
+        RecallCLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=SaveSettings,
+            parser_kwargs=texts(),
+            trainer_defaults={"callbacks": [callbacks.RunSummary(), callbacks.SavedOnInterrupt()]},
+            args=args,
+        )
 
 
 def run() -> None:

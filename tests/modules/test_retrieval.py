@@ -130,8 +130,8 @@ def test_evaluation_and_pictures_on_two_processes(tmp_path):
         return {key: value.item() for key, value in trainer.callback_metrics.items() if "recall" in key}
 
     one, two = scores(1, tmp_path / "one"), scores(2, tmp_path / "two")
-    assert (tmp_path / "two" / "retrieved_images.png").exists()
-    assert (tmp_path / "two" / "training_curves.png").exists()
+    written = [path.name for path in (tmp_path / "two").rglob("*.png")]
+    assert sorted(written) == ["retrieved_images.png", "retrieved_images_worst.png", "training_curves.png"]
     tested = [key for key in one if key.startswith("test/")]
     assert len(tested) == 6
     assert {key: two[key] for key in tested} == pytest.approx({key: one[key] for key in tested})
