@@ -56,7 +56,7 @@ def test_a_wrong_option_is_told_in_a_line(console, option, told):
 @pytest.mark.parametrize(
     ("option", "told"),
     [
-        (("--model.loss.rank_temperature", "-1"), "Temperatures must be above 0, got k_temperature=1.0, rank_temper"),
+        (("--model.loss.rank_temperature", "-1"), "rank_temperature must be above 0, got -1.0."),
         (("--data.samples_per_class", "7"), "batch_size must be a multiple of samples_per_class=7"),
         (("--trainer.accelerator", "tpu"), "torch_xla"),
         (("--trainer.gradient_clip_val", "1"), "--model.gradient_clip_val 1"),

@@ -1,3 +1,4 @@
+import copy
 import random
 from functools import partial
 from types import SimpleNamespace
@@ -191,6 +192,67 @@ def test_a_position_in_another_epoch_skips_nothing():
     loader.load_state_dict({"epoch": 1, "batches": 2})
     loader.sampler.set_epoch(0)
     assert len(list(loader)) == len(loader)
+
+
+def chunk_loader(batch_size=16, samples_per_class=2, seed=0, num_images=60, **kwargs):
+    labels = np.stack([LABELS, LABELS % 5], 1)[:num_images]
+    sampler = ClassBalancedBatchSampler(labels, batch_size, samples_per_class, np.int64(seed), **kwargs)
+    return ChunkLoader(images_in_memory(), sampler, 4)
+
+
+def state_after(batches, loader):
+    passed = iter(loader)
+    for _ in range(batches):
+        next(passed)
+    return copy.deepcopy(loader.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"batch_size": 8}, "epoch 1 with batch_size=8: the epoch was begun with batch_size=16"),
+        ({"samples_per_class": 4, "few_classes": "repeat"}, "with samples_per_class=4: .* with samples_per_class=2"),
+        ({"seed": 3}, "with seed=3: the epoch was begun with seed=0. Keep seed=0, or resume from the end of an epoch"),
+        ({"num_images": 54}, "with num_images=54: .* with num_images=60"),
+        ({"tail": "fill"}, "with tail=fill: .* with tail=drop"),
+        ({"super_classes": np.int64(4)}, "with super_classes=4: .* with super_classes=None"),
+        ({"epoch_order": "published"}, "with epoch_order=published: .* with epoch_order=longest"),
+    ],
+)
+def test_an_epoch_continues_only_with_its_own_settings(changed, words):
+    first = chunk_loader()
+    first.sampler.set_epoch(1)
+    middle = state_after(2, first)
+    assert (middle["epoch"], middle["batches"]) == (1, 2)
+    resumed = chunk_loader(**changed)
+    resumed.load_state_dict(middle)
+    assert resumed.state_dict() == middle  # saved before a pass begins, the position stays what it was
+    with pytest.raises(ValueError, match=words):
+        next(iter(resumed))
+    resumed.load_state_dict(middle)
+    resumed.sampler.set_epoch(2)  # as Lightning does where its epoch is over, such as with limit_train_batches
+    assert len(list(resumed)) == resumed.state_dict()["num_batches"] > 0
+    resumed.load_state_dict({**middle, "batches": 0})
+    assert len(list(resumed)) == resumed.state_dict()["num_batches"]  # nothing of this epoch was taken
+
+
+@pytest.mark.parametrize("batch_size", [8, 16, 20])
+def test_an_epoch_that_is_over_stays_so_with_other_settings(batch_size):
+    first = chunk_loader()
+    over = state_after(len(first), first)
+    resumed = chunk_loader(batch_size)
+    resumed.load_state_dict(over)
+    assert list(resumed) == []
+    assert len(list(resumed)) > 0
+
+
+def test_states_are_plain_and_those_of_earlier_versions_load(tmp_path):
+    state = state_after(1, chunk_loader(batch_size=np.int64(16), samples_per_class=np.int64(2)))
+    torch.save(state, tmp_path / "state.pt")
+    assert torch.load(tmp_path / "state.pt", weights_only=True) == state
+    loader = chunk_loader()
+    loader.load_state_dict({"epoch": 0, "batches": 1})
+    assert len(list(loader)) == len(loader) - 1
 
 
 def test_an_evaluation_draws_nothing_from_the_random_numbers_of_the_training():
