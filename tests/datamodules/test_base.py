@@ -68,6 +68,37 @@ def test_augmentation_follows_the_place_in_the_whole_batch():
     assert torch.equal(torch.get_rng_state(), state[2])
 
 
+def test_no_two_places_draw_the_same_random_numbers():
+    class InChunks(Noise):
+        def __getitems__(self, rows):
+            return [self[row] for row in rows]
+
+    for dataset in (Noise(), InChunks()):
+        drawn = []
+        for seed in (1, 2):
+            loader = ChunkLoader(dataset, ClassBalancedBatchSampler(LABELS, 16, 2, seed), 5)
+            drawn += [noise for _ in range(2) for chunks in loader for noise, _ in chunks]  # two epochs
+        drawn = torch.cat(drawn)
+        assert len(drawn.unique()) == drawn.numel()
+        loader.sampler.set_epoch(1)
+        torch.rand(1)
+        again = torch.cat([noise for chunks in loader for noise, _ in chunks])
+        assert torch.equal(again, drawn[-len(again) :])
+
+
+def test_a_resumed_epoch_gives_the_batches_that_are_left():
+    def drawn(loader):
+        return [torch.cat([noise for noise, _ in chunks]) for chunks in loader]
+
+    loader, resumed = (ChunkLoader(Noise(), ClassBalancedBatchSampler(LABELS, 16, 2), 5) for _ in range(2))
+    whole = drawn(loader)
+    resumed.load_state_dict({"epoch": 0, "batches": 1})
+    for expected, found in zip(whole[1:], drawn(resumed), strict=True):
+        assert torch.equal(found, expected)
+    for expected, found in zip(drawn(loader), drawn(resumed), strict=True):  # the next epoch is whole
+        assert torch.equal(found, expected)
+
+
 def test_each_pass_is_another_epoch_that_lightning_can_set():
     loader = ChunkLoader(images_in_memory(), ClassBalancedBatchSampler(LABELS, 16, 2), 16)
 
@@ -87,6 +118,20 @@ def test_epochs_may_differ_in_length():
     lengths = [(len(loader), len(list(loader))) for _ in range(8)]
     assert all(told == found for told, found in lengths)
     assert len(set(lengths)) > 1
+    for _ in range(8):
+        assert len(list(loader)) == loader.state_dict()["num_batches"]  # of the epoch that is over, not of the next
+
+
+def test_an_item_that_fails_leaves_the_random_numbers_as_they_were():
+    class Fails(Noise):
+        def __getitem__(self, row):
+            raise OSError(f"no image {row}")
+
+    before, state = random.getstate(), torch.get_rng_state()
+    with pytest.raises(OSError, match="no image"):
+        next(iter(ChunkLoader(Fails(), ClassBalancedBatchSampler(LABELS, 16, 2), 5)))
+    assert random.getstate() == before
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_wrong_sizes_are_refused():
