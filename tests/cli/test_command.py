@@ -1,9 +1,11 @@
 import logging
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from jsonargparse import Namespace
 from pytorch_lightning import Trainer
@@ -119,6 +121,26 @@ def test_pretrained_weights_are_fetched_where_they_are_used(callbacks, given, do
         RecallCLI.before_instantiate_classes(SimpleNamespace(config=Namespace(subcommand="test", test=config)))
     assert embedder.init_args.pretrained is downloads
     assert ("as it was initialised" in caplog.text) == (not given)
+
+
+@pytest.mark.parametrize(
+    ("subcommand", "weights_only", "message"),
+    [
+        ("fit", False, "its training cannot be resumed"),
+        ("test", False, None),
+        ("test", None, "holds Python objects"),
+        ("fit", None, "holds Python objects"),
+    ],
+)
+def test_a_checkpoint_is_looked_at_for_what_it_is_given_for(subcommand, weights_only, message, tmp_path):
+    path = tmp_path / "some.ckpt"
+    weights = {"state_dict": {"a": torch.ones(1)}, "pytorch-lightning_version": "2.6.0"}
+    torch.save({**weights, "object": torch.nn.Linear(1, 1)}, path)  # and no states of optimizers
+    config = Namespace(ckpt_path=str(path), weights=None, weights_only=weights_only, trainer=Namespace(callbacks=[]))
+    config.model = Namespace(init_args=Namespace())
+    cli = SimpleNamespace(config=Namespace({"subcommand": subcommand, subcommand: config}))
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        RecallCLI.before_instantiate_classes(cli)
 
 
 def test_a_last_checkpoint_is_one_of_the_callbacks(tmp_path):
