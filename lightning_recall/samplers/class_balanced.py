@@ -118,6 +118,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         self.reshuffle = reshuffle
         self.shard: tuple[int, int] | None = None
         array = label_array(labels)  # (N,) or (N, 2)
+        self.num_images = len(array)
         column = array if array.ndim == 1 else array[:, 0]
         self._order = np.argsort(column, kind="stable").astype(np.int32)  # rows of one class side by side
         self._sizes = np.unique(column, return_counts=True)[1]  # (C,)
