@@ -9,7 +9,8 @@ from lightning_recall.datamodules.summary import check_queries
 
 
 def in_memory(labels):
-    return ImagesInMemory(np.zeros((len(labels), 1, 2, 2), np.uint8), labels)
+    images = np.random.default_rng(labels).integers(256, size=(len(labels), 1, 4, 4), dtype=np.uint8)  # no copies
+    return ImagesInMemory(images, labels)
 
 
 @pytest.mark.parametrize("part", ["val", "test"])
