@@ -410,7 +410,7 @@ PAIRS = np.stack([np.repeat(np.arange(10), 4), np.repeat(np.arange(5), 8)], axis
         ({"batch_size": 4}, "at least 2 classes"),
         ({"batch_size": 0}, "got 0"),
         ({"batch_size": 400}, "Lower batch_size to 40 or less"),
-        ({"labels": [0] * 9 + [1], "small_classes": "drop"}, "only 1 of 2 have samples_per_class=4 images"),
+        ({"labels": [0] * 9 + [1], "small_classes": "drop"}, "only 1 of 2 has samples_per_class=4 images"),
         ({"labels": torch.rand(40)}, "labels must be integers"),
         ({"labels": np.zeros((40, 3), int)}, r"shape \(N,\) or \(N, 2\)"),
         ({"labels": 3}, "labels must be integers"),
@@ -429,7 +429,7 @@ PAIRS = np.stack([np.repeat(np.arange(10), 4), np.repeat(np.arange(5), 8)], axis
             {"batch_size": 48, "few_classes": "repeat"},
             "would have an image twice: .* only 10 .* Lower batch_size to 40",
         ),
-        ({"labels": [0, 1, 1, 1, 1, 2, 2, 2, 2]}, "1 of 3 classes have fewer than samples_per_class=4 images"),
+        ({"labels": [0, 1, 1, 1, 1, 2, 2, 2, 2]}, "1 of 3 classes has fewer than samples_per_class=4 images"),
     ],
 )
 def test_impossible_requests_say_what_to_change(arguments, message):

@@ -75,9 +75,11 @@ class ImageFolderDataModule(RetrievalDataModule):
         if skipped:
             suffixes = sorted({os.path.splitext(file)[1].lower() or "none" for file in skipped})
             left_out = counted(len(skipped), "file is", "files are")
+            first = "It is" if len(skipped) == 1 else "The first is"
+            kinds = "Suffix" if len(suffixes) == 1 else "Suffixes"
             rank_zero_warn(
                 f"{short(self.root)}: {left_out} left out: beside the folders of the classes, or with a suffix of no "
-                f"image format that Pillow decodes. The first is {short(skipped[0])}. Suffixes: "
+                f"image format that Pillow decodes. {first} {short(skipped[0])}. {kinds}: "
                 f"{', '.join(suffix[:10] for suffix in suffixes[:6])}{' and others' if len(suffixes) > 6 else ''}."
             )
         if parts:

@@ -48,12 +48,13 @@ def check_queries(name: str, data: Any, required: bool) -> None:
     total = int(is_query.sum())
     if len(lost) == total and required:
         raise ValueError(
-            f"{name}: none of {total:,} queries has another image of its class to find, so nothing can be scored. Give "
-            "more classes, of two images or more."
+            f"{name}: none of {counted(total, 'query', 'queries')} has another image of its class to find, so nothing "
+            "can be scored. Give more classes, of two images or more."
         )
     if len(lost):
         example = f", such as {short(data.path(lost[0]))}" if hasattr(data, "path") else ""
+        have, their, they = ("has", "its", "it is") if len(lost) == 1 else ("have", "their", "they are")
         rank_zero_warn(
-            f"{name}: {len(lost):,} of {total:,} queries have no other image of their class to find{example}: they are "
-            "not counted."
+            f"{name}: {len(lost):,} of {counted(total, 'query', 'queries')} {have} no other image of {their} class to "
+            f"find{example}: {they} not counted."
         )

@@ -98,7 +98,7 @@ class Pixels(torch.nn.Module):
 
 
 def camera_images(root, lines):
-    """Files of the hues (degrees between red and green), labels and cameras that are listed, as a data module whose `read` sets `groups`."""
+    """A data module whose `read` sets `groups`: files of some hues (degrees from red to green), labels and cameras."""
     for name, hue, *_ in lines:
         red, green = (round(250 * part(np.deg2rad(hue))) for part in (np.cos, np.sin))
         Image.new("RGB", (8, 8), (red, green, 0)).save(root / f"{name}.png")

@@ -25,6 +25,21 @@ def test_counts(datamodule):
     assert all(np.unique(data.labels, return_counts=True)[1].min() >= 12 for data in splits)
 
 
+def test_copies_are_of_one_character_and_counted_on_request(all_glyphs):
+    data = GlyphsDataModule(root=str(all_glyphs), val_classes=0, check_duplicates=True)
+    with pytest.warns(UserWarning, match="exact copy") as warned:
+        data.setup("fit")
+    counts = [
+        np.unique(part.images.flatten(1), axis=0, return_counts=True)[1] for part in (data.train_data, data.test_data)
+    ]
+    copies = [f"{each[each > 1].sum():,} of {each.sum():,}" for each in counts]
+    assert [str(warning.message).partition(" images")[0] for warning in warned] == [
+        f"training: {copies[0]}",
+        f"test: {copies[1]}",
+    ]
+    assert all("that has the same label" in str(warning.message) for warning in warned)
+
+
 def test_raw_pixels_find_58_percent(datamodule):
     metric = RecallAtK(1)
     metric.update(datamodule.test_data.images.flatten(1).float(), torch.from_numpy(datamodule.test_data.labels))
