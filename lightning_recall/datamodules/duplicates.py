@@ -252,7 +252,7 @@ def copies_within(rows: Rows, content: NDArray[np.int64]) -> list[str]:
             others = (content[numbers] == content[one]) & ((rows.label[numbers] == rows.label[one]) == same)
             other = next(number for number in numbers[others] if number != one)
             what = "that has the same label" if same else "that has another label"
-            sentence = f"{name}: {marked.sum():,} of {len(data):,} images have an exact copy {what}"  # 2 at least
+            sentence = f"{name}: {marked.sum():,} of {len(data):,} images have an exact copy {what}"
             why = ": a search finds such copies first" if rows.kinds[part] != "training" else ""
             sentences.append(f"{sentence}, such as {rows.name(one)} and {rows.name(other)}{why}.")
     return sentences
