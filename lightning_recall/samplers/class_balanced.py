@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from types import FrameType
 
 import numpy as np
 import torch
@@ -173,7 +174,10 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         Raises:
             ValueError: if a DataLoader takes the batches for single rows.
         """
-        if sys._getframe(1).f_globals.get("__name__") in SINGLE_ROWS:
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and is_method_of(self, frame):  # a subclass's own __iter__, a generator perhaps
+            frame = frame.f_back
+        if frame is not None and frame.f_globals.get("__name__") in SINGLE_ROWS:
             raise ValueError(
                 f"{type(self).__name__} draws whole batches: give it to the DataLoader as batch_sampler=, without "
                 "batch_size, and not as sampler=."
@@ -219,3 +223,9 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
                 epoch = super_class_epoch(self._groups, self._super_of, self.super_classes, size, fill, rng)
                 self._drawn = key, epoch
         return self._drawn[1]
+
+
+def is_method_of(sampler: ClassBalancedBatchSampler, frame: FrameType) -> bool:
+    """Whether a frame runs a method of this very object."""
+    code = frame.f_code
+    return code.co_argcount > 0 and frame.f_locals.get(code.co_varnames[0]) is sampler
