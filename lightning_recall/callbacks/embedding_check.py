@@ -62,7 +62,10 @@ def check_same(saved: SavedRows, ids: Tensor, embeddings: Tensor, folder: Path, 
     is_saved = places >= 0
     old, new = saved.embeddings[places[is_saved]], embeddings[is_saved]
     if old.shape != new.shape:
-        differ, how = torch.ones(len(new), dtype=torch.bool), f"has {new.shape[1]} numbers, not {old.shape[1]}"
+        differ, how = (
+            torch.ones(len(new), dtype=torch.bool),
+            f"has {new.shape[1]} numbers, not the {old.shape[1]} of the one",
+        )
     else:
         old, new = (torch.nan_to_num(part.double()) for part in (old, new))
         distance = (new - old).norm(dim=1) / old.norm(dim=1).clamp(min=1e-12)

@@ -69,6 +69,7 @@ class SavedEmbeddings(Callback):
         self.pending: dict[int, list[dict[str, Tensor]]] = {}  # of each dataloader, not yet written
         self.left: dict[int, Tensor] = {}  # rows (n,) of a shortened dataloader: those to compare, then those to save
         self.saved: dict[int, SavedRows] = {}  # of each dataloader, to compare
+        self.compared: set[int] = set()  # dataloaders of which a saved row was compared
         self.folders: list[str] = [""]  # of each dataloader, within the root
         self.state: EmbeddingState | None = None
 
@@ -77,7 +78,8 @@ class SavedEmbeddings(Callback):
         if stage != "predict":
             return
         self.root = self.new_root(trainer) if self.folder is None else Path(self.folder).expanduser()
-        self.pending, self.left, self.saved, self.folders, self.state = {}, {}, {}, [""], None
+        self.pending, self.left, self.saved, self.compared = {}, {}, {}, set()
+        self.folders, self.state = [""], None
         record_rows(trainer)
         source: Any = trainer.datamodule or pl_module  # type: ignore[attr-defined]  # Lightning sets it
         if self.holds_embeddings():
@@ -208,16 +210,26 @@ class SavedEmbeddings(Callback):
             except ValueError:
                 self.pending = {}
                 raise
+            self.compared |= set() if is_new.all() else {dataloader_idx}
             part = {name: values[is_new] for name, values in part.items()}
             if len(part["ids"]) == 0:
                 return
         parts = self.pending.setdefault(dataloader_idx, [])
         parts.append(part)
-        if keeps_files(trainer) and sum(len(part["ids"]) for part in parts) >= self.shard_size:
+        if (
+            keeps_files(trainer)
+            and self.is_trusted(dataloader_idx)
+            and sum(len(part["ids"]) for part in parts) >= self.shard_size
+        ):
             self.write(dataloader_idx, trainer.global_rank)
+
+    def is_trusted(self, dataloader_idx: int) -> bool:
+        """Whether rows may be written: none is before one was compared with those that the folder holds, if any."""
+        return dataloader_idx not in self.saved or dataloader_idx in self.compared
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what is left, and says where."""
+        trainer.strategy.barrier()  # all have compared
         if keeps_files(trainer):
             self.on_exception(trainer, pl_module)
             if trainer.is_global_zero:
@@ -228,7 +240,8 @@ class SavedEmbeddings(Callback):
     ) -> None:
         """Writes what there is before the run ends."""
         for dataloader_idx in list(self.pending) if keeps_files(trainer) else []:
-            self.write(dataloader_idx, trainer.global_rank)
+            if exception is None or self.is_trusted(dataloader_idx):
+                self.write(dataloader_idx, trainer.global_rank)
 
     def write(self, dataloader_idx: int, rank: int) -> None:
         """Writes one file."""

@@ -463,7 +463,7 @@ CHANGED_DATA = {
     "other width": (
         lambda: [(row, 0) for row in T.tensors[0]],
         lambda: [(row[:2], 0) for row in T.tensors[0]],
-        "The embedding of row 0 has 2 numbers, not the 3 in",
+        "The embedding of row 0 has 2 numbers, not the 3 of the one in",
     ),
     "last row": (
         lambda: Holds(ROWS), lambda: Holds([*ROWS[:-1], 99]), "The embedding of row 17 differs by 456 % of its",
@@ -553,3 +553,33 @@ def test_a_folder_may_be_in_the_home_folder(tmp_path, monkeypatch):
     assert_saved(tmp_path / "emb")
     assert_saved("~/emb")
     assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.05])
+def test_nothing_is_written_before_a_saved_row_was_compared(scale, tmp_path):
+    folder = tmp_path / "kept"
+    with pytest.raises(RuntimeError, match="power cut"):
+        trainer(tmp_path, SavedEmbeddings(str(folder))).predict(Scales(1.0, dies_at=1), datamodule=Data())
+    backwards = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4, sampler=range(22, -1, -1))
+    run = trainer(tmp_path, SavedEmbeddings(str(folder), shard_size=4))
+    if scale == 1:
+        run.predict(Scales(scale), backwards)
+        assert_saved(folder)
+        return
+    with pytest.raises(ValueError, match="The embedding of row 3 differs by 5 %"):
+        run.predict(Scales(scale), backwards)
+    assert [path.name for path in folder.glob("shard-*")] == ["shard-00-00000.npz"]
+
+
+def test_a_process_without_a_saved_row_writes_nothing_of_another_model(tmp_path):
+    class First(Data):
+        def predict_dataloader(self):
+            return DataLoader(TensorDataset(IMAGES, LABELS), batch_size=1)
+
+    folder = tmp_path / "kept"
+    with pytest.raises(RuntimeError, match="power cut"):
+        trainer(tmp_path, SavedEmbeddings(str(folder))).predict(Scales(1.0, dies_at=1), datamodule=First())
+    run = trainer(tmp_path, SavedEmbeddings(str(folder), shard_size=2), devices=2, strategy="ddp_fork")
+    with pytest.raises(ProcessRaisedException, match="The embedding of row 0 differs by 5 %"):
+        run.predict(Scales(1.05), datamodule=First(), return_predictions=False)
+    assert [path.name for path in folder.glob("shard-*")] == ["shard-00-00000.npz"]
