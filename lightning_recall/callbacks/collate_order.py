@@ -15,9 +15,9 @@ IN_ORDER = (default_collate, default_convert)
 class CheckedCollate:
     """A collate function that notes when it does not keep the order of its items, also in a worker process.
 
-    The items are collated once more, rotated by one place, and in reverse. A function that keeps the order gives the
+    The items are collated twice more, rotated by one place and in reverse. A function that keeps the order gives the
     same batch, rotated or reversed. One that sorts does not, nor one that shuffles, drops items or draws random
-    numbers. Where the two batches cannot be compared, the order is not known.
+    numbers. Where batches cannot be compared, the order is not known.
 
     Attributes:
         keeps_order: (1,) bool in shared memory; False once a batch was not in order, or could not be compared.
@@ -72,9 +72,11 @@ def is_permuted(one: Any, other: Any, order: Any) -> bool:
         return list(one) == list(other) and all(is_permuted(one[key], other[key], order) for key in one)
     if isinstance(one, Tensor | np.ndarray):
         values, others = torch.as_tensor(one), torch.as_tensor(other)
+        if values.shape != others.shape or values.dtype != others.dtype:
+            return False
         if values.ndim and len(values) == len(order):
-            values = values[torch.as_tensor(order.copy(), device=values.device)]
-        return values.shape == others.shape and torch.allclose(values, others, rtol=0, atol=0, equal_nan=True)
+            return all(is_equal(values[int(old)], new) for old, new in zip(order, others, strict=True))  # no copies
+        return is_equal(values, others)
     if isinstance(one, list | tuple):
         if len(one) != len(other):
             return False
@@ -84,3 +86,8 @@ def is_permuted(one: Any, other: Any, order: Any) -> bool:
             return True
         return all(is_permuted(part, another, order) for part, another in zip(one, other, strict=True))
     return isinstance(one, str | bytes | int | float | None) and (one == other)
+
+
+def is_equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape hold the same values; NaN is the same as NaN."""
+    return torch.equal(one, other) or torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)

@@ -21,6 +21,7 @@ from lightning_recall.callbacks.dataset_attributes import attribute_of, leaves
 from lightning_recall.callbacks.embedding_files import write_whole
 
 ABOUT, ROWS = "about.json", "rows-{}.npz"
+NEST = "nest of Subset and ConcatDataset"
 HELD = ("images", "data")  # attributes of a data set that hold its contents, beside the `tensors` of a TensorDataset
 
 
@@ -69,8 +70,8 @@ def about_data(dataset: Any) -> dict[str, str]:
     settings = [getattr(part, name, None) for part in parts for name in ("loading", "transform")]
     about["image loading"] = "; ".join(text_of(setting) for setting in settings if setting is not None)
     about["contents"] = contents_of(parts)
-    about["nest of Subset and ConcatDataset"] = nest_of(dataset)
-    return about
+    nest = nest_of(dataset)
+    return {**about, NEST: nest} if nest else about  # without one, as in folders of earlier versions
 
 
 def contents_of(parts: list[Any]) -> str:
@@ -176,14 +177,15 @@ def first_difference(was: Any, now: Any, what: str, place: str) -> list[str]:
 
 def changes(was: Mapping[str, str], now: Mapping[str, str], place: str) -> list[str]:
     """The settings that were others, in words; weights and contents are hashes, which nobody wants to read."""
-    names = [name for name in now if was.get(name, "") != now[name]]
-    hashes = ("weights", "contents", "nest of Subset and ConcatDataset")
+    names = [name for name in {**was, **now} if was.get(name, "") != now.get(name, "")]
+    hashes = ("weights", "contents", NEST)
     return [
-        f"other {name}{place}" if name in hashes else changed(name + place, was.get(name), now[name]) for name in names
+        f"other {name}{place}" if name in hashes else changed(name + place, was.get(name), now.get(name))
+        for name in names
     ]
 
 
-def changed(name: str, was: str | None, now: str) -> str:
+def changed(name: str, was: str | None, now: str | None) -> str:
     """That a setting was another."""
     return f"{name} was {was or 'none'} and is {now or 'none'}"
 

@@ -442,6 +442,9 @@ CHANGED_DATA = {
     "rows of Subset": (
         lambda: Subset(T, range(20)), lambda: Subset(T, range(20, 40)), "other nest of Subset and ConcatDataset",
     ),
+    "no Subset": (
+        lambda: Subset(T, range(39, -1, -1)), lambda: T, "other nest of Subset and ConcatDataset",
+    ),
     "order of ConcatDataset": (
         lambda: ConcatDataset([Subset(T, range(20)), T]),
         lambda: ConcatDataset([T, Subset(T, range(20))]),
