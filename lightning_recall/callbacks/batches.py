@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
@@ -39,7 +40,9 @@ def labels_of_batch(outputs: Any, batch: Any) -> Tensor:
         labels = batch[1]
     if not isinstance(labels, Tensor) or labels.ndim != 1:
         shape = f"a tensor {tuple(labels.shape)}" if isinstance(labels, Tensor) else describe(labels)
-        raise ValueError(f"The labels of a batch of evaluation must be a tensor (b,), got {shape}.")
+        is_one = labels.ndim == 0 if isinstance(labels, Tensor) else isinstance(labels, int | np.integer)
+        hint = " One label is that of an item, not of a batch: give the dataloader a batch_size." if is_one else ""
+        raise ValueError(f"The labels of a batch of evaluation must be a tensor (b,), got {shape}.{hint}")
     return labels
 
 
@@ -85,6 +88,20 @@ def named_loaders(loaders: Any) -> dict[int | str, Any]:
         else:
             found[name] = part
     return found
+
+
+def check_loaders(loaders: Any) -> None:
+    """Refuses a list of batches, which Lightning takes for a list of dataloaders.
+
+    Raises:
+        ValueError: if a part of a batch stands where a dataloader should.
+    """
+    for name, loader in named_loaders(loaders).items():
+        if isinstance(loader, Tensor | np.ndarray | str | int):
+            raise ValueError(
+                f"Dataloader {name} is {describe(loader)}. Lightning takes a list or dict for several dataloaders: "
+                "give a list of batches as DataLoader(batches, batch_size=None)."
+            )
 
 
 def loader_at(loaders: Any, dataloader_idx: int) -> Any:

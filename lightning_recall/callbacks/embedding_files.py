@@ -23,9 +23,10 @@ def load_embeddings(folder: str | Path) -> dict[str, Tensor]:
         ValueError: if there is no such file in the folder, one is damaged, or they were made in different states of
             model and data.
     """
-    paths = shard_paths(Path(folder))
+    folder = Path(folder).expanduser()
+    paths = shard_paths(folder)
     if not paths:
-        inner = sorted({path.parent.name for path in Path(folder).glob("*/shard-*")})
+        inner = sorted({path.parent.name for path in folder.glob("*/shard-*")})
         where = (
             f"give one of its folders {', '.join(inner)}"
             if inner

@@ -15,11 +15,14 @@ import torch
 from numpy.typing import NDArray
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
 
 from lightning_recall.callbacks.dataset_attributes import attribute_of, leaves
 from lightning_recall.callbacks.embedding_files import write_whole
 
 ABOUT, ROWS = "about.json", "rows-{}.npz"
+NEST = "nest of Subset and ConcatDataset"
+HELD = ("images", "data")  # attributes of a data set that hold its contents, beside the `tensors` of a TensorDataset
 
 
 class EmbeddingState(NamedTuple):
@@ -66,27 +69,62 @@ def about_data(dataset: Any) -> dict[str, str]:
     )
     settings = [getattr(part, name, None) for part in parts for name in ("loading", "transform")]
     about["image loading"] = "; ".join(text_of(setting) for setting in settings if setting is not None)
+    about["contents"] = contents_of(parts)
+    nest = nest_of(dataset)
+    return {**about, NEST: nest} if nest else about  # without one, as in folders of earlier versions
+
+
+def contents_of(parts: list[Any]) -> str:
+    """A hash of the tensors and arrays that some data sets hold in memory."""
     digest = hashlib.sha256()
     for part in parts:
-        held = (*getattr(part, "tensors", ()), getattr(part, "images", None))
-        for tensor in held:
-            if isinstance(tensor, Tensor):
-                digest.update(bytes_of(tensor))
-    return {**about, "contents": digest.hexdigest()}
+        tensors = getattr(part, "tensors", ())
+        held = (*(tensors if isinstance(tensors, list | tuple) else ()), *(getattr(part, name, 0) for name in HELD))
+        for values in held:
+            if isinstance(values, np.ndarray) and not isinstance(values, np.memmap) and not values.dtype.hasobject:
+                digest.update(f"{values.shape} {values.dtype}".encode() + values.tobytes())
+            elif isinstance(values, Tensor):
+                digest.update(bytes_of(values))
+    return digest.hexdigest()
+
+
+def nest_of(dataset: Any) -> str:
+    """A hash of the rows that each `Subset` takes and of the sizes of the parts of each `ConcatDataset`; "" without."""
+    if isinstance(dataset, Subset):
+        rows = np.asarray(dataset.indices, dtype=np.int64)
+        return hashlib.sha256(b"Subset" + rows.tobytes() + nest_of(dataset.dataset).encode()).hexdigest()
+    if isinstance(dataset, ConcatDataset):
+        parts = [(dataset.cumulative_sizes, *map(nest_of, dataset.datasets))]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+    return ""
 
 
 def about_rows(dataset: Any) -> dict[str, NDArray[Any]]:
     """Paths and labels of a data set's rows, as far as it has them."""
-    rows = {}
-    with suppress(TypeError, ValueError):  # attributes of these names that hold something else
-        rows["paths"] = np.array([os.fsencode(path) for path in attribute_of(dataset, "paths")], dtype=np.bytes_)
-    with suppress(TypeError, ValueError):
-        rows["labels"] = np.asarray(attribute_of(dataset, "labels"))
-    return {
-        name: values
-        for name, values in rows.items()
-        if values.shape[:1] == (len(dataset),) and not values.dtype.hasobject
-    }
+    found = {"paths": paths_of(dataset), "labels": first_of(dataset, ("labels", "targets"))}
+    return {name: values for name, values in found.items() if values is not None}
+
+
+def paths_of(dataset: Any) -> NDArray[Any] | None:
+    """Paths (N,), as bytes, from `paths`, or from torchvision's `samples` or `imgs`, pairs (path, class)."""
+    for name in ("paths", "samples", "imgs"):
+        with suppress(TypeError, ValueError, IndexError):  # attributes of these names that hold something else
+            values = attribute_of(dataset, name)
+            paths = [entry if name == "paths" else entry[0] for entry in values]
+            found = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
+            if found.shape == (len(dataset),):
+                return found
+    return None
+
+
+def first_of(dataset: Any, names: tuple[str, ...]) -> NDArray[Any] | None:
+    """The first of some attributes (N, ...) that a data set has for all its rows."""
+    for name in names:
+        with suppress(TypeError, ValueError):
+            values = np.asarray(attribute_of(dataset, name))
+            if values.shape[:1] == (len(dataset),) and not values.dtype.hasobject:
+                return values
+    return None
 
 
 def save_state(root: Path, state: EmbeddingState) -> None:
@@ -139,14 +177,15 @@ def first_difference(was: Any, now: Any, what: str, place: str) -> list[str]:
 
 def changes(was: Mapping[str, str], now: Mapping[str, str], place: str) -> list[str]:
     """The settings that were others, in words; weights and contents are hashes, which nobody wants to read."""
-    names = [name for name in now if was.get(name) != now[name]]
-    hashes = ("weights", "contents")
+    names = [name for name in {**was, **now} if was.get(name, "") != now.get(name, "")]
+    hashes = ("weights", "contents", NEST)
     return [
-        f"other {name}{place}" if name in hashes else changed(name + place, was.get(name), now[name]) for name in names
+        f"other {name}{place}" if name in hashes else changed(name + place, was.get(name), now.get(name))
+        for name in names
     ]
 
 
-def changed(name: str, was: str | None, now: str) -> str:
+def changed(name: str, was: str | None, now: str | None) -> str:
     """That a setting was another."""
     return f"{name} was {was or 'none'} and is {now or 'none'}"
 

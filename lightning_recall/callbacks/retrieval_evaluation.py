@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from lightning_recall.callbacks.batches import (
     UNREADABLE,
+    check_loaders,
     describe,
     embeddings_of_batch,
     inputs_of_batch,
@@ -59,8 +60,8 @@ class RetrievalEvaluation(Callback):
     and by `groups`, (N,) integers, which images of its own class a query passes over: those of its own camera, say. One
     with a `ground_truth` of easy, hard and junk images, such as revisited Oxford and Paris, is scored by
     `RevisitedMAP`. A `Subset` or `ConcatDataset` keeps what its parts tell. A dataloader may shuffle: its rows are
-    recorded as its sampler draws them (`row_recorder`). Any other iterable of batches is scored, too, but without roles
-    and tables. Images with the label -100 are left out: the data modules' mark of a file that could not be read.
+    recorded as its sampler draws them (`row_recorder`). Any other iterable of batches, or a `collate_fn` that sorts, is
+    scored without roles and tables. Images with the label -100 are left out: files that could not be read.
 
     `trainer.validate` and `trainer.test` end with a table. Where the Trainer shows bars, a search that takes more than
     two seconds shows one.
@@ -131,8 +132,9 @@ class RetrievalEvaluation(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the last evaluation."""
-        if self.tables and trainer.state.fn != "fit":
-            check_recorded(loaders_of(trainer), "tables=True names the rows of the data set")
+        check_loaders(loaders_of(trainer))
+        if self.needs_rows(trainer):
+            check_recorded(loaders_of(trainer), self.needs_rows(trainer))
         self.metrics, self.roles, self.has_rows = {}, {}, {}
         self.results, self.started = [], time.perf_counter()
         self.shows_bar = trainer.progress_bar_callback is not None
@@ -196,9 +198,10 @@ class RetrievalEvaluation(Callback):
         if dataloader_idx not in self.roles:
             self.roles[dataloader_idx], self.has_rows[dataloader_idx] = roles_of(dataset), True
         roles = self.roles[dataloader_idx]
-        rows = rows_of_batch(loader, batch_idx, len(labels)) if self.has_rows[dataloader_idx] else None  # (b,)
+        known = self.has_rows[dataloader_idx]
+        rows = rows_of_batch(loader, batch_idx, len(labels), labels) if known else None  # (b,)
         if rows is None:
-            check_needless(trainer, loader, roles)
+            check_needless(trainer, loader, roles, self.needs_rows(trainer))
             self.forget_rows(dataloader_idx)
         for kind, embeddings in scored.items():
             metric = self.metrics.get((dataloader_idx, kind)) or self.metric_of(dataset).to(embeddings.device)
@@ -208,6 +211,11 @@ class RetrievalEvaluation(Callback):
                 metric.update(embeddings, labels.to(embeddings.device), rows, **chosen)
             else:
                 metric.update(embeddings, rows, labels == UNREADABLE)
+
+    def needs_rows(self, trainer: Trainer) -> str:
+        """Why the rows of batches are needed after the evaluation; "" if they are not."""
+        tables = self.tables and trainer.state.fn != "fit"
+        return "tables=True names the rows of the data set" if tables else ""
 
     def forget_rows(self, dataloader_idx: int) -> None:
         """Scores a dataloader without row numbers, also its batches so far."""

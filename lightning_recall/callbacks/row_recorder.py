@@ -10,9 +10,12 @@ from pytorch_lightning import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from lightning_recall.callbacks.collate_order import IN_ORDER, CheckedCollate
+from lightning_recall.callbacks.dataset_attributes import labels_of
+
 REMEDY = (
     "evaluate a map-style data set with a torch DataLoader that gives its batches in order and whose collate_fn leaves "
-    "no item out"
+    "no item out, keeps the order of the items and draws no random numbers"
 )
 
 
@@ -68,11 +71,16 @@ def process(trainer: Trainer, of_strategy: Callable[[Any], Any], loader: Any) ->
 
 def recording(loader: Any) -> Any:
     """A copy of a dataloader that records its rows; the same dataloader where they cannot be known."""
-    if not has_known_order(loader) or recorder_of(loader) is not None:
+    if not has_known_order(loader) or "own_labels" in vars(loader):
         return loader
+    own = loader
     loader = copy(loader)
-    name = sampler_name(loader)
-    vars(loader)[name] = RowRecorder(getattr(loader, name))  # DataLoader refuses to set it in the plain way
+    parts = vars(loader)  # DataLoader refuses to set some of them in the plain way
+    parts["own_labels"] = labels_of(loader.dataset)
+    if recorder_of(own) is None:  # Lightning has put one of its own there for predict
+        parts[sampler_name(loader)] = RowRecorder(getattr(loader, sampler_name(loader)))
+    if loader.collate_fn not in IN_ORDER:
+        parts["collate_fn"] = CheckedCollate(loader.collate_fn)
     return loader
 
 
@@ -82,6 +90,7 @@ def has_known_order(loader: Any) -> bool:
         isinstance(loader, DataLoader)
         and type(loader).__iter__ is DataLoader.__iter__
         and not isinstance(loader.dataset, IterableDataset)
+        and (loader.batch_sampler is not None or loader.collate_fn in IN_ORDER)  # else it gets whole batches
         and (loader.num_workers == 0 or getattr(loader, "in_order", True))  # torch 2.6 has it, older ones keep order
     )
 
@@ -99,19 +108,36 @@ def recorder_of(loader: Any) -> Any:
     return sampler if hasattr(sampler, "seen_batch_indices") else None
 
 
-def rows_of_batch(loader: Any, batch_idx: int, size: int) -> Tensor | None:
+def rows_of_batch(loader: Any, batch_idx: int, size: int, labels: Tensor | None = None) -> Tensor | None:
     """Rows (b,) of the data set that a batch of `size` items holds; None where they are not known.
 
-    They are not known of streams, of dataloaders that give batches out of order or iterate in a way of their own, and
-    of batches whose size is not the number of rows that were drawn, because `collate_fn` drops some or the items of the
-    data set are batches themselves.
+    They are not known of streams, of dataloaders that give batches out of order or iterate in a way of their own, of
+    batches whose size is not the number of rows that were drawn, because `collate_fn` drops some or the items of the
+    data set are batches themselves, and of batches in another order than the rows: `collate_fn` may sort (it is tried
+    out by `CheckedCollate`), or a hook, which shows in labels (b,) that are those of the rows in another order.
     """
     recorder = recorder_of(loader)
     if recorder is None or batch_idx >= len(recorder.seen_batch_indices):
+        return None
+    if isinstance(loader.collate_fn, CheckedCollate) and not loader.collate_fn.keeps_order:
         return None
     try:
         rows = torch.as_tensor(recorder.seen_batch_indices[batch_idx])
     except (TypeError, ValueError, RuntimeError):  # keys of another kind than integers
         return None
     is_integer = not (rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool)
-    return rows.reshape(-1).long() if is_integer and rows.ndim < 2 and rows.numel() == size else None
+    if not is_integer or rows.ndim > 1 or rows.numel() != size:
+        return None
+    rows = rows.reshape(-1).long()
+    return None if is_reordered(getattr(loader, "own_labels", None), rows, labels) else rows
+
+
+def is_reordered(own_labels: Tensor | None, rows: Tensor, labels: Tensor | None) -> bool:
+    """Whether labels (b,) are those of rows (b,) in another order.
+
+    Labels that are others, because the data set maps them or an image could not be read, prove nothing.
+    """
+    if own_labels is None or labels is None or labels.shape != rows.shape:
+        return False
+    drawn, given = own_labels[rows], labels.detach().cpu()
+    return not torch.equal(drawn, given) and torch.equal(drawn.sort().values, given.sort().values)

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
 
 from lightning_recall.callbacks.batches import named_loaders
-from lightning_recall.callbacks.embedding_files import load_embeddings, load_shard, save_shard, shard_paths
+from lightning_recall.callbacks.embedding_check import SavedRows, check_same, evenly_spaced, saved_ids, saved_rows
+from lightning_recall.callbacks.embedding_files import load_embeddings, save_shard
 from lightning_recall.callbacks.embedding_state import EmbeddingState, differences, load_state, save_state, state_of
 from lightning_recall.callbacks.output import file_name, free_paths, keeps_files, output_path, say_where
 from lightning_recall.callbacks.row_recorder import REMEDY, record_rows, rows_of_batch, stop_recording
@@ -24,23 +25,31 @@ class SavedEmbeddings(Callback):
     """Writes what `predict` embeds to a folder: embeddings (n, D), ids (n,) and labels (n,), so many to a file.
 
     An id is a row of the data set. `load_embeddings(folder)` reads them all. With a folder of your own, a run that was
-    interrupted goes on where its last whole file ends, also with another number of processes. A folder of embeddings
+    interrupted continues where its last whole file ends, also with another number of processes. A folder of embeddings
     that were made in another state is refused: other weights, module, precision or test-time augmentation; another
-    number of items, other paths or labels, another folder or loading of images, other tensors of a `TensorDataset`.
-    Not compared are the contents of files, and what a `collate_fn` or a hook of the module does to a batch.
+    number of items; other paths (`paths`, `samples`, `imgs`), labels (`labels`, `targets`), tensors or arrays
+    (`tensors`, `images`, `data`), rows of a `Subset` or parts of a `ConcatDataset`; other loading or folder of images.
+
+    What this does not show is found by comparison: before new rows, up to 16 saved ones are embedded again, evenly
+    spaced with the first and the last, and the run ends with an error, and saves nothing, if one differs from its saved
+    embedding by more than rounding. They are among the predictions that `trainer.predict` returns. A change of other
+    images only (the contents of a few files) is not found.
 
     Works with any module whose predict step returns embeddings (b, D), over batches (inputs, labels) or of inputs
     alone; several dataloaders have a folder each. Only dataloaders that the module or the data module makes are
-    shortened to what is left. Those given to `trainer.predict` are embedded as a whole, and each row counts once.
+    shortened to what is left. Those given to `trainer.predict` are embedded as a whole, all saved rows are compared,
+    and each row is saved once.
 
     Args:
-        folder: where to write; None: `embeddings` in the run's folder, a new one for each `predict`.
+        folder: where to write, "~" is the home folder; None: `embeddings` in the run's folder, a new one for each
+            `predict`.
         format: "npz" or "safetensors".
         shard_size: images in a file, per process; what an interruption may lose at most.
 
     Raises:
         ValueError: for another format or a `shard_size` below 1, when the folder holds embeddings of another state or a
-            damaged file, for predictions that are no embeddings, and where the rows of a batch are not known.
+            damaged file, or a row is embedded otherwise than it is saved, for predictions that are no embeddings, and
+            where the rows of a batch are not known.
     """
 
     def __init__(
@@ -58,7 +67,9 @@ class SavedEmbeddings(Callback):
         self.shard_size = shard_size
         self.root = Path()
         self.pending: dict[int, list[dict[str, Tensor]]] = {}  # of each dataloader, not yet written
-        self.left: dict[int, Tensor] = {}  # rows (n,) of each dataloader's data set that are still to embed
+        self.left: dict[int, Tensor] = {}  # rows (n,) of a shortened dataloader: those to compare, then those to save
+        self.saved: dict[int, SavedRows] = {}  # of each dataloader, to compare
+        self.compared: set[int] = set()  # dataloaders of which a saved row was compared
         self.folders: list[str] = [""]  # of each dataloader, within the root
         self.state: EmbeddingState | None = None
 
@@ -66,8 +77,9 @@ class SavedEmbeddings(Callback):
         """Has only what is not saved yet embedded."""
         if stage != "predict":
             return
-        self.root = self.new_root(trainer) if self.folder is None else Path(self.folder)
-        self.pending, self.left, self.folders, self.state = {}, {}, [""], None
+        self.root = self.new_root(trainer) if self.folder is None else Path(self.folder).expanduser()
+        self.pending, self.left, self.saved, self.compared = {}, {}, {}, set()
+        self.folders, self.state = [""], None
         record_rows(trainer)
         source: Any = trainer.datamodule or pl_module  # type: ignore[attr-defined]  # Lightning sets it
         if self.holds_embeddings():
@@ -126,10 +138,10 @@ class SavedEmbeddings(Callback):
             )
 
     def shortened(self, number: int, loader: Any) -> Any:
-        """A dataloader of the rows that are not saved yet."""
+        """A dataloader of the rows that are not saved yet, after some that are."""
         folder = self.root / self.folders[number]
-        saved = [load_shard(path)["ids"] for path in shard_paths(folder)]
-        if not saved:
+        saved = saved_ids(folder)
+        if len(saved) == 0:
             return loader
         samplers = (SequentialSampler, RandomSampler)
         batch_size, sampler = getattr(loader, "batch_size", None), getattr(loader, "sampler", None)
@@ -139,16 +151,22 @@ class SavedEmbeddings(Callback):
                 "and neither a sampler nor a batch_sampler of its own: choose another folder, or delete this one."
             )
         rows = torch.arange(len(loader.dataset))
-        self.left[number] = left = rows[~torch.isin(rows, torch.cat(saved))]
+        left = rows[~torch.isin(rows, saved)]
+        self.saved[number] = saved_rows(folder, evenly_spaced(saved))
+        self.left[number] = torch.cat([self.saved[number].ids, left])
         rank_zero_info(f"{folder} holds {len(rows) - len(left):,} embeddings, {len(left):,} are left.")
         kept = ("batch_size", "num_workers", "collate_fn", "pin_memory", "worker_init_fn", "multiprocessing_context")
         settings = {setting: getattr(loader, setting) for setting in kept}
-        return DataLoader(Subset(loader.dataset, left.tolist()), **settings)
+        return DataLoader(Subset(loader.dataset, self.left[number].tolist()), **settings)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes of what the embeddings are."""
         if self.state is None:  # dataloaders that were given, or a new folder
             self.take_state(trainer, pl_module, trainer.predict_dataloaders)
+            for number, name in enumerate(self.folders):
+                ids = saved_ids(self.root / name)
+                if len(ids):
+                    self.saved[number] = saved_rows(self.root / name, ids)
         assert self.state is not None  # take_state sets it
         trainer.strategy.barrier()  # all have looked
         if trainer.is_global_zero and keeps_files(trainer):
@@ -168,21 +186,50 @@ class SavedEmbeddings(Callback):
         if not (isinstance(outputs, Tensor) and outputs.ndim == 2):
             raise ValueError(f"predict_step of {type(pl_module).__name__} must return embeddings (b, D).")
         loaders = list(named_loaders(trainer.predict_dataloaders).values())
-        ids = rows_of_batch(loaders[dataloader_idx], batch_idx, len(outputs))
+        labels = batch[1] if isinstance(batch, Sequence) and len(batch) == 2 and isinstance(batch[1], Tensor) else None
+        ids = rows_of_batch(loaders[dataloader_idx], batch_idx, len(outputs), labels)
         if ids is None:
             raise ValueError(f"SavedEmbeddings saves rows of the data set as ids: {REMEDY}.")
         ids = self.left[dataloader_idx][ids] if dataloader_idx in self.left else ids
         assert self.state is not None  # on_predict_start has set it
         part = {"embeddings": as_stored(outputs), "ids": ids}
-        if isinstance(batch, Sequence) and len(batch) == 2 and isinstance(batch[1], Tensor):
-            part["labels"] = batch[1].cpu()
+        if labels is not None:
+            part["labels"] = labels.cpu()
+        self.take(trainer, dataloader_idx, part)
+
+    def take(self, trainer: Trainer, dataloader_idx: int, part: dict[str, Tensor]) -> None:
+        """Compares the rows of a batch that are saved; keeps the others, and writes a file if there is enough for one.
+
+        Raises:
+            ValueError: if a row is saved otherwise; then nothing more is written.
+        """
+        if dataloader_idx in self.saved:
+            place = self.root / self.folders[dataloader_idx], str(trainer.precision)
+            try:
+                is_new = ~check_same(self.saved[dataloader_idx], part["ids"], part["embeddings"], *place)
+            except ValueError:
+                self.pending = {}
+                raise
+            self.compared |= set() if is_new.all() else {dataloader_idx}
+            part = {name: values[is_new] for name, values in part.items()}
+            if len(part["ids"]) == 0:
+                return
         parts = self.pending.setdefault(dataloader_idx, [])
         parts.append(part)
-        if keeps_files(trainer) and sum(len(part["ids"]) for part in parts) >= self.shard_size:
+        if (
+            keeps_files(trainer)
+            and self.is_trusted(dataloader_idx)
+            and sum(len(part["ids"]) for part in parts) >= self.shard_size
+        ):
             self.write(dataloader_idx, trainer.global_rank)
+
+    def is_trusted(self, dataloader_idx: int) -> bool:
+        """Whether rows may be written: none is before one was compared with those that the folder holds, if any."""
+        return dataloader_idx not in self.saved or dataloader_idx in self.compared
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what is left, and says where."""
+        trainer.strategy.barrier()  # all have compared
         if keeps_files(trainer):
             self.on_exception(trainer, pl_module)
             if trainer.is_global_zero:
@@ -193,7 +240,8 @@ class SavedEmbeddings(Callback):
     ) -> None:
         """Writes what there is before the run ends."""
         for dataloader_idx in list(self.pending) if keeps_files(trainer) else []:
-            self.write(dataloader_idx, trainer.global_rank)
+            if exception is None or self.is_trusted(dataloader_idx):
+                self.write(dataloader_idx, trainer.global_rank)
 
     def write(self, dataloader_idx: int, rank: int) -> None:
         """Writes one file."""

@@ -26,14 +26,19 @@ def check_recorded(loaders: Any, reason: str) -> None:
             )
 
 
-def check_needless(trainer: Trainer, loader: Any, roles: dict[str, Tensor]) -> None:
+def check_needless(trainer: Trainer, loader: Any, roles: dict[str, Tensor], reason: str = "") -> None:
     """Refuses a dataloader whose rows are not known, but needed.
+
+    Args:
+        trainer: that evaluates.
+        loader: the dataloader.
+        roles: of the rows (N,) of its data set.
+        reason: why they are needed in any case; "": only where data set or processes need them.
 
     Raises:
         ValueError: if its data set has roles or a ground truth, or a distributed sampler may repeat some of its rows.
     """
     dataset = getattr(loader, "dataset", None)
-    reason = ""
     if roles:
         reason = f"it has {' and '.join(roles)}"
     elif ground_truth_of(dataset) is not None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_recall.callbacks.batches import inputs_of_batch, labels_of_batch, loader_at, named_loaders
+from lightning_recall.callbacks.batches import check_loaders, inputs_of_batch, labels_of_batch, loader_at, named_loaders
 
 LABELS = torch.tensor([3, 4])
 
@@ -24,7 +24,8 @@ def test_labels_are_those_of_the_step_else_of_the_batch():
         ({"images": 1, "classes": LABELS}, r"got a dict with the keys 'images', 'classes'"),
         ((1, [3, 4]), r"must be a tensor \(b,\), got a list of 2"),
         ((1, LABELS[:, None]), r"must be a tensor \(b,\), got a tensor \(2, 1\)"),
-        ((1, LABELS[0]), r"must be a tensor \(b,\), got a tensor \(\)"),
+        ((1, LABELS[0]), r"must be a tensor \(b,\), got a tensor \(\)\. One label is that of an item, not of a batch"),
+        ((1, 3), r"must be a tensor \(b,\), got a int\. One label is .*: give the dataloader a batch_size"),
     ],
 )
 def test_a_batch_without_labels_says_what_it_is(batch, message):
@@ -45,3 +46,12 @@ def test_dataloaders_have_names():
     assert named_loaders({"a": one, "b": [two, three]}) == {"a": one, "b/0": two, "b/1": three}
     assert loader_at(one, 0) is one
     assert loader_at({"a": one, "b": [two, three]}, 2) is three
+
+
+def test_a_list_of_batches_is_no_dataloader():
+    check_loaders([DataLoader(LABELS), {"a": iter([])}])
+    for batches in ([(LABELS, LABELS)] * 2, [LABELS], {"a": {"labels": LABELS}}):
+        with pytest.raises(
+            ValueError, match=r"is a Tensor\. Lightning takes .* DataLoader\(batches, batch_size=None\)"
+        ):
+            check_loaders(batches)

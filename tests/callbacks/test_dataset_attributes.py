@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, Subset, TensorDataset, random_split
 
-from lightning_recall.callbacks.dataset_attributes import attribute_of, ground_truth_of, leaves, roles_of
+from lightning_recall.callbacks.dataset_attributes import attribute_of, ground_truth_of, labels_of, leaves, roles_of
 
 
 class Data(TensorDataset):
@@ -51,3 +51,70 @@ def test_a_ground_truth_is_that_of_the_whole_data_set():
     for other in (Subset(data, [0, 1]), ConcatDataset([Data(2), data])):
         with pytest.raises(ValueError, match=f"row numbers, which a {type(other).__name__} changes"):
             ground_truth_of(other)
+
+
+class Wrapper:
+    """A data set of one's own around another, which forwards its items only."""
+
+    def __init__(self, base, **attributes):
+        self.base = base
+        vars(self).update(attributes)
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, row):
+        return self.base[row]
+
+
+ROLE_DATA = Data(4, is_query=[True, False, True, False], is_gallery=[False, True, False, True])
+
+
+@pytest.mark.parametrize(
+    ("data", "attribute"),
+    [
+        (Wrapper(ROLE_DATA), "base"),
+        (Subset(Wrapper(ROLE_DATA), [0, 1]), "base"),
+        (Wrapper(ConcatDataset([Data(2), Subset(ROLE_DATA, [0, 1])])), "base"),
+        (Wrapper(Wrapper(ROLE_DATA)), "base.base"),
+        (Wrapper(None, parts={"a": Data(4), "b": ROLE_DATA}), "parts"),
+        (Wrapper(None, parts=[Data(4), ROLE_DATA]), "parts"),
+    ],
+)
+def test_a_wrapper_that_loses_roles_is_refused(data, attribute):
+    with pytest.raises(ValueError, match=f"Wrapper has no is_query, but the data set in its attribute {attribute} has"):
+        roles_of(data)
+
+
+def test_wrapped_groups_and_ground_truths_are_not_lost():
+    for name, values in (("groups", [1, 1, 2, 2]), ("ground_truth", [([1], [2], [])])):
+        with pytest.raises(ValueError, match=f"Wrapper has no {name}, but the data set in its attribute base has"):
+            roles_of(Wrapper(Data(4, **{name: values})))
+
+
+def test_a_wrapper_that_says_what_its_rows_are_is_taken():
+    roles = {"is_query": [False, True, True, True], "is_gallery": [True] * 4}
+    found = roles_of(Wrapper(ROLE_DATA, **roles))
+    assert {name: values.tolist() for name, values in found.items()} == roles
+    assert roles_of(Wrapper(ROLE_DATA, is_query=None, is_gallery=None)) == {}
+    with pytest.raises(ValueError, match="Wrapper has no is_gallery"):
+        roles_of(Wrapper(ROLE_DATA, is_query=roles["is_query"]))
+
+    class Forwards(Wrapper):
+        def __getattr__(self, name):
+            return getattr(self.base, name)
+
+    assert roles_of(Forwards(ROLE_DATA))["is_query"].tolist() == [True, False, True, False]
+    itself = Wrapper(Data(4))
+    itself.base.owner = itself  # a circle
+    assert roles_of(itself) == {}
+
+
+def test_labels_are_known_of_usual_data_sets():
+    assert labels_of(TensorDataset(torch.zeros(3, 2), torch.tensor([4, 5, 6]))).tolist() == [4, 5, 6]
+    assert labels_of(Subset(Wrapper(0, targets=[4, 5, 6, 7]), [3, 1])).tolist() == [7, 5]
+    assert labels_of(Data(3, labels=np.array([1, 2, 3]), targets=[4, 5, 6])).tolist() == [1, 2, 3]
+    for unknown in (None, [1, 2], Wrapper(0), Wrapper(0, targets=["a"] * 4), Data(3, labels="abc", targets=[[1], [2]])):
+        found = labels_of(unknown)
+        assert found is None or isinstance(unknown, Data)
+    assert labels_of(ConcatDataset([Data(1), Wrapper(0)])) is None

@@ -433,6 +433,77 @@ def test_queries_whose_rows_are_not_known_are_refused(kind):
         )
 
 
+def by_brightness(items):
+    """A collate function that sorts, as those that sort texts by length."""
+    return default_collate(sorted(items, key=lambda item: float(item[0].sum())))
+
+
+def test_items_that_a_collate_function_sorts_are_scored_unless_their_rows_are_needed(tmp_path):
+    images, labels = QUERY_DATA.tensors
+    plain = DataLoader(PLAIN_DATA, batch_size=8, collate_fn=by_brightness)
+    results = make_trainer(RetrievalEvaluation(ks=(1,))).test(Pixels(), plain, verbose=False)[0]
+    assert results["test/recall@1"] == pytest.approx(recall_at_1(images.flatten(1), labels))
+    with pytest.raises(ValueError, match=r"tables=True names the rows .* keeps the order of the items"):
+        make_trainer(RetrievalEvaluation(tables=True), default_root_dir=tmp_path).test(Pixels(), plain, verbose=False)
+    loader = DataLoader(QUERY_DATA, batch_size=8, collate_fn=by_brightness)
+    with pytest.raises(ValueError, match=r"since it has is_query and is_gallery: .* keeps the order of the items"):
+        make_trainer(RetrievalEvaluation()).test(Pixels(), loader, verbose=False)
+    images_only = make_trainer(RetrievalEvaluation(), RetrievedImages(2, 2), default_root_dir=tmp_path)
+    with pytest.raises(ValueError, match="No picture of a test whose rows are not known"):
+        images_only.test(Pixels(), plain, verbose=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*shuffling enabled")
+def test_a_collate_function_that_keeps_the_order_leaves_the_rows_known():
+    loader = DataLoader(
+        QUERY_DATA, batch_size=7, shuffle=True, num_workers=1, collate_fn=lambda items: default_collate(items)
+    )
+    results = make_trainer(RetrievalEvaluation(ks=(1,))).test(Pixels(), loader, verbose=False)[0]
+    assert results["test/recall@1"] == QUERY_DATA.right_value()
+
+
+def test_a_hook_that_sorts_a_batch_shows_in_its_labels():
+    class Sorts(Pixels):
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            order = batch[1].argsort(descending=True)
+            return [part[order] for part in batch]
+
+    with pytest.raises(ValueError, match="since it has is_query and is_gallery"):
+        make_trainer(RetrievalEvaluation()).test(Sorts(), DataLoader(QUERY_DATA, batch_size=9), verbose=False)
+
+
+def test_a_wrapper_that_loses_the_queries_is_refused():
+    class Wrapper:
+        def __init__(self):
+            self.base = QUERY_DATA
+
+        def __len__(self):
+            return len(self.base)
+
+        def __getitem__(self, row):
+            return self.base[row]
+
+    data = Wrapper()
+    with pytest.raises(ValueError, match="Wrapper has no is_query, but the data set in its attribute base has"):
+        make_trainer(RetrievalEvaluation()).test(Pixels(), DataLoader(data, batch_size=9), verbose=False)
+    data.is_query, data.is_gallery = QUERY_DATA.is_query, QUERY_DATA.is_gallery
+    results = make_trainer(RetrievalEvaluation(ks=(1,))).test(Pixels(), DataLoader(data, batch_size=9), verbose=False)
+    assert results[0]["test/recall@1"] == QUERY_DATA.right_value()
+
+
+def test_a_list_of_batches_and_single_items_say_what_to_do():
+    batches = Batches(PLAIN_DATA).batches
+    with pytest.raises(ValueError, match=r"give a list of batches as DataLoader\(batches, batch_size=None\)"):
+        make_trainer(RetrievalEvaluation()).test(Pixels(), batches, verbose=False)
+    results = make_trainer(RetrievalEvaluation(ks=(1,))).test(
+        Pixels(), DataLoader(batches, batch_size=None), verbose=False
+    )
+    images, labels = QUERY_DATA.tensors
+    assert results[0]["test/recall@1"] == pytest.approx(recall_at_1(images.flatten(1), labels))
+    with pytest.raises(ValueError, match="One label is that of an item, not of a batch: give the dataloader a batch_"):
+        make_trainer(RetrievalEvaluation()).test(Pixels(), DataLoader(PLAIN_DATA, batch_size=None), verbose=False)
+
+
 @pytest.mark.parametrize("kind", ["iterable", "any order"])
 def test_tables_without_row_numbers_are_refused_before_the_test(kind):
     module = TheirModule()

@@ -1,7 +1,16 @@
 import pytest
 import torch
 from pytorch_lightning import LightningModule, Trainer
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SubsetRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 from lightning_recall.callbacks.row_recorder import (
     record_rows,
@@ -105,3 +114,37 @@ def test_dataloaders_of_a_training_and_the_strategy_stay_as_they_are():
     stop_recording(trainer)
     stop_recording(trainer)
     assert "process_dataloader" not in vars(trainer.strategy)
+
+
+def sorted_down(items):
+    return torch.tensor(sorted(items, reverse=True))
+
+
+def test_rows_are_not_known_once_a_collate_function_sorts():
+    loader = recording(DataLoader(DATA, batch_size=4, collate_fn=sorted_down, num_workers=1))
+    assert [rows_of_batch(loader, number, len(batch)) for number, batch in enumerate(loader)] == [None] * 3
+    kept = recording(DataLoader(DATA, batch_size=4, collate_fn=lambda items: torch.stack(items)))
+    assert [rows_of_batch(kept, number, len(batch)).tolist() for number, batch in enumerate(kept)] == [
+        [0, 1, 2, 3], [4, 5, 6, 7], [8, 9],
+    ]  # fmt: skip
+    whole = DataLoader(DATA, batch_size=None, sampler=[[1, 2], [3, 0]], collate_fn=lambda batch: batch.flip(0))
+    assert recording(whole) is whole
+
+
+def test_labels_in_another_order_show_that_rows_are_not_known():
+    labels = torch.tensor([5, 5, 6, 7, 7, 8])
+    for data in (TensorDataset(DATA[:6], labels), ConcatDataset([TensorDataset(DATA[:6], labels)]), Targets(labels)):
+        loader = recording(DataLoader(Subset(data, [5, 4, 2, 1]), batch_size=4))
+        next(iter(loader))
+        assert rows_of_batch(loader, 0, 4, torch.tensor([8, 7, 6, 5])).tolist() == [0, 1, 2, 3]
+        assert rows_of_batch(loader, 0, 4, torch.tensor([5, 6, 7, 8])) is None
+        assert rows_of_batch(loader, 0, 4, torch.tensor([0, 1, 2, 3])).tolist() == [0, 1, 2, 3]  # mapped
+        assert rows_of_batch(loader, 0, 4, torch.tensor([8, -100, 6, 5])).tolist() == [0, 1, 2, 3]  # not read
+
+
+class Targets(list):
+    """A data set as torchvision's, with a list of targets."""
+
+    def __init__(self, labels):
+        super().__init__(DATA[: len(labels)])
+        self.targets = labels.tolist()

@@ -1,13 +1,22 @@
 import os
 import shutil
-import warnings
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from safetensors.torch import load_file
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, SubsetRandomSampler, TensorDataset
+from torch.multiprocessing import ProcessRaisedException
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    default_collate,
+)
 
 from lightning_recall.callbacks import SavedEmbeddings, load_embeddings
 
@@ -83,10 +92,13 @@ def test_an_interrupted_run_goes_on(form, dies_at, tmp_path):
     assert module.seen == len(load_embeddings(folder)["ids"]) == 4 * dies_at  # nothing is lost
     again = Double()
     trainer(tmp_path, SavedEmbeddings(str(folder), form, shard_size=6)).predict(again, datamodule=Data())
-    assert again.seen == 23 - 4 * dies_at  # nothing is done twice
+    assert again.seen == 23 - 4 * dies_at + min(16, 4 * dies_at)  # what is left, and up to 16 rows to compare
     assert_saved(folder)
-    with pytest.warns(UserWarning, match="across ranks is zero"):
-        trainer(tmp_path, SavedEmbeddings(str(folder), form)).predict(again, datamodule=Data())
+    whole, files = Double(), sorted(path.name for path in folder.iterdir())
+    predictions = trainer(tmp_path, SavedEmbeddings(str(folder), form)).predict(whole, datamodule=Data())
+    checked = [0, 1, 3, 4, 6, 7, 9, 10, 12, 13, 15, 16, 18, 19, 21, 22]  # 16 of 0 to 22, evenly spaced
+    assert torch.equal(torch.cat(predictions), 2 * IMAGES[checked])
+    assert sorted(path.name for path in folder.iterdir()) == files
     assert_saved(folder)
 
 
@@ -100,7 +112,6 @@ def test_a_run_goes_on_with_other_processes(tmp_path):
     assert len(list((tmp_path / "kept").glob("shard-01-*"))) > 0
 
 
-@pytest.mark.filterwarnings("ignore:Total length of `DataLoader` across ranks is zero")  # all of one is saved
 @pytest.mark.parametrize(("several", "names"), [("list", ("0", "1")), ("dict", ("one", "two"))])
 def test_several_dataloaders_have_folders(several, names, tmp_path):
     folder = tmp_path / "kept"
@@ -116,9 +127,9 @@ def test_a_file_that_is_lost_is_made_again_and_no_other_overwritten(tmp_path):
     folder, data = tmp_path / "kept", Data()
     trainer(tmp_path, SavedEmbeddings(str(folder), shard_size=4)).predict(Double(), datamodule=data)
     (folder / "shard-00-00002.npz").unlink()
-    for seen in (4, 23):  # the second run without a folder of its own embeds all
+    for seen in (16 + 4, 23):  # some to compare and those that are lost; a run without a folder of its own embeds all
         module = Double()
-        kept = SavedEmbeddings(str(folder) if seen == 4 else None, shard_size=4)
+        kept = SavedEmbeddings(str(folder) if seen == 20 else None, shard_size=4)
         trainer(tmp_path, kept).predict(module, datamodule=data)
         assert module.seen == seen
         assert_saved(folder)
@@ -129,7 +140,7 @@ def test_what_is_embedded_again_counts_once(tmp_path):
     loader = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=5)
     for _ in range(2):  # a dataloader that is given to the Trainer is gone through as it is
         trainer(tmp_path, SavedEmbeddings(str(folder))).predict(Double(), loader)
-    assert len(list(folder.glob("shard-*"))) == 2
+    assert len(list(folder.glob("shard-*"))) == 1  # what is saved is compared, and not saved again
     assert_saved(folder)
 
 
@@ -247,13 +258,11 @@ def test_tensors_and_settings_of_the_module_are_compared_too(tmp_path):
 
 def test_the_same_state_is_found_again(tmp_path):
     folder = str(tmp_path / "kept")
-    for seen in (10, 0):
+    for _ in range(2):
         module = Double()
         module.views = lambda *_: None  # its repr has an address, which is another in each process
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Total length of .* across ranks is zero")
-            trainer(tmp_path, SavedEmbeddings(folder)).predict(module, datamodule=Of(Files("here", NAMES)))
-        assert module.seen == seen
+        trainer(tmp_path, SavedEmbeddings(folder)).predict(module, datamodule=Of(Files("here", NAMES)))
+    assert len(list((tmp_path / "kept").glob("shard-*"))) == 1
     assert load_embeddings(folder)["embeddings"][:, 0].tolist() == [2 * sum(map(ord, name)) for name in NAMES]
 
 
@@ -300,7 +309,7 @@ def test_a_damaged_file_is_named(form, tmp_path):
     path.unlink()
     module = Double()
     trainer(tmp_path, SavedEmbeddings(str(folder), form)).predict(module, datamodule=Data())
-    assert module.seen == 8
+    assert module.seen == 15 + 8  # those to compare and those that are lost
     assert_saved(folder)
 
 
@@ -400,3 +409,180 @@ def test_two_processes_write_to_one_folder(tmp_path):
     run.predict(Double(), datamodule=Data(), return_predictions=False)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["version_0"]
     assert_saved(tmp_path / "runs/version_0/embeddings")
+
+
+class Holds:
+    """A data set of one's own, with any attributes."""
+
+    def __init__(self, rows, **attributes):
+        self._rows = rows
+        vars(self).update(attributes)
+
+    def __len__(self):
+        return len(self._rows)
+
+    def __getitem__(self, row):
+        return torch.full((3,), float(self._rows[row]) + 1), 0
+
+
+T = TensorDataset(torch.randn(40, 3), torch.arange(40))
+ROWS = np.arange(18)
+DISAGREE = r"The embedding of row 0 differs by .* of its length from the one in"
+CHANGED_DATA = {
+    "samples of ImageFolder": (
+        lambda: Holds(ROWS, samples=[(f"{row:02}.png", 0) for row in range(1, 19)]),
+        lambda: Holds(ROWS, samples=[(f"{row:02}.png", 0) for row in (*range(5), *range(6, 19))][:18]),
+        "file of row 0 was 01.png and is 00.png",
+    ),
+    "imgs": (
+        lambda: Holds(ROWS, imgs=[("a", 0)] * 18),
+        lambda: Holds(ROWS, imgs=[("a", 0)] * 17 + [("b", 0)]),
+        "file of row 17 was a and is b",
+    ),
+    "rows of Subset": (
+        lambda: Subset(T, range(20)), lambda: Subset(T, range(20, 40)), "other nest of Subset and ConcatDataset",
+    ),
+    "no Subset": (
+        lambda: Subset(T, range(39, -1, -1)), lambda: T, "other nest of Subset and ConcatDataset",
+    ),
+    "order of ConcatDataset": (
+        lambda: ConcatDataset([Subset(T, range(20)), T]),
+        lambda: ConcatDataset([T, Subset(T, range(20))]),
+        "other nest of Subset and ConcatDataset",
+    ),
+    "order of equal lengths": (
+        lambda: ConcatDataset([Holds(ROWS, data=ROWS), Holds(ROWS, data=ROWS + 1)]),
+        lambda: ConcatDataset([Holds(ROWS, data=ROWS + 1), Holds(ROWS, data=ROWS)]),
+        "other contents",
+    ),
+    "numpy images": (lambda: Holds(ROWS, images=ROWS), lambda: Holds(ROWS, images=ROWS + 1), "other contents"),
+    "data": (lambda: Holds(ROWS, data=ROWS), lambda: Holds(ROWS, data=ROWS[::-1]), "other contents"),
+    "targets": (
+        lambda: Holds(ROWS, targets=[0] * 18), lambda: Holds(ROWS, targets=[0] * 17 + [3]),
+        "label of row 17 was 0 and is 3",
+    ),
+    "wrapper": (lambda: Holds(ROWS), lambda: Holds(ROWS[::-1]), DISAGREE),
+    "list": (lambda: [(row, 0) for row in T.tensors[0]], lambda: [(row, 0) for row in -T.tensors[0]], DISAGREE),
+    "other width": (
+        lambda: [(row, 0) for row in T.tensors[0]],
+        lambda: [(row[:2], 0) for row in T.tensors[0]],
+        "The embedding of row 0 has 2 numbers, not the 3 of the one in",
+    ),
+    "last row": (
+        lambda: Holds(ROWS), lambda: Holds([*ROWS[:-1], 99]), "The embedding of row 17 differs by 456 % of its",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["data module", "dataloader"])
+@pytest.mark.parametrize("name", CHANGED_DATA)
+def test_changed_data_do_not_pass_for_those_of_the_folder(name, given, tmp_path):
+    first, second, message = CHANGED_DATA[name]
+    folder = tmp_path / "kept"
+    trainer(tmp_path, SavedEmbeddings(str(folder))).predict(Double(), datamodule=Of(first()))
+    files = {path.name: path.read_bytes() for path in folder.glob("shard-*")}
+    trainer(tmp_path, SavedEmbeddings(str(folder))).predict(Double(), datamodule=Of(first()))  # the same are taken
+    predict = {"dataloaders": DataLoader(second(), batch_size=4)} if given else {"datamodule": Of(second())}
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, SavedEmbeddings(str(folder))).predict(Double(), **predict)
+    assert {path.name: path.read_bytes() for path in folder.glob("shard-*")} == files
+
+
+class Scales(Double):
+    """Its embeddings depend on a plain attribute, which no state_dict holds."""
+
+    def __init__(self, scale, dies_at=None):
+        super().__init__(dies_at)
+        self.scale = scale
+
+    def predict_step(self, batch, batch_idx, dataloader_idx=0):
+        return self.scale * super().predict_step(batch, batch_idx, dataloader_idx)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_another_model_of_the_same_weights_writes_nothing(processes, tmp_path):
+    folder = tmp_path / "kept"
+    with pytest.raises(RuntimeError, match="power cut"):
+        trainer(tmp_path, SavedEmbeddings(str(folder))).predict(Scales(1.0, dies_at=3), datamodule=Data())
+    several = {"devices": 2, "strategy": "ddp_fork"} if processes == 2 else {}
+    error = ProcessRaisedException if processes == 2 else ValueError
+    with pytest.raises(error, match=r"The embedding of row \d differs by 5 % of its length"):
+        trainer(tmp_path, SavedEmbeddings(str(folder), shard_size=4), **several).predict(
+            Scales(1.05), datamodule=Data(), return_predictions=False
+        )
+    assert [path.name for path in folder.glob("shard-*")] == ["shard-00-00000.npz"]
+    trainer(tmp_path, SavedEmbeddings(str(folder)), **several).predict(
+        Scales(1.001), datamodule=Data(), return_predictions=False
+    )  # rounding
+    saved = load_embeddings(folder)
+    expected = torch.cat([2 * IMAGES[:12], 1.001 * (2 * IMAGES[12:])])
+    torch.testing.assert_close(saved["embeddings"], expected)
+    assert saved["labels"].tolist() == LABELS.tolist()
+
+
+@pytest.mark.filterwarnings("ignore:.*shuffling enabled")
+def test_all_saved_rows_of_a_dataloader_that_is_given_are_compared(tmp_path):
+    folder = str(tmp_path / "kept")
+    rows = torch.arange(40)
+    trainer(tmp_path, SavedEmbeddings(folder)).predict(Double(), DataLoader(Holds(rows), batch_size=4))
+    changed = rows.clone()
+    changed[1] = 7  # not one of 16 evenly spaced rows
+    with pytest.raises(ValueError, match="The embedding of row 1 differs by"):
+        trainer(tmp_path, SavedEmbeddings(folder)).predict(
+            Double(), DataLoader(Holds(changed), batch_size=4, shuffle=True)
+        )
+
+
+def test_rows_that_a_collate_function_sorts_are_refused(tmp_path):
+    def by_sum(items):
+        return default_collate(sorted(items, key=lambda item: float(item[0].sum())))
+
+    loader = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4, collate_fn=by_sum)
+    with pytest.raises(ValueError, match=r"saves rows of the data set as ids: .* keeps the order of the items"):
+        trainer(tmp_path, SavedEmbeddings()).predict(Double(), loader)
+
+    class Sorts(Data):
+        def predict_dataloader(self):
+            return loader
+
+    with pytest.raises(ValueError, match="saves rows of the data set as ids"):
+        trainer(tmp_path, SavedEmbeddings()).predict(Double(), datamodule=Sorts())
+
+
+def test_a_folder_may_be_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    trainer(tmp_path, SavedEmbeddings("~/emb")).predict(Double(), datamodule=Data())
+    assert_saved(tmp_path / "emb")
+    assert_saved("~/emb")
+    assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.05])
+def test_nothing_is_written_before_a_saved_row_was_compared(scale, tmp_path):
+    folder = tmp_path / "kept"
+    with pytest.raises(RuntimeError, match="power cut"):
+        trainer(tmp_path, SavedEmbeddings(str(folder))).predict(Scales(1.0, dies_at=1), datamodule=Data())
+    backwards = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4, sampler=range(22, -1, -1))
+    run = trainer(tmp_path, SavedEmbeddings(str(folder), shard_size=4))
+    if scale == 1:
+        run.predict(Scales(scale), backwards)
+        assert_saved(folder)
+        return
+    with pytest.raises(ValueError, match="The embedding of row 3 differs by 5 %"):
+        run.predict(Scales(scale), backwards)
+    assert [path.name for path in folder.glob("shard-*")] == ["shard-00-00000.npz"]
+
+
+def test_a_process_without_a_saved_row_writes_nothing_of_another_model(tmp_path):
+    class First(Data):
+        def predict_dataloader(self):
+            return DataLoader(TensorDataset(IMAGES, LABELS), batch_size=1)
+
+    folder = tmp_path / "kept"
+    with pytest.raises(RuntimeError, match="power cut"):
+        trainer(tmp_path, SavedEmbeddings(str(folder))).predict(Scales(1.0, dies_at=1), datamodule=First())
+    run = trainer(tmp_path, SavedEmbeddings(str(folder), shard_size=2), devices=2, strategy="ddp_fork")
+    with pytest.raises(ProcessRaisedException, match="The embedding of row 0 differs by 5 %"):
+        run.predict(Scales(1.05), datamodule=First(), return_predictions=False)
+    assert [path.name for path in folder.glob("shard-*")] == ["shard-00-00000.npz"]

@@ -1,3 +1,6 @@
+from collections.abc import Sequence
+from types import SimpleNamespace
+
 import pytest
 import torch
 from pytorch_lightning import Callback, Trainer
@@ -92,3 +95,74 @@ def test_parts_of_a_module_are_no_settings(name):
     module = RetrievalModule(nn.Linear(6, 4), RecallAtKLoss())
     with pytest.raises(ValueError, match=f"{name} is no setting"):
         ScheduledSettings({name: {0: 1.0}}).on_train_start(None, module)
+
+
+class Holder(nn.Module):
+    """Settings with and without a type."""
+
+    def __init__(self, ks: Sequence[int] = (1, 2), temperature: float = 1, size: "int | str" = 4, other=1, real=1.0):
+        super().__init__()
+        self.ks, self.temperature, self.size, self.other, self.real = ks, temperature, size, other, real
+
+
+@pytest.mark.parametrize(
+    ("name", "points", "expected"),
+    [
+        ("ks", {0: (1, 2), 4: (2, 4)}, [[1, 2], [1, 3], [2, 3], [2, 4], [2, 4]]),  # 1.25, 2.5; 1.5, 3; 1.75, 3.5
+        ("temperature", {0: 1, 4: 5}, [1.0, 2.0, 3.0, 4.0, 5.0]),
+        ("temperature", {0: 1, 4: 2}, [1.0, 1.25, 1.5, 1.75, 2.0]),
+        ("size", {0: 1, 4: 3}, [1, 2, 2, 3, 3]),
+        ("size", {1: 8, 3: "auto"}, [8, 8, 8, "auto", "auto"]),
+        ("other", {0: 1, 2: 2}, [1, 2, 2]),
+        ("real", {0: 1, 2: 2}, [1.0, 1.5, 2.0]),
+    ],
+)
+def test_integers_stay_integers_and_real_numbers_real(name, points, expected):
+    module, schedule = nn.Module(), ScheduledSettings({f"loss.{name}": points})
+    module.loss = Holder()
+    for _ in range(2):  # a second fit begins with what the first one has set
+        schedule.on_train_start(None, module)
+        for epoch, value in enumerate(expected):
+            schedule.on_train_epoch_start(SimpleNamespace(current_epoch=epoch), module)
+            found = getattr(module.loss, name)
+            assert (list(found) if isinstance(found, tuple) else found) == value
+            assert not isinstance(value, int | float) or type(found) is type(value)
+
+
+def test_a_fraction_of_an_integer_is_refused():
+    module = nn.Module()
+    module.loss = Holder()
+    with pytest.raises(ValueError, match=r"ScheduledSettings: loss\.ks takes integers, got \[1, 2\.5\] for epoch 3"):
+        ScheduledSettings({"loss.ks": {0: [1, 2], 3: [1, 2.5]}}).on_train_start(None, module)
+
+
+def test_gradients_of_whole_batches_are_accumulated():
+    data = TensorDataset(torch.randn(24, 6), torch.arange(24) % 2)
+    steps = []
+
+    class Steps(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            steps.append(trainer.global_step - sum(steps))
+
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=5,
+        logger=False,
+        limit_val_batches=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[ScheduledSettings({"accumulate_grad_batches": {0: 1, 4: 3}}), Steps()],
+    )
+    trainer.fit(RetrievalModule(nn.Linear(6, 4), ContrastiveLoss()), DataLoader(data, batch_size=4))
+    assert steps == [6, 3, 3, 2, 2]  # six batches, by 1, 2 (from 1.5), 2, 3 (from 2.5), 3
+
+
+@pytest.mark.parametrize("name", ["optimizer", "lr", "loss_lr", "lr_scheduler", "lr_interval", "lr_frequency"])
+def test_settings_that_the_optimizer_is_made_with_are_refused(name):
+    module = RetrievalModule(nn.Linear(6, 4), RecallAtKLoss())
+    with pytest.raises(ValueError, match=f"{name} is read once, when the optimizer is made"):
+        ScheduledSettings({name: {0: 1}}).on_train_start(None, module)
+    other = nn.Module()
+    other.lr = 0.1  # what another module does with it is its own matter
+    ScheduledSettings({"lr": {0: 1}}).on_train_start(None, other)
