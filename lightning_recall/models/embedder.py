@@ -14,8 +14,8 @@ from typing_extensions import Self
 
 from lightning_recall.models.pooling import GeM
 
-WATCHED_BATCHES = 20  # later batches are not looked at: reading a value makes the processor wait for the device
-OVERSHOOT = 0.5  # beyond [0, 1], from bicubic resizing or added noise
+WATCHED_BATCHES = 20  # later ones on a GPU are not looked at: reading a value makes the processor wait for the device
+OVERSHOOT = 0.25  # beyond [0, 1]: bicubic resizing gives up to 0.2; normalised images of low contrast start at -0.3
 NORMALISED = 20.0  # no normalised pixel is larger, pixels in 0 to 255 are
 
 
