@@ -130,9 +130,9 @@ def circle_logits(similarities: Tensor, positive: Tensor, m: float, gamma: float
 
 
 def weighted(weights: Tensor, similarities: Tensor, shift: float) -> Tensor:
-    """weights * (similarities - shift), with weights that depend on the similarities but are constant in the gradient.
+    """Products weights * (similarities - shift), whose weights depend on the similarities but are constants.
 
-    Such a gradient has no derivative by the similarities: `first_order` says so.
+    The gradient, the weights, has no derivative by the similarities: `first_order` says so.
     """
     product: Tensor = _Weighted.apply(weights, similarities, shift)
     return product

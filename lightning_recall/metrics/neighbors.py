@@ -24,7 +24,7 @@ def nearest(queries: Shards, gallery: Shards, k: int) -> tuple[Tensor, Tensor]:
         if not isinstance(side, Shards):
             raise ValueError(
                 f"queries and gallery must be Shards, got {type(side).__name__}: give nearest(Shards(queries), "
-                "Shards(gallery), k), where Shards of lightning_recall.metrics.shards takes a tensor or an array (N, D)."
+                "Shards(gallery), k), where lightning_recall.metrics.shards.Shards takes a tensor or array (N, D)."
             )
     if queries.dim != gallery.dim and len(queries):
         raise ValueError(f"queries are of width {queries.dim} and the gallery of width {gallery.dim}.")

@@ -94,7 +94,7 @@ def test_labels_are_registered_only_where_gradients_are(mode):
         loss(embeddings, torch.tensor([8, 8, 3, 3]))
         with mode():
             assert loss(embeddings, torch.tensor([8, 8, 3, 3])).isfinite()
-            with pytest.raises(ValueError, match=r"1 labels have no proxy, such as 5: .* without gradients \(no_grad\)"):
+            with pytest.raises(ValueError, match=r"labels have no proxy, such as 5: .* without gradients \(no_grad\)"):
                 loss(embeddings, torch.tensor([8, 8, 5, 5]))
         assert int(loss.proxies.num_known) == 2
         assert loss.proxies.known.tolist() == [3, 8, 0, 0]
