@@ -161,7 +161,8 @@ class RecallCLI(LightningCLI):
         """Loads the weights to start from; refuses to start anew where a training was to be resumed."""
         super().instantiate_classes()
         config = self.config[self.config.subcommand]
-        changes = [part for part in self.trainer.callbacks if isinstance(part, LearningRateFinder) and part._update_attr]  # type: ignore[attr-defined]  # Lightning sets it
+        called = self.trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it
+        changes = [part for part in called if isinstance(part, LearningRateFinder) and part._update_attr]
         if changes and self.config.subcommand == "fit":
             self.parser.error(
                 f"{type(changes[0]).__name__} would train with a learning rate that config.yaml does not state: take "

@@ -154,7 +154,8 @@ class ImageEmbedder(nn.Module):
         self.num_features = num_features
         self.in_channels: int | None = None  # known of timm's
         if isinstance(backbone, str):
-            self.in_channels = self.backbone.pretrained_cfg["input_size"][0]  # type: ignore[index,union-attr]  # a dict
+            config: Any = self.backbone.pretrained_cfg
+            self.in_channels = config["input_size"][0]
         if not num_features:
             raise ValueError(
                 f"{type(self.backbone).__name__} does not tell how many features it gives: "

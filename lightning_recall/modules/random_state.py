@@ -9,7 +9,6 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import distributed
 
-
 SEED = "PL_GLOBAL_SEED"  # where seed_everything keeps its seed
 
 

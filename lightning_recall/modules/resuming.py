@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateFinder
 
 START_ANEW = (
@@ -104,6 +104,17 @@ def check_callbacks(states: dict[str, Any] | None, trainer: Trainer) -> None:
                 f"{stopping.patience}. A resumed training keeps that of its checkpoint: set patience={saved}. "
                 f"{START_ANEW}"
             )
+
+
+def check_mixup(weights: dict[str, Any], module: LightningModule) -> None:
+    """Raises ValueError if a training is resumed with a mixup that was not there, or without one that was."""
+    before, now = (any(key.startswith("mixup.") for key in keys) for keys in (weights, module.state_dict()))
+    if module.trainer.state.fn == "fit" and before != now:
+        raise ValueError(
+            f"The checkpoint's training {'has a' if before else 'has no'} mixup, and this one "
+            f"{'has none' if before else 'has one'}: resume with the same. To change it, start a new training from the "
+            "checkpoint's weights: --weights FILE in the command, or module.load_state_dict(..., strict=False)."
+        )
 
 
 def check_waiting(before: int | None, now: int) -> None:

@@ -48,7 +48,7 @@ def test_too_few_steps_say_so(tmp_path, capsys):
 
 def test_epochs_that_end_before_the_steps_are_refused(tmp_path):
     module, trainer = parts(LearningRateSuggestion(), folder=tmp_path, max_epochs=2, limit_train_batches=6)
-    message = "takes 100 steps, but the training ends after 12: set max_epochs to at least 17, got 2, or num_training_st"
+    message = "takes 100 steps, but the training ends after 12: set max_epochs to at least 17, got 2, or num_training"
     with pytest.raises(ValueError, match=message):
         trainer.fit(module, LOADER, LOADER)
 

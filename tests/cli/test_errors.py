@@ -37,7 +37,10 @@ def console(in_tmp_path, monkeypatch, capsys):  # noqa: ARG001  # the command wr
             "data: lightning_recall.datamodules.GlyphsDataModule: batch_size: Expected int. Got value: x",
         ),
         (("--model.loss.ks", "1,2,4"), "RecallAtKLoss: ks: A list is written [1,2,4]."),
-        (("--model.optimizer=null", "--model.optimizer.lr", "0.1"), "Give the class first, such as --model.optimizer SGD"),
+        (
+            ("--model.optimizer=null", "--model.optimizer.lr", "0.1"),
+            "Give the class first, such as --model.opti",
+        ),
         (
             ("--trainer.callbacks+=LearningRateFinder",),
             "a learning rate that config.yaml does not state: take LearningRateSuggestion, which prints one",

@@ -235,7 +235,7 @@ def test_another_patience_is_refused(tmp_path):
 
     path = tmp_path / "first.ckpt"
     fit(Net(), **stopping(1)).save_checkpoint(path)
-    message = "EarlyStopping on 'train/loss' has patience=1 in the checkpoint, and not 50. .* set patience=1. To train on"
+    message = "EarlyStopping on 'train/loss' has patience=1 in the checkpoint, and not 50. .* set patience=1. To train"
     with pytest.raises(ValueError, match=message):
         fit(Net(), path, max_epochs=2, **stopping(50))
     assert fit(Net(), path, max_epochs=2, **stopping(1)).global_step == 10
