@@ -410,7 +410,7 @@ PAIRS = np.stack([np.repeat(np.arange(10), 4), np.repeat(np.arange(5), 8)], axis
         ({"batch_size": 4}, "at least 2 classes"),
         ({"batch_size": 0}, "got 0"),
         ({"batch_size": 400}, "Lower batch_size to 40 or less"),
-        ({"labels": [0] * 9 + [1], "small_classes": "drop"}, "only 1 of 2 have samples_per_class=4 images"),
+        ({"labels": [0] * 9 + [1], "small_classes": "drop"}, "only 1 of 2 has samples_per_class=4 images"),
         ({"labels": torch.rand(40)}, "labels must be integers"),
         ({"labels": np.zeros((40, 3), int)}, r"shape \(N,\) or \(N, 2\)"),
         ({"labels": 3}, "labels must be integers"),
@@ -429,7 +429,7 @@ PAIRS = np.stack([np.repeat(np.arange(10), 4), np.repeat(np.arange(5), 8)], axis
             {"batch_size": 48, "few_classes": "repeat"},
             "would have an image twice: .* only 10 .* Lower batch_size to 40",
         ),
-        ({"labels": [0, 1, 1, 1, 1, 2, 2, 2, 2]}, "1 of 3 classes have fewer than samples_per_class=4 images"),
+        ({"labels": [0, 1, 1, 1, 1, 2, 2, 2, 2]}, "1 of 3 classes has fewer than samples_per_class=4 images"),
     ],
 )
 def test_impossible_requests_say_what_to_change(arguments, message):
@@ -517,6 +517,55 @@ def test_a_batch_sampler_given_as_sampler_is_refused(dataset, settings):
         next(iter(DataLoader(dataset, sampler=sampler, **settings)))
     with pytest.raises(ValueError, match="as batch_sampler="):
         next(iter(DataLoader(dataset, sampler=DistributedSamplerWrapper(sampler, num_replicas=2, rank=0))))
+
+
+class Delegating(ClassBalancedBatchSampler):
+    def __iter__(self):
+        yield from super().__iter__()
+
+
+class Returning(Delegating):
+    def __iter__(self):
+        return super().__iter__()
+
+
+class Reversing(Returning):
+    def batches(self):
+        for batch in super().__iter__():
+            yield batch[::-1]
+
+    def __iter__(self):
+        yield from self.batches()
+
+
+class Rows1By1(torch.utils.data.Sampler):
+    """Single rows, drawn from batches: what torch's BatchSampler needs."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        for batch in self.batches:
+            yield from batch
+
+
+@pytest.mark.parametrize("kind", [Delegating, Returning, Reversing])
+def test_a_subclass_given_as_sampler_is_refused(kind):
+    labels = np.repeat(np.arange(6), 4)
+    sampler = kind(labels, 8, 4)
+    for arguments in ({}, {"batch_size": 2}, {"num_workers": 1}):
+        with pytest.raises(ValueError, match=f"{kind.__name__} draws whole batches: give it .* as batch_sampler="):
+            next(iter(DataLoader(LOADED[0], sampler=sampler, **arguments)))
+    with pytest.raises(ValueError, match="as batch_sampler="):
+        next(iter(DataLoader(Rows(), sampler=DistributedSamplerWrapper(sampler, num_replicas=2, rank=0))))
+    expected = [sorted(batch) for batch in ClassBalancedBatchSampler(labels, 8, 4)]
+    for arguments in (
+        {"batch_sampler": kind(labels, 8, 4)},
+        {"sampler": kind(labels, 8, 4), "batch_size": None},
+        {"sampler": Rows1By1(kind(labels, 8, 4)), "batch_size": 8},
+    ):
+        batches = DataLoader(LOADED[0], **arguments)
+        assert [sorted(batch[:, 0].tolist()) for (batch,) in batches] == expected
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -73,10 +73,8 @@ def saved_bytes(forward: Callable[[], Any], own: list[Tensor]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = forward()  # must live until all is counted
-    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    del output
-    return total
+        forward()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 def weight_bytes(trainer: Trainer, pl_module: LightningModule) -> int:

@@ -91,7 +91,7 @@ def read_file(path: Path, weights_only: bool = True) -> dict[str, Any]:
 
 def why_unreadable(path: Path, message: str) -> str:
     """Why torch cannot read a file, without its advice to run the code in it."""
-    if "Unsupported global" in message or "Unsupported class" in message:
+    if "GLOBAL " in message:  # of an object that is not allowed, or whose module is blocked
         named = message.split("GLOBAL ")[-1].split()[0]
         return (
             f"holds Python objects ({named}), which are not loaded, since they could run any code: save the state_dict "

@@ -145,7 +145,7 @@ class RecallCLI(LightningCLI):
         scores_start = any((callback.get("init_args") or {}).get("baselines") for callback in called)
         if weights or (ckpt_path and not scores_start):
             without_download(config.model)
-        if subcommand != "fit" and not given:
+        if subcommand != "fit" and not (weights or ckpt_path):
             rank_zero_info("No --ckpt_path is given: the model is taken as it was initialised.")
 
     def _run_subcommand(self, subcommand: str) -> None:

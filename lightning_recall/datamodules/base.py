@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from typing_extensions import Self
 
 from lightning_recall.datamodules.chunk_loader import ChunkLoader
 from lightning_recall.datamodules.duplicates import find_duplicates, without_repeated
-from lightning_recall.datamodules.image_files import ImageFiles, integer_labels
+from lightning_recall.datamodules.image_files import ImageFiles
+from lightning_recall.datamodules.images_in_memory import ImagesInMemory as ImagesInMemory
 from lightning_recall.datamodules.splits import held_out_classes
 from lightning_recall.datamodules.summary import check_queries, named, report
+from lightning_recall.datamodules.wording import counted
 from lightning_recall.samplers import ClassBalancedBatchSampler
 from lightning_recall.samplers.checks import check_integer
 
@@ -38,36 +40,6 @@ class LabeledDataset(Protocol):
 
 SamplerCallable = Callable[[NDArray[np.int64], int, int], ClassBalancedBatchSampler]
 """labels (N,) or (N, 2), batch_size, samples_per_class -> sampler"""
-
-
-class ImagesInMemory(Dataset[tuple[Tensor, Tensor]]):
-    """Images (N, C, H, W) uint8 and labels (N,) int64, held in memory.
-
-    Raises:
-        ValueError: for images of another shape or type, or labels that are not N integers.
-    """
-
-    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-        images = np.asarray(images)  # of a tensor, too
-        if images.dtype != np.uint8 or images.ndim != 4:
-            raise ValueError(f"images must be uint8 of shape (N, C, H, W), got {images.dtype} {images.shape}.")
-        self.images = torch.from_numpy(images)
-        self.labels = integer_labels(labels, len(images))
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Image (C, H, W) uint8 and label, a scalar."""
-        return self.images[index], torch.tensor(self.labels[index])
-
-    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
-        """Many at a time."""
-        return list(zip(self.images[indices], torch.from_numpy(self.labels[indices]), strict=True))
-
-    def select(self, rows: Any, training: bool = False) -> "ImagesInMemory":
-        """Some rows, by a mask (N,) or by their numbers."""
-        return ImagesInMemory(self.images.numpy()[rows], self.labels[rows])
 
 
 class RetrievalDataModule(LightningDataModule):
@@ -91,8 +63,8 @@ class RetrievalDataModule(LightningDataModule):
         sampler: how batches are drawn: `ClassBalancedBatchSampler` with other settings, or another one of the kind.
             With the trainer's `overfit_batches` it never reshuffles.
         check_duplicates: whether the set-up looks for files that are listed or linked twice, which it leaves out, or
-            refuses if their labels or splits differ; and for exact copies, which it counts and keeps. It asks for the
-            size of every file, and reads a part of those of one size.
+            refuses if their labels or splits differ; and for exact copies, of files and of images in memory, which it
+            counts and keeps. It asks for the size of every file, and reads a part of those of one size.
 
     Raises:
         ValueError: for a number that is no integer or too small.
@@ -166,7 +138,9 @@ class RetrievalDataModule(LightningDataModule):
         """Leaves out files that are there twice, and warns of copies; one process looks for all."""
         tests = dict(test) if isinstance(test, Mapping) else {"": test}
         parts = [("training", train), ("validation", val), *((f"test {name}".rstrip(), tests[name]) for name in tests)]
-        is_checked = [isinstance(data, ImageFiles) and not hasattr(data, "ground_truth") for _, data in parts]
+        is_checked = [
+            isinstance(data, (ImageFiles, ImagesInMemory)) and not hasattr(data, "ground_truth") for _, data in parts
+        ]
         if not (self.check_duplicates and any(is_checked)):
             return train, val, test
         strategy = getattr(self.trainer, "strategy", None)
@@ -223,7 +197,7 @@ class RetrievalDataModule(LightningDataModule):
         for name, part in parts:
             marks = getattr(part, "unreadable", None)
             if marks is not None and marks.any():
-                unread = f"{int(marks.sum()):,} of {len(marks):,} image files could not be read."
+                unread = f"{int(marks.sum()):,} of {counted(len(marks), 'image file')} could not be read."
                 warnings.warn(f"{name}: {unread}", stacklevel=2)  # by every process: each has read others
                 marks.zero_()
 

@@ -107,8 +107,8 @@ class ChunkLoader:
     of `sampler`, holding this process's share. The order and the augmentation are told by the sampler's seed and
     epoch: the same with any number of workers, chunks and processes.
 
-    `state_dict` tells the position; with it, Lightning resumes in the middle of an epoch. A part of an epoch that
-    `load_state_dict` skips is not loaded.
+    `state_dict` holds the position and the settings that the batches depend on; with it, Lightning resumes in the
+    middle of an epoch. A part of an epoch that `load_state_dict` skips is not loaded.
 
     Args:
         dataset: map-style; items must be tensors of equal shape, or what torch can collate.
@@ -117,14 +117,15 @@ class ChunkLoader:
         kwargs: for `torch.utils.data.DataLoader`.
 
     Raises:
-        ValueError: for a `chunk_size` that is no integer from 1.
+        ValueError: for a `chunk_size` that is no integer from 1; when a pass begins, if it continues an epoch that was
+            drawn with other settings.
     """
 
     def __init__(self, dataset: Any, sampler: ClassBalancedBatchSampler, chunk_size: int, **kwargs: Any) -> None:
         check_integer("chunk_size", chunk_size, 1)
         self.sampler = sampler  # Lightning calls its set_epoch
         self.chunks = ChunkSampler(sampler, chunk_size)
-        generator = torch.Generator().manual_seed(sampler.seed)  # else workers start from a draw of torch's own
+        generator = torch.Generator().manual_seed(int(sampler.seed))  # else workers start from a draw of torch's
         self.loader: DataLoader[Any] = DataLoader(
             SeededItems(dataset),  # type: ignore[arg-type]  # no Dataset, but __getitems__ is all that is called
             batch_sampler=self.chunks,  # type: ignore[arg-type]  # torch hands chunks to __getitems__ as they are
@@ -132,7 +133,8 @@ class ChunkLoader:
             **kwargs,
         )
         self.epoch = self.batches = 0  # batches that were taken of this epoch
-        self.resumed: tuple[int, int] | None = None  # epoch and batches to go on from
+        self.num_batches: int | None = None  # of this epoch; None before the first pass
+        self.resumed: dict[str, Any] | None = None  # the state to continue from, until a pass begins
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -141,22 +143,54 @@ class ChunkLoader:
     def __iter__(self) -> Iterator[list[Any]]:
         """One epoch of batches, each a list of chunks; after `load_state_dict`, what is left of that epoch."""
         self.epoch, self.batches = self.sampler.epoch, 0
-        if self.resumed is not None and self.resumed[0] == self.epoch:
-            self.batches = self.resumed[1]
+        self.num_batches = len(self)  # once the pass has begun, the sampler's length is the next epoch's
+        if self.resumed is not None and self.resumed["epoch"] == self.epoch:
+            self.batches = self.batches_taken(self.resumed)
         self.resumed = None
         self.chunks.skip = self.batches
-        count, length = len(self.chunks.cuts) - 1, len(self)  # once the pass has begun, the length is the next epoch's
+        count, length = len(self.chunks.cuts) - 1, self.num_batches
         chunks = iter(self.loader)
         while self.batches < length:
             self.batches += 1
             yield list(islice(chunks, count))
 
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches were given."""
-        return {"epoch": self.epoch, "batches": self.batches}
+    def batches_taken(self, state: dict[str, Any]) -> int:
+        """Batches of this epoch that a saved pass has given; all of them if it was at its end.
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Makes the next pass go on from there, if it is a pass of that epoch."""
-        self.resumed = state["epoch"], state["batches"]
+        Raises:
+            ValueError: if the pass was in the middle of the epoch, and its settings were others.
+        """
+        taken: int = state["batches"]
+        if not taken or taken == state.get("num_batches"):
+            return len(self) if taken else 0
+        for name, value in self.settings().items():
+            if state.get(name, value) != value:  # earlier versions saved no settings
+                raise ValueError(
+                    f"Cannot resume in the middle of epoch {self.epoch} with {name}={value}: the epoch was begun with "
+                    f"{name}={state[name]}. Keep {name}={state[name]}, or resume from the end of an epoch."
+                )
+        return taken
+
+    def settings(self) -> dict[str, Any]:
+        """What the batches of an epoch depend on; `torch.load(weights_only=True)` takes it."""
+        sampler, count = self.sampler, self.sampler.super_classes
+        return {
+            "batch_size": int(sampler.batch_size),
+            "samples_per_class": int(sampler.samples_per_class),
+            "seed": int(sampler.seed),
+            "num_images": sampler.num_images,
+            "tail": sampler.tail,
+            "epoch_order": sampler.epoch_order,
+            "super_classes": None if count is None else int(count),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch, how many of its batches were given, and the settings that they depend on."""
+        if self.resumed is not None:
+            return self.resumed
+        return {"epoch": self.epoch, "batches": self.batches, "num_batches": self.num_batches, **self.settings()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Makes the next pass continue from there, if it is a pass of that epoch."""
+        self.resumed = dict(state)
         self.sampler.set_epoch(state["epoch"])
-        self.epoch, self.batches = self.resumed

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lightning_recall.datamodules.augment import random_affine
-from lightning_recall.datamodules.base import ImagesInMemory, RetrievalDataModule
+from lightning_recall.datamodules.base import RetrievalDataModule
+from lightning_recall.datamodules.images_in_memory import ImagesInMemory
 from lightning_recall.datamodules.tables import user_path
 
 IMAGE_SIZE = 32  # pixels
@@ -83,11 +84,15 @@ class GlyphsDataModule(RetrievalDataModule):
     Args:
         root: folder of the cached drawings; None: lightning_recall/ in $XDG_CACHE_HOME, or in ~/.cache.
         augment: whether each training image is rotated, sheared, scaled and shifted a little, at random.
+        check_duplicates: whether the set-up counts exact copies. One in four images is a copy of one of the same
+            character, as many symbols look the same in several styles of a family; no two characters share a bitmap.
         kwargs: for `RetrievalDataModule`.
     """
 
-    def __init__(self, root: str | None = None, augment: bool = True, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self, root: str | None = None, augment: bool = True, check_duplicates: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(check_duplicates=check_duplicates, **kwargs)
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_recall"
         self.file = user_path(root or cache) / f"glyphs_matplotlib_{matplotlib.__version__}.npz"
         self.augment = augment

@@ -1,5 +1,6 @@
 """Image files as a data set: decoded, cropped and augmented in the workers, as uint8."""
 
+import copy
 import os
 import warnings
 from collections.abc import Sequence
@@ -7,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
+from lightning_recall.datamodules.columns import select_rows
+from lightning_recall.datamodules.wording import short
 from lightning_recall.samplers.checks import label_array
 
 UNREADABLE = -100  # label of an image that could not be read, and that no score counts: torch's ignore_index
@@ -149,10 +152,24 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
         is_gallery: (N,) whether an image can be retrieved; None: all can.
         loading: how a file becomes a tensor.
         training: whether images are transformed for training.
+        groups: (N,) integers: in evaluation a query passes over images of its own label and group, such as its own
+            camera's; None: over none.
+
+    Attributes:
+        columns: names of the attributes that have an entry for each image: `select` takes the entries of its rows. A
+            subclass adds those of its own.
+        class_names: name of each label, for messages; None: not known.
 
     Raises:
         ValueError: if the labels are not N integers.
     """
+
+    columns: ClassVar[tuple[str, ...]] = (
+        *("paths", "labels", "super_labels", "boxes"),
+        *("is_query", "is_gallery", "groups", "unreadable"),
+    )
+    class_names: tuple[str, ...] | None = None
+    groups: Any = None
 
     def __init__(
         self,
@@ -165,6 +182,7 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
         is_gallery: Any = None,
         loading: ImageLoading | None = None,
         training: bool = False,
+        groups: Any = None,
     ) -> None:
         self.root = str(root)
         self.paths = paths if isinstance(paths, np.ndarray) else np.array([os.fsencode(path) for path in paths])
@@ -172,11 +190,12 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
         self.super_labels, self.boxes, self.is_query, self.is_gallery = (
             None if values is None else np.asarray(values) for values in (super_labels, boxes, is_query, is_gallery)
         )
+        if groups is not None:  # else a subclass's own stay
+            self.groups = np.asarray(groups)
         self.loading = loading or ImageLoading()
         self.training = training
         self.transform = self.loading.transform(training)
-        self.unreadable = torch.zeros(len(self.labels), dtype=torch.bool)  # (N,)
-        self.unreadable.share_memory_()  # type: ignore[no-untyped-call]  # torch has no types here; workers mark rows
+        self.unreadable = self._none_unreadable()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -210,11 +229,13 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
             return read_image(self.path(index), self.loading.mode, box, longest_side)
         except Exception as error:  # decoders of broken files raise anything
             if self.loading.on_error == "raise":
-                raise ValueError(f"Cannot read the image {self.path(index)}: {error}") from error
+                raise ValueError(f"Cannot read the image {short(self.path(index))}: {short(error)}") from error
             known, self.unreadable[index] = bool(self.unreadable[index]), True
             if not known:
                 instead = "another image of its class is taken" if self.training else "it is left out"
-                warnings.warn(f"Cannot read the image {self.path(index)}: {error}; {instead}.", stacklevel=2)
+                warnings.warn(
+                    f"Cannot read the image {short(self.path(index))}: {short(error)}; {instead}.", stacklevel=2
+                )
             return None
 
     def another_of_class(self, index: int) -> tuple[int, Tensor]:
@@ -228,13 +249,23 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
             image = self.read(int(other))
             if image is not None:
                 return int(other), image
-        raise ValueError(f"No image of the class of {self.path(index)} can be read: is the folder still there?")
+        raise ValueError(f"No image of the class of {short(self.path(index))} can be read: is the folder still there?")
 
     def select(self, rows: Any, training: bool = False) -> "ImageFiles":
-        """Some rows, by a mask (N,) or by their numbers, transformed for training or for evaluation."""
-        optional = {"super_labels": self.super_labels, "boxes": self.boxes}
-        optional |= {"is_query": self.is_query, "is_gallery": self.is_gallery}
-        chosen = {name: None if values is None else values[rows] for name, values in optional.items()}
-        return ImageFiles(
-            self.root, self.paths[rows], self.labels[rows], **chosen, loading=self.loading, training=training
-        )
+        """Some rows, by a mask (N,) or by their numbers, with their entries in all columns.
+
+        Raises:
+            ValueError: for an attribute that has as many entries as there are images, but is not in `columns`.
+        """
+        whole = copy.copy(self)
+        vars(whole).pop("blank", None)  # it is made by the old transform
+        chosen = select_rows(whole, rows)
+        chosen.training, chosen.transform = training, self.loading.transform(training)
+        chosen.unreadable = chosen._none_unreadable()
+        return chosen
+
+    def _none_unreadable(self) -> Tensor:
+        """Marks of the rows (N,) that could not be read, in memory that the workers share."""
+        marks = torch.zeros(len(self.labels), dtype=torch.bool)
+        marks.share_memory_()  # type: ignore[no-untyped-call]  # torch has no types here
+        return marks

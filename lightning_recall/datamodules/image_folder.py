@@ -15,11 +15,14 @@ from lightning_recall.datamodules.splits import (
     PART_NAMES,
     PART_OF,
     check_class_names,
+    check_look_alikes,
+    image_files,
     part_of,
     split_classes,
     split_parts,
 )
-from lightning_recall.datamodules.tables import existing, numbered, quote, user_path
+from lightning_recall.datamodules.tables import existing, user_path
+from lightning_recall.datamodules.wording import counted, quote, short
 
 NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # Pillow opens them, but needs other programs
 SYSTEM_FILES = {"__macosx", "thumbs.db", "desktop.ini"}
@@ -57,7 +60,9 @@ class ImageFolderDataModule(RetrievalDataModule):
     def read(self) -> dict[str, ImageFiles]:
         """The parts that there are folders of, or classes drawn at random."""
         if not existing(self.root, "Give the folder that holds a folder of images for each class as root.").is_dir():
-            raise ValueError(f"{self.root} is a file: give the folder that holds a folder of images for each class.")
+            raise ValueError(
+                f"{short(self.root)} is a file: give the folder that holds a folder of images for each class."
+            )
         parts = part_folders(self.root)
         names: list[str] = []
         paths: list[str] = []
@@ -69,15 +74,18 @@ class ImageFolderDataModule(RetrievalDataModule):
         check_class_names(classes, self.root)
         if skipped:
             suffixes = sorted({os.path.splitext(file)[1].lower() or "none" for file in skipped})
+            left_out = counted(len(skipped), "file is", "files are")
+            first = "It is" if len(skipped) == 1 else "The first is"
+            kinds = "Suffix" if len(suffixes) == 1 else "Suffixes"
             rank_zero_warn(
-                f"{self.root}: {len(skipped):,} files are left out, as they lie beside the folders of the classes or "
-                f"have a suffix of no image format that Pillow decodes. The first is {skipped[0]}; their suffixes are "
-                f"{', '.join(suffixes[:8])}{' and others' if len(suffixes) > 8 else ''}."
+                f"{short(self.root)}: {left_out} left out: beside the folders of the classes, or with a suffix of no "
+                f"image format that Pillow decodes. {first} {short(skipped[0])}. {kinds}: "
+                f"{', '.join(suffix[:10] for suffix in suffixes[:6])}{' and others' if len(suffixes) > 6 else ''}."
             )
         if parts:
             return split_parts(self.root, names, paths, classes, self.images)
-        (labels,) = numbered(classes)
-        return split_classes(ImageFiles(self.root, paths, labels, loading=self.images), self.test_classes, self.seed)
+        data = image_files(self.root, paths, classes, self.images)
+        return split_classes(data, self.test_classes, self.seed)
 
 
 def part_folders(root: Path) -> dict[str, Path]:
@@ -91,23 +99,27 @@ def part_folders(root: Path) -> dict[str, Path]:
     for folder in folders:
         part = part_of(folder.name)
         if part in found:
-            raise ValueError(f"{root} holds {found[part].name} and {folder.name}, which are the same part: keep one.")
+            raise ValueError(
+                f"{short(root)} holds {found[part].name} and {folder.name}, which are the same part: keep one."
+            )
         if part:
             found[part] = folder
     parts = {part: found[part] for part in PART_NAMES if part in found}
     if parts and "train" not in parts:
         names = " and ".join(folder.name for folder in parts.values())
         raise ValueError(
-            f"{root} holds {names}, but no train. It needs a folder for each class, of another name; or train and "
-            "test, or train, query and gallery, each with a folder for each class."
+            f"{short(root)} holds {names}, but no train. It needs a folder for each class, of another name; or train "
+            "and test, or train, query and gallery, each with a folder for each class."
         )
     unknown = [folder.name for folder in folders if folder not in found.values()]
     if parts and unknown:
         raise ValueError(
-            f"{root} holds {parts['train'].name} and {quote(unknown[0])}, which is no part. Beside it there may be "
-            f"{', '.join(name for name in PART_OF if PART_OF[name] != 'train')}. If {parts['train'].name} is a class, "
-            "give it another name."
+            f"{short(root)} holds {parts['train'].name} and {quote(unknown[0])}, which is no part. Beside it there may "
+            f"be {', '.join(name for name in PART_OF if PART_OF[name] != 'train')}. If {parts['train'].name} is a "
+            "class, give it another name."
         )
+    if not parts:
+        check_look_alikes(unknown, root)
     return parts
 
 
@@ -124,24 +136,37 @@ def list_images(folder: Path, root: Path, skipped: list[str]) -> tuple[list[str]
         images = [file for file in files if os.path.splitext(file)[1].lower() in suffixes()]
         others = [file for file in files if os.path.splitext(file)[1].lower() not in suffixes()]
         if not images:
-            found = f" It holds {len(others):,} other files, such as {others[0]}." if others else ""
-            raise ValueError(f"{entry} holds no image, such as a .jpg or .png: remove the folder, or fill it.{found}")
+            found = f" It holds {counted(len(others), 'other file')}, such as {short(others[0])}." if others else ""
+            raise ValueError(
+                f"{short(entry)} holds no image, such as a .jpg or .png: remove the folder, or fill it.{found}"
+            )
         paths += [file.removeprefix(os.path.join(root, "")) for file in images]
         names += [entry.name] * len(images)
         skipped += others
     if not paths:
-        raise ValueError(f"{folder} holds no folder: each class needs one, with its images.")
+        raise ValueError(f"{short(folder)} holds no folder: each class needs one, with its images.")
     return paths, names
 
 
 def files_below(folder: str) -> Iterator[str]:
-    """Files in a folder and its sub-folders, hidden ones left out; a folder that several links lead to comes once."""
+    """Files in a folder and its sub-folders, hidden ones left out; a folder that several links lead to comes once.
+
+    Raises:
+        ValueError: for a folder that cannot be read, or a link back to a parent of the folder: it leads to the images
+            of other classes.
+    """
     seen: set[str] = set()
+    parent = os.path.join(os.path.realpath(os.path.dirname(folder)), "")
     for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         real = os.path.realpath(place)
         if real in seen:
             folders.clear()
             continue
+        if parent.startswith(os.path.join(real, "")):
+            raise ValueError(
+                f"{short(place)} is a link that leads back to its parent folder {short(real)}, and so to the images of "
+                "other classes: remove it."
+            )
         seen.add(real)
         folders[:] = sorted(name for name in folders if not hidden(name))
         yield from (os.path.join(place, file) for file in files if not hidden(file))
@@ -149,7 +174,7 @@ def files_below(folder: str) -> Iterator[str]:
 
 def refuse(error: OSError) -> NoReturn:
     """Raises ValueError for a folder that cannot be read: its images would be missing without a word."""
-    raise ValueError(f"Cannot read the folder {error.filename}: {error.strerror}.") from error
+    raise ValueError(f"Cannot read the folder {short(error.filename)}: {error.strerror}.") from error
 
 
 @cache

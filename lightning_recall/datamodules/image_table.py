@@ -5,27 +5,27 @@ from typing import Any
 
 from lightning_recall.datamodules.base import RetrievalDataModule
 from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.splits import PART_NAMES, check_class_names, part_of, split_classes, split_parts
-from lightning_recall.datamodules.tables import (
-    check_files,
-    column_names,
-    existing,
-    numbered,
-    quote,
-    read_columns,
-    user_path,
+from lightning_recall.datamodules.splits import (
+    PART_NAMES,
+    check_class_names,
+    image_files,
+    part_of,
+    split_classes,
+    split_parts,
 )
+from lightning_recall.datamodules.tables import check_files, column_names, existing, read_columns, user_path
+from lightning_recall.datamodules.wording import quote, short
 
 
 class ImageTableDataModule(RetrievalDataModule):
     """Finds other images of a class, in a CSV file of your own with the columns `path`, `label` and perhaps `split`.
 
-    Paths start from the file's folder, or are absolute; labels are any text. `split` is train, val, test, or query and
-    gallery, which make a test in which the images of the first search those of the second. Without it, `test_classes`
-    of the classes, drawn at random by `seed`, are the test. `val_classes` of the training classes are set aside for
-    validation, unless some are val. Names of columns and splits may be in upper or lower case; training, valid,
-    validation, dev, testing and queries mean the same as train, val, test and query. An image that is both query and
-    gallery stands in a line of each.
+    Paths start from the file's folder, or are absolute, or begin with ~, the home folder; labels are any text. `split`
+    is train, val, test, or query and gallery, which make a test in which the images of the first search those of the
+    second. Without it, `test_classes` of the classes, drawn at random by `seed`, are the test. `val_classes` of the
+    training classes are set aside for validation, unless some are val. Names of columns and splits may be in upper or
+    lower case; training, valid, validation, dev, testing and queries mean the same as train, val, test and query. An
+    image that is both query and gallery stands in a line of each.
 
     Args:
         file: the CSV file, UTF-8, whose first line names the columns; ~ is the home folder.
@@ -50,17 +50,17 @@ class ImageTableDataModule(RetrievalDataModule):
         source = "Give a CSV file with the columns path and label, and paths from its folder."
         file, root = existing(self.file, source), self.file.parent
         paths, classes = read_columns(file, ("path", "label"), ",")
+        paths = [os.path.expanduser(path) for path in paths]
         named = "split" in column_names(file, ",")
         (splits,) = read_columns(file, ("split",), ",") if named else ([],)
         files = [os.path.abspath(root / path) for path in paths]
         label_of = dict(zip(files, classes, strict=True))
         for path, name, label in zip(files, paths, classes, strict=True):
             if label_of[path] != label:
-                labels_given = f"{quote(label)} and {quote(label_of[path])}"
-                raise ValueError(f"{file}: {quote(name)} has the labels {labels_given}: keep one of them.")
+                labels_given = f"{quote(short(label, 60))} and {quote(short(label_of[path], 60))}"
+                raise ValueError(f"{short(file)}: {quote(name)} has the labels {labels_given}: keep one of them.")
         check_class_names(classes, file)
-        (labels,) = numbered(classes)
-        data = ImageFiles(root, paths, labels, loading=self.images)
+        data = image_files(root, paths, classes, self.images)
         check_files(data, source)
         if not splits:
             return split_classes(data, self.test_classes, self.seed)
@@ -68,7 +68,7 @@ class ImageTableDataModule(RetrievalDataModule):
         if None in parts:
             place = parts.index(None)
             raise ValueError(
-                f"{file}: split must be one of {', '.join(PART_NAMES)}, got {quote(splits[place])} for "
+                f"{short(file)}: split must be one of {', '.join(PART_NAMES)}, got {quote(splits[place])} for "
                 f"{quote(paths[place])}."
             )
         return split_parts(root, [part for part in parts if part], paths, classes, self.images)

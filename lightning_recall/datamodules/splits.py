@@ -1,5 +1,6 @@
 """How images of your own are split into training, validation and test: by names of parts, or by classes at random."""
 
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_warn
 
 from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import numbered, quote
+from lightning_recall.datamodules.tables import numbered
+from lightning_recall.datamodules.wording import counted, quote, short
 
 PART_NAMES = {
     "train": ("train", "training"),
@@ -21,11 +23,30 @@ PART_NAMES = {
 }
 PART_OF = {name: part for part, names in PART_NAMES.items() for name in names}
 """part of each name, in lower case"""
+PART_WORDS = PART_OF | {"trn": "train", "vld": "val", "tst": "test", "probe": "query"}
+"""part of each word, in lower case, that makes the name of a folder look like that of a part"""
 
 
 def part_of(name: str) -> str | None:
     """The part that a folder or a cell names, in any case: train, val, test, query or gallery; None for other names."""
     return PART_OF.get(name.lower())
+
+
+def check_look_alikes(names: Sequence[str], root: Path) -> None:
+    """Raises ValueError where folders of classes have names that hold words for different parts, as `train_set`."""
+    example: dict[str, str] = {}  # part -> the first name that holds a word for it
+    for name in names:
+        for word in re.findall("[a-z]+", name.lower()):
+            if word in PART_WORDS:
+                example.setdefault(PART_WORDS[word], name)
+    found = list(dict.fromkeys(example.values()))
+    if len(found) > 1:
+        names_found = ", ".join(quote(short(name, 40)) for name in found[:3])
+        raise ValueError(
+            f"{short(root)} holds {names_found}, which look like parts of a data set. Name such "
+            f"folders {', '.join(PART_NAMES)}, with a folder for each class in each; if they are classes, give them "
+            "names without these words."
+        )
 
 
 def check_class_names(classes: Sequence[str], where: Path) -> None:
@@ -38,13 +59,13 @@ def check_class_names(classes: Sequence[str], where: Path) -> None:
     same = first_alike(names, lambda name: unicodedata.normalize("NFC", name))
     if same is not None:
         raise ValueError(
-            f"{where}: two classes have names that look the same, coded as {ascii(same[0])[:99]} and "
+            f"{short(where)}: two classes have names that look the same, coded as {ascii(same[0])[:99]} and "
             f"{ascii(same[1])[:99]}. Give them one name if they are one class, else different ones."
         )
     alike = first_alike(names, lambda name: unicodedata.normalize("NFC", name.casefold()))
     if alike is not None:
         rank_zero_warn(
-            f"{where}: the names of the classes {quote(alike[0])} and {quote(alike[1])} differ only in case."
+            f"{short(where)}: the names of the classes {quote(alike[0])} and {quote(alike[1])} differ only in case."
         )
 
 
@@ -52,6 +73,14 @@ def first_alike(names: Sequence[str], key: Callable[[str], str]) -> tuple[str, s
     """The first two names that have the same key."""
     seen: dict[str, str] = {}
     return next(((seen[key(name)], name) for name in names if seen.setdefault(key(name), name) != name), None)
+
+
+def image_files(root: Path, paths: list[str], classes: list[str], loading: ImageLoading) -> ImageFiles:
+    """Image files whose labels number the names of their classes in alphabetical order."""
+    (labels,) = numbered(classes)
+    data = ImageFiles(root, paths, labels, loading=loading)
+    data.class_names = tuple(sorted(set(classes)))
+    return data
 
 
 def split_classes(data: ImageFiles, test_classes: float, seed: int) -> dict[str, ImageFiles]:
@@ -63,7 +92,7 @@ def split_classes(data: ImageFiles, test_classes: float, seed: int) -> dict[str,
     count = len(np.unique(data.labels))
     if count < 4:
         raise ValueError(
-            f"{data.root} holds {count} {'class' if count == 1 else 'classes'}: training needs 2, validation and test "
+            f"{short(data.root)} holds {counted(count, 'class', 'classes')}: training needs 2, validation and test "
             "one each, and all should have many more."
         )
     test = held_out_classes(data.labels, test_classes, seed, "test_classes", "test")
@@ -79,11 +108,12 @@ def split_parts(
         ValueError: if a class is in two parts, or only one of query and gallery is there, or these beside test.
     """
     part = np.array(parts)
-    (labels,) = numbered(classes)
-    data = ImageFiles(root, paths, labels, loading=loading)
+    data = image_files(root, paths, classes, loading)
     searched = {"query", "gallery"} & set(parts)
     if searched and (len(searched) < 2 or "test" in parts):
-        raise ValueError(f"{root} has {' and '.join(sorted(set(parts)))}: a test is `test`, or `query` and `gallery`.")
+        raise ValueError(
+            f"{short(root)} has {' and '.join(sorted(set(parts)))}: a test is `test`, or `query` and `gallery`."
+        )
     role = np.where(np.isin(part, ("query", "gallery")), "test", part)
     split = {name: data.select(role == name) for name in ("train", "val", "test") if name in role}
     if searched:
@@ -96,10 +126,11 @@ def split_parts(
             continue
         both = np.intersect1d(split[name].labels, split[other].labels)
         if len(both):
-            example = classes[int(np.flatnonzero(labels == both[0])[0])]
+            example = classes[int(np.flatnonzero(data.labels == both[0])[0])]
+            number = counted(len(both), "class is", "classes are")
             raise ValueError(
-                f"{root}: {len(both)} classes are in {name} and in {other}, such as {quote(example)}. Retrieval is "
-                "judged on classes that the training has not seen: give different ones."
+                f"{short(root)}: {number} in {name} and in {other}, such as {quote(example)}. Retrieval is judged on "
+                "classes that the training has not seen: give different ones."
             )
     return split
 
@@ -130,7 +161,7 @@ def held_out_classes(
     count = max(round(share * len(classes)), 1) if 0 < share < 1 else int(share)
     if not 0 < count < len(classes):
         raise ValueError(
-            f"{name}={share} sets {count} of {len(classes)} classes aside; it must leave at least one for {part} and "
-            "one for training."
+            f"{name}={share} sets {count} of {counted(len(classes), 'class', 'classes')} aside; it must leave at least "
+            f"one for {part} and one for training."
         )
     return np.isin(labels, np.random.default_rng(seed).permutation(classes)[:count])

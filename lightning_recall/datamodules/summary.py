@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_recall.datamodules.wording import counted, short
+
 
 def named(test_data: Any) -> list[tuple[str, Any]]:
     """Names and data sets of a test: "test" if there is but one."""
@@ -18,11 +20,13 @@ def report(name: str, data: Any) -> None:
     """Says how many images, and classes or queries, there are."""
     if hasattr(data, "ground_truth"):
         queries = len(data.ground_truth)
-        rank_zero_info(f"{name}: {queries:,} queries and {len(data) - queries:,} images")
+        rank_zero_info(f"{name}: {counted(queries, 'query', 'queries')} and {counted(len(data) - queries, 'image')}")
         return
     _, counts = np.unique(data.labels, return_counts=True)
     each = f"{counts.min():,}" + (f" to {counts.max():,}" if counts.min() < counts.max() else "")
-    rank_zero_info(f"{name}: {len(data):,} images of {len(counts):,} classes, {each} of each")
+    rank_zero_info(
+        f"{name}: {counted(len(data), 'image')} of {counted(len(counts), 'class', 'classes')}, {each} of each"
+    )
 
 
 def check_queries(name: str, data: Any, required: bool) -> None:
@@ -44,12 +48,13 @@ def check_queries(name: str, data: Any, required: bool) -> None:
     total = int(is_query.sum())
     if len(lost) == total and required:
         raise ValueError(
-            f"{name}: none of {total:,} queries has another image of its class to find, so nothing can be scored. Give "
-            "more classes, of two images or more."
+            f"{name}: none of {counted(total, 'query', 'queries')} has another image of its class to find, so nothing "
+            "can be scored. Give more classes, of two images or more."
         )
     if len(lost):
-        example = f", such as {data.path(lost[0])}" if hasattr(data, "path") else ""
+        example = f", such as {short(data.path(lost[0]))}" if hasattr(data, "path") else ""
+        have, their, they = ("has", "its", "it is") if len(lost) == 1 else ("have", "their", "they are")
         rank_zero_warn(
-            f"{name}: {len(lost):,} of {total:,} queries have no other image of their class to find{example}: they are "
-            "not counted."
+            f"{name}: {len(lost):,} of {counted(total, 'query', 'queries')} {have} no other image of {their} class to "
+            f"find{example}: {they} not counted."
         )

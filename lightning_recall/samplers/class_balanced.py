@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from types import FrameType
 
 import numpy as np
 import torch
@@ -118,6 +119,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         self.reshuffle = reshuffle
         self.shard: tuple[int, int] | None = None
         array = label_array(labels)  # (N,) or (N, 2)
+        self.num_images = len(array)
         column = array if array.ndim == 1 else array[:, 0]
         self._order = np.argsort(column, kind="stable").astype(np.int32)  # rows of one class side by side
         self._sizes = np.unique(column, return_counts=True)[1]  # (C,)
@@ -172,7 +174,10 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         Raises:
             ValueError: if a DataLoader takes the batches for single rows.
         """
-        if sys._getframe(1).f_globals.get("__name__") in SINGLE_ROWS:
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and is_method_of(self, frame):  # a subclass's own __iter__, a generator perhaps
+            frame = frame.f_back
+        if frame is not None and frame.f_globals.get("__name__") in SINGLE_ROWS:
             raise ValueError(
                 f"{type(self).__name__} draws whole batches: give it to the DataLoader as batch_sampler=, without "
                 "batch_size, and not as sampler=."
@@ -218,3 +223,9 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
                 epoch = super_class_epoch(self._groups, self._super_of, self.super_classes, size, fill, rng)
                 self._drawn = key, epoch
         return self._drawn[1]
+
+
+def is_method_of(sampler: ClassBalancedBatchSampler, frame: FrameType) -> bool:
+    """Whether a frame runs a method of this very object."""
+    code = frame.f_code
+    return code.co_argcount > 0 and frame.f_locals.get(code.co_varnames[0]) is sampler

@@ -53,15 +53,17 @@ def usable_classes(sizes: NDArray[np.int64], samples_per_class: int, small_class
     """
     small = int((sizes < samples_per_class).sum())
     if small and small_classes == "error":
+        have = "has" if small == 1 else "have"
         raise ValueError(
-            f"{small} of {len(sizes)} classes have fewer than samples_per_class={samples_per_class} images. Lower "
+            f"{small} of {len(sizes)} classes {have} fewer than samples_per_class={samples_per_class} images. Lower "
             'samples_per_class, leave these classes out with small_classes="drop", or repeat their images with '
             'small_classes="repeat".'
         )
     usable = len(sizes) - (small if small_classes == "drop" else 0)
     if usable < 2:
+        have = "has" if usable == 1 else "have"
         raise ValueError(
-            f"A batch needs 2 classes at least, but only {usable} of {len(sizes)} have "
+            f"A batch needs 2 classes at least, but only {usable} of {len(sizes)} {have} "
             f"samples_per_class={samples_per_class} images: lower samples_per_class."
         )
     return usable

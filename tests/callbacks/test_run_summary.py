@@ -1,15 +1,17 @@
 from collections import UserDict
+from types import SimpleNamespace
 
 import pytest
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_recall import RecallAtKLoss, RetrievalEvaluation, RetrievalModule
 from lightning_recall.callbacks import RunSummary
-from lightning_recall.callbacks.run_summary import about_batch, chunks_of
+from lightning_recall.callbacks.run_summary import about_batch, chunks_of, print_rows
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:You defined a `validation_step` but have no", "ignore:.* is meant for embeddings of length 1"
@@ -148,3 +150,53 @@ def test_batches_of_any_kind_are_described(batch, rows):
     found = about_batch(Trainer(barebones=True, accelerator="cpu"), Any(), batch)
     assert found["batch"] == rows["batch"]
     assert ("memory" in found) == (not isinstance(batch[0], list))
+
+
+def test_a_batch_smaller_than_a_chunk_is_one_chunk_of_its_size():
+    module, trainer = RetrievalModule(net(), RecallAtKLoss(), chunk_size=100), Trainer(barebones=True)
+    found = about_batch(trainer, module, (torch.zeros(6, 6), torch.arange(6) % 3))
+    assert found["chunks"] == "1 of at most 6 images"
+
+
+@pytest.fixture
+def printed(monkeypatch):
+    """Titles and rows of the tables that are printed."""
+    tables = []
+    monkeypatch.setattr("lightning_recall.callbacks.run_summary.print_rows", lambda *table: tables.append(table))
+    return tables
+
+
+def test_each_training_is_described_with_all_its_processes(printed, monkeypatch):
+    trainer = SimpleNamespace(world_size=2, estimated_stepping_batches=6, num_training_batches=3, precision="32-true")
+    module, summary, logged = Plain(), RunSummary(), {}
+    module.net = nn.ModuleList([nn.Linear(1000, 2000).requires_grad_(False), nn.Linear(500, 1000)])
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
+    clock = iter([0.0, 2.0, 0.0, 2.0])
+    monkeypatch.setattr("lightning_recall.callbacks.run_summary.time.perf_counter", lambda: next(clock))
+    batch = (torch.zeros(6, 6), torch.arange(6) % 3)
+    for _ in range(2):
+        summary.on_train_start(trainer, module)
+        summary.on_train_epoch_start(trainer, module)
+        summary.on_train_batch_start(trainer, module, batch, 0)
+        summary.on_train_batch_end(trainer, module, None, batch, 0)
+    (title, rows), again = printed
+    assert again == (title, rows)
+    assert rows["network"] == "Plain, 2.50 million parameters, 0.50 of them trained"
+    assert rows["device"] == "cpu, 2 processes, precision 32-true"
+    assert rows["batch"] == "12 images, 6 of 3 classes on each process"
+    assert logged == {"images/s": 6.0}  # 12 images in 2 seconds
+
+
+@pytest.mark.parametrize("fast_dev_run", [False, 1])
+def test_the_last_table_holds_validation_scores_of_real_runs(fast_dev_run, printed):
+    metrics = {"val/recall@1": torch.tensor(0.5), "train/loss": torch.tensor(0.25)}
+    trainer = SimpleNamespace(callback_metrics=metrics, checkpoint_callbacks=[], fast_dev_run=fast_dev_run)
+    RunSummary().on_fit_end(trainer, None)
+    assert printed == ([] if fast_dev_run else [("Last validation", {"val/recall@1": "0.5000"})])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_prints(rank, capsys, monkeypatch):
+    monkeypatch.setattr(rank_zero_only, "rank", rank)
+    print_rows("Training", {"loss": "CircleLoss"})
+    assert ("CircleLoss" in capsys.readouterr().out) == (rank == 0)

@@ -3,8 +3,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_recall import RecallAtKLoss, RetrievalModule
 from lightning_recall.callbacks import SavedOnInterrupt
+from lightning_recall.callbacks.saved_on_interrupt import INTERRUPTED, exit_interrupted
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:You defined a `validation_step` but have no", "ignore:.* is meant for embeddings of length 1"
@@ -99,6 +102,76 @@ def test_a_workers_copy_of_the_handler_does_nothing(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_training_after_an_interrupted_one_runs(tmp_path):
+    callback = SavedOnInterrupt()
+    callback.asked = True
+    fit(tmp_path, callback, devices=1)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_outside_the_main_thread_it_does_nothing(tmp_path):
+    handler, errors = signal.getsignal(signal.SIGINT), []
+
+    def work():
+        try:
+            SavedOnInterrupt().setup(
+                Trainer(accelerator="cpu", devices=2, strategy="ddp_fork", logger=False), None, "fit"
+            )
+            fit(tmp_path, SavedOnInterrupt(), devices=1)
+        except BaseException as error:  # a thread keeps it to itself
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert errors == []
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_launched_process_takes_one_key_for_one(monkeypatch):
+    clock = iter([10.0, 10.9, 11.1])
+    monkeypatch.setattr("lightning_recall.callbacks.saved_on_interrupt.time.monotonic", lambda: next(clock))
+    callback = SavedOnInterrupt()
+    callback.process, callback.previous = os.getpid(), exit_interrupted
+    callback.ask()
+    callback.ask()  # the same, from the launcher
+    assert callback.asked
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as ended:
+        callback.ask()
+    assert getattr(ended.value, "code", None) == INTERRUPTED == 130
+
+
+@pytest.mark.parametrize("end", ["train_end", "exception"])
+def test_ctrl_c_is_given_back(end):
+    handler = signal.getsignal(signal.SIGINT)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=None))
+    callback = SavedOnInterrupt()
+    callback.on_train_start(trainer, None)
+    assert signal.getsignal(signal.SIGINT) == callback.ask
+    callback.on_exception(trainer, None, ValueError()) if end == "exception" else callback.on_train_end(trainer, None)
+    ours, _ = signal.getsignal(signal.SIGINT), signal.signal(signal.SIGINT, handler)
+    assert ours is handler
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_says_how_to_resume(rank, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lightning_recall.callbacks.saved_on_interrupt.output_path", lambda _, name: tmp_path / name)
+    saved, callback = [], SavedOnInterrupt()
+    trainer = SimpleNamespace(
+        strategy=SimpleNamespace(launcher=None, reduce_boolean_decision=lambda asked, **_: asked),
+        is_global_zero=rank == 0,
+        global_step=3,
+        save_checkpoint=lambda path, **_: saved.append(path),
+    )
+    callback.on_train_batch_end(trainer, None, None, None, 0)
+    assert saved == []
+    callback.asked = True
+    with pytest.raises(KeyboardInterrupt):
+        callback.on_train_batch_end(trainer, None, None, None, 0)
+    assert saved == [tmp_path / "checkpoints" / "interrupted.ckpt"]  # on all processes
+    assert ("Saved after step 3." in capsys.readouterr().out) == (rank == 0)
+
+
 def run_of_its_own(folder, to, stage):
     """What a launcher's process does."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts pytest in the background ignores it
@@ -108,6 +181,8 @@ def run_of_its_own(folder, to, stage):
     try:
         fit(folder, SavedOnInterrupt(), Press(to=to, stage=stage), devices=2, strategy="ddp_fork", stage=stage)
     except SystemExit as ended:
+        if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            sys.exit("Ctrl-C was not given back")
         sys.exit(100 + ended.code)  # other errors exit with 1, too
 
 

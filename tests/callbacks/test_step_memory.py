@@ -60,6 +60,41 @@ def test_an_optimizer_keeps_averages(optimizer, copies):
     assert step_memory(trainer, module, torch.randn(4, 3), 4).weights == copies * 4 * 20
 
 
+def test_frozen_weights_have_no_gradients():
+    module, trainer = Module(nn.Linear(3, 5)), Trainer(barebones=True)
+    module.net.bias.requires_grad_(False)
+    trainer.strategy._optimizers = [torch.optim.AdamW(module.parameters())]
+    assert step_memory(trainer, module, torch.randn(4, 3), 4).weights == 4 * (20 + 3 * 15)
+
+
+def test_activations_are_counted_without_buffers_and_under_no_grad_too():
+    class Scaled(Module):
+        def __init__(self):
+            super().__init__(nn.Linear(3, 5))
+            self.register_buffer("scale", torch.ones(5))
+
+        def forward(self, images):
+            return self.net(images) * self.scale
+
+    with torch.no_grad():
+        needed = step_memory(Trainer(barebones=True), Scaled(), torch.randn(6, 3), 8)
+    assert needed.activations == 8 * 3 * 4  # 8 images of 3 float32
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_activations_have_the_precision_of_the_training(precision):
+    autocast = []
+
+    class Notes(Module):
+        def forward(self, images):
+            autocast.append(torch.is_autocast_enabled("cpu"))
+            return self.net(images)
+
+    trainer = Trainer(barebones=True, accelerator="cpu", precision=precision)
+    step_memory(trainer, Notes(nn.Linear(3, 5)), torch.randn(4, 3), 4)
+    assert autocast == [precision == "bf16-mixed"]
+
+
 def test_nothing_else_changes():
     net = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Dropout())
     module, trainer = Module(net), Trainer(barebones=True)

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -68,3 +70,41 @@ def test_curves_are_drawn_in_percent():
     assert left.lines[0].get_ydata().tolist() == [0.5]
     assert right.lines[0].get_ydata().tolist() == [25, 75]
     assert right.lines[0].get_label() == "val/recall@1: 75.0"
+
+
+def test_curves_are_ordered_by_their_last_values():
+    curves = {"a": [(1, 0.5), (2, 0.9)], "b": [(1, 0.8), (2, 0.1)], "c": [(1, 0.6)]}
+    labels = [line.get_label() for line in draw_curves(curves, "loss").axes[1].lines]
+    assert labels == ["b: 10.0", "c: 60.0", "a: 90.0"]
+
+
+def test_only_the_scores_asked_for_are_noted_and_only_while_training():
+    score = torch.tensor(0.25)
+    trainer = SimpleNamespace(
+        state=SimpleNamespace(fn="validate"),
+        sanity_checking=False,
+        global_step=3,
+        callback_metrics={"val/map": score, "val/recall@1": torch.tensor(0.5)},
+    )
+    callback = TrainingCurves(scores="val/map")
+    callback.on_validation_end(trainer, None)
+    assert callback.curves() == {}
+    trainer.state.fn = "fit"
+    callback.on_validation_end(trainer, None)
+    score.fill_(0.75)  # the next validation's
+    assert callback.curves() == {"val/map": [(3, 0.25)]}
+
+
+@pytest.mark.parametrize("case", ["another process", "no curve", "a trial"])
+def test_nothing_is_drawn_without_need(case, tmp_path, monkeypatch):
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=CSVLogger(tmp_path, "runs", 0), enable_progress_bar=False,
+        fast_dev_run=case == "a trial", default_root_dir=tmp_path,
+    )  # fmt: skip
+    if case == "another process":
+        monkeypatch.setattr(type(trainer), "is_global_zero", False)
+    callback = TrainingCurves()
+    callback.points = {} if case == "no curve" else {"train/loss": [(1, 0.5)]}
+    callback.on_fit_end(trainer, None)
+    assert not list(tmp_path.rglob("*.png"))
+    assert case != "a trial" or not list(tmp_path.iterdir())

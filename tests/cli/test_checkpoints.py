@@ -1,3 +1,4 @@
+import os
 import zipfile
 
 import pytest
@@ -30,6 +31,7 @@ BROKEN = {
     "old weights": (lambda path: saved(path, WEIGHTS, _use_new_zipfile_serialization=False), "holds weights only"),
     "named weights": (lambda path: saved(path, {"state_dict": WEIGHTS, "arch": "x"}), "holds weights only"),
     "a network": (lambda path: saved(path, nn.Linear(2, 2)), r"Python objects \(torch.nn.modules.linear.Linear\)"),
+    "a blocked object": (lambda path: saved(path, {"call": os.system}), rf"Python objects \({os.name}.system\)"),
     "a tensor": (lambda path: saved(path, torch.ones(2)), "is no checkpoint: it holds a Tensor"),
     "another library's": (lambda path: saved(path, {"model": WEIGHTS, "epoch": 3}), "it holds 'model', 'epoch'"),
 }
@@ -75,14 +77,35 @@ def test_a_folder_names_its_checkpoints(tmp_path):
     (tmp_path / "last.ckpt").touch()
     with pytest.raises(ValueError, match=r"is a folder: give a checkpoint file, such as .*last.ckpt"):
         check_checkpoint(tmp_path, "fit")
-    (tmp_path / ".metadata").touch()  # a sharded checkpoint
+
+
+@pytest.mark.parametrize("name", [".metadata", "meta.pt", "latest"])  # FSDP in two forms, DeepSpeed
+def test_a_folder_of_a_sharded_checkpoint_passes(tmp_path, name):
+    (tmp_path / name).touch()
     check_checkpoint(tmp_path, "fit")
 
 
-def test_weights_of_a_backbone_have_an_option_of_their_own(tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
+@pytest.mark.parametrize("name", ["model.safetensors", "model.npz"])
+def test_weights_of_a_backbone_have_an_option_of_their_own(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
     with pytest.raises(ValueError, match=r"weights of a backbone are given as --model.embedder.pretrained"):
-        check_checkpoint(tmp_path / "model.safetensors", "fit")
+        check_checkpoint(tmp_path / name, "fit")
+
+
+def test_a_file_that_this_user_may_not_read_keeps_its_error(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", "some.ckpt")
+
+    saved(tmp_path / "some.ckpt", RESUMABLE)
+    monkeypatch.setattr(torch, "load", refuse)  # tests may run as root
+    with pytest.raises(PermissionError, match="Permission denied"):
+        check_checkpoint(tmp_path / "some.ckpt", "fit")
+
+
+def test_a_file_of_another_library_names_its_first_entries(tmp_path):
+    saved(tmp_path / "some.ckpt", {f"entry {number}": number for number in range(9)})
+    with pytest.raises(ValueError, match=r"it holds 'entry 0', .* 'entry 4'\.$"):
+        check_checkpoint(tmp_path / "some.ckpt", "fit")
 
 
 @pytest.mark.parametrize("content", [WEIGHTS, LIGHTNING, {"state_dict": WEIGHTS}])

@@ -1,9 +1,11 @@
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from lightning_recall.cli import run
 from lightning_recall.cli.errors import paragraph, plain
@@ -112,6 +114,24 @@ def test_an_error_of_nobodys_making_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("lightning_recall.cli.command.main", broken)
     with pytest.raises(RuntimeError, match="a defect"):
         run()
+
+
+@pytest.mark.parametrize("kind", [ValueError, OSError, ImportError, MisconfigurationException, torch.OutOfMemoryError])
+def test_errors_of_users_end_with_code_1(kind, monkeypatch, capsys):
+    def broken():
+        raise kind("no such thing")
+
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # `run` sets it for its process
+    monkeypatch.setattr("lightning_recall.cli.command.main", broken)
+    with pytest.raises(SystemExit) as stopped:
+        run()
+    assert stopped.value.code == 1
+    assert "no such thing" in capsys.readouterr().err
+
+
+def test_a_class_without_options_says_so_for_another_option():
+    told = plain("loss: torch.nn.Sigmoid: Option 'delta' is not accepted")
+    assert told == "loss: torch.nn.Sigmoid: Option 'delta' is not accepted. It takes none."
 
 
 def test_memory_that_runs_out_has_a_remedy():

@@ -27,7 +27,7 @@ def test_short_names_are_found_and_wrong_ones_refused():
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--loss", type=nn.Module)
     with listed_once():
-        given = [parser.parse_args(["--loss", name]).loss.class_path for name in ("UniLoss", "UniLoss", "CircleLoss")]
-        assert given == [f"lightning_recall.losses.{name}" for name in ("UniLoss", "UniLoss", "CircleLoss")]
+        given = [parser.parse_args(["--loss", name]).loss.class_path for name in ("UniLoss", "UniLoss", "SupAPLoss")]
+        assert given == [f"lightning_recall.losses.{name}" for name in ("UniLoss", "UniLoss", "SupAPLoss")]
         with pytest.raises(Exception, match="NoLoss"):
             parser.parse_args(["--loss", "NoLoss"])

@@ -1,3 +1,4 @@
+import copy
 import random
 from functools import partial
 from types import SimpleNamespace
@@ -67,6 +68,37 @@ def test_augmentation_follows_the_place_in_the_whole_batch():
     assert torch.equal(torch.get_rng_state(), state[2])
 
 
+def test_no_two_places_draw_the_same_random_numbers():
+    class InChunks(Noise):
+        def __getitems__(self, rows):
+            return [self[row] for row in rows]
+
+    for dataset in (Noise(), InChunks()):
+        drawn = []
+        for seed in (1, 2):
+            loader = ChunkLoader(dataset, ClassBalancedBatchSampler(LABELS, 16, 2, seed), 5)
+            drawn += [noise for _ in range(2) for chunks in loader for noise, _ in chunks]  # two epochs
+        drawn = torch.cat(drawn)
+        assert len(drawn.unique()) == drawn.numel()
+        loader.sampler.set_epoch(1)
+        torch.rand(1)
+        again = torch.cat([noise for chunks in loader for noise, _ in chunks])
+        assert torch.equal(again, drawn[-len(again) :])
+
+
+def test_a_resumed_epoch_gives_the_batches_that_are_left():
+    def drawn(loader):
+        return [torch.cat([noise for noise, _ in chunks]) for chunks in loader]
+
+    loader, resumed = (ChunkLoader(Noise(), ClassBalancedBatchSampler(LABELS, 16, 2), 5) for _ in range(2))
+    whole = drawn(loader)
+    resumed.load_state_dict({"epoch": 0, "batches": 1})
+    for expected, found in zip(whole[1:], drawn(resumed), strict=True):
+        assert torch.equal(found, expected)
+    for expected, found in zip(drawn(loader), drawn(resumed), strict=True):  # the next epoch is whole
+        assert torch.equal(found, expected)
+
+
 def test_each_pass_is_another_epoch_that_lightning_can_set():
     loader = ChunkLoader(images_in_memory(), ClassBalancedBatchSampler(LABELS, 16, 2), 16)
 
@@ -86,6 +118,20 @@ def test_epochs_may_differ_in_length():
     lengths = [(len(loader), len(list(loader))) for _ in range(8)]
     assert all(told == found for told, found in lengths)
     assert len(set(lengths)) > 1
+    for _ in range(8):
+        assert len(list(loader)) == loader.state_dict()["num_batches"]  # of the epoch that is over, not of the next
+
+
+def test_an_item_that_fails_leaves_the_random_numbers_as_they_were():
+    class Fails(Noise):
+        def __getitem__(self, row):
+            raise OSError(f"no image {row}")
+
+    before, state = random.getstate(), torch.get_rng_state()
+    with pytest.raises(OSError, match="no image"):
+        next(iter(ChunkLoader(Fails(), ClassBalancedBatchSampler(LABELS, 16, 2), 5)))
+    assert random.getstate() == before
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_wrong_sizes_are_refused():
@@ -191,6 +237,67 @@ def test_a_position_in_another_epoch_skips_nothing():
     loader.load_state_dict({"epoch": 1, "batches": 2})
     loader.sampler.set_epoch(0)
     assert len(list(loader)) == len(loader)
+
+
+def chunk_loader(batch_size=16, samples_per_class=2, seed=0, num_images=60, **kwargs):
+    labels = np.stack([LABELS, LABELS % 5], 1)[:num_images]
+    sampler = ClassBalancedBatchSampler(labels, batch_size, samples_per_class, np.int64(seed), **kwargs)
+    return ChunkLoader(images_in_memory(), sampler, 4)
+
+
+def state_after(batches, loader):
+    passed = iter(loader)
+    for _ in range(batches):
+        next(passed)
+    return copy.deepcopy(loader.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"batch_size": 8}, "epoch 1 with batch_size=8: the epoch was begun with batch_size=16"),
+        ({"samples_per_class": 4, "few_classes": "repeat"}, "with samples_per_class=4: .* with samples_per_class=2"),
+        ({"seed": 3}, "with seed=3: the epoch was begun with seed=0. Keep seed=0, or resume from the end of an epoch"),
+        ({"num_images": 54}, "with num_images=54: .* with num_images=60"),
+        ({"tail": "fill"}, "with tail=fill: .* with tail=drop"),
+        ({"super_classes": np.int64(4)}, "with super_classes=4: .* with super_classes=None"),
+        ({"epoch_order": "published"}, "with epoch_order=published: .* with epoch_order=longest"),
+    ],
+)
+def test_an_epoch_continues_only_with_its_own_settings(changed, words):
+    first = chunk_loader()
+    first.sampler.set_epoch(1)
+    middle = state_after(2, first)
+    assert (middle["epoch"], middle["batches"]) == (1, 2)
+    resumed = chunk_loader(**changed)
+    resumed.load_state_dict(middle)
+    assert resumed.state_dict() == middle  # saved before a pass begins, the position stays what it was
+    with pytest.raises(ValueError, match=words):
+        next(iter(resumed))
+    resumed.load_state_dict(middle)
+    resumed.sampler.set_epoch(2)  # as Lightning does where its epoch is over, such as with limit_train_batches
+    assert len(list(resumed)) == resumed.state_dict()["num_batches"] > 0
+    resumed.load_state_dict({**middle, "batches": 0})
+    assert len(list(resumed)) == resumed.state_dict()["num_batches"]  # nothing of this epoch was taken
+
+
+@pytest.mark.parametrize("batch_size", [8, 16, 20])
+def test_an_epoch_that_is_over_stays_so_with_other_settings(batch_size):
+    first = chunk_loader()
+    over = state_after(len(first), first)
+    resumed = chunk_loader(batch_size)
+    resumed.load_state_dict(over)
+    assert list(resumed) == []
+    assert len(list(resumed)) > 0
+
+
+def test_states_are_plain_and_those_of_earlier_versions_load(tmp_path):
+    state = state_after(1, chunk_loader(batch_size=np.int64(16), samples_per_class=np.int64(2)))
+    torch.save(state, tmp_path / "state.pt")
+    assert torch.load(tmp_path / "state.pt", weights_only=True) == state
+    loader = chunk_loader()
+    loader.load_state_dict({"epoch": 0, "batches": 1})
+    assert len(list(loader)) == len(loader) - 1
 
 
 def test_an_evaluation_draws_nothing_from_the_random_numbers_of_the_training():

@@ -2,13 +2,14 @@ import os
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from conftest import draw, rows
 from PIL import Image
 from pytorch_lightning import Trainer
 
-from lightning_recall import RecallAtKLoss, RetrievalEvaluation, RetrievalModule
+from lightning_recall import RecallAtKLoss, RetrievalDataModule, RetrievalEvaluation, RetrievalModule
 from lightning_recall.datamodules import (
     ImageFiles,
     ImageFolderDataModule,
@@ -17,6 +18,7 @@ from lightning_recall.datamodules import (
     duplicates,
 )
 from lightning_recall.datamodules.duplicates import find_duplicates
+from lightning_recall.datamodules.images_in_memory import ImagesInMemory
 
 IMAGES = ImageLoading(size=8, resize=8)
 
@@ -72,9 +74,7 @@ def test_what_is_left_of_training_images_is_augmented(four_tones):
     root, lines = four_tones
     trained = os.path.basename(table(root, lines).train_data.path(0))
     again = next(line for line in lines if trained in line)
-    with pytest.warns(
-        UserWarning, match="training: 1 of 13 images are left out, as each is the same file as an earlier"
-    ):
+    with pytest.warns(UserWarning, match="training: 1 of 13 images is left out, as it is the same file as an earlier"):
         data = table(root, [*lines, again])
     assert data.train_data.training
     assert len(data.train_data) == 12
@@ -84,7 +84,7 @@ def test_an_image_that_is_query_and_gallery_is_one_row(four_tones):
     root, lines = four_tones
     lines = [line.replace(",test", ",query") for line in lines]
     gallery = [line.replace(",query", ",gallery") for line in lines if ",query" in line][1:]
-    lost = pytest.warns(UserWarning, match=r"1 of 4 queries have no other image .* such as .*c\.png")
+    lost = pytest.warns(UserWarning, match=r"1 of 4 queries has no other image .* such as .*c\.png")
     with lost, pytest.warns(UserWarning, match="test: 3 of 7 images are left out"):
         test = table(root, lines + gallery).test_data
     assert test.is_query.tolist() == [True] * 4
@@ -94,7 +94,7 @@ def test_an_image_that_is_query_and_gallery_is_one_row(four_tones):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("link.png,y,test", r"a\.png and .*link\.png are one file with the labels \d and \d: keep one of them"),
+        ("link.png,y,test", r"a\.png and .*link\.png are one file with the labels 'x' and 'y': keep one of them"),
         ("link.png,train 0,train", r"link\.png and .*a\.png are one file in training and in test: keep it in one"),
         ("link.png,val,val", r"link\.png and .*a\.png are one file in validation and in test: keep it in one of them"),
     ],
@@ -148,7 +148,7 @@ def test_copies_are_counted_and_kept(tmp_path):
         + unseen,
         "test large: 2 of 3 images are exact copies of training images, such as test_large_0.png of training_0.png: "
         + unseen,
-        "test small: 1 of 5 images are exact copies of validation images, such as test_small_4.png of "
+        "test small: 1 of 5 images is an exact copy of a validation image, such as test_small_4.png of "
         "validation_0.png: " + unseen,
     ]
 
@@ -205,7 +205,7 @@ def test_validation_classes_that_were_set_aside_are_compared_too(small_data):
         with pytest.warns(UserWarning, match="exact cop") as warned:
             ImageFolderDataModule(str(root), val_classes=1, seed=seed).setup("fit")
         seen += [str(warning.message).split(",")[0] for warning in warned]
-    assert any("validation: 1 of" in sentence and "copies of training images" in sentence for sentence in seen)
+    assert any("validation: 1 of" in sentence and "an exact copy of a training image" in sentence for sentence in seen)
 
 
 class Rank1:
@@ -221,3 +221,65 @@ def test_other_processes_take_what_the_first_one_found(small_data):
     data.trainer = type("Trainer", (), {"strategy": Rank1()})()
     with pytest.raises(ValueError, match=r"a\.png is in training and in test"):
         data.setup("fit")
+
+
+def memory(values, labels):
+    """Images of one value each."""
+    images = np.broadcast_to(np.array(values, np.uint8)[:, None, None, None], (len(values), 3, 4, 4))
+    return ImagesInMemory(images.copy(), labels)
+
+
+def in_memory(check_duplicates=True):
+    data = RetrievalDataModule(val_classes=0, check_duplicates=check_duplicates)
+    data.read = lambda: {
+        "train": memory([1, 1, 2, 3], [0, 0, 1, 1]),
+        "test": {
+            "small": memory([4, 5, 6, 7], [2, 2, 3, 3]),
+            "large": memory([4, 4, 4, 2, 9], [2, 2, 3, 3, 3]),
+        },
+    }
+    return data
+
+
+def test_copies_in_memory_are_counted_and_kept():
+    data = in_memory()
+    with pytest.warns(UserWarning, match="exact cop") as warned:
+        data.setup("fit")
+    assert [str(warning.message) for warning in warned] == [
+        "training: 2 of 4 images have an exact copy that has the same label, such as row 0 and row 1.",
+        "test large: 2 of 5 images have an exact copy that has the same label, such as row 0 and row 1: a search finds "
+        "such copies first.",
+        "test large: 3 of 5 images have an exact copy that has another label, such as row 0 and row 2: a search finds "
+        "such copies first.",
+        "test large: 1 of 5 images is an exact copy of a training image, such as row 3 of row 2: their scores are not "
+        "those of unseen images.",
+    ]
+    assert [len(part) for part in (data.train_data, *data.test_data.values())] == [4, 4, 5]
+    in_memory(check_duplicates=False).setup("fit")
+
+
+def test_images_in_memory_of_another_shape_are_no_copies_and_none_of_files(tmp_path):
+    (name, file), bytes_of_file = files(tmp_path, test=[(bytes(16), 0), (bytes(16), 1)])[0], np.zeros(16, np.uint8)
+    square, line = (ImagesInMemory(bytes_of_file.reshape(1, 1, *shape), [0]) for shape in ((4, 4), (2, 8)))
+    found = find_duplicates([("training", square), ("validation", line), (name, file)])
+    assert len(found.warnings) == 1
+    assert found.warnings[0].startswith("test: 2 of 2 images have an exact copy that has another label")
+
+
+def test_messages_of_long_paths_are_short(tmp_path):
+    deep = tmp_path
+    for letter in "abcdefgh":
+        deep = deep / (letter * 120)
+    labels = "".join(f"{letter * 100}" for letter in "xyz")
+    draw(deep / f"{'f' * 100}.png", size=(8, 8))
+    os.symlink(deep / f"{'f' * 100}.png", deep / "link.png")
+    data = ImageFiles(deep, [f"{'f' * 100}.png", "link.png"], [0, 1])
+    data.class_names = (labels, labels + "2")
+    error = find_duplicates([("test", data)]).error
+    assert "link.png are one file with the labels 'xxx" in error
+    same = ImageFiles(deep, [f"{'f' * 100}.png", "link.png"], [0, 0])
+    shutil.copy(deep / "link.png", deep / "copy.png")
+    copies = ImageFiles(deep, ["copy.png", "copy.png"], [0, 0])
+    found = find_duplicates([("test", same), ("training", copies)])
+    assert len(found.warnings) == 3
+    assert all(len(sentence) < 500 for sentence in [error, *found.warnings])

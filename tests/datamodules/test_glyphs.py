@@ -1,3 +1,4 @@
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,6 +24,20 @@ def test_counts(datamodule):
     assert [len(c) for c in classes] == [924, 103, 1028]
     assert not classes[0] & classes[1] | classes[0] & classes[2] | classes[1] & classes[2]
     assert all(np.unique(data.labels, return_counts=True)[1].min() >= 12 for data in splits)
+
+
+def test_copies_are_of_one_character_and_counted_on_request(all_glyphs):
+    data = GlyphsDataModule(root=str(all_glyphs), val_classes=0, check_duplicates=True)
+    with pytest.warns(UserWarning, match="exact copy") as warned:
+        data.setup("fit")
+    splits = data.train_data.images.numpy(), data.test_data.images.numpy()
+    counts = [np.array(list(Counter(image.tobytes() for image in images).values())) for images in splits]
+    copies = [f"{each[each > 1].sum():,} of {each.sum():,}" for each in counts]
+    assert [str(warning.message).partition(" images")[0] for warning in warned] == [
+        f"training: {copies[0]}",
+        f"test: {copies[1]}",
+    ]
+    assert all("that has the same label" in str(warning.message) for warning in warned)
 
 
 def test_raw_pixels_find_58_percent(datamodule):

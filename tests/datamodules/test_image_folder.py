@@ -88,7 +88,7 @@ def test_one_class_in_two_parts_is_refused(small_data):
     root = small_data("image_folder")
     arrange(root, train=[1, 2, 3], test=[101, 102])
     shutil.copytree(root / "train" / "class 2", root / "test" / "class 2")
-    with pytest.raises(ValueError, match="1 classes are in train and in test, such as 'class 2'"):
+    with pytest.raises(ValueError, match="1 class is in train and in test, such as 'class 2'"):
         set_up(root)
 
 
@@ -156,7 +156,7 @@ def test_a_class_in_any_two_parts_is_refused(one, other, small_data):
     arrange(root, train=[1, 2], val=[3], test=[101, 102])
     shutil.copytree(next((root / one).iterdir()), root / other / "class 5")
     next((root / one).iterdir()).rename(root / one / "class 5")
-    with pytest.raises(ValueError, match=f"1 classes are in {one} and in {other}, such as 'class 5'"):
+    with pytest.raises(ValueError, match=f"1 class is in {one} and in {other}, such as 'class 5'"):
         set_up(root)
 
 
@@ -187,11 +187,11 @@ def test_what_is_no_image_is_counted_once(small_data):
     with pytest.warns(UserWarning, match="6 files are left out") as warned:
         set_up(root)
     (message,) = [str(warning.message) for warning in warned]
-    assert f"The first is {root}/beside.png; their suffixes are .eps, .mpg, .pdf, .png, .txt, none." in message
+    assert f"The first is {root}/beside.png. Suffixes: .eps, .mpg, .pdf, .png, .txt, none." in message
     shutil.rmtree(root / "class 1")
     (root / "class 1").mkdir()
     (root / "class 1" / "a.heic5").write_text("words")
-    with pytest.raises(ValueError, match=r"class 1 holds no image.* It holds 1 other files, such as .*a\.heic5"):
+    with pytest.raises(ValueError, match=r"class 1 holds no image.* It holds 1 other file, such as .*a\.heic5"):
         set_up(root)
 
 
@@ -280,7 +280,7 @@ def test_classes_whose_names_look_the_same(small_data):
     root = small_data("image_folder")
     draw(root / "Caf\N{LATIN SMALL LETTER E WITH ACUTE}" / "1.png")
     draw(root / "cafe\N{COMBINING ACUTE ACCENT}" / "1.png")
-    lost = pytest.warns(UserWarning, match="queries have no other image of their class to find")
+    lost = pytest.warns(UserWarning, match="1 of .* queries has no other image of its class to find")
     alike = pytest.warns(UserWarning, match="the classes '.*' and '.*' differ only in case")
     with lost, alike:
         set_up(root, val_classes=0, test_classes=8)
@@ -302,3 +302,77 @@ def test_a_folder_that_may_not_be_read_is_an_error(small_data, monkeypatch):
     monkeypatch.setattr(os, "scandir", refused)
     with pytest.raises(ValueError, match=r"Cannot read the folder .*class 1/sub: Permission denied"):
         set_up(root)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train_set", "val_set", "test_set", "extra_set"],
+        ["train2017", "val2017", "test2017", "unlabeled2017"],
+        ["trn", "tst", "vld", "oth"],
+        ["Training set", "Testing set", "other", "more"],
+        ["bounding_box_train", "bounding_box_test", "query_images", "gt_bbox"],
+        ["probe_a", "gallery_a", "b", "c"],
+        ["dev-1", "1-TRAIN", "b", "c"],
+    ],
+)
+def test_folders_that_look_like_parts_are_no_classes(names, small_data):
+    root = small_data("image_folder")
+    for c, name in enumerate(names, 1):
+        (root / f"class {c}").rename(root / name)
+    with pytest.raises(
+        ValueError, match=r"which look like parts of a data set\. Name such folders train, val"
+    ) as raised:
+        set_up(root)
+    assert len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "names", [["test tube", "car"], ["bullet train", "trainer"], ["latest", "training shoe"], ["val 1", "val 2"]]
+)
+def test_class_names_that_hold_a_word_of_a_part_are_classes(names, small_data):
+    root = small_data("image_folder")
+    for c, name in enumerate(names, 1):
+        (root / f"class {c}").rename(root / name)
+    data = set_up(root, val_classes=0)
+    assert len(data.train_data) + len(data.test_data) == 32
+
+
+@pytest.mark.parametrize("place", ["", "train", "train/class 1"])
+def test_a_link_back_to_a_parent_folder_is_named(place, small_data):
+    root = small_data("image_folder")
+    arrange(root, train=[1, 2, 3, 4], test=[101, 102])
+    link = root / "train" / "class 1" / "sub" / "up"
+    link.parent.mkdir()
+    link.symlink_to(root / place, target_is_directory=True)
+    if place == "train/class 1":  # its images, once
+        assert len(set_up(root, val_classes=0).train_data) == 16
+        return
+    with pytest.raises(ValueError, match=r"class 1/sub/up is a link that leads back to its parent folder .*: remove"):
+        set_up(root)
+    link.unlink()
+    (root / "train" / "class 9").symlink_to(root / place, target_is_directory=True)
+    with pytest.raises(ValueError, match=r"train/class 9 is a link that leads back to its parent folder"):
+        set_up(root)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 50_000, "x/" * 5_000])
+def test_a_root_of_a_long_name_is_not_there(name):
+    for data in (ImageFolderDataModule(name), ImageTableDataModule(name)):
+        with pytest.raises(ValueError, match=r"x is not there \(but \. is\)") as raised:
+            data.setup("fit")
+        assert len(str(raised.value)) < 500
+
+
+def test_one_file_is_not_files(small_data):
+    root = small_data("image_folder")
+    (root / "class 1" / "notes.txt").write_text("words")
+    with pytest.warns(
+        UserWarning, match=r"image_folder: 1 file is left out: .* decodes\. It is .*/notes\.txt\. Suffix: \.txt\."
+    ):
+        set_up(root)
+    (root / "class 1" / "notes.txt").unlink()
+    for folder in sorted(root.iterdir())[1:]:
+        shutil.rmtree(folder)
+    with pytest.raises(ValueError, match="image_folder holds 1 class: training needs 2"):
+        ImageFolderDataModule(str(root)).setup("fit")

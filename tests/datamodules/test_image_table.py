@@ -31,7 +31,7 @@ def test_tables_that_cannot_work(small_data, tmp_path):
         table(root, text.replace(",test", ",tester"))
     with pytest.raises(ValueError, match="has no column 'label'"):
         table(root, text.replace("label", "class"))
-    with pytest.raises(ValueError, match="1 classes are in train and in test"):
+    with pytest.raises(ValueError, match="1 class is in train and in test"):
         table(root, text.replace("photos/1_0.jpg,class 1,train", "photos/1_0.jpg,class 1,test"))
     twice = "./photos/../photos/1_0.jpg,class 101"
     with pytest.raises(ValueError, match=r"1_0\.jpg' has the labels 'class 1.*' and 'class 1.*': keep one of them"):
@@ -84,7 +84,7 @@ def test_labels_do_not_depend_on_the_order_of_the_rows(small_data):
 def test_a_path_that_is_a_folder_or_has_backslashes(small_data):
     root = small_data("image_table")
     lines = (root / "images.csv").read_text().splitlines()
-    with pytest.raises(ValueError, match=r"1 of 32 files that were looked up are not there, .*/photos\. "):
+    with pytest.raises(ValueError, match=r"1 of 32 files that were looked up is no file: .*/photos is a folder\. "):
         table(root, "\n".join([*lines[:-1], lines[-1].replace(lines[-1].split(",")[0], "photos")]))
     with pytest.raises(ValueError, match=r"photos\\104_3\.jpg\. Paths need / where they have \\"):
         table(root, "\n".join([*lines[:-1], lines[-1].replace("/", "\\")]))
@@ -95,3 +95,13 @@ def test_labels_that_look_the_same(small_data):
     text = (root / "images.csv").read_text().replace("class 1,", "Caf\N{LATIN SMALL LETTER E WITH ACUTE},")
     with pytest.raises(ValueError, match=r"images\.csv: two classes have names that look the same"):
         table(root, text.replace("class 2,", "Cafe\N{COMBINING ACUTE ACCENT},"))
+
+
+def test_paths_from_the_home_folder(small_data, monkeypatch):
+    root = small_data("image_table")
+    monkeypatch.setenv("HOME", str(root))
+    text = (root / "images.csv").read_text().replace("photos/1_0", "~/photos/1_0")
+    data = table(root, text)
+    paths = [part.path(row) for part in (data.train_data, data.val_data) for row in range(len(part))]
+    assert f"{root}/photos/1_0.jpg" in paths
+    assert not any("~" in path for path in paths)

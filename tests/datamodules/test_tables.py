@@ -36,7 +36,7 @@ def test_quoted_cells_and_no_header(tmp_path):
     ("text", "message"),
     [
         ("id file\n1 a.jpg\n", "has no column 'path': its first line names 'id, file'"),
-        ("id path\n1 a.jpg\n2\n", "line 3: 1 cells where 2 are needed: '2'"),
+        ("id path\n1 a.jpg\n2\n", "line 3: 1 cell where 2 are needed: '2'"),
         ("id path\n", "lists nothing"),
         ("", "lists nothing"),
     ],
@@ -113,9 +113,16 @@ def test_a_quote_that_is_not_closed_is_named_by_its_line(lines, tmp_path):
         ("path,label\na, b.jpg,1\n", "line 2: 3 cells where 2 are needed: 'a b.jpg 1'."),
         ("path,label\na.jpg,1\0\n", "line 2: it has NUL characters. Save the file as UTF-8 text."),
         ('path,label\n"a.jpg"x,1\n', "line 2: a quote"),
+        ('path,label\na.jpg,dog\nb.jpg,dog"\n', "line 3: the cell 'dog\"' has a quote (\") without its pair."),
+        ('path,label\na.jpg",dog"\n', "line 2: the cell 'a.jpg\"' has a quote"),
+        ('path,label\na.jpg,5" lens\n', "line 2: the cell '5\" lens' has a quote"),
+        (f'path,label\na.jpg,{"x" * 9_999}"\n', "line 2: the cell 'xxx"),
+        (f"path,label\n{'x' * 50_000},1\n", "has 50,000 characters. No file system takes more than 4,096 bytes"),
+        (f"path,label\na.jpg,1\na/{'ü' * 130}.jpg,1\n", "line 3: the path 'a/ü"),
+        (f"path,label\n{'a/' * 2_100}a.jpg,1\n", "line 2: the path 'a/a"),
         (f"{'x' * 9_999},label\na.jpg,1\n", "has no column 'path'"),
-        (f"path,label\n{'x' * 9_999}\n", "line 2: 1 cells where 2 are needed: 'xxx"),
-        (f"path,label\na.jpg,{'1,' * 9_999}\n", "line 2: 10001 cells where 2 are needed: 'a.jpg 1"),
+        (f"path,label\n{'x' * 9_999}\n", "line 2: 1 cell where 2 are needed: 'xxx"),
+        (f"path,label\na.jpg,{'1,' * 9_999}\n", "line 2: 10,001 cells where 2 are needed: 'a.jpg 1"),
     ],
 )
 def test_faults_of_a_table_are_named_in_a_paragraph(text, message, tmp_path):
@@ -130,7 +137,7 @@ def test_faults_of_a_table_are_named_in_a_paragraph(text, message, tmp_path):
 def test_lines_before_the_header_are_counted(tmp_path):
     file = tmp_path / "list.txt"
     file.write_text("3\nid path\n1 a.jpg\n2\n")
-    with pytest.raises(ValueError, match="line 4: 1 cells where 2 are needed"):
+    with pytest.raises(ValueError, match="line 4: 1 cell where 2 are needed"):
         read_columns(file, ("path",), skip=1)
 
 
@@ -148,3 +155,26 @@ def test_utf16_is_refused(encoding, tmp_path):
     for read in (lambda: read_columns(file, ("path",), ","), lambda: column_names(file, ",")):
         with pytest.raises(ValueError, match=r"list\.csv.* (cannot be read as UTF-8 text|it has NUL characters)"):
             read()
+
+
+def test_quotes_that_belong_to_a_cell_are_kept(tmp_path):
+    file = tmp_path / "list.csv"
+    file.write_text('path,label\na.jpg,"5"" lens"\nb.jpg, "dog"\n"c.jpg" ,a "b" c\n'.replace('" ,', '",'))
+    assert read_columns(file, ("path", "label"), ",") == [["a.jpg", "b.jpg", "c.jpg"], ['5" lens', "dog", 'a "b" c']]
+
+
+@pytest.mark.parametrize("name", ["y" * 255, "ü" * 127, "y" * 200 + "/" + "y" * 200])
+def test_names_as_long_as_file_systems_take_are_read(name, tmp_path):
+    file = tmp_path / "list.csv"
+    file.write_text(f"path,label\n{name},{'x' * 300}\n")
+    assert read_columns(file, ("path", "label"), ",") == [[name], ["x" * 300]]
+
+
+def test_a_single_file_is_not_files(tmp_path):
+    with pytest.raises(ValueError, match=r"^1 of 1 file that was looked up is not there, such as .*0\.png"):
+        check_files(ImageFiles(tmp_path, ["0.png"], [0]), "")
+    (tmp_path / "1.png").mkdir()
+    with pytest.raises(ValueError, match=r"^1 of 1 file that was looked up is no file: .*1\.png is a folder\."):
+        check_files(ImageFiles(tmp_path, ["1.png"], [0]), "")
+    with pytest.warns(UserWarning, match=r"lists 1 image of 1 class, where"):
+        check_counts(tmp_path, ImageFiles(tmp_path, ["0.png"], [0]), 2, 2)
