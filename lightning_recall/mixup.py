@@ -100,9 +100,15 @@ class SimilarityMixup(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (N, D) and labels (N,), the virtual ones appended."""
-        if len(labels) != len(embeddings):
+        for name, given in (("embeddings", embeddings), ("labels", labels)):
+            check_tensor(name, given)
+        if embeddings.ndim != 2 or not embeddings.is_floating_point():
             raise ValueError(
-                f"labels must hold one label per embedding, shape ({len(embeddings)},), got {len(labels)}."
+                f"embeddings must be floating point of shape (N, D), got {embeddings.dtype} {tuple(embeddings.shape)}."
+            )
+        if labels.shape[:1] != embeddings.shape[:1]:
+            raise ValueError(
+                f"labels must hold one label per embedding, shape ({len(embeddings)},), got {tuple(labels.shape)}."
             )
         pairs = self.draw(labels)
         return mix_embeddings(embeddings, pairs), torch.cat([labels, labels[pairs.first]])
@@ -110,9 +116,7 @@ class SimilarityMixup(nn.Module):
     def draw(self, labels: Tensor) -> Pairs:
         """Pairs of equal labels (N,), at most `max_virtual_per_class` of a class, and their alphas, on its device."""
         self.check_settings()
-        given: Any = labels
-        if not isinstance(given, Tensor):
-            raise ValueError(f"labels must be a tensor, got {type(given).__name__}: convert with torch.as_tensor.")
+        check_tensor("labels", labels)
         if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
             raise ValueError(f"labels must be integers of shape (N,), got {labels.dtype} {tuple(labels.shape)}.")
         labels = labels.long()
@@ -134,3 +138,9 @@ class SimilarityMixup(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """Takes up the sequence of draws."""
         self.generator.set_state(state.cpu())
+
+
+def check_tensor(name: str, given: Any) -> None:
+    """Raises ValueError for lists, arrays and whatever else is no tensor."""
+    if not isinstance(given, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(given).__name__}: convert with torch.as_tensor.")

@@ -187,10 +187,10 @@ def plateau(optimizer):
     ("schedule", "when"),
     [
         (stepwise, {"every_n_epochs": 1}),
-        (stepwise, {"monitor": "val/recall@1"}),
+        (stepwise, {"monitor": "val/recall@1", "mode": "max"}),
         (stepwise, {"every_n_train_steps": 3}),
         (plateau, {"every_n_epochs": 1}),
-        (plateau, {"monitor": "val/recall@1"}),
+        (plateau, {"monitor": "val/recall@1", "mode": "max"}),
         # every_n_train_steps=3 saves before the validation, which Lightning does not make up for: a plateau misses it
     ],
 )

@@ -22,6 +22,9 @@ class LearningRateSuggestion(LearningRateFinder):
         min_lr: the first learning rate, above 0.
         max_lr: the last.
         num_training_steps: how many steps lie between.
+
+    Raises:
+        ValueError: for learning rates out of range, and where the epochs end before so many steps.
     """
 
     def __init__(self, min_lr: float = 1e-6, max_lr: float = 1.0, num_training_steps: int = 100) -> None:
@@ -34,6 +37,7 @@ class LearningRateSuggestion(LearningRateFinder):
         super().lr_find(trainer, pl_module)
         if self.optimal_lr is None:
             return  # a trial run (fast_dev_run), of which Lightning has warned
+        self.check_steps(trainer, len(self.optimal_lr.results["lr"]))
         suggestion = self.optimal_lr.suggestion()
         path = output_path(trainer, "learning_rates.png")  # asks all processes
         if trainer.is_global_zero:
@@ -49,3 +53,13 @@ class LearningRateSuggestion(LearningRateFinder):
             )
             Console(soft_wrap=True, highlight=False).print(found)
         raise _TunerExitException  # the end that Lightning's Tuner makes
+
+    def check_steps(self, trainer: Trainer, steps: int) -> None:
+        """Raises ValueError if the epochs ended before the last learning rate; a loss that diverges ends earlier."""
+        epochs, batches = trainer.max_epochs or -1, trainer.num_training_batches
+        if 0 < epochs * batches <= steps < self._num_training_steps:
+            raise ValueError(
+                f"LearningRateSuggestion takes {self._num_training_steps} steps, but the training ends after {steps}: "
+                f"set max_epochs to at least {-(-self._num_training_steps // int(batches))}, got {epochs}, or "
+                f"num_training_steps to at most {steps}."
+            )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 WORDS = ("best", "last", "hpc")  # that Lightning takes instead of a path
 SHARDED = (".metadata", "meta.pt", "latest")  # files in the folder that a sharding strategy saves as a checkpoint
+DRAWS = "mixup._extra_state"  # where the draws of SimilarityMixup stand, which start anew with the training
 TO_START = "its weights alone can be loaded: --weights {} instead of --ckpt_path"
 
 
@@ -55,8 +56,9 @@ def load_weights(module: LightningModule, path: Path) -> None:
     weights = weights_of(content)
     if not weights:
         raise ValueError(f"{path} holds no weights of a module: it holds {entries(content)}.")
+    own = {name: value for name, value in module.state_dict().items() if name == DRAWS}
     try:
-        module.load_state_dict(weights)
+        module.load_state_dict({**{name: value for name, value in weights.items() if name != DRAWS}, **own})
     except RuntimeError as error:
         raise ValueError(f"{path} {other_network(error)}") from error
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # loaded lazily
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from pytorch_lightning.callbacks import LearningRateFinder, ModelCheckpoint, OnExceptionCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.utilities import rank_zero_info
 
@@ -161,6 +161,13 @@ class RecallCLI(LightningCLI):
         """Loads the weights to start from; refuses to start anew where a training was to be resumed."""
         super().instantiate_classes()
         config = self.config[self.config.subcommand]
+        called = self.trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it
+        changes = [part for part in called if isinstance(part, LearningRateFinder) and part._update_attr]
+        if changes and self.config.subcommand == "fit":
+            self.parser.error(
+                f"{type(changes[0]).__name__} would train with a learning rate that config.yaml does not state: take "
+                "LearningRateSuggestion, which prints one, and set it as lr of the optimizer."
+            )
         if config.weights:
             load_weights(self.model, Path(config.weights))
         if config.ckpt_path == "last" and not has_last_checkpoint(self.trainer):

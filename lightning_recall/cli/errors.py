@@ -13,6 +13,11 @@ USERS = (ValueError, OSError, ImportError, MisconfigurationException, torch.OutO
 
 LONGEST = 800  # characters of a message, about a paragraph
 
+WITHOUT_CLASS = (
+    "An option of a class is given without the class. Give the class first, such as --model.optimizer SGD before "
+    "--model.optimizer.lr 0.1."
+)
+
 NOISE = re.compile(
     r"Does not validate against any of the Union subtypes|Subtypes: |Errors:|- Expected a <class 'NoneType'>"
     r"|Given value|- Expected a path but|Expected a path but"
@@ -36,15 +41,31 @@ def plain(message: str) -> str:
     text = " ".join(line.removeprefix("- ") for line in lines if line and not NOISE.match(line))
     text = re.sub(r'Parser key "([\w.]+)":', r"\1:", text)
     text = re.sub(r"Problem with given class_path '([\w.]+)':", r"\1:", text)
+    text = re.sub(r"Does not validate against any of the Union subtypes ?", "", text)
+    text = re.sub(r"Empty module name", WITHOUT_CLASS, text)
     text = re.sub(r"Expected a dot import path string: ([\w.]+)", lambda match: unknown_class(match[1]), text)
     text = re.sub(
         r"Expected a <class '[\w.]*(?:Sequence|list|tuple)'>. Got value: ([\w., ]+)$", r"A list is written [\1].", text
     )
     text = re.sub(r"(?:a )?<class '(?:[\w.]+\.)?(\w+)'>", r"\1", text)
     text = re.sub(r"^Unexpected config:", "A settings file holds lines of the form name: value, but one holds:", text)
-    return re.sub(
+    text = re.sub(
         r"([\w.]+): Option '([\w.]+)' is not accepted(?!\. It)", lambda match: match[0] + options_of(match[1]), text
     )
+    return without_repeats(text)
+
+
+def without_repeats(text: str) -> str:
+    """A text without the sentences with which an earlier one ends.
+
+    >>> without_repeats("loss: ks: A list is written [1]. Or x. ks: A list is written [1].")
+    'loss: ks: A list is written [1]. Or x.'
+    """
+    kept: list[str] = []
+    for sentence in re.split(r"(?<=[.?!]) (?=\S)", text):
+        if not any(earlier.endswith(sentence) for earlier in kept):
+            kept.append(sentence)
+    return " ".join(kept)
 
 
 def unknown_class(name: str) -> str:

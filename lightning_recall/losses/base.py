@@ -106,9 +106,7 @@ def check_batch(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: unless embeddings and integer labels form a batch.
     """
-    for name, given in (("embeddings", embeddings), ("labels", labels)):
-        if not isinstance(given, Tensor):
-            raise ValueError(f"{name} must be a tensor, got {type(given).__name__}: convert with torch.as_tensor.")
+    check_tensors(embeddings, labels)
     if embeddings.ndim != 2 or not embeddings.is_floating_point():
         raise ValueError(
             f"embeddings must be floating point of shape (N, D), got {embeddings.dtype} {tuple(embeddings.shape)}."
@@ -123,6 +121,13 @@ def check_batch(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"labels are on {labels.device}, embeddings on {embeddings.device}: move one of them.")
     exact = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
     return exact, labels.long()
+
+
+def check_tensors(embeddings: Any, labels: Any) -> None:
+    """Raises ValueError for lists, arrays and whatever else is no tensor."""
+    for name, given in (("embeddings", embeddings), ("labels", labels)):
+        if not isinstance(given, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(given).__name__}: convert with torch.as_tensor.")
 
 
 def check_finite(embeddings: Tensor) -> None:

@@ -1,10 +1,13 @@
 """Circle loss: "Circle Loss: A Unified Perspective of Pair Similarity Optimization", CVPR 2020."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_recall.losses.base import RetrievalLoss
+from lightning_recall.losses.closed_form import first_order
 from lightning_recall.losses.gallery import MixedPairs
 from lightning_recall.losses.proxies import Proxies
 from lightning_recall.losses.rows import row_loss
@@ -63,8 +66,8 @@ class CircleLoss(RetrievalLoss):
         """As `RetrievalLoss`."""
 
         def values(similarities: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-            weighted = circle_logits(similarities, positive, self.m, self.gamma)
-            sums = [weighted.masked_fill(~mask, -torch.inf).logsumexp(1) for mask in (positive, negative)]
+            logits = circle_logits(similarities, positive, self.m, self.gamma)
+            sums = [logits.masked_fill(~mask, -torch.inf).logsumexp(1) for mask in (positive, negative)]
             exponent = sums[0] + sums[1]
             return torch.logaddexp(exponent, torch.zeros_like(exponent))
 
@@ -114,16 +117,42 @@ class CircleProxyLoss(RetrievalLoss):
         """As `RetrievalLoss`; `queries`: rows that count."""
         similarities, targets = self.proxies(embeddings, labels, queries)
         own = F.one_hot(targets, similarities.shape[1]).bool()
-        weighted = circle_logits(similarities, own, self.m, self.gamma)
-        return F.cross_entropy(torch.where(own, -weighted, weighted), targets)
+        logits = circle_logits(similarities, own, self.m, self.gamma)
+        return F.cross_entropy(torch.where(own, -logits, logits), targets)
 
 
 def circle_logits(similarities: Tensor, positive: Tensor, m: float, gamma: float) -> Tensor:
     """Exponents: -gamma a_p (s - (1 - m)) of positives, gamma a_n (s - m) of all others, with constant a."""
     constant = similarities.detach()
-    of_positive = -(1 + m - constant).clamp(min=0) * (similarities - (1 - m))
-    of_negative = (constant + m).clamp(min=0) * (similarities - m)
+    of_positive = weighted(-(1 + m - constant).clamp(min=0), similarities, 1 - m)
+    of_negative = weighted((constant + m).clamp(min=0), similarities, m)
     return gamma * torch.where(positive, of_positive, of_negative)
+
+
+def weighted(weights: Tensor, similarities: Tensor, shift: float) -> Tensor:
+    """Products weights * (similarities - shift), whose weights depend on the similarities but are constants.
+
+    The gradient, the weights, has no derivative by the similarities: `first_order` says so.
+    """
+    product: Tensor = _Weighted.apply(weights, similarities, shift)
+    return product
+
+
+class _Weighted(torch.autograd.Function):
+    """The product, and the weights as its derivative."""
+
+    @staticmethod
+    def forward(weights: Tensor, similarities: Tensor, shift: float) -> Tensor:
+        return weights * (similarities - shift)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:  # noqa: ARG004  # torch's
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weights, similarities = ctx.saved_tensors
+        return None, gradient * first_order(weights, similarities), None
 
 
 def check_circle(m: float, gamma: float) -> None:

@@ -28,6 +28,7 @@ class _FirstOrder(torch.autograd.Function):
     @staticmethod
     def backward(_: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         raise NotImplementedError(
-            "This loss has no second derivative by the embeddings: its gradient is computed in closed form. For a "
-            "gradient penalty or a Hessian, take a loss in plain autograd, such as ProxySoftmaxLoss."
+            "This loss has no second derivative by the embeddings: its gradient is computed in closed form, or with "
+            "weights that are constants. For a gradient penalty or a Hessian, take a loss in plain autograd, such as "
+            "ProxySoftmaxLoss."
         )

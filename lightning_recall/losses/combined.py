@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_recall.losses.base import RetrievalLoss, able, check_batch
+from lightning_recall.losses.base import RetrievalLoss, able, check_batch, check_tensors
 from lightning_recall.losses.gallery import MixedPairs
 
 
@@ -72,6 +72,7 @@ class SumOfLosses(RetrievalLoss):
     ) -> Tensor:
         """As `RetrievalLoss`; checks of the batch are those of each loss."""
         self.check_settings()
+        check_tensors(embeddings, labels)
         total = embeddings.new_zeros((), dtype=torch.float64 if embeddings.dtype == torch.float64 else torch.float32)
         self.diagnostics = {}
         for number, (loss, weight) in enumerate(zip(self.losses, self.weights, strict=True)):

@@ -16,13 +16,14 @@ class Proxies(nn.Module):
         num_classes: C, how many classes are trained.
         embedding_dim: D.
 
-    In training mode new labels take the next places; in evaluation mode they are an error, and nothing changes.
+    In training mode new labels take the next places. In evaluation mode, under `no_grad` and in `inference_mode` they
+    are an error, and nothing changes.
 
     Shapes: embeddings (N, D) in fp32 or fp64, labels (N,) int64 -> cosines (N, C) and places of the labels (N,).
 
     Raises:
         ValueError: for numbers below 1, no row, rows that are not finite or of another D, more than `num_classes`
-            different labels, and in evaluation mode for labels without a proxy.
+            different labels, and for labels without a proxy where nothing is trained.
     """
 
     known: Tensor
@@ -60,10 +61,10 @@ class Proxies(nn.Module):
         count = int(self.num_known)
         new = torch.unique(labels)
         new = new[~torch.isin(new, self.known[:count])]
-        if len(new) and not self.training:
+        if len(new) and not (self.training and torch.is_grad_enabled()):
             raise ValueError(
                 f"{len(new)} labels have no proxy, such as {int(new[0])}: in evaluation mode only the labels of the "
-                "training have one. Compute this loss on training classes only."
+                "training have one, and without gradients (no_grad) too. Compute this loss on training classes only."
             )
         if count + len(new) > len(self.known):
             raise ValueError(

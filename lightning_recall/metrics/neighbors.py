@@ -22,7 +22,10 @@ def nearest(queries: Shards, gallery: Shards, k: int) -> tuple[Tensor, Tensor]:
     """
     for side in (queries, gallery):
         if not isinstance(side, Shards):
-            raise ValueError(f"queries and gallery must be Shards(embeddings), got {type(side).__name__}.")
+            raise ValueError(
+                f"queries and gallery must be Shards, got {type(side).__name__}: give nearest(Shards(queries), "
+                "Shards(gallery), k), where lightning_recall.metrics.shards.Shards takes a tensor or array (N, D)."
+            )
     if queries.dim != gallery.dim and len(queries):
         raise ValueError(f"queries are of width {queries.dim} and the gallery of width {gallery.dim}.")
     if isinstance(k, bool) or not hasattr(k, "__index__") or not 1 <= k <= len(gallery):

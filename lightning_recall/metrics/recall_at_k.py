@@ -27,6 +27,9 @@ class RecallAtK(RetrievalScores):
     scalar, and Lightning resets it after the epoch. A dict is logged at the end of the epoch, by
     `self.log_dict(metric.compute(), sync_dist=True)` and `metric.reset()`.
 
+    torchmetrics' `BootStrapper` draws items with replacement, so that an item finds its own copy: give `update` the
+    indices of the items with every batch, and copies count once.
+
     Raises:
         ValueError: as `RetrievalScores` does.
 

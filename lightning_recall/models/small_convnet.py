@@ -16,7 +16,7 @@ class SmallConvNet(nn.Module):
     Shapes: images (B, in_channels, image_size, image_size), normalised -> (B, num_features).
 
     Raises:
-        ValueError: for an image size that is not a multiple of 8.
+        ValueError: for an image size that is not a multiple of 8, and for images of another size or number of channels.
     """
 
     def __init__(
@@ -27,6 +27,7 @@ class SmallConvNet(nn.Module):
             raise ValueError(f"image_size must be a multiple of 8 pixels, got {image_size}.")
         narrow, middle, wide = widths
         self.in_channels = in_channels
+        self.image_size = image_size
         self.num_features = wide * (image_size // 8) ** 2
         self.layers = nn.Sequential(
             nn.PixelUnshuffle(2),
@@ -38,5 +39,8 @@ class SmallConvNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, num_features) of images (B, C, H, W)."""
+        expected = (self.in_channels, self.image_size, self.image_size)
+        if images.shape[1:] != expected:
+            raise ValueError(f"SmallConvNet takes images of shape (B, {str(expected)[1:]}, got {tuple(images.shape)}.")
         features: Tensor = self.layers(images)
         return features

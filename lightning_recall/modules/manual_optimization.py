@@ -10,6 +10,7 @@ from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable, Reduce
 from torch import Tensor, nn
 
 from lightning_recall.modules.resuming import (
+    check_callbacks,
     check_no_finder,
     check_parameters,
     check_settings,
@@ -262,6 +263,7 @@ class ManualOptimization(LightningModule):
         """Takes up the gradients and metrics that were waited for."""
         if self._trainer is not None:  # else of load_from_checkpoint
             check_no_finder(self._trainer)
+            check_callbacks(checkpoint.get("callbacks"), self._trainer)
         self.ended_epochs = checkpoint.get("ended_epochs", 0)
         self.resumed_metrics = checkpoint.get("metrics", {})
         waiting = checkpoint.get("accumulated", {"batches": 0, "gradients": {}})

@@ -1,5 +1,6 @@
 """The random numbers of every process, in a checkpoint: with them a resumed training draws as if never interrupted."""
 
+import os
 import random
 from typing import Any
 
@@ -7,6 +8,8 @@ import numpy as np
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import distributed
+
+SEED = "PL_GLOBAL_SEED"  # where seed_everything keeps its seed
 
 
 def random_states(device: torch.device) -> list[dict[str, Any]]:
@@ -20,6 +23,7 @@ def random_states(device: torch.device) -> list[dict[str, Any]]:
         "numpy": (name, np.asarray(key).tolist(), position, has_gauss, cached),
         "torch": torch.get_rng_state(),
         "device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "seed": os.environ.get(SEED),
     }
     if not distributed.is_available() or not distributed.is_initialized():
         return [state]
@@ -29,7 +33,10 @@ def random_states(device: torch.device) -> list[dict[str, Any]]:
 
 
 def restore_random_state(states: list[dict[str, Any]], rank: int, world_size: int, device: torch.device) -> None:
-    """Sets this process's generators as they were; warns if there were other processes then."""
+    """Sets this process's generators as they were.
+
+    Warns if there were other processes then, and of a seed that this process was given in vain.
+    """
     if len(states) != world_size:
         rank_zero_warn(
             f"The checkpoint comes from {len(states)} processes, and {world_size} resume it: dropout and other random "
@@ -37,6 +44,12 @@ def restore_random_state(states: list[dict[str, Any]], rank: int, world_size: in
         )
         return
     state = states[rank]
+    seed, given = state.get("seed"), os.environ.get(SEED)
+    if None not in (seed, given) and seed != given:
+        rank_zero_warn(
+            f"Seed {given} is not used: a resumed training keeps the random numbers of its checkpoint, which began "
+            f"with seed {seed}. To train with another seed, start a new training."
+        )
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, key, position, has_gauss, cached = state["numpy"]

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import LearningRateFinder
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import EarlyStopping, LearningRateFinder
 
 START_ANEW = (
     "To train on with other settings, start a new training from the checkpoint's weights: --weights FILE in the "
@@ -82,6 +82,38 @@ def check_no_finder(trainer: Trainer) -> None:
         raise ValueError(
             "LearningRateFinder would train with a new optimizer, from the first epoch: remove it to resume, or leave "
             "out ckpt_path."
+        )
+
+
+def check_callbacks(states: dict[str, Any] | None, trainer: Trainer) -> None:
+    """Compares the settings that Lightning takes from a checkpoint without a word: the patience of EarlyStopping.
+
+    Args:
+        states: of the checkpoint's callbacks.
+        trainer: has yet to restore its callbacks.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    stoppings = [part for part in trainer.callbacks if isinstance(part, EarlyStopping)]  # type: ignore[attr-defined]  # set by Lightning
+    for stopping in stoppings if trainer.state.fn == "fit" else []:
+        saved = (states or {}).get(stopping.state_key, {}).get("patience", stopping.patience)
+        if saved != stopping.patience:
+            raise ValueError(
+                f"EarlyStopping on {stopping.monitor!r} has patience={saved} in the checkpoint, and not "
+                f"{stopping.patience}. A resumed training keeps that of its checkpoint: set patience={saved}. "
+                f"{START_ANEW}"
+            )
+
+
+def check_mixup(weights: dict[str, Any], module: LightningModule) -> None:
+    """Raises ValueError if a training is resumed with a mixup that was not there, or without one that was."""
+    before, now = (any(key.startswith("mixup.") for key in keys) for keys in (weights, module.state_dict()))
+    if module.trainer.state.fn == "fit" and before != now:
+        raise ValueError(
+            f"The checkpoint's training {'has a' if before else 'has no'} mixup, and this one "
+            f"{'has none' if before else 'has one'}: resume with the same. To change it, start a new training from the "
+            "checkpoint's weights: --weights FILE in the command, or module.load_state_dict(..., strict=False)."
         )
 
 

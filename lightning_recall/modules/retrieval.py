@@ -15,6 +15,7 @@ from lightning_recall.losses.base import able
 from lightning_recall.modules.manual_optimization import ManualOptimization
 from lightning_recall.modules.monitors import check_monitors
 from lightning_recall.modules.random_state import random_states, restore_random_state
+from lightning_recall.modules.resuming import check_mixup
 from lightning_recall.recompute import chunked_forward, largest_chunk_size
 from lightning_recall.recompute.nests import num_rows, tensors_of
 
@@ -236,6 +237,8 @@ class RetrievalModule(ManualOptimization):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up the random numbers, if a training is resumed."""
         super().on_load_checkpoint(checkpoint)
+        if self._trainer is not None:  # else of load_from_checkpoint
+            check_mixup(checkpoint["state_dict"], self)
         self.resumed_states = checkpoint.get("random_states")
 
 

@@ -20,9 +20,10 @@ LOADER = DataLoader(
 def parts(*callbacks, folder=None, **kwargs):
     torch.manual_seed(0)
     module = RetrievalModule(nn.Linear(5, 3), ContrastiveLoss(), optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
-    settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "limit_val_batches": 0, **kwargs}
+    settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "limit_val_batches": 0}
+    settings = {"max_epochs": 3, **settings, **kwargs}
     quiet = {"enable_progress_bar": False, "enable_model_summary": False}
-    return module, Trainer(**settings, **quiet, max_epochs=3, callbacks=list(callbacks), default_root_dir=folder)
+    return module, Trainer(**settings, **quiet, callbacks=list(callbacks), default_root_dir=folder)
 
 
 def test_it_is_printed_and_drawn_and_nothing_is_trained(tmp_path, capsys):
@@ -43,6 +44,13 @@ def test_too_few_steps_say_so(tmp_path, capsys):
     module, trainer = parts(LearningRateSuggestion(num_training_steps=5), folder=tmp_path)
     trainer.fit(module, LOADER, LOADER)
     assert "The steps are too few to suggest a learning rate." in capsys.readouterr().out
+
+
+def test_epochs_that_end_before_the_steps_are_refused(tmp_path):
+    module, trainer = parts(LearningRateSuggestion(), folder=tmp_path, max_epochs=2, limit_train_batches=6)
+    message = "takes 100 steps, but the training ends after 12: set max_epochs to at least 17, got 2, or num_training"
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(module, LOADER, LOADER)
 
 
 def test_wrong_bounds_are_refused():

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_recall import SimilarityMixup
 from lightning_recall.cli.checkpoints import check_checkpoint, is_local, load_weights
 from lightning_recall.modules import RetrievalModule
 
@@ -135,3 +136,20 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, content, message):
 def test_words_and_addresses_are_not_files():
     assert is_local("a/b.pth")
     assert not any(map(is_local, ("", "best", "last", "hpc", "s3://a/b.ckpt", "registry:model")))
+
+
+@pytest.mark.parametrize("now", [None, 1])
+@pytest.mark.parametrize("before", [None, 1])
+def test_a_training_starts_anew_with_or_without_mixup(before, now, tmp_path):
+    def module(seed):
+        mixup = None if seed is None else SimilarityMixup(seed=seed)
+        return RetrievalModule(nn.Linear(3, 2), nn.Identity(), mixup=mixup)
+
+    first, second = module(before), module(now)
+    if before:
+        first.mixup.draw(torch.zeros(4, dtype=torch.int64))
+    torch.save(first.state_dict(), tmp_path / "weights.pth")
+    load_weights(second, tmp_path / "weights.pth")
+    assert torch.equal(second.embedder.weight, first.embedder.weight)
+    if now:
+        assert torch.equal(second.mixup.get_extra_state(), torch.Generator().manual_seed(1).get_state())

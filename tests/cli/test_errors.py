@@ -39,6 +39,18 @@ def console(in_tmp_path, monkeypatch, capsys):  # noqa: ARG001  # the command wr
             "data: lightning_recall.datamodules.GlyphsDataModule: batch_size: Expected int. Got value: x",
         ),
         (("--model.loss.ks", "1,2,4"), "RecallAtKLoss: ks: A list is written [1,2,4]."),
+        (
+            ("--model.optimizer=null", "--model.optimizer.lr", "0.1"),
+            "Give the class first, such as --model.opti",
+        ),
+        (
+            ("--trainer.callbacks+=LearningRateFinder",),
+            "a learning rate that config.yaml does not state: take LearningRateSuggestion, which prints one",
+        ),
+        (
+            ("--trainer.callbacks+=RetrievalEvaluatio",),
+            "trainer.callbacks: There is no class RetrievalEvaluatio. Did you mean RetrievalEvaluation?",
+        ),
         (("--ckpt_path", "best"), "--ckpt_path best is known only to the process that trained"),
         (("--ckpt_path", "~/none.pth"), "none.pth: there is no such file"),
         (("--weights", "none.pth"), "--weights none.pth: there is no such file"),
@@ -51,6 +63,7 @@ def test_a_wrong_option_is_told_in_a_line(console, option, told):
     *usage, error = shown.strip().splitlines()
     assert told in error
     assert shown.count("It takes") <= 1
+    assert error.count("There is no class") <= 1
     assert len(usage) == 2
     assert not any(word in shown for word in ("Union", "NoneType", "Namespace", "Traceback"))
 

@@ -51,6 +51,19 @@ def test_with_virtual_items_too(loss, appended):
         torch.autograd.grad(penalty(value, leaf), leaf)
 
 
+def test_weights_that_are_constants_in_the_gradient_are_refused():
+    loss, leaf = losses.CircleProxyLoss(4, 4, 0.3, 8), raw()
+    for by in (leaf, loss.proxies.weight):
+        with pytest.raises(NotImplementedError, match="in closed form, or with weights that are constants"):
+            torch.autograd.grad(penalty(loss(F.normalize(leaf, dim=1), LABELS), leaf), by)
+    scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    (expected,) = torch.autograd.grad(loss(F.normalize(leaf, dim=1), LABELS), leaf)
+    (gradient,) = torch.autograd.grad(scale.square() * loss(F.normalize(leaf, dim=1), LABELS), leaf, create_graph=True)
+    torch.testing.assert_close(gradient, 4 * expected)
+    (by_scale,) = torch.autograd.grad(gradient[0, 0], scale)
+    torch.testing.assert_close(by_scale, 4 * expected[0, 0])  # d(w^2)/dw at 2
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch.func's own
 def test_hessians_and_gradgradcheck_are_refused(loss):
     embeddings = F.normalize(raw().detach(), dim=1).requires_grad_()

@@ -162,3 +162,13 @@ def test_of_two_diagnostics_of_a_name_the_first_counts():
     second.register_forward_hook(lambda loss, *_: loss.diagnostics.update({"recall@1": torch.tensor(-5.0)}))
     total(unit(8), torch.arange(8) // 2)
     assert total.diagnostics["recall@1"] == first.diagnostics["recall@1"] != -5
+
+
+@pytest.mark.parametrize("convert", [torch.Tensor.tolist, torch.Tensor.numpy])
+@pytest.mark.parametrize("name", ["embeddings", "labels"])
+def test_what_is_no_tensor_is_refused_as_by_one_loss(convert, name):
+    batch = {"embeddings": torch.eye(4), "labels": torch.tensor([0, 0, 1, 1])}
+    batch[name] = convert(batch[name])
+    for loss in (SumOfLosses([RecallAtKLoss((1,))]), CrossBatchMemory(RecallAtKLoss((1,)), 4, 4)):
+        with pytest.raises(ValueError, match=f"{name} must be a tensor, got (list|ndarray): convert with torch.as_ten"):
+            loss(**batch)

@@ -85,3 +85,16 @@ def test_a_batch_without_a_row_is_refused():
             loss(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
     with pytest.raises(ValueError, match="no row that counts"):
         ProxySoftmaxLoss(2, 3)(torch.eye(3), torch.tensor([0, 0, 1]), queries=torch.tensor([], dtype=torch.int64))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_labels_are_registered_only_where_gradients_are(mode):
+    embeddings = F.normalize(torch.randn(4, 3), dim=1)
+    for loss in (ProxySoftmaxLoss(4, 3), CircleProxyLoss(4, 3), ProxyAnchorLoss(4, 3)):
+        loss(embeddings, torch.tensor([8, 8, 3, 3]))
+        with mode():
+            assert loss(embeddings, torch.tensor([8, 8, 3, 3])).isfinite()
+            with pytest.raises(ValueError, match=r"labels have no proxy, such as 5: .* without gradients \(no_grad\)"):
+                loss(embeddings, torch.tensor([8, 8, 5, 5]))
+        assert int(loss.proxies.num_known) == 2
+        assert loss.proxies.known.tolist() == [3, 8, 0, 0]

@@ -180,10 +180,11 @@ def test_rows_that_shards_refuse(rows, message):
 
 def test_what_nearest_refuses():
     rows = Shards(EMBEDDINGS)
+    message = r"queries and gallery must be Shards, got \w+: give nearest\(Shards\(queries\), Shards\(gallery\), k\)"
     for wrong in (EMBEDDINGS, EMBEDDINGS.numpy()):
-        with pytest.raises(ValueError, match=r"queries and gallery must be Shards\(embeddings\), got"):
+        with pytest.raises(ValueError, match=message):
             nearest(wrong, rows, 2)
-        with pytest.raises(ValueError, match=r"queries and gallery must be Shards\(embeddings\), got"):
+        with pytest.raises(ValueError, match=message):
             nearest(rows, wrong, 2)
     with pytest.raises(ValueError, match="queries are of width 3 and the gallery of width 2"):
         nearest(rows, Shards(EMBEDDINGS[:, :2]), 2)

@@ -161,9 +161,11 @@ def test_floats_far_outside_are_refused(dtype):
 
 
 def test_overshoot_passes_and_so_do_normalised_images_that_are_announced():
-    sharp = F.interpolate((PIXELS % 2).float(), scale_factor=1.3, mode="bicubic", antialias=True)[..., :64, :64]
-    assert sharp.min() < -0.02
-    assert sharp.max() > 1.02
+    places = torch.arange(64) // 8
+    board = ((places[:, None] + places) % 2).float().expand(4, 3, 64, 64)
+    sharp = F.interpolate(board, scale_factor=1.3, mode="bicubic")[..., :64, :64]
+    assert sharp.min() < -0.24
+    assert sharp.max() > 1.24
     assert small()(sharp).isfinite().all()
     seen, embedder = [], small(mean=[0], std=[1])  # integers, too
     embedder.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -175,7 +177,54 @@ def test_overshoot_passes_and_so_do_normalised_images_that_are_announced():
     small().check_range(torch.zeros(0, 3, 64, 64))  # no image, no range
 
 
-def test_only_the_first_batches_of_floats_are_looked_at():
+def test_floats_little_outside_are_refused_too():
+    faint = torch.tensor([-0.3, 0.37]).repeat(4, 3, 64, 32)  # a normalised image of low contrast
+    for images, found in ((faint, "-0.3 to 0.37"), (1 - faint, "0.63 to 1.3")):
+        with pytest.raises(ValueError, match=f"got floats from {found}: "):
+            small()(images)
+
+
+def test_on_a_cpu_all_batches_of_floats_are_looked_at():
+    embedder = small().eval()
+    for _ in range(25):
+        embedder(PIXELS / 255)
+    with pytest.raises(ValueError, match="got floats from 0 to 255"):
+        embedder(torch.tensor([0.0, 255.0]).repeat(4, 3, 64, 32))
+
+
+def timm_model(name="resnet18", **kwargs):
+    return ImageEmbedder(name, 8, pretrained=False, **kwargs)
+
+
+class Narrow(nn.Conv2d):
+    """Maps of another number of channels than it says."""
+
+    num_features = 4
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "message"),
+    [
+        (timm_model, (2, 4, 64, 64), r"\(B, C, H, W\) with C = 1 or 3, as ResNet takes them, got \(2, 4, 64, 64\)"),
+        (timm_model, (3, 64, 64), r"with C = 1 or 3, .* got \(3, 64, 64\)"),
+        (lambda: timm_model(mean=[0.0], std=[1.0]), (2, 1, 64, 64), r"with C = 3, .* got \(2, 1, 64, 64\)"),
+        (lambda: timm_model("vit_tiny_patch16_224"), (2, 3, 64, 64), r"Transformer does not take images of .*64.*224"),
+        (lambda: ImageEmbedder(SmallConvNet(3)), (2, 1, 32, 32), r"takes images of shape \(B, 3, 32, 32\), got \(2, 1"),
+        (lambda: ImageEmbedder(SmallConvNet(1)), (2, 1, 64, 64), r"takes images of shape \(B, 1, 32, 32\), got \(2, 1"),
+        (
+            lambda: ImageEmbedder(Narrow(3, 5, 3), 8, pooling="avg"),
+            (2, 3, 9, 9),
+            r"Narrow gives features of shape \(2, 5\) for images of shape \(2, 3, 9, 9\), but its num_features is 4",
+        ),
+        (lambda: ImageEmbedder(SmallConvNet(3), mean=[0.5] * 3), (2, 2, 32, 32), r"with C = 1 or 3"),
+    ],
+)
+def test_images_of_another_shape_are_refused(make, shape, message):
+    with pytest.raises(ValueError, match=message):
+        make()(torch.zeros(shape, dtype=torch.uint8))
+
+
+def test_only_the_first_batches_on_another_device_are_looked_at():
     embedder, waits = small().eval(), []
     with torch.no_grad():
         for _ in range(21):

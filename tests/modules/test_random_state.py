@@ -1,4 +1,5 @@
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -57,3 +58,20 @@ def test_a_gpu_keeps_its_own_state_and_none_is_set_where_there_is_none(monkeypat
     ((found, device),) = restored
     assert torch.equal(found, kept)
     assert device == gpu
+
+
+@pytest.mark.parametrize(("saved", "given"), [("3", "5"), ("3", "3"), (None, "5"), ("3", None)])
+def test_a_seed_that_is_not_used_is_warned_of(saved, given, monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", saved) if saved else monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    states = random_states(CPU)
+    monkeypatch.setenv("PL_GLOBAL_SEED", given) if given else monkeypatch.delenv("PL_GLOBAL_SEED")
+    expected = draw()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        restore_random_state(states, 0, 1, CPU)
+    assert draw() == expected
+    assert [str(warning.message).split(":")[0] for warning in caught] == (
+        ["Seed 5 is not used"] if (saved, given) == ("3", "5") else []
+    )
+    restore_random_state([{key: value for key, value in states[0].items() if key != "seed"}], 0, 1, CPU)  # as before
+    assert draw() == expected

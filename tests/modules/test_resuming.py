@@ -1,7 +1,7 @@
 import pytest
 import torch
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import BackboneFinetuning, LearningRateFinder, ModelCheckpoint
+from pytorch_lightning.callbacks import BackboneFinetuning, EarlyStopping, LearningRateFinder, ModelCheckpoint
 from pytorch_lightning.cli import ReduceLROnPlateau
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
@@ -227,3 +227,15 @@ def test_a_learning_rate_is_not_sought_in_a_resumed_training(tmp_path):
     fit(Net()).save_checkpoint(tmp_path / "first.ckpt")
     with pytest.raises(ValueError, match="LearningRateFinder would train with a new optimizer"):
         fit(Net(), tmp_path / "first.ckpt", max_epochs=2, callbacks=[LearningRateFinder()])
+
+
+def test_another_patience_is_refused(tmp_path):
+    def stopping(patience, monitor="train/loss"):
+        return {"callbacks": [EarlyStopping(monitor, patience=patience, check_on_train_epoch_end=True)]}
+
+    path = tmp_path / "first.ckpt"
+    fit(Net(), **stopping(1)).save_checkpoint(path)
+    message = "EarlyStopping on 'train/loss' has patience=1 in the checkpoint, and not 50. .* set patience=1. To train"
+    with pytest.raises(ValueError, match=message):
+        fit(Net(), path, max_epochs=2, **stopping(50))
+    assert fit(Net(), path, max_epochs=2, **stopping(1)).global_step == 10

@@ -413,3 +413,15 @@ def test_predict_gives_embeddings():
     module = make_module()
     batches = make_trainer().predict(module, DataLoader(TensorDataset(IMAGES, LABELS), batch_size=20))
     torch.testing.assert_close(torch.cat(batches), module.embedder(IMAGES))
+
+
+@pytest.mark.parametrize(("before", "now"), [(None, SimilarityMixup()), (SimilarityMixup(), None)])
+def test_a_training_is_resumed_with_its_mixup(before, now, tmp_path):
+    fitted(make_module(mixup=before)).save_checkpoint(tmp_path / "first.ckpt")
+    message = f"training {'has a' if before else 'has no'} mixup, and this one {'has none' if before else 'has one'}: "
+    with pytest.raises(ValueError, match=message):
+        make_trainer(max_epochs=2).fit(make_module(mixup=now), datamodule=Vectors(), ckpt_path=tmp_path / "first.ckpt")
+    module = make_module(mixup=now)  # as the message says
+    weights = torch.load(tmp_path / "first.ckpt", weights_only=True)["state_dict"]
+    module.load_state_dict(weights, strict=False)
+    assert torch.equal(module.embedder.weight, weights["embedder.weight"])
