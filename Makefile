@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-WORKERS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# one worker more than cores, since some tests wait for processes of their own
+WORKERS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )) --maxprocesses 5 \
+	--dist loadfile --durations 30 --durations-min 5
 
 .PHONY: help demo test check docs notebooks test-oldest clean
 
 help:
 	@echo "make demo         install, train on glyphs drawn here, show Recall@k and pictures (about 5 minutes, then 2)"
-	@echo "make test         install, then ruff, mypy and pytest (about 5 minutes, then 5)"
+	@echo "make test         install, then ruff, mypy and pytest (about 5 minutes, then 6)"
 	@echo "make check        the same with the quick tests only, in a minute: losses, metrics, samplers, data, style"
 	@echo "make docs         the documentation as a site, in site/"
 	@echo "make test-oldest  the tests with the oldest releases that setup.cfg allows, on Python 3.10"
@@ -48,7 +50,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	@echo "==> mypy"
 	$(BIN)/mypy
-	@echo "==> pytest, about 5 minutes on 2 CPU cores"
+	@echo "==> pytest, about 4 minutes on 2 CPU cores"
 	$(WORKERS)
 
 check: $(VENV)/.installed-dev
