@@ -11,6 +11,7 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # loade
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateFinder, ModelCheckpoint, OnExceptionCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_info
 
 # Imported so that configs can name their classes without a module: `class_path: RetrievalModule`.
@@ -177,7 +178,7 @@ class RecallCLI(LightningCLI):
             )
 
     def before_fit(self) -> None:
-        """Refuses an output folder that cannot be written, before anything is computed."""
+        """Refuses an output folder that cannot be written, or whose metrics would be lost, before all computation."""
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir).absolute()
         existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):
@@ -186,6 +187,8 @@ class RecallCLI(LightningCLI):
                 "Choose another with --trainer.default_root_dir or the logger's save_dir."
             )
         keeps = keeps_files(self.trainer)
+        if keeps and self.trainer.is_global_zero:
+            self.refuse_used_loggers()
         run = run_folder(self.trainer) if keeps else Path()  # chosen before a launcher starts processes
         for checkpoints in self.trainer.checkpoint_callbacks:
             if not keeps:
@@ -194,6 +197,16 @@ class RecallCLI(LightningCLI):
                 checkpoints.dirpath = str(run / "checkpoints")
 
     before_validate = before_test = before_predict = before_fit
+
+    def refuse_used_loggers(self) -> None:
+        """Refuses a CSVLogger that would delete the metrics of another run: one with a version that was used before."""
+        for logger in self.trainer.loggers:
+            metrics = Path(logger.log_dir or "", "metrics.csv") if isinstance(logger, CSVLogger) else None
+            if metrics is not None and metrics.exists():
+                self.parser.error(
+                    f"{metrics} holds the metrics of another run, which CSVLogger would delete: leave out the logger's "
+                    "version, or give another."
+                )
 
     def after_fit(self) -> None:
         """Says where the results are."""

@@ -59,6 +59,22 @@ def test_settings_of_a_run_with_a_used_version_stand_beside_the_others(command, 
     assert "Settings, beside those of another run: runs/glyphs/version_7/config-1.yaml" in capsys.readouterr().out
 
 
+def test_metrics_of_a_run_with_a_used_version_are_not_deleted(command, glyph_folder, in_tmp_path, capsys):
+    folder = in_tmp_path / "runs/glyphs/version_7"
+    folder.mkdir(parents=True)
+    (folder / "metrics.csv").write_text("of another run")
+    with pytest.raises(SystemExit) as stopped:
+        command(
+            *("fit", "--config", GLYPHS, "--data.root", glyph_folder, *QUICK, "--trainer.max_epochs", 1),
+            *("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "runs", "--trainer.logger.name", "glyphs"),
+            *("--trainer.logger.version", 7),
+        )
+    assert stopped.value.code == 2
+    assert "runs/glyphs/version_7/metrics.csv holds the metrics of another run" in capsys.readouterr().err
+    assert files(in_tmp_path) == {"runs/glyphs/version_7/metrics.csv"}
+    assert (folder / "metrics.csv").read_text() == "of another run"
+
+
 def test_a_trial_leaves_nothing(command, glyph_folder, in_tmp_path):
     command(
         *("predict", "--config", GLYPHS, "--data.root", glyph_folder, "--trainer.fast_dev_run", 1),
