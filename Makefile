@@ -11,7 +11,7 @@ WORKERS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(( $$(getconf _NPROCES
 
 help:
 	@echo "make demo         install, train on glyphs drawn here, show Recall@k and pictures (about 5 minutes, then 2)"
-	@echo "make test         install, then ruff, mypy and pytest (about 5 minutes, then 6)"
+	@echo "make test         install, then ruff, mypy and pytest (about 5 minutes, then 5 on 2 CPU cores)"
 	@echo "make check        the same with the quick tests only, in a minute: losses, metrics, samplers, data, style"
 	@echo "make docs         the documentation as a site, in site/"
 	@echo "make test-oldest  the tests with the oldest releases that setup.cfg allows, on Python 3.10"
