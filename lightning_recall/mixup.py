@@ -111,6 +111,7 @@ class SimilarityMixup(nn.Module):
                 f"labels must hold one label per embedding, shape ({len(embeddings)},), got {tuple(labels.shape)}."
             )
         pairs = self.draw(labels)
+        labels = labels.long()
         return mix_embeddings(embeddings, pairs), torch.cat([labels, labels[pairs.first]])
 
     def draw(self, labels: Tensor) -> Pairs:

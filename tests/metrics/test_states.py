@@ -98,6 +98,7 @@ def test_a_state_dict_brings_all_back():
     assert other.compute().item() == pytest.approx(VALUE)
 
 
+@pytest.mark.skipif(not hasattr(RecallAtK, "merge_state"), reason="older releases of torchmetrics merge none")
 def test_states_merge():
     first, second = RecallAtK(1), RecallAtK(1)
     first.update(EMBEDDINGS[:30], LABELS[:30], PLACES[:30])
