@@ -122,7 +122,7 @@ def wrapped_role(leaf: Any, names: tuple[str, ...], seen: set[int]) -> tuple[str
             role = next((name for name in names if getattr(inner, name, None) is not None), None)
             deeper = None if role else wrapped_role(inner, names, seen)
             if role or deeper:
-                return (attribute, role) if role else (f"{attribute}.{deeper[0]}", deeper[1])  # type: ignore[index]
+                return (attribute, role) if role else (f"{attribute}.{deeper[0]}", deeper[1])  # type: ignore[index]  # without a role, deeper is a pair
     return None
 
 

@@ -199,7 +199,7 @@ def draw_neighbors(query: Tensor, found: Sequence[Tensor], similarities: Tensor)
 def empty_figure(num_columns: int, num_rows: int, head: float = 0.0) -> tuple[Figure, Axes]:
     """A figure with one axes, in inches from its upper left corner, below `head` inches for a title.
 
-    Axes for each image would take four times as long to draw.
+    Axes for each image would take three times as long to draw.
     """
     width, height = num_columns * CELL + 0.1, num_rows * (CELL + CAPTION) + 0.1 + head
     figure = Figure(figsize=(width, height))

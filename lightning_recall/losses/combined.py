@@ -47,12 +47,12 @@ class SumOfLosses(RetrievalLoss):
         return any(able(loss, "shares_queries") for loss in self.losses)
 
     @property
-    def counts_singletons(self) -> bool:  # type: ignore[override]
+    def counts_singletons(self) -> bool:  # type: ignore[override]  # as the losses at the time
         """Whether any of the losses does."""
         return any(able(loss, "counts_singletons") for loss in self.losses)
 
     @property
-    def accepts_virtual(self) -> bool:  # type: ignore[override]
+    def accepts_virtual(self) -> bool:  # type: ignore[override]  # as the losses at the time
         """Whether any of the losses does."""
         return any(able(loss, "accepts_virtual") for loss in self.losses)
 
@@ -150,7 +150,7 @@ class CrossBatchMemory(RetrievalLoss):
             raise ValueError(f"start_after must be from 0, got {self.start_after}.")
 
     @property
-    def accepts_virtual(self) -> bool:  # type: ignore[override]
+    def accepts_virtual(self) -> bool:  # type: ignore[override]  # as the losses at the time
         """Whether the loss does."""
         return able(self.loss, "accepts_virtual")
 

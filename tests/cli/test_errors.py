@@ -88,7 +88,7 @@ def test_a_wrong_value_is_told_in_a_paragraph(console, option, told, glyph_folde
     assert not any(word in shown for word in ("Union", "NoneType", "Namespace", "Traceback"))
 
 
-def test_on_request_it_shows_where_it_happened(monkeypatch, in_tmp_path):  # noqa: ARG001
+def test_on_request_it_shows_where_it_happened(monkeypatch, in_tmp_path):  # noqa: ARG001  # the command writes to the folder it runs in
     monkeypatch.setenv("LIGHTNING_RECALL_VERBOSE", "1")
     monkeypatch.setattr("sys.argv", ["lightning-recall", "fit", "--config", GLYPHS, "--model.chunk_size", "0"])
     with pytest.raises(ValueError, match="chunk_size must be"):

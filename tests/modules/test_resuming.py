@@ -94,7 +94,7 @@ def test_the_same_settings_go_on(tmp_path, schedule):
 
 def test_a_plateau_goes_on(tmp_path):
     def make():
-        plateau = lambda o: ReduceLROnPlateau(o, "train/loss", patience=0, threshold=9, threshold_mode="abs")  # noqa: E731
+        plateau = lambda o: ReduceLROnPlateau(o, "train/loss", patience=0, threshold=9, threshold_mode="abs")  # noqa: E731  # one line
         return Net(lr_scheduler=plateau, loss_lr=0.1)
 
     trainer = resumed(tmp_path, make(), make())

@@ -480,7 +480,7 @@ def step_until_it_fails(encoder, forward, backward):
 @pytest.mark.parametrize("at", [1, 2, 4, 5, 6, 7])  # four first passes, three recomputations
 def test_after_an_error_all_is_as_torch_leaves_it(at, as_function):
     inputs, results = torch.randn(12, 6), []
-    whole = lambda encoder: torch.cat([encoder(chunk) for chunk in inputs.split(3)])  # noqa: E731
+    whole = lambda encoder: torch.cat([encoder(chunk) for chunk in inputs.split(3)])  # noqa: E731  # one line
     for forward in (whole, lambda encoder: chunked_forward(encoder, inputs, 3)):
         net = Fails(at)
         encoder = (lambda x, net=net: net(x)) if as_function else net
