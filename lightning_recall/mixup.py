@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Pairs(NamedTuple):
+class VirtualPairs(NamedTuple):
     """M virtual examples, each between two rows of a class: both row numbers, and the share of the first, all (M,)."""
 
     first: Tensor
@@ -27,7 +27,7 @@ def same_class_pairs(labels: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(first), torch.cat(second)
 
 
-def mix_similarities(similarities: Tensor, pairs: Pairs) -> Tensor:
+def mix_similarities(similarities: Tensor, pairs: VirtualPairs) -> Tensor:
     """Similarities of real and virtual items, mixed from those of the real ones: SiMix as the paper writes it.
 
     A virtual v between x and z has s_vw = alpha s_xw + (1 - alpha) s_zw to any w, and two virtual items mix both ways,
@@ -47,7 +47,7 @@ def mix_similarities(similarities: Tensor, pairs: Pairs) -> Tensor:
     return torch.cat([both, columns], 1)
 
 
-def mix_embeddings(embeddings: Tensor, pairs: Pairs) -> Tensor:
+def mix_embeddings(embeddings: Tensor, pairs: VirtualPairs) -> Tensor:
     """Embeddings (N, D) with alpha e_x + (1 - alpha) e_z appended for each of M pairs: (N + M, D), not normalised."""
     alpha = pairs.alpha.to(embeddings.dtype)[:, None]
     return torch.cat([embeddings, torch.lerp(embeddings[pairs.second], embeddings[pairs.first], alpha)])
@@ -114,8 +114,8 @@ class SimilarityMixup(nn.Module):
         labels = labels.long()
         return mix_embeddings(embeddings, pairs), torch.cat([labels, labels[pairs.first]])
 
-    def draw(self, labels: Tensor) -> Pairs:
-        """Pairs of equal labels (N,), at most `max_virtual_per_class` of a class, and their alphas, on its device."""
+    def draw(self, labels: Tensor) -> VirtualPairs:
+        """VirtualPairs of equal labels (N,), at most `max_virtual_per_class` of a class, and their alphas, on its device."""
         self.check_settings()
         check_tensor("labels", labels)
         if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
@@ -130,7 +130,7 @@ class SimilarityMixup(nn.Module):
             kept = kept[torch.arange(len(first), device=labels.device) - starts < self.max_virtual_per_class]
             first, second = first[kept], second[kept]
         alpha = torch.rand(len(first), generator=self.generator, dtype=torch.float64)
-        return Pairs(first, second, alpha.to(labels.device))
+        return VirtualPairs(first, second, alpha.to(labels.device))
 
     def get_extra_state(self) -> Tensor:
         """Where the sequence of draws stands."""

@@ -1,4 +1,8 @@
-"""The design, as rules: who may import whom, and how large a piece may grow."""
+"""The floor plan, as rules: which room may import which, and how large a piece may grow.
+
+A room is a folder or a file of the package, such as `losses` or `batch`. Each entry of `ALLOWED` lists the rooms that a
+room may import, besides itself.
+"""
 
 import ast
 from pathlib import Path
@@ -7,17 +11,29 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lightning_recall"
 FILES = sorted(PACKAGE.rglob("*.py"))
-LEAVES = {"losses", "mixup", "gather", "recompute", "models", "metrics", "samplers"}  # plain torch, each usable alone
+BOTTOM = {"batch", "checks", "tensors", "virtual_pairs", "random_state", "gather"}  # plain torch, for every room
+PLAIN = {"losses", "mixup", "models", "samplers", "search", "metrics", "plots", "recompute"}  # plain torch too
+SHARED = {"optimization", "data", "callbacks", "cli"}  # with Lightning, for the wings too
+RETRIEVAL = {"modules", "datamodules"}
+WINGS = {"segmentation", "adaptation"}
 ALLOWED = {
-    **{leaf: set() for leaf in LEAVES},
-    "datamodules": {"samplers"},
-    "modules": {"models", "losses", "mixup", "gather", "recompute"},
-    "callbacks": {"metrics"},
-    "cli": LEAVES | {"modules", "datamodules", "callbacks"},
+    "_lightning": set(),
+    **{room: BOTTOM - {room} for room in BOTTOM},
+    **{room: BOTTOM for room in PLAIN},
+    "metrics": BOTTOM | {"search"},
+    "plots": BOTTOM | {"search"},
+    "optimization": BOTTOM | {"_lightning"},
+    "data": BOTTOM | {"_lightning", "samplers"},
+    "callbacks": BOTTOM | {"_lightning", "search", "metrics", "plots", "data"},
+    "cli": BOTTOM | PLAIN | SHARED | RETRIEVAL | {"_lightning"},
+    "modules": BOTTOM | {"_lightning", "losses", "mixup", "models", "recompute", "optimization"},
+    "datamodules": BOTTOM | {"_lightning", "samplers", "data"},
+    **{wing: BOTTOM | {"_lightning", "recompute", "models"} | SHARED for wing in WINGS},
     "__main__": {"cli"},
-    "__init__": LEAVES | {"modules", "datamodules", "callbacks"},
-    "benchmarks": LEAVES | {"modules", "datamodules", "callbacks", "cli"},
+    "__init__": BOTTOM | PLAIN | SHARED | RETRIEVAL,
+    "benchmarks": BOTTOM | PLAIN | SHARED | RETRIEVAL | WINGS | {"_lightning"},
 }
+FORBIDDEN = {"pytorch_lightning", "lightning", "lightning_fabric"}  # only _lightning.py names them
 MAX_FILE, MAX_FUNCTION, MAX_ARGUMENTS = 300, 40, 10  # lines, lines without docstring, arguments without self
 
 
@@ -36,14 +52,19 @@ def imports(tree):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_one_way(path):
+def test_imports_follow_the_floor_plan(path):
     here = room(path)
     for name in imports(ast.parse(path.read_text())):
         parts = name.split(".")
         if parts[0] == "lightning_recall":
             assert parts[1] == here or parts[1] in ALLOWED[here], f"{here} must not import {name}"
-        if here in LEAVES:
-            assert parts[0] not in {"pytorch_lightning", "lightning", "jsonargparse", "rich"}, f"{here} is plain torch"
+        assert parts[0] not in FORBIDDEN or here == "_lightning", "import Lightning's names from _lightning"
+        if here in BOTTOM | PLAIN:
+            assert parts[0] not in {"jsonargparse", "rich"}, f"{here} is plain torch"
+
+
+def test_every_room_has_its_rule():
+    assert {room(path) for path in FILES} <= set(ALLOWED)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -16,11 +16,11 @@ from lightning_recall import (
     RetrievalModule,
     datamodules,
 )
-from lightning_recall.datamodules.image_files import ImageLoading
+from lightning_recall.data.image_files import ImageTransforms
 from lightning_recall.models import SmallConvNet
 
 SMALL = pytest.mark.filterwarnings("ignore:.* lists .* images of .* classes, where the published split")
-IMAGES = ImageLoading(size=32, resize=36)
+IMAGES = ImageTransforms(size=32, resize=36)
 MODULES = {
     "sop": datamodules.SOPDataModule,
     "cub": datamodules.CUB200DataModule,
@@ -36,7 +36,7 @@ MODULES = {
 
 def set_up(name, root, **kwargs):
     images = None if name == "omniglot" else IMAGES  # omniglot's are grey and small by themselves
-    data = MODULES[name](str(root), images=images, batch_size=8, chunk_size=3, **{"val_classes": 1, **kwargs})
+    data = MODULES[name](str(root), transforms=images, batch_size=8, chunk_size=3, **{"val_classes": 1, **kwargs})
     data.prepare_data()
     data.setup("fit")
     return data

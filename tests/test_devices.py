@@ -15,18 +15,18 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_recall import losses
 from lightning_recall.callbacks import (
+    EmbeddingWriter,
     EvaluationCharts,
     EvaluationReport,
+    InterruptCheckpoint,
     RetrievalEvaluation,
     RetrievedImages,
     RunSummary,
-    SavedEmbeddings,
-    SavedOnInterrupt,
     TrainingCurves,
 )
+from lightning_recall.data.augment import random_affine
 from lightning_recall.datamodules import GlyphsDataModule
-from lightning_recall.datamodules.augment import random_affine
-from lightning_recall.losses import ranking, rows, uniloss
+from lightning_recall.losses import ranking, uniloss
 from lightning_recall.metrics import (
     ClusterNMI,
     RetrievalScores,
@@ -37,11 +37,11 @@ from lightning_recall.metrics import (
     search,
 )
 from lightning_recall.metrics.revisited import GroundTruth
-from lightning_recall.metrics.shards import Shards
 from lightning_recall.mixup import SimilarityMixup
 from lightning_recall.models import ImageEmbedder, MultiView, PCAWhitening, SmallConvNet
 from lightning_recall.modules import RetrievalModule
 from lightning_recall.recompute import chunked_forward
+from lightning_recall.search.embedding_blocks import EmbeddingBlocks
 
 LABELS = torch.arange(60) // 4
 LOSSES = {
@@ -53,9 +53,9 @@ LOSSES = {
     "UniLoss": losses.UniLoss,
     "Circle": losses.CircleLoss,
     "contrastive": losses.ContrastiveLoss,
-    "proxy softmax": lambda: losses.ProxySoftmaxLoss(15, 16),
+    "proxy softmax": lambda: losses.NormalizedSoftmaxLoss(15, 16),
     "proxy anchor": lambda: losses.ProxyAnchorLoss(15, 16),
-    "sum": lambda: losses.SumOfLosses([losses.RecallAtKLoss(), losses.ProxyAnchorLoss(15, 16)], [1.0, 0.1]),
+    "sum": lambda: losses.MultipleLosses([losses.RecallAtKLoss(), losses.ProxyAnchorLoss(15, 16)], [1.0, 0.1]),
     "memory": lambda: losses.CrossBatchMemory(losses.ContrastiveLoss(), 100, 16),
 }
 
@@ -87,7 +87,7 @@ def test_losses_are_the_same_elsewhere(name, mixed):
 
 def waits_and_operations(name, block, monkeypatch):
     monkeypatch.setattr(ranking, "BLOCK_ROWS", 1)
-    for module in (ranking, rows, uniloss):
+    for module in (ranking, pairwise, uniloss):
         monkeypatch.setattr(module, "DEVICE_ELEMENTS", block)
     given, loss = embeddings(), LOSSES[name]().double()
     with other_device() as device:
@@ -130,7 +130,9 @@ EVALUATIONS = {
     "many positives": lambda e, y: scores_of(RetrievalScores(("recall", "map"), ks=(1,)), e, y // 200),
     "revisited": lambda e, y: scores_of(RevisitedMAP(TRUTH), e, torch.arange(len(y), device=y.device)),
     "clusters": lambda e, y: scores_of(ClusterNMI(), e, y),
-    "nearest": lambda e, _: nearest(Shards(e, device=e.device), Shards([e[:20], e[20:]], device=e.device), 5),
+    "nearest": lambda e, _: nearest(
+        EmbeddingBlocks(e, device=e.device), EmbeddingBlocks([e[:20], e[20:]], device=e.device), 5
+    ),
     "expansion": lambda e, _: expand_queries(e[:10], e[10:], 5),
     "re-ranking": lambda e, _: k_reciprocal_similarities(e[:10], e[10:]),
     "whitening": lambda e, _: PCAWhitening(e, 8)(e).abs(),  # up to the sign
@@ -215,12 +217,12 @@ def run(folder, glyphs, **trainer):
     """Trains for six steps and tests, with all callbacks: the scores."""
     pl.seed_everything(0)
     net = ImageEmbedder(SmallConvNet(), embedding_dim=32, norm="batch")
-    loss = losses.SumOfLosses([losses.RecallAtKLoss(), losses.ProxyAnchorLoss(2000, 32)])
+    loss = losses.MultipleLosses([losses.RecallAtKLoss(), losses.ProxyAnchorLoss(2000, 32)])
     given = {"gradient_clip_val": 1.0, "accumulate_grad_batches": 2, "chunk_size": 64}
     module = RetrievalModule(net, loss, mixup=SimilarityMixup(), loss_lr=0.1, **given)
     data = GlyphsDataModule(root=glyphs, batch_size=128, val_classes=0.2)
     drawn = [RetrievedImages(), EvaluationCharts(), EvaluationReport(), TrainingCurves()]
-    added = [RetrievalEvaluation(ks=[1, 2], baselines=True), SavedEmbeddings(), RunSummary(), SavedOnInterrupt()]
+    added = [RetrievalEvaluation(ks=[1, 2], baselines=True), EmbeddingWriter(), RunSummary(), InterruptCheckpoint()]
     trainer = pl.Trainer(
         max_epochs=2,
         limit_train_batches=3,

@@ -163,8 +163,10 @@ def other_loss(name):
         "Circle": lambda: losses.CircleLoss(0.3, 8),
         "CircleProxy": lambda: losses.CircleProxyLoss(19, 4, 0.3, 8),
         "UniLoss": lambda: losses.UniLoss(tau=5),
-        "sum": lambda: losses.SumOfLosses([recall, losses.ProxySoftmaxLoss(19, 4), losses.ProxyAnchorLoss(19, 4)]),
-        "memory": lambda: losses.CrossBatchMemory(losses.SumOfLosses([recall, losses.CircleLoss(0.3, 8)]), 40, 4),
+        "sum": lambda: losses.MultipleLosses(
+            [recall, losses.NormalizedSoftmaxLoss(19, 4), losses.ProxyAnchorLoss(19, 4)]
+        ),
+        "memory": lambda: losses.CrossBatchMemory(losses.MultipleLosses([recall, losses.CircleLoss(0.3, 8)]), 40, 4),
         "MultiSimilarity": lambda: pytest.importorskip("pytorch_metric_learning.losses").MultiSimilarityLoss(),
         "ProxyAnchor": lambda: pytest.importorskip("pytorch_metric_learning.losses").ProxyAnchorLoss(12, 4),
     }[name]()

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from lightning_recall import RecallAtKLoss, SimilarityMixup
-from lightning_recall.mixup import Pairs, mix_embeddings, mix_similarities, same_class_pairs
+from lightning_recall.mixup import VirtualPairs, mix_embeddings, mix_similarities, same_class_pairs
 
 LABELS = torch.tensor([5, 2, 5, 7, 2, 5, 5])  # classes of 4, 2 and 1
 
@@ -24,7 +24,7 @@ def test_mixed_similarities_are_the_papers():
     real = torch.randn(7, 7, dtype=torch.float64)
     first, second = same_class_pairs(LABELS)
     alpha = torch.rand(7, dtype=torch.float64)
-    mixed = mix_similarities(real, Pairs(first, second, alpha))
+    mixed = mix_similarities(real, VirtualPairs(first, second, alpha))
     for v in range(7):
         x, z, a = first[v], second[v], alpha[v]
         for w in range(7):
@@ -68,7 +68,7 @@ def test_the_loss_mixes_similarities_itself(queries, count_query):
 
 def test_the_loss_takes_a_batch_without_a_virtual_item():
     embeddings, labels = unit(6, 4), torch.tensor([0, 0, 1, 1, 2, 2])
-    none = Pairs(*(torch.empty(0, dtype=dtype) for dtype in (torch.int64, torch.int64, torch.float64)))
+    none = VirtualPairs(*(torch.empty(0, dtype=dtype) for dtype in (torch.int64, torch.int64, torch.float64)))
     loss = RecallAtKLoss((1, 2))
     assert loss(embeddings, labels, pairs=none) == loss(embeddings, labels)
 

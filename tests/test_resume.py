@@ -147,7 +147,7 @@ def assert_same_end(first, second):
 
 def with_memory(recall):
     """A loss with three kinds of state: proxies and their labels, embeddings remembered, anchors drawn."""
-    parts = losses.SumOfLosses([recall, losses.UniLoss(tau=5), losses.ProxySoftmaxLoss(12, 4)])
+    parts = losses.MultipleLosses([recall, losses.UniLoss(tau=5), losses.NormalizedSoftmaxLoss(12, 4)])
     return losses.CrossBatchMemory(parts, 40, 4)
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_recall import ClassBalancedBatchSampler
 from lightning_recall.samplers import most_batches
-from lightning_recall.samplers.group_counts import GroupCounts
+from lightning_recall.samplers.pack_counts import PackCounts
 from lightning_recall.samplers.published import PublishedEpoch, published_epoch, turns
 from lightning_recall.samplers.super_classes import draw_batches
 
@@ -228,7 +228,7 @@ def test_batches_come_from_the_super_classes_asked_for(groups, per_batch, num_gr
     left = np.array(groups)
     most = np.minimum(left, per_batch)
     num_super_classes = min(num_super_classes, num_groups)
-    for batch in draw_batches(GroupCounts(left.copy(), most), super_of, num_super_classes, num_groups, rng):
+    for batch in draw_batches(PackCounts(left.copy(), most), super_of, num_super_classes, num_groups, rng):
         room = np.bincount(super_of, np.minimum(left, most))  # (4,) groups that the batch may have of each
         share = np.bincount(super_of[batch], minlength=4)
         drawn = np.flatnonzero(share)
@@ -246,7 +246,7 @@ def test_batches_come_from_the_super_classes_asked_for(groups, per_batch, num_gr
 
 def test_super_classes_and_classes_are_drawn_in_proportion_to_what_is_left():
     left, super_of = np.array([9, 3, 3, 1, 2, 2]), np.array([0, 0, 0, 1, 1, 1])
-    counts = GroupCounts(left, np.ones_like(left))
+    counts = PackCounts(left, np.ones_like(left))
     first = [draw_batches(counts, super_of, 1, 2, np.random.default_rng(seed))[0] for seed in range(800)]
     assert np.mean([super_of[batch[0]] == 0 for batch in first]) == pytest.approx(0.75, abs=0.05)
     # 9/15 as the first, else the second of 9/12

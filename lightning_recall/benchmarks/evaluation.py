@@ -19,11 +19,11 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_recall.benchmarks.measure import machine, peak_bytes, seconds
-from lightning_recall.metrics.matches import Labelled, match_labels
 from lightning_recall.metrics.retrieval_scores import RetrievalScores
 from lightning_recall.metrics.scores import AT_K, OVERALL
-from lightning_recall.metrics.search import block_shape
-from lightning_recall.metrics.shards import Shards
+from lightning_recall.search.embedding_blocks import EmbeddingBlocks
+from lightning_recall.search.ranks import block_shape
+from lightning_recall.search.relevant_ranks import LabelledEmbeddings, rank_by_label
 
 KS = (1, 10, 100, 1000)
 SETS = {"recall@k": ("recall",), "all scores": (*AT_K, *OVERALL)}
@@ -118,15 +118,17 @@ def large_gallery(console: Console, size: int, dim: int, device: torch.device) -
         labels = torch.arange(size, device=device) // 5
         for count in (70, 10_000):
             rows = torch.from_numpy(np.ascontiguousarray(gallery[: 5 * count : 5])).float().to(device)
-            queries = Labelled(
-                Shards(rows + 0.05 * torch.randn_like(rows), device=device),
+            queries = LabelledEmbeddings(
+                EmbeddingBlocks(rows + 0.05 * torch.randn_like(rows), device=device),
                 labels[: 5 * count : 5],
                 -labels[:count] - 1,
             )
-            searched = Labelled(Shards(gallery, device=device), labels, torch.arange(size, device=device))
+            searched = LabelledEmbeddings(
+                EmbeddingBlocks(gallery, device=device), labels, torch.arange(size, device=device)
+            )
 
-            def search(queries: Labelled = queries, searched: Labelled = searched) -> None:
-                list(match_labels(queries, searched, first=True))
+            def search(queries: LabelledEmbeddings = queries, searched: LabelledEmbeddings = searched) -> None:
+                list(rank_by_label(queries, searched, first=True))
 
             block = torch.randn(block_shape(device)[1], dim, device=device)
             bare = seconds(partial(bare_product, rows, block), device) * size / len(block)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lightning_recall.data.augment import random_affine
 from lightning_recall.datamodules import RetrievalDataModule
-from lightning_recall.datamodules.augment import random_affine
 from lightning_recall.datamodules.base import ImagesInMemory
 
 TRAINING = ("Japanese_(katakana)", "Sanskrit")

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_recall.benchmarks.measure import machine
+from lightning_recall.data.image_files import ImageFiles, read_image
 from lightning_recall.datamodules import ChunkLoader
-from lightning_recall.datamodules.image_files import ImageFiles, read_image
 from lightning_recall.samplers import ClassBalancedBatchSampler
 
 SAMPLES = 4

@@ -22,14 +22,14 @@ from lightning_recall.benchmarks.published import published_loss
 from lightning_recall.losses import (
     CircleLoss,
     ContrastiveLoss,
-    ProxySoftmaxLoss,
+    NormalizedSoftmaxLoss,
     RecallAtKLoss,
     SmoothAPLoss,
     SupAPLoss,
     SupRecallAtKLoss,
     UniLoss,
 )
-from lightning_recall.mixup import Pairs, SimilarityMixup, mix_embeddings
+from lightning_recall.mixup import SimilarityMixup, VirtualPairs, mix_embeddings
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -84,7 +84,7 @@ def all_losses(size: int, dim: int, repeats: int, device: torch.device) -> Table
     table = Table("loss", "s", "over 3 products", "extra, MiB", title=title)
     embeddings, labels = example_batch(size, dim, "clustered", device)
     losses: list[Loss] = [RecallAtKLoss(), SupRecallAtKLoss(), SmoothAPLoss(), SupAPLoss(), UniLoss(), CircleLoss()]
-    losses += [ContrastiveLoss(), ProxySoftmaxLoss(-(-size // 4), dim).to(device)]
+    losses += [ContrastiveLoss(), NormalizedSoftmaxLoss(-(-size // 4), dim).to(device)]
     steps = [partial(forward_backward, loss, embeddings, labels) for loss in losses]
     least, *times = interleaved([partial(three_products, embeddings), *steps], device, repeats)
     for loss, step, time in zip(losses, steps, times, strict=True):
@@ -99,7 +99,7 @@ def beside_published(folder: str, runs: list[tuple[int, bool]], dim: int, device
     table = Table(*columns, "gradient off by", title="Beside the published code (clustered)")
     for size, mixed in runs:
         embeddings, labels = example_batch(size, dim, "clustered", device)
-        pairs = SimilarityMixup().draw(labels) if mixed else Pairs(*(labels[:0] for _ in range(3)))
+        pairs = SimilarityMixup().draw(labels) if mixed else VirtualPairs(*(labels[:0] for _ in range(3)))
         searched = torch.cat([labels, labels[pairs.first]])
         order = searched.argsort(stable=True)  # the published code goes by position
         published = published_loss(folder, len(searched), len(torch.unique(labels)), dim)
@@ -109,7 +109,7 @@ def beside_published(folder: str, runs: list[tuple[int, bool]], dim: int, device
     return table
 
 
-def appended_loss(published: Loss, pairs: Pairs, order: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:
+def appended_loss(published: Loss, pairs: VirtualPairs, order: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:
     """The published loss of embeddings (N, D), with those of M virtual items appended, in the order (N + M,)."""
     return published(mix_embeddings(embeddings, pairs)[order], torch.cat([labels, labels[pairs.first]])[order])
 

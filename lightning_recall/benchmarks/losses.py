@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from pytorch_lightning import Trainer, seed_everything
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -24,9 +23,10 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from lightning_recall import losses
+from lightning_recall._lightning import Trainer, seed_everything
 from lightning_recall.benchmarks.handwriting import Handwriting
 from lightning_recall.benchmarks.measure import machine
-from lightning_recall.callbacks import RetrievalEvaluation, ScheduledSettings
+from lightning_recall.callbacks import AttributeScheduler, RetrievalEvaluation
 from lightning_recall.datamodules import GlyphsDataModule, RetrievalDataModule
 from lightning_recall.mixup import SimilarityMixup
 from lightning_recall.models import ImageEmbedder, SmallConvNet
@@ -43,7 +43,7 @@ class Way(NamedTuple):
     loss: number of classes -> loss.
     mixup: makes more of a batch; None: nothing.
     proxy_rate: learning rate of the loss's parameters over the network's.
-    schedule: settings that change with the epochs, for `ScheduledSettings`; None: none do.
+    schedule: settings that change with the epochs, for `AttributeScheduler`; None: none do.
     """
 
     loss: Callable[[int], nn.Module]
@@ -54,7 +54,7 @@ class Way(NamedTuple):
 
 def beside(loss: Callable[[], nn.Module], weight: float, classes: int) -> nn.Module:
     """A loss and, with the rest of the weight, the softmax over proxies."""
-    return losses.SumOfLosses([loss(), losses.ProxySoftmaxLoss(classes, DIM)], [weight, 1 - weight])
+    return losses.MultipleLosses([loss(), losses.NormalizedSoftmaxLoss(classes, DIM)], [weight, 1 - weight])
 
 
 def recipe(classes: int) -> nn.Module:
@@ -62,7 +62,7 @@ def recipe(classes: int) -> nn.Module:
 
     Until then a weight too small to move the network lets them learn: AdamW's steps do not depend on it.
     """
-    return losses.SumOfLosses(
+    return losses.MultipleLosses(
         [losses.RecallAtKLoss(rank_temperature=0.05), losses.ProxyAnchorLoss(classes, DIM)], [1.0, 0.001]
     )
 
@@ -93,7 +93,7 @@ WAYS = {
     "UniLoss": Way(lambda _: losses.UniLoss()),
     "Circle": Way(lambda _: losses.CircleLoss()),
     "contrastive": Way(lambda _: losses.ContrastiveLoss()),
-    "proxy softmax": Way(lambda classes: losses.ProxySoftmaxLoss(classes, DIM)),
+    "proxy softmax": Way(lambda classes: losses.NormalizedSoftmaxLoss(classes, DIM)),
     "MultiSimilarity (PML)": Way(other("MultiSimilarityLoss")),
     "SupCon (PML)": Way(other("SupConLoss")),
     "ProxyAnchor": Way(lambda classes: losses.ProxyAnchorLoss(classes, DIM), proxy_rate=100.0),
@@ -129,7 +129,7 @@ def train(way: Way, data: RetrievalDataModule, steps: int, rate: float, seed: in
         lr_interval="step",
     )
     start = time.perf_counter()
-    scheduled = [] if way.schedule is None else [ScheduledSettings(way.schedule)]
+    scheduled = [] if way.schedule is None else [AttributeScheduler(way.schedule)]
     quiet_trainer(max_epochs=-1, max_steps=steps, limit_val_batches=0, callbacks=scheduled).fit(module, datamodule=data)
     seconds = time.perf_counter() - start
     judge = quiet_trainer(callbacks=[RetrievalEvaluation((1, 4), ("recall", "map@r"))])

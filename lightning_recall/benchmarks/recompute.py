@@ -47,9 +47,9 @@ def random_images(size: int, device: torch.device, count: int) -> Tensor:
     return torch.randint(256, (count, 3, size, size), dtype=torch.uint8, device=device)
 
 
-def step(model: nn.Module, images: Tensor, chunk_size: int, keep_last: int = 1) -> None:
+def step(model: nn.Module, images: Tensor, chunk_size: int, keep_chunks: int = 1) -> None:
     """Embeds a batch in chunks and computes the gradient of the loss."""
-    embeddings = chunked_forward(model, images, chunk_size, keep_last)
+    embeddings = chunked_forward(model, images, chunk_size, keep_chunks)
     labels = torch.arange(len(images), device=images.device) // 4
     RecallAtKLoss()(embeddings, labels).backward()
     model.zero_grad()
@@ -61,8 +61,8 @@ def beside_plain(model: nn.Module, images: Tensor, chunk_size: int, repeats: int
     ways: dict[str, Any] = {
         "whole batch at once": partial(step, model, images, len(images)),
         "in chunks": partial(step, model, images, chunk_size),
-        f"in chunks, keep_last={chunks // 2}": partial(step, model, images, chunk_size, max(chunks // 2, 1)),
-        f"in chunks, keep_last={chunks}": partial(step, model, images, chunk_size, chunks),
+        f"in chunks, keep_chunks={chunks // 2}": partial(step, model, images, chunk_size, max(chunks // 2, 1)),
+        f"in chunks, keep_chunks={chunks}": partial(step, model, images, chunk_size, chunks),
     }
     times = interleaved(list(ways.values()), images.device, repeats)
     table = Table("step", "seconds", "ratio", "peak, MiB", title=f"{len(images):,} images")

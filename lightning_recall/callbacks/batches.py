@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
+
+from lightning_recall._lightning import LightningModule, Trainer
 
 UNREADABLE = -100  # label of an image that could not be read and is not scored: torch's ignore_index
 

@@ -17,7 +17,7 @@ STATE = "state"  # metadata of a shard: the hash of the state that it was made i
 
 
 def load_embeddings(folder: str | Path) -> dict[str, Tensor]:
-    """What `SavedEmbeddings` wrote: embeddings (N, D), ids (N,) and, if they were known, labels (N,), ordered by id.
+    """What `EmbeddingWriter` wrote: embeddings (N, D), ids (N,) and, if they were known, labels (N,), ordered by id.
 
     Raises:
         ValueError: if there is no such file in the folder, one is damaged, or they were made in different states of

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
-from lightning_recall.callbacks.dataset_attributes import attribute_of, leaves
+from lightning_recall._lightning import LightningModule, Trainer
 from lightning_recall.callbacks.embedding_files import write_whole
+from lightning_recall.data.attributes import attribute_of, leaves
 
 ABOUT, ROWS = "about.json", "rows-{}.npz"
 NEST = "nest of Subset and ConcatDataset"
@@ -53,7 +53,7 @@ def state_of(trainer: Trainer, pl_module: LightningModule, loaders: Mapping[str,
         "weights": fingerprint(pl_module),
         "module": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
         "precision": str(trainer.precision),
-        "test-time augmentation": text_of(getattr(pl_module, "views", None)),
+        "test-time augmentation": text_of(getattr(pl_module, "test_time_augmentation", None)),
     }
     datasets = {name: getattr(loader, "dataset", None) for name, loader in loaders.items()}
     data = {name: about_data(dataset) for name, dataset in datasets.items()}
@@ -67,8 +67,8 @@ def about_data(dataset: Any) -> dict[str, str]:
     about["folder"] = ", ".join(
         os.path.abspath(part.root) for part in parts if isinstance(getattr(part, "root", 0), str)
     )
-    settings = [getattr(part, name, None) for part in parts for name in ("loading", "transform")]
-    about["image loading"] = "; ".join(text_of(setting) for setting in settings if setting is not None)
+    settings = [getattr(part, name, None) for part in parts for name in ("transforms", "transform")]
+    about["transforms"] = "; ".join(text_of(setting) for setting in settings if setting is not None)
     about["contents"] = contents_of(parts)
     nest = nest_of(dataset)
     return {**about, NEST: nest} if nest else about  # without one, as in folders of earlier versions

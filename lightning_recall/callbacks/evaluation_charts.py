@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
-from pytorch_lightning import Callback, LightningModule, Trainer
 
+from lightning_recall._lightning import Callback, LightningModule, Trainer
 from lightning_recall.callbacks.output import file_name, keeps_files, output_path, save_picture
 from lightning_recall.callbacks.retrieval_evaluation import results_of
-from lightning_recall.metrics.searched import Searched
+from lightning_recall.search.result import SearchResult
 
 QUERIES = 1000  # whose similarities are drawn
 FINE, BINS = 4000, 80  # bins that are counted in, and those drawn, about, over the part that holds anything
@@ -65,7 +65,7 @@ class Chart(NamedTuple):
     draw: Callable[[], Figure]
 
 
-def charts_of(searched: Searched, seed: int) -> list[Chart]:
+def charts_of(searched: SearchResult, seed: int) -> list[Chart]:
     """The charts of a search; no map where labels do not tell classes."""
     charts = [
         Chart("recall_over_k", "Recall@k over k", partial(draw_recall, searched)),
@@ -76,7 +76,7 @@ def charts_of(searched: Searched, seed: int) -> list[Chart]:
     return charts
 
 
-def draw_similarities(searched: Searched, seed: int) -> Figure:
+def draw_similarities(searched: SearchResult, seed: int) -> Figure:
     """Two histograms, each of area 1: similarities of some queries to relevant items, and to all others."""
     order = torch.randperm(len(searched.queries), generator=torch.Generator().manual_seed(seed))[:QUERIES]
     edges: NDArray[np.float64] | None = None
@@ -84,7 +84,7 @@ def draw_similarities(searched: Searched, seed: int) -> Figure:
     for part in torch.split(order.to(searched.queries.device), 100):
         queries = searched.queries[part]
         similarities = searched.similarities(queries, searched.gallery)
-        relevant = searched.is_right(queries, searched.gallery.expand(len(queries), -1))
+        relevant = searched.is_relevant(queries, searched.gallery.expand(len(queries), -1))
         own = queries[:, None] == searched.gallery
         if edges is None:  # dot products have no bounds but those seen
             low, high = (-1.0, 1.0) if searched.normalize else similarities.aminmax()
@@ -112,13 +112,13 @@ def two_histograms(edges: NDArray[np.float64], right: NDArray[np.float64], wrong
             density, edges, color=colour, linestyle=style, linewidth=1.5, label=f"{name}: {int(counts.sum()):,}"
         )
     axes.set(xlim=(edges[0], edges[-1]), xlabel="similarity", ylabel="density")
-    axes.set_title(f"Pairs of query and gallery: the histograms share {100 * shared:.1f} % of their area")
+    axes.set_title(f"VirtualPairs of query and gallery: the histograms share {100 * shared:.1f} % of their area")
     axes.legend()
     axes.grid(alpha=0.3)
     return figure
 
 
-def draw_recall(searched: Searched) -> Figure:
+def draw_recall(searched: SearchResult) -> Figure:
     """Recall@k, the share of queries with a right image among the first k, for every k to 1,000."""
     last = max(min(1000, len(searched.gallery)), 2)
     counts = np.bincount(searched.first_ranks.cpu().clamp(max=last + 1).numpy(), minlength=last + 2)
@@ -140,7 +140,7 @@ def draw_recall(searched: Searched) -> Figure:
     return figure
 
 
-def draw_map(searched: Searched, seed: int) -> Figure:
+def draw_map(searched: SearchResult, seed: int) -> Figure:
     """Embeddings of some classes, each with a colour, a marker and its label, by their two principal components."""
     assert searched.labels is not None  # charts_of has seen to it
     labels = searched.labels.cpu().numpy()
@@ -166,7 +166,7 @@ def draw_map(searched: Searched, seed: int) -> Figure:
     return figure
 
 
-def in_the_plane(searched: Searched, rows: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float64]]:
+def in_the_plane(searched: SearchResult, rows: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float64]]:
     """Points (n, 2) of the items of each class (n,)."""
     pieces = [searched.embeddings] if isinstance(searched.embeddings, torch.Tensor) else list(searched.embeddings)
     embeddings = torch.cat(pieces)[torch.from_numpy(np.concatenate(rows)).to(pieces[0].device)].double().cpu()

@@ -12,11 +12,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
-from pytorch_lightning import Callback, LightningModule, Trainer
 
+from lightning_recall._lightning import Callback, LightningModule, Trainer
 from lightning_recall.callbacks.evaluation_charts import charts_of
-from lightning_recall.callbacks.output import free_paths, keeps_files, output_path, say_where
-from lightning_recall.callbacks.retrieval_evaluation import Evaluated, results_of
+from lightning_recall.callbacks.output import free_paths, keeps_files, output_path, print_path
+from lightning_recall.callbacks.retrieval_evaluation import EvaluationResult, results_of
 from lightning_recall.callbacks.retrieved_images import Choice, check_images, choose_queries, pictures_of
 
 THUMBNAIL = 96  # pixels, the longer side
@@ -65,9 +65,9 @@ class EvaluationReport(Callback):
                 details.append(f"Checkpoint: {trainer.ckpt_path}")
             (path,) = free_paths(path)
             path.write_text(self.page(results, details), encoding="utf-8")
-            say_where("Report, to be opened in a browser", path)
+            print_path("Report, to be opened in a browser", path)
 
-    def page(self, results: list[Evaluated], details: list[str]) -> str:
+    def page(self, results: list[EvaluationResult], details: list[str]) -> str:
         """The page as text."""
         shown: dict[str, Any] = {"images": {}, "queries": []}
         for number, result in enumerate(results):
@@ -84,13 +84,13 @@ class EvaluationReport(Callback):
             data=json.dumps(shown),  # numbers and base64: nothing that could end the script which holds it
         )
 
-    def add_queries(self, shown: dict[str, Any], result: Evaluated, number: int, choice: Choice) -> None:
+    def add_queries(self, shown: dict[str, Any], result: EvaluationResult, number: int, choice: Choice) -> None:
         """Adds some queries of a test set, and the images that they need."""
         searched = result.searched
         chosen = choose_queries(searched, self.num_queries, choice, self.seed)
         queries = searched.queries[chosen]
         similarities, neighbors = searched.nearest(queries, self.num_neighbors)
-        relevant = searched.is_right(queries, neighbors)
+        relevant = searched.is_relevant(queries, neighbors)
         needed = {*queries.tolist(), *neighbors.ravel().tolist()}
         needed -= {int(key.split("/")[1]) for key in shown["images"] if key.startswith(f"{number}/")}
         for row, picture in pictures_of(result, needed).items():
@@ -110,7 +110,7 @@ class EvaluationReport(Callback):
             )
 
 
-def score_table(results: list[Evaluated]) -> str:
+def score_table(results: list[EvaluationResult]) -> str:
     """Rows of a table, one a test set, in percent."""
     names = list(dict.fromkeys(name for result in results for name in result.searched.means()))
     head = "".join(
@@ -126,7 +126,7 @@ def score_table(results: list[Evaluated]) -> str:
     return f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
 
 
-def chart_section(result: Evaluated, seed: int) -> str:
+def chart_section(result: EvaluationResult, seed: int) -> str:
     """The charts of a test set."""
     title = f"<h3>{html.escape(result.name)}</h3>" if result.name else ""
     charts = charts_of(result.searched, seed)

@@ -2,11 +2,9 @@
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import LearningRateFinder
-from pytorch_lightning.utilities.exceptions import _TunerExitException
 from rich.console import Console
 
+from lightning_recall._lightning import LearningRateFinder, LightningModule, Trainer, TunerExitException
 from lightning_recall.callbacks.output import output_path, save_picture
 
 
@@ -52,7 +50,7 @@ class LearningRateSuggestion(LearningRateFinder):
                 "OneCycleLR, and train without LearningRateSuggestion."
             )
             Console(soft_wrap=True, highlight=False).print(found)
-        raise _TunerExitException  # the end that Lightning's Tuner makes
+        raise TunerExitException  # the end that Lightning's Tuner makes
 
     def check_steps(self, trainer: Trainer, steps: int) -> None:
         """Raises ValueError if the epochs ended before the last learning rate; a loss that diverges ends earlier."""

@@ -7,10 +7,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from pytorch_lightning import Trainer
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
+
+from lightning_recall._lightning import CSVLogger, TensorBoardLogger, Trainer, rank_zero_only
 
 CHOSEN = "_lightning_recall_folder"  # attribute of a Trainer: so it reaches the processes that a launcher starts
 
@@ -85,7 +84,7 @@ def file_name(*parts: str) -> str:
     return re.sub(r'[/\\:*?"<>|\x00-\x1f]', "_", "_".join(filter(None, parts)))
 
 
-def say_where(what: str, path: Path) -> None:
+def print_path(what: str, path: Path) -> None:
     """Prints one line: what was written, and where."""
     Console(soft_wrap=True, highlight=False).print(f"{what}: {path}", markup=False)
 
@@ -95,7 +94,7 @@ def save_picture(trainer: Trainer, figure: Figure, path: Path, what: str) -> Non
     key = path.stem
     (path,) = free_paths(path)
     figure.savefig(path, dpi=110)
-    say_where(what, path)
+    print_path(what, path)
     for logger in trainer.loggers:
         experiment: Any = getattr(logger, "experiment", None)
         if hasattr(logger, "log_image"):

@@ -4,13 +4,12 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.func import functional_call
 
+from lightning_recall._lightning import Callback, LightningModule, Trainer, callbacks_of, rank_zero_only
 from lightning_recall.callbacks.batches import (
     UNREADABLE,
     check_loaders,
@@ -21,26 +20,26 @@ from lightning_recall.callbacks.batches import (
     loader_at,
     named_loaders,
 )
-from lightning_recall.callbacks.dataset_attributes import ground_truth_of, roles_of
-from lightning_recall.callbacks.output import file_name, keeps_files, output_path, say_where
-from lightning_recall.callbacks.row_recorder import record_rows, rows_of_batch, stop_recording
+from lightning_recall.callbacks.index_checks import check_needless, check_recorded, check_shares
+from lightning_recall.callbacks.index_recorder import indices_of_batch, record_indices, stop_recording
+from lightning_recall.callbacks.output import file_name, keeps_files, output_path, print_path
 from lightning_recall.callbacks.tables import write_tables
-from lightning_recall.callbacks.unknown_rows import check_needless, check_recorded, check_shares
+from lightning_recall.data.attributes import ground_truth_of, roles_of
 from lightning_recall.metrics import RetrievalScores, RevisitedMAP
 from lightning_recall.metrics.revisited import GroundTruth
 from lightning_recall.metrics.scores import AT_K
-from lightning_recall.metrics.searched import Searched
+from lightning_recall.search.result import SearchResult
 
 MODEL, UNTRAINED, PIXELS = "model", "untrained", "pixels"
 ROW_NAMES = {MODEL: "model", UNTRAINED: "before training", PIXELS: "raw pixels"}
 
 
-class Evaluated(NamedTuple):
+class EvaluationResult(NamedTuple):
     """What the model found in a dataloader, for callbacks that draw or report it; `name` is "" if there is one only."""
 
     name: str
     dataset: Any
-    searched: Searched
+    searched: SearchResult
 
 
 class RetrievalEvaluation(Callback):
@@ -97,7 +96,7 @@ class RetrievalEvaluation(Callback):
         self.metrics: dict[tuple[int, str], RetrievalScores | RevisitedMAP] = {}  # (dataloader, what is scored)
         self.roles: dict[int, dict[str, Tensor]] = {}  # of the rows (N,) of each dataloader's data set
         self.has_rows: dict[int, bool] = {}  # whether the rows of all batches of a dataloader are known so far
-        self.results: list[Evaluated] = []  # of the last validate or test
+        self.results: list[EvaluationResult] = []  # of the last validate or test
         self.started = 0.0
         self.shows_bar = True
 
@@ -120,7 +119,7 @@ class RetrievalEvaluation(Callback):
             state = (*pl_module.named_parameters(), *pl_module.named_buffers())
             self.initial_state = {name: value.detach().clone() for name, value in state}
             self.initial_module = pl_module
-        record_rows(trainer)
+        record_indices(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Ends the recording."""
@@ -199,7 +198,7 @@ class RetrievalEvaluation(Callback):
             self.roles[dataloader_idx], self.has_rows[dataloader_idx] = roles_of(dataset), True
         roles = self.roles[dataloader_idx]
         known = self.has_rows[dataloader_idx]
-        rows = rows_of_batch(loader, batch_idx, len(labels), labels) if known else None  # (b,)
+        rows = indices_of_batch(loader, batch_idx, len(labels), labels) if known else None  # (b,)
         if rows is None:
             check_needless(trainer, loader, roles, self.needs_rows(trainer))
             self.forget_rows(dataloader_idx)
@@ -253,7 +252,7 @@ class RetrievalEvaluation(Callback):
             pl_module.log_dict(logged, sync_dist=True, add_dataloader_idx=False)
             if scored == MODEL and trainer.state.fn != "fit":
                 dataset = getattr(loaders[part], "dataset", None)
-                self.results.append(Evaluated(str(part) if len(names) > 1 else "", dataset, searched))
+                self.results.append(EvaluationResult(str(part) if len(names) > 1 else "", dataset, searched))
         self.metrics = {}
         if trainer.state.fn != "fit":
             seconds = time.perf_counter() - searching
@@ -266,16 +265,16 @@ class RetrievalEvaluation(Callback):
         for result in self.results:
             prefix = output_path(trainer, file_name(split, result.name))  # asks all processes
             if trainer.is_global_zero:
-                say_where("Scores of each query and class", write_tables(result.searched, result.dataset, prefix))
+                print_path("Scores of each query and class", write_tables(result.searched, result.dataset, prefix))
 
 
-def results_of(trainer: Trainer, callback: Callback) -> list[Evaluated]:
+def results_of(trainer: Trainer, callback: Callback) -> list[EvaluationResult]:
     """What the Trainer's RetrievalEvaluation has found in its last validate or test.
 
     Raises:
         ValueError: if it has none, naming the callback that needs it.
     """
-    for evaluation in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it
+    for evaluation in callbacks_of(trainer):
         if isinstance(evaluation, RetrievalEvaluation):
             return evaluation.results
     name = type(callback).__name__

@@ -9,15 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
-from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lightning_recall._lightning import Callback, LightningModule, Trainer
 from lightning_recall.callbacks.batches import describe, named_loaders
+from lightning_recall.callbacks.index_checks import check_recorded
+from lightning_recall.callbacks.index_recorder import REMEDY
 from lightning_recall.callbacks.output import file_name, keeps_files, output_path, save_picture
-from lightning_recall.callbacks.retrieval_evaluation import Evaluated, results_of
-from lightning_recall.callbacks.row_recorder import REMEDY
-from lightning_recall.callbacks.unknown_rows import check_recorded
-from lightning_recall.metrics.searched import Searched
+from lightning_recall.callbacks.retrieval_evaluation import EvaluationResult, results_of
+from lightning_recall.search.result import SearchResult
 
 CELL, IMAGE, CAPTION = 0.95, 0.85, 0.32  # inches: of a cell's width, of an image's longer side, of the text above
 BLACK = ("black", "solid")
@@ -80,13 +80,13 @@ class RetrievedImages(Callback):
                     figure = self.draw(result, choice)
                     save_picture(trainer, figure, path, f"What the model retrieves, {choice} queries")
 
-    def draw(self, result: Evaluated, choice: Choice) -> Figure:
+    def draw(self, result: EvaluationResult, choice: Choice) -> Figure:
         """One picture."""
         searched = result.searched
         chosen = choose_queries(searched, self.num_queries, choice, self.seed)  # (q,)
         queries = searched.queries[chosen]
         similarities, neighbors = searched.nearest(queries, self.num_neighbors)  # (q, K)
-        relevant = searched.is_right(queries, neighbors)
+        relevant = searched.is_relevant(queries, neighbors)
         pictures = pictures_of(result, {*queries.tolist(), *neighbors.ravel().tolist()})
         return draw_rows(pictures, queries, neighbors, similarities, relevant, searched.first_ranks[chosen])
 
@@ -103,7 +103,7 @@ def check_images(trainer: Trainer, callback: Callback) -> None:
             image_of(loader.dataset, 0)
 
 
-def choose_queries(searched: Searched, num_queries: int, choice: Choice, seed: int) -> Tensor:
+def choose_queries(searched: SearchResult, num_queries: int, choice: Choice, seed: int) -> Tensor:
     """Places (q,) in `searched.queries`, of different classes as far as there are any.
 
     Args:
@@ -124,7 +124,7 @@ def choose_queries(searched: Searched, num_queries: int, choice: Choice, seed: i
     return order[:num_queries].to(searched.queries.device)
 
 
-def pictures_of(result: Evaluated, rows: set[int]) -> dict[int, NDArray[np.float64]]:
+def pictures_of(result: EvaluationResult, rows: set[int]) -> dict[int, NDArray[np.float64]]:
     """Images of some rows of what was searched."""
     if result.searched.indices is None:
         raise ValueError(f"No picture of a test whose rows are not known: {REMEDY}.")

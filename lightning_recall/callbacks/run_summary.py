@@ -4,13 +4,11 @@ import time
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from lightning_recall._lightning import Callback, LightningModule, ModelCheckpoint, Trainer, rank_zero_only
 from lightning_recall.callbacks.step_memory import num_rows, step_memory
 
 MIB = 2**20
@@ -71,7 +69,7 @@ class RunSummary(Callback):
 
 
 def chunks_of(batch: Any) -> list[tuple[Any, Tensor]]:
-    """Pairs (inputs, labels) of a training batch: one, or a list of chunks; none if it is something else."""
+    """VirtualPairs (inputs, labels) of a training batch: one, or a list of chunks; none if it is something else."""
     chunks = batch if isinstance(batch, list | tuple) else []
     if len(chunks) == 2 and isinstance(chunks[1], Tensor):
         chunks = [batch]

@@ -5,9 +5,9 @@ from copy import copy
 from typing import Any, NamedTuple
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
+
+from lightning_recall._lightning import LightningModule, Trainer, isolate_rng
 
 MEASURED_ROWS = 4  # of a chunk: BatchNorm wants more than one
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from lightning_recall.callbacks.dataset_attributes import attribute_of
 from lightning_recall.callbacks.output import free_paths
-from lightning_recall.metrics.searched import Searched
+from lightning_recall.data.attributes import attribute_of
+from lightning_recall.search.result import SearchResult
 
 
-def write_tables(searched: Searched, dataset: Any, prefix: Path) -> Path:
+def write_tables(searched: SearchResult, dataset: Any, prefix: Path) -> Path:
     """Writes PREFIX_queries.csv and, where labels tell the classes, PREFIX_classes.csv; beside those that exist.
 
     A query's row has its place in the data set and, where the data set knows `paths` (N,), its file; its label; the

@@ -3,10 +3,10 @@
 from typing import Any
 
 from matplotlib.figure import Figure
-from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_recall.callbacks.output import free_paths, keeps_files, output_path, say_where
+from lightning_recall._lightning import Callback, LightningModule, Trainer
+from lightning_recall.callbacks.output import free_paths, keeps_files, output_path, print_path
 
 Points = list[tuple[int, float]]
 """(optimizer step, value)"""
@@ -69,7 +69,7 @@ class TrainingCurves(Callback):
             return
         (path,) = free_paths(path)
         draw_curves(curves, self.loss).savefig(path, dpi=110)
-        say_where("Loss and Recall@k over the training", path)
+        print_path("Loss and Recall@k over the training", path)
 
 
 def draw_curves(curves: dict[str, Points], loss: str) -> Figure:

@@ -6,8 +6,9 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor
+
+from lightning_recall._lightning import LightningModule
 
 WORDS = ("best", "last", "hpc")  # that Lightning takes instead of a path
 SHARDED = (".metadata", "meta.pt", "latest")  # files in the folder that a sharding strategy saves as a checkpoint

@@ -8,17 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # loaded lazily
-from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import LearningRateFinder, ModelCheckpoint, OnExceptionCheckpoint
-from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from pytorch_lightning.loggers import CSVLogger
-from pytorch_lightning.utilities import rank_zero_info
 
 # Imported so that configs can name their classes without a module: `class_path: RetrievalModule`.
 from lightning_recall import callbacks, datamodules, losses, mixup, models, modules  # noqa: F401  # for their names
-from lightning_recall.callbacks.output import free_paths, keeps_files, output_path, run_folder, say_where
+from lightning_recall._lightning import (
+    ArgsType,
+    CSVLogger,
+    LearningRateFinder,
+    LightningArgumentParser,
+    LightningCLI,
+    LightningDataModule,
+    LightningModule,
+    ModelCheckpoint,
+    OnExceptionCheckpoint,
+    SaveConfigCallback,
+    Trainer,
+    callbacks_of,
+    rank_zero_info,
+)
+from lightning_recall.callbacks.output import free_paths, keeps_files, output_path, print_path, run_folder
 from lightning_recall.cli.checkpoints import check_checkpoint, is_local, load_weights, other_network
-from lightning_recall.cli.errors import USERS, paragraph
+from lightning_recall.cli.errors import USER_ERRORS, explain
 from lightning_recall.cli.help import VERBOSE, Parser, name_subcommands, texts
 from lightning_recall.cli.subclasses import listed_once
 
@@ -57,7 +67,7 @@ def expand_pretrained(model: Any) -> None:
 def has_last_checkpoint(trainer: Trainer) -> bool:
     """Whether `ckpt_path="last"` would find a checkpoint."""
     paths: set[Any] = set()
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it
+    for callback in callbacks_of(trainer):
         if isinstance(callback, ModelCheckpoint):
             paths |= callback._find_last_checkpoints(trainer)
         elif isinstance(callback, OnExceptionCheckpoint):
@@ -84,7 +94,7 @@ class SaveSettings(SaveConfigCallback):
             (free,) = free_paths(path)
             self.parser.save(self.config, free, skip_unset=False, multifile=self.multifile)
             if free != path:
-                say_where("Settings, beside those of another run", free)
+                print_path("Settings, beside those of another run", free)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the model's settings, unless the module has saved hyperparameters of its own."""
@@ -116,7 +126,7 @@ class RecallCLI(LightningCLI):
         parser.link_arguments("model.init_args.chunk_size", "data.init_args.chunk_size", compute_fn=chunk_to_load)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses; scores are shown once, by RetrievalEvaluation, and embeddings kept once, by SavedEmbeddings."""
+        """Parses; scores are shown once, by RetrievalEvaluation, and embeddings kept once, by EmbeddingWriter."""
         parser.set_defaults({"test.verbose": False, "validate.verbose": False, "predict.return_predictions": False})
         parser.set_defaults({f"{name}.trainer.enable_model_summary": False for name in self.subcommands()})
         super().parse_arguments(parser, args)
@@ -162,7 +172,7 @@ class RecallCLI(LightningCLI):
         """Loads the weights to start from; refuses to start anew where a training was to be resumed."""
         super().instantiate_classes()
         config = self.config[self.config.subcommand]
-        called = self.trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it
+        called = callbacks_of(self.trainer)
         changes = [part for part in called if isinstance(part, LearningRateFinder) and part._update_attr]
         if changes and self.config.subcommand == "fit":
             self.parser.error(
@@ -213,7 +223,7 @@ class RecallCLI(LightningCLI):
         checkpoints = self.trainer.checkpoint_callback
         best = getattr(checkpoints, "best_model_path", "") or getattr(checkpoints, "last_model_path", "")
         if best and self.trainer.is_global_zero and keeps_files(self.trainer):
-            say_where("Checkpoint", Path(best))
+            print_path("Checkpoint", Path(best))
         self.after_test()
 
     def after_test(self) -> None:
@@ -221,7 +231,7 @@ class RecallCLI(LightningCLI):
         if keeps_files(self.trainer):
             folder = run_folder(self.trainer)  # asks all processes
             if self.trainer.is_global_zero:
-                say_where("Metrics and settings", folder)
+                print_path("Metrics and settings", folder)
 
     after_validate = after_test
 
@@ -262,7 +272,7 @@ def main(args: ArgsType = None) -> None:
             auto_configure_optimizers=False,
             save_config_callback=SaveSettings,
             parser_kwargs=texts(),
-            trainer_defaults={"callbacks": [callbacks.RunSummary(), callbacks.SavedOnInterrupt()]},
+            trainer_defaults={"callbacks": [callbacks.RunSummary(), callbacks.InterruptCheckpoint()]},
             args=args,
         )
 
@@ -277,6 +287,6 @@ def run() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
     try:
         main()
-    except USERS as error:
-        sys.stderr.write(f"lightning-recall: error: {paragraph(error)}\n({VERBOSE}=1 shows where it happened.)\n")
+    except USER_ERRORS as error:
+        sys.stderr.write(f"lightning-recall: error: {explain(error)}\n({VERBOSE}=1 shows where it happened.)\n")
         sys.exit(1)

@@ -6,9 +6,10 @@ import re
 
 import torch
 from jsonargparse import ArgumentParser
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-USERS = (ValueError, OSError, ImportError, MisconfigurationException, torch.OutOfMemoryError)
+from lightning_recall._lightning import MisconfigurationException
+
+USER_ERRORS = (ValueError, OSError, ImportError, MisconfigurationException, torch.OutOfMemoryError)
 """Errors whose text says it all."""
 
 LONGEST = 800  # characters of a message, about a paragraph
@@ -93,7 +94,7 @@ def shortened(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."
 
 
-def paragraph(error: BaseException) -> str:
+def explain(error: BaseException) -> str:
     """What went wrong, and what to do where it can be told."""
     text = plain(str(error))
     if isinstance(error, torch.OutOfMemoryError):

@@ -5,8 +5,8 @@ from argparse import Action
 from typing import Any, NoReturn
 
 from jsonargparse import DefaultHelpFormatter
-from pytorch_lightning.cli import LightningArgumentParser
 
+from lightning_recall._lightning import LightningArgumentParser
 from lightning_recall.cli.errors import plain, shortened
 
 VERBOSE = "LIGHTNING_RECALL_VERBOSE"  # environment variable

@@ -1,11 +1,11 @@
 """Data modules: one file per benchmark, and for images of your own."""
 
+from lightning_recall.data.chunk_loader import ChunkLoader
+from lightning_recall.data.image_files import ImageFiles, ImageTransforms, read_image
 from lightning_recall.datamodules.base import RetrievalDataModule
 from lightning_recall.datamodules.cars196 import Cars196DataModule
-from lightning_recall.datamodules.chunk_loader import ChunkLoader
 from lightning_recall.datamodules.cub import CUB200DataModule
 from lightning_recall.datamodules.glyphs import GlyphsDataModule
-from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading, read_image
 from lightning_recall.datamodules.image_folder import ImageFolderDataModule
 from lightning_recall.datamodules.image_table import ImageTableDataModule
 from lightning_recall.datamodules.in_shop import InShopDataModule
@@ -24,8 +24,8 @@ __all__ = [
     "INaturalist2018DataModule",
     "ImageFiles",
     "ImageFolderDataModule",
-    "ImageLoading",
     "ImageTableDataModule",
+    "ImageTransforms",
     "InShopDataModule",
     "LandmarksDataModule",
     "OmniglotDataModule",

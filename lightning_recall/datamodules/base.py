@@ -8,19 +8,18 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pytorch_lightning import LightningDataModule
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import Self
 
-from lightning_recall.datamodules.chunk_loader import ChunkLoader
-from lightning_recall.datamodules.duplicates import find_duplicates, without_repeated
-from lightning_recall.datamodules.image_files import ImageFiles
-from lightning_recall.datamodules.images_in_memory import ImagesInMemory as ImagesInMemory
+from lightning_recall._lightning import LightningDataModule, rank_zero_warn
+from lightning_recall.data.chunk_loader import ChunkLoader
+from lightning_recall.data.duplicates import find_duplicates, without_repeated
+from lightning_recall.data.image_files import ImageFiles
+from lightning_recall.data.images_in_memory import ImagesInMemory as ImagesInMemory
+from lightning_recall.data.messages import counted
 from lightning_recall.datamodules.splits import held_out_classes
 from lightning_recall.datamodules.summary import check_queries, named, report
-from lightning_recall.datamodules.wording import counted
 from lightning_recall.samplers import ClassBalancedBatchSampler
 from lightning_recall.samplers.checks import check_integer
 

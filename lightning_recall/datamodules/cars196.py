@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from lightning_recall.data.image_files import ImageFiles, ImageTransforms
+from lightning_recall.data.tables import check_counts, check_files, integers, read_columns, require_path, user_path
 from lightning_recall.datamodules.base import RetrievalDataModule
-from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import check_counts, check_files, existing, integers, read_columns, user_path
 
 SOURCE = (
     "root must hold one of the three forms in which the data set goes around: cars_annos.mat and car_ims/; or devkit/ "
@@ -32,7 +32,7 @@ class Cars196DataModule(RetrievalDataModule):
 
     Args:
         root: folder that holds the annotations and the images.
-        images: how files become tensors.
+        transforms: how files become tensors.
         kwargs: for `RetrievalDataModule`.
 
     Raises:
@@ -40,21 +40,21 @@ class Cars196DataModule(RetrievalDataModule):
         ImportError: if scipy is needed and not installed.
     """
 
-    def __init__(self, root: str = "data/cars196", images: ImageLoading | None = None, **kwargs: Any) -> None:
+    def __init__(self, root: str = "data/cars196", transforms: ImageTransforms | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.root = user_path(root)
-        self.images = images or ImageLoading()
+        self.transforms = transforms or ImageTransforms()
 
     def read(self) -> dict[str, ImageFiles]:
         """Classes 1 to 98 for training, the others for the test."""
         forms = {"cars_annos.mat": read_one_mat, "devkit": read_devkit, "names.csv": read_kaggle}
         found = [(self.root / name, read) for name, read in forms.items() if (self.root / name).exists()]
         if not found:
-            existing(self.root / "cars_annos.mat", SOURCE)
+            require_path(self.root / "cars_annos.mat", SOURCE)
         file, read = found[0]
         paths, classes = zip(*read(self.root), strict=True)
         labels = np.array(classes)
-        data = ImageFiles(self.root, paths, labels, loading=self.images)
+        data = ImageFiles(self.root, paths, labels, transforms=self.transforms)
         check_files(data, SOURCE)
         train, test = data.select(labels <= TRAIN_CLASSES), data.select(labels > TRAIN_CLASSES)
         check_counts(file, train, 8_054, 98)
@@ -72,7 +72,7 @@ def read_devkit(root: Path) -> Rows:
     rows: Rows = []
     for part, name in (("train", "cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat")):
         file = next((file for file in (root / "devkit" / name, root / name) if file.exists()), root / "devkit" / name)
-        rows += read_mat(existing(file, SOURCE), "fname", f"cars_{part}/")
+        rows += read_mat(require_path(file, SOURCE), "fname", f"cars_{part}/")
     return rows
 
 
@@ -92,14 +92,14 @@ def read_mat(file: Path, path_field: str, folder: str) -> Rows:
 
 def read_kaggle(root: Path) -> Rows:
     """The form of two CSV files without header, and a folder for each class."""
-    (names,) = read_columns(existing(root / "names.csv", SOURCE), ("name",), "\n", header=False)
+    (names,) = read_columns(require_path(root / "names.csv", SOURCE), ("name",), "\n", header=False)
     folder = next(
         (f for f in ("car_data/car_data", "car_data", "") if (root / f / "train").exists()), "car_data/car_data"
     )
     rows: Rows = []
     for part in ("train", "test"):
         columns = ("fname", "x1", "y1", "x2", "y2", "class")
-        file = existing(root / f"anno_{part}.csv", SOURCE)
+        file = require_path(root / f"anno_{part}.csv", SOURCE)
         table = read_columns(file, columns, ",", header=False)
         for path, number in zip(table[0], integers(file, "class", table[5]).tolist(), strict=True):
             if not 1 <= number <= len(names):

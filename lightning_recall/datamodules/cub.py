@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from lightning_recall.data.image_files import ImageFiles, ImageTransforms
+from lightning_recall.data.tables import check_counts, check_files, integers, read_columns, require_path, user_path
 from lightning_recall.datamodules.base import RetrievalDataModule
-from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import check_counts, check_files, existing, integers, read_columns, user_path
 
 SOURCE = (
     "Unpack CUB_200_2011.tgz from https://www.vision.caltech.edu/datasets/cub_200_2011/ (the 2011 edition, not CUB-200 "
@@ -27,21 +27,26 @@ class CUB200DataModule(RetrievalDataModule):
 
     Args:
         root: folder `CUB_200_2011`.
-        images: how files become tensors.
+        transforms: how files become tensors.
         kwargs: for `RetrievalDataModule`.
 
     Raises:
         ValueError: if a list or an image is not there, or a list is broken; when the data are set up.
     """
 
-    def __init__(self, root: str = "data/CUB_200_2011", images: ImageLoading | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, root: str = "data/CUB_200_2011", transforms: ImageTransforms | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.root = user_path(root)
-        self.images = images or ImageLoading()
+        self.transforms = transforms or ImageTransforms()
 
     def read(self) -> dict[str, ImageFiles]:
         """Classes 1 to 100 for training, the others for the test."""
-        files = existing(self.root / "images.txt", SOURCE), existing(self.root / "image_class_labels.txt", SOURCE)
+        files = (
+            require_path(self.root / "images.txt", SOURCE),
+            require_path(self.root / "image_class_labels.txt", SOURCE),
+        )
         ids, paths = read_columns(files[0], ("id", "path"), header=False)
         labeled, classes = read_columns(files[1], ("id", "class"), header=False)
         class_of = dict(zip(labeled, integers(files[1], "class", classes).tolist(), strict=True))
@@ -49,7 +54,7 @@ class CUB200DataModule(RetrievalDataModule):
         if unknown:
             raise ValueError(f"{files[1]} has no class for image {unknown[0]} of {files[0].name}.")
         labels = np.array([class_of[name] for name in ids])
-        data = ImageFiles(self.root / "images", paths, labels, loading=self.images)
+        data = ImageFiles(self.root / "images", paths, labels, transforms=self.transforms)
         check_files(data, SOURCE)
         train = data.select(labels <= TRAIN_CLASSES)
         test = data.select(labels > TRAIN_CLASSES)

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from lightning_recall.datamodules.augment import random_affine
+from lightning_recall.data.augment import random_affine
+from lightning_recall.data.images_in_memory import ImagesInMemory
+from lightning_recall.data.tables import user_path
 from lightning_recall.datamodules.base import RetrievalDataModule
-from lightning_recall.datamodules.images_in_memory import ImagesInMemory
-from lightning_recall.datamodules.tables import user_path
 
 IMAGE_SIZE = 32  # pixels
 FONT_SIZE = 24  # pixels per em: most characters fill the image without touching its border

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from PIL import Image
-from pytorch_lightning.utilities import rank_zero_warn
 
+from lightning_recall._lightning import rank_zero_warn
+from lightning_recall.data.image_files import ImageFiles, ImageTransforms
+from lightning_recall.data.messages import counted, quote, short
+from lightning_recall.data.tables import require_path, user_path
 from lightning_recall.datamodules.base import RetrievalDataModule
-from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
 from lightning_recall.datamodules.splits import (
     PART_NAMES,
     PART_OF,
@@ -21,8 +23,6 @@ from lightning_recall.datamodules.splits import (
     split_classes,
     split_parts,
 )
-from lightning_recall.datamodules.tables import existing, user_path
-from lightning_recall.datamodules.wording import counted, quote, short
 
 NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # Pillow opens them, but needs other programs
 SYSTEM_FILES = {"__macosx", "thumbs.db", "desktop.ini"}
@@ -43,7 +43,7 @@ class ImageFolderDataModule(RetrievalDataModule):
     Args:
         root: the folder; ~ is the home folder.
         test_classes: a share of the classes, or a number; only for folders without `train` and `test`.
-        images: how files become tensors.
+        transforms: how files become tensors.
         kwargs: for `RetrievalDataModule`.
 
     Raises:
@@ -51,15 +51,19 @@ class ImageFolderDataModule(RetrievalDataModule):
             class without images, or one class in two parts; when the data are set up.
     """
 
-    def __init__(self, root: str, test_classes: float = 0.2, images: ImageLoading | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, root: str, test_classes: float = 0.2, transforms: ImageTransforms | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.root = user_path(root)
         self.test_classes = test_classes
-        self.images = images or ImageLoading()
+        self.transforms = transforms or ImageTransforms()
 
     def read(self) -> dict[str, ImageFiles]:
         """The parts that there are folders of, or classes drawn at random."""
-        if not existing(self.root, "Give the folder that holds a folder of images for each class as root.").is_dir():
+        if not require_path(
+            self.root, "Give the folder that holds a folder of images for each class as root."
+        ).is_dir():
             raise ValueError(
                 f"{short(self.root)} is a file: give the folder that holds a folder of images for each class."
             )
@@ -83,8 +87,8 @@ class ImageFolderDataModule(RetrievalDataModule):
                 f"{', '.join(suffix[:10] for suffix in suffixes[:6])}{' and others' if len(suffixes) > 6 else ''}."
             )
         if parts:
-            return split_parts(self.root, names, paths, classes, self.images)
-        data = image_files(self.root, paths, classes, self.images)
+            return split_parts(self.root, names, paths, classes, self.transforms)
+        data = image_files(self.root, paths, classes, self.transforms)
         return split_classes(data, self.test_classes, self.seed)
 
 

@@ -3,8 +3,10 @@
 import os
 from typing import Any
 
+from lightning_recall.data.image_files import ImageFiles, ImageTransforms
+from lightning_recall.data.messages import quote, short
+from lightning_recall.data.tables import check_files, column_names, read_columns, require_path, user_path
 from lightning_recall.datamodules.base import RetrievalDataModule
-from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
 from lightning_recall.datamodules.splits import (
     PART_NAMES,
     check_class_names,
@@ -13,8 +15,6 @@ from lightning_recall.datamodules.splits import (
     split_classes,
     split_parts,
 )
-from lightning_recall.datamodules.tables import check_files, column_names, existing, read_columns, user_path
-from lightning_recall.datamodules.wording import quote, short
 
 
 class ImageTableDataModule(RetrievalDataModule):
@@ -30,7 +30,7 @@ class ImageTableDataModule(RetrievalDataModule):
     Args:
         file: the CSV file, UTF-8, whose first line names the columns; ~ is the home folder.
         test_classes: a share of the classes, or a number; only without `split`.
-        images: how files become tensors.
+        transforms: how files become tensors.
         kwargs: for `RetrievalDataModule`.
 
     Raises:
@@ -39,16 +39,18 @@ class ImageTableDataModule(RetrievalDataModule):
             up.
     """
 
-    def __init__(self, file: str, test_classes: float = 0.2, images: ImageLoading | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, file: str, test_classes: float = 0.2, transforms: ImageTransforms | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.file = user_path(file)
         self.test_classes = test_classes
-        self.images = images or ImageLoading()
+        self.transforms = transforms or ImageTransforms()
 
     def read(self) -> dict[str, ImageFiles]:
         """The parts that the file names, or classes drawn at random."""
         source = "Give a CSV file with the columns path and label, and paths from its folder."
-        file, root = existing(self.file, source), self.file.parent
+        file, root = require_path(self.file, source), self.file.parent
         paths, classes = read_columns(file, ("path", "label"), ",")
         paths = [os.path.expanduser(path) for path in paths]
         named = "split" in column_names(file, ",")
@@ -60,7 +62,7 @@ class ImageTableDataModule(RetrievalDataModule):
                 labels_given = f"{quote(short(label, 60))} and {quote(short(label_of[path], 60))}"
                 raise ValueError(f"{short(file)}: {quote(name)} has the labels {labels_given}: keep one of them.")
         check_class_names(classes, file)
-        data = image_files(root, paths, classes, self.images)
+        data = image_files(root, paths, classes, self.transforms)
         check_files(data, source)
         if not splits:
             return split_classes(data, self.test_classes, self.seed)
@@ -71,4 +73,4 @@ class ImageTableDataModule(RetrievalDataModule):
                 f"{short(file)}: split must be one of {', '.join(PART_NAMES)}, got {quote(splits[place])} for "
                 f"{quote(paths[place])}."
             )
-        return split_parts(root, [part for part in parts if part], paths, classes, self.images)
+        return split_parts(root, [part for part in parts if part], paths, classes, self.transforms)

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from lightning_recall.data.image_files import ImageFiles, ImageTransforms
+from lightning_recall.data.tables import check_counts, check_files, encode_labels, read_columns, require_path, user_path
 from lightning_recall.datamodules.base import RetrievalDataModule
-from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import check_counts, check_files, existing, numbered, read_columns, user_path
 
 SOURCE = (
     "In-shop Clothes Retrieval Benchmark comes from https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion.html: unpack "
@@ -26,21 +26,21 @@ class InShopDataModule(RetrievalDataModule):
 
     Args:
         root: folder that holds `Eval` and `img`, or `img_highres`.
-        images: how files become tensors.
+        transforms: how files become tensors.
         kwargs: for `RetrievalDataModule`.
 
     Raises:
         ValueError: if the list or an image is not there, or the list is broken; when the data are set up.
     """
 
-    def __init__(self, root: str = "data/InShop", images: ImageLoading | None = None, **kwargs: Any) -> None:
+    def __init__(self, root: str = "data/InShop", transforms: ImageTransforms | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.root = user_path(root)
-        self.images = images or ImageLoading()
+        self.transforms = transforms or ImageTransforms()
 
     def read(self) -> dict[str, ImageFiles]:
         """Training, and a test of queries and gallery."""
-        file = existing(self.root / "Eval" / "list_eval_partition.txt", SOURCE)
+        file = require_path(self.root / "Eval" / "list_eval_partition.txt", SOURCE)
         names = ("image_name", "item_id", "evaluation_status")
         paths, items, parts = read_columns(file, names, skip=1)  # the first line tells the number of images
         unknown = set(parts) - {"train", "query", "gallery"}
@@ -48,10 +48,10 @@ class InShopDataModule(RetrievalDataModule):
             raise ValueError(f"{file}: evaluation_status must be train, query or gallery, got {sorted(unknown)[0]!r}.")
         if not (self.root / "img").exists() and (self.root / "img_highres").exists():
             paths = [path.replace("img/", "img_highres/", 1) for path in paths]
-        (labels,) = numbered(items)
+        (labels,) = encode_labels(items)
         part = np.array(parts)
         data = ImageFiles(
-            self.root, paths, labels, is_query=part == "query", is_gallery=part == "gallery", loading=self.images
+            self.root, paths, labels, is_query=part == "query", is_gallery=part == "gallery", transforms=self.transforms
         )
         check_files(data, SOURCE)
         train, test = data.select(part == "train"), data.select(part != "train")

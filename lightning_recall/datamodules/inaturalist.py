@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from lightning_recall.data.image_files import ImageFiles, ImageTransforms
+from lightning_recall.data.tables import check_counts, check_files, encode_labels, read_columns, require_path, user_path
 from lightning_recall.datamodules.base import RetrievalDataModule
-from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import check_counts, check_files, existing, numbered, read_columns, user_path
 
 SOURCE = (
     "Unpack train_val2018.tar.gz from https://github.com/visipedia/inat_comp/tree/master/2018 in root, and "
@@ -26,32 +26,35 @@ class INaturalist2018DataModule(RetrievalDataModule):
 
     Args:
         root: folder that holds `train_val2018` and the splits, or a folder `Inat_dataset_splits` of them.
-        images: how files become tensors.
+        transforms: how files become tensors.
         kwargs: for `RetrievalDataModule`.
 
     Raises:
         ValueError: if a list or an image is not there, or a list is broken; when the data are set up.
     """
 
-    def __init__(self, root: str = "data/inaturalist2018", images: ImageLoading | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, root: str = "data/inaturalist2018", transforms: ImageTransforms | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.root = user_path(root)
-        self.images = images or ImageLoading()
+        self.transforms = transforms or ImageTransforms()
 
     def read(self) -> dict[str, ImageFiles]:
         """Training and test; a species is the folder of its images, `train_val2018/SUPER-CATEGORY/SPECIES/`."""
         folder = self.root / "Inat_dataset_splits"
         folder = folder if folder.exists() else self.root
-        files = [existing(folder / f"Inaturalist_{split}_set1.txt", SOURCE) for split in ("train", "test")]
+        files = [require_path(folder / f"Inaturalist_{split}_set1.txt", SOURCE) for split in ("train", "test")]
         parts = [[path.lstrip("/") for path in read_columns(file, ("path",), header=False)[0]] for file in files]
         for file, paths in zip(files, parts, strict=True):
             wrong = next((path for path in paths if path.count("/") < 2), None)
             if wrong:
                 raise ValueError(f"{file} must list train_val2018/SUPER-CATEGORY/SPECIES/IMAGE.jpg, got {wrong!r}.")
-        labels = numbered(*([path.split("/")[-2] for path in paths] for paths in parts))
-        supers = numbered(*([path.split("/")[-3] for path in paths] for paths in parts))
+        labels = encode_labels(*([path.split("/")[-2] for path in paths] for paths in parts))
+        supers = encode_labels(*([path.split("/")[-3] for path in paths] for paths in parts))
         train, test = (
-            ImageFiles(self.root, *columns, loading=self.images) for columns in zip(parts, labels, supers, strict=True)
+            ImageFiles(self.root, *columns, transforms=self.transforms)
+            for columns in zip(parts, labels, supers, strict=True)
         )
         check_counts(files[0], train, 325_846, 5_690)
         check_counts(files[1], test, 136_093, 2_452)

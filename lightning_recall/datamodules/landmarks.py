@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from lightning_recall.data.image_files import ImageFiles, ImageTransforms
+from lightning_recall.data.tables import check_counts, check_files, integers, read_columns, require_path, user_path
 from lightning_recall.datamodules.base import RetrievalDataModule
-from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import check_counts, check_files, existing, integers, read_columns, user_path
 
 SOURCE = (
     "The images and train_clean.csv come from https://github.com/cvdfoundation/google-landmark: unpack the 500 train "
@@ -26,7 +26,7 @@ class LandmarksDataModule(RetrievalDataModule):
 
     Args:
         root: folder that holds `train_clean.csv` and `train`.
-        images: how files become tensors.
+        transforms: how files become tensors.
         kwargs: for `RetrievalDataModule`.
 
     Raises:
@@ -34,20 +34,20 @@ class LandmarksDataModule(RetrievalDataModule):
     """
 
     def __init__(
-        self, root: str = "data/google_landmarks_v2", images: ImageLoading | None = None, **kwargs: Any
+        self, root: str = "data/google_landmarks_v2", transforms: ImageTransforms | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.root = user_path(root)
-        self.images = images or ImageLoading()
+        self.transforms = transforms or ImageTransforms()
 
     def read(self) -> dict[str, ImageFiles]:
         """Training: each line of the list is a landmark and its images."""
-        file = existing(self.root / "train_clean.csv", SOURCE)
+        file = require_path(self.root / "train_clean.csv", SOURCE)
         landmarks, lists = read_columns(file, ("landmark_id", "images"), ",")
         groups = [line.split() for line in lists]
         paths = [f"train/{i[0]}/{i[1]}/{i[2]}/{i}.jpg".encode() for group in groups for i in group]
         labels = np.repeat(integers(file, "landmark_id", landmarks), [len(group) for group in groups])
-        data = ImageFiles(self.root, np.array(paths), labels, loading=self.images)
+        data = ImageFiles(self.root, np.array(paths), labels, transforms=self.transforms)
         check_counts(file, data, 1_580_470, 81_313)
         check_files(data, SOURCE)
         return {"train": data}

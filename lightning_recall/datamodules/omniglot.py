@@ -4,9 +4,9 @@ from typing import Any
 
 from torchvision.datasets import Omniglot
 
+from lightning_recall.data.image_files import ImageFiles, ImageTransforms
+from lightning_recall.data.tables import check_counts, encode_labels, require_path, user_path
 from lightning_recall.datamodules.base import RetrievalDataModule
-from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import check_counts, existing, numbered, user_path
 
 SOURCE = (
     "It is downloaded by torchvision, or unpacked by hand from https://github.com/brendenlake/omniglot, "
@@ -27,17 +27,17 @@ class OmniglotDataModule(RetrievalDataModule):
 
     Args:
         root: folder to keep it in; 9 MB to download, 150 MB unpacked.
-        images: how files become tensors.
+        transforms: how files become tensors.
         kwargs: for `RetrievalDataModule`.
 
     Raises:
         ValueError: if it is not there and cannot be downloaded.
     """
 
-    def __init__(self, root: str = "data", images: ImageLoading | None = None, **kwargs: Any) -> None:
+    def __init__(self, root: str = "data", transforms: ImageTransforms | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.root = user_path(root)
-        self.images = images or ImageLoading(size=32, resize=32, min_scale=0.6, flip=False, mode="L")
+        self.transforms = transforms or ImageTransforms(size=32, resize=32, min_scale=0.6, flip=False, mode="L")
 
     def prepare_data(self) -> None:
         """Downloads what is not there."""
@@ -50,16 +50,16 @@ class OmniglotDataModule(RetrievalDataModule):
 
     def read(self) -> dict[str, ImageFiles]:
         """Training and test: ALPHABET/characterNN/*.png of both parts."""
-        folders = [existing(self.root / Omniglot.folder / part, SOURCE) for part in PARTS.values()]
+        folders = [require_path(self.root / Omniglot.folder / part, SOURCE) for part in PARTS.values()]
         files = [sorted(folder.glob("*/*/*.png")) for folder in folders]
         for folder, found in zip(folders, files, strict=True):
             if not found:
                 raise ValueError(f"{folder} holds no ALPHABET/CHARACTER/*.png. {SOURCE}")
-        labels = numbered(*([str(file.parent) for file in part] for part in files))
-        alphabets = numbered(*([str(file.parent.parent) for file in part] for part in files))
+        labels = encode_labels(*([str(file.parent) for file in part] for part in files))
+        alphabets = encode_labels(*([str(file.parent.parent) for file in part] for part in files))
         paths = [[str(file.relative_to(self.root)) for file in part] for part in files]
         train, test = (
-            ImageFiles(self.root, *columns, loading=self.images)
+            ImageFiles(self.root, *columns, transforms=self.transforms)
             for columns in zip(paths, labels, alphabets, strict=True)
         )
         check_counts(folders[0], train, 19_280, 964)

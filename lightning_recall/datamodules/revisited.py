@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lightning_recall.data.image_files import ImageFiles, ImageTransforms
+from lightning_recall.data.tables import check_files, read_columns, require_path, user_path
 from lightning_recall.datamodules.base import RetrievalDataModule
-from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import check_files, existing, read_columns, user_path
 
 SOURCE = (
     "The ground truth and the images come from http://cmp.felk.cvut.cz/revisitop: root must hold NAME/gnd_NAME.pkl and "
@@ -57,7 +57,7 @@ class RevisitedDataModule(RetrievalDataModule):
         root: folder that holds `roxford5k`, `rparis6k` and perhaps `revisitop1m`.
         benchmark: "roxford5k" or "rparis6k".
         distractors: whether the 1,001,001 images of R1M are searched too.
-        images: how files become tensors.
+        transforms: how files become tensors.
         eval_batch_size: images in one pass; more than one needs images of one size.
         kwargs: for `RetrievalDataModule`.
 
@@ -71,7 +71,7 @@ class RevisitedDataModule(RetrievalDataModule):
         root: str = "data/revisitop",
         benchmark: Literal["roxford5k", "rparis6k"] = "roxford5k",
         distractors: bool = False,
-        images: ImageLoading | None = None,
+        transforms: ImageTransforms | None = None,
         eval_batch_size: int = 1,
         **kwargs: Any,
     ) -> None:
@@ -79,25 +79,25 @@ class RevisitedDataModule(RetrievalDataModule):
         self.root = user_path(root)
         self.benchmark = benchmark
         self.distractors = distractors
-        self.images = images or ImageLoading(longest_side=1024)
+        self.transforms = transforms or ImageTransforms(longest_side=1024)
 
     def read(self) -> dict[str, ImageFiles]:
         """The test: queries, gallery and distractors, in this order."""
-        file = existing(self.root / self.benchmark / f"gnd_{self.benchmark}.pkl", SOURCE)
+        file = require_path(self.root / self.benchmark / f"gnd_{self.benchmark}.pkl", SOURCE)
         with file.open("rb") as opened:
             truth = read_ground_truth(file, opened)
         names = [*truth["qimlist"], *truth["imlist"]]
         paths = [f"{self.benchmark}/jpg/{name}.jpg" for name in names]
         if self.distractors:
             (more,) = read_columns(
-                existing(self.root / "revisitop1m" / "revisitop1m.txt", SOURCE), ("path",), header=False
+                require_path(self.root / "revisitop1m" / "revisitop1m.txt", SOURCE), ("path",), header=False
             )
             paths += [f"revisitop1m/jpg/{name}" for name in more]
         is_query = np.arange(len(paths)) < len(truth["qimlist"])
         boxes = np.full((len(paths), 4), np.nan)
         boxes[is_query] = [query["bbx"] for query in truth["gnd"]]
         labels = np.arange(len(paths))
-        data = RevisitedData(self.root, paths, labels, None, boxes, is_query, ~is_query, self.images)
+        data = RevisitedData(self.root, paths, labels, None, boxes, is_query, ~is_query, self.transforms)
         data.ground_truth = [(list(q["easy"]), list(q["hard"]), list(q["junk"])) for q in truth["gnd"]]
         check_files(data, SOURCE)
         return {"test": data}

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from lightning_recall.data.image_files import ImageFiles, ImageTransforms
+from lightning_recall.data.tables import check_counts, check_files, integers, read_columns, require_path, user_path
 from lightning_recall.datamodules.base import RetrievalDataModule
-from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import check_counts, check_files, existing, integers, read_columns, user_path
 
 SOURCE = (
     "Unpack Stanford_Online_Products.zip from https://cvgl.stanford.edu/projects/lifted_struct/ and give the folder "
@@ -25,7 +25,7 @@ class SOPDataModule(RetrievalDataModule):
 
     Args:
         root: folder `Stanford_Online_Products`.
-        images: how files become tensors.
+        transforms: how files become tensors.
         kwargs: for `RetrievalDataModule`.
 
     Raises:
@@ -33,11 +33,11 @@ class SOPDataModule(RetrievalDataModule):
     """
 
     def __init__(
-        self, root: str = "data/Stanford_Online_Products", images: ImageLoading | None = None, **kwargs: Any
+        self, root: str = "data/Stanford_Online_Products", transforms: ImageTransforms | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.root = user_path(root)
-        self.images = images or ImageLoading()
+        self.transforms = transforms or ImageTransforms()
 
     def read(self) -> dict[str, ImageFiles]:
         """Training and test, as the two lists have them."""
@@ -45,14 +45,14 @@ class SOPDataModule(RetrievalDataModule):
 
     def read_list(self, split: str, images: int, classes: int) -> ImageFiles:
         """The images of one list, of which the published one has so many."""
-        file = existing(self.root / f"Ebay_{split}.txt", SOURCE)
+        file = require_path(self.root / f"Ebay_{split}.txt", SOURCE)
         labels, super_labels, paths = read_columns(file, ("class_id", "super_class_id", "path"))
         data = ImageFiles(
             self.root,
             paths,
             integers(file, "class_id", labels),
             integers(file, "super_class_id", super_labels),
-            loading=self.images,
+            transforms=self.transforms,
         )
         check_counts(file, data, images, classes)
         check_files(data, SOURCE)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pytorch_lightning.utilities import rank_zero_warn
 
-from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import numbered
-from lightning_recall.datamodules.wording import counted, quote, short
+from lightning_recall._lightning import rank_zero_warn
+from lightning_recall.data.image_files import ImageFiles, ImageTransforms
+from lightning_recall.data.messages import counted, quote, short
+from lightning_recall.data.tables import encode_labels
 
 PART_NAMES = {
     "train": ("train", "training"),
@@ -75,10 +75,10 @@ def first_alike(names: Sequence[str], key: Callable[[str], str]) -> tuple[str, s
     return next(((seen[key(name)], name) for name in names if seen.setdefault(key(name), name) != name), None)
 
 
-def image_files(root: Path, paths: list[str], classes: list[str], loading: ImageLoading) -> ImageFiles:
+def image_files(root: Path, paths: list[str], classes: list[str], transforms: ImageTransforms) -> ImageFiles:
     """Image files whose labels number the names of their classes in alphabetical order."""
-    (labels,) = numbered(classes)
-    data = ImageFiles(root, paths, labels, loading=loading)
+    (labels,) = encode_labels(classes)
+    data = ImageFiles(root, paths, labels, transforms=transforms)
     data.class_names = tuple(sorted(set(classes)))
     return data
 
@@ -100,7 +100,7 @@ def split_classes(data: ImageFiles, test_classes: float, seed: int) -> dict[str,
 
 
 def split_parts(
-    root: Path, parts: list[str], paths: list[str], classes: list[str], loading: ImageLoading
+    root: Path, parts: list[str], paths: list[str], classes: list[str], transforms: ImageTransforms
 ) -> dict[str, ImageFiles]:
     """Splits images by the part that each belongs to: train, val, test, or query and gallery.
 
@@ -108,7 +108,7 @@ def split_parts(
         ValueError: if a class is in two parts, or only one of query and gallery is there, or these beside test.
     """
     part = np.array(parts)
-    data = image_files(root, paths, classes, loading)
+    data = image_files(root, paths, classes, transforms)
     searched = {"query", "gallery"} & set(parts)
     if searched and (len(searched) < 2 or "test" in parts):
         raise ValueError(

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_recall.datamodules.wording import counted, short
+from lightning_recall._lightning import rank_zero_info, rank_zero_warn
+from lightning_recall.data.messages import counted, short
 
 
 def named(test_data: Any) -> list[tuple[str, Any]]:

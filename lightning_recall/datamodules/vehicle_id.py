@@ -4,9 +4,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lightning_recall.data.image_files import ImageFiles, ImageTransforms
+from lightning_recall.data.tables import check_files, integers, read_columns, require_path, user_path
 from lightning_recall.datamodules.base import RetrievalDataModule
-from lightning_recall.datamodules.image_files import ImageFiles, ImageLoading
-from lightning_recall.datamodules.tables import check_files, existing, integers, read_columns, user_path
 
 SOURCE = (
     "VehicleID_V1.0 is given out on request: https://www.pkuml.org/resources/pku-vehicleid.html. Give the folder that "
@@ -30,7 +30,7 @@ class VehicleIDDataModule(RetrievalDataModule):
         protocol: "all": every image queries all the others, as in the paper's tables; "reid": one image of each
             vehicle, drawn at random, is the gallery, and all the others query it, as in vehicle re-identification,
             where the mean over ten draws is usual. The draw follows `seed`.
-        images: how files become tensors.
+        transforms: how files become tensors.
         kwargs: for `RetrievalDataModule`.
 
     Raises:
@@ -41,7 +41,7 @@ class VehicleIDDataModule(RetrievalDataModule):
         self,
         root: str = "data/VehicleID_V1.0",
         protocol: Literal["all", "reid"] = "all",
-        images: ImageLoading | None = None,
+        transforms: ImageTransforms | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -49,7 +49,7 @@ class VehicleIDDataModule(RetrievalDataModule):
             raise ValueError(f'protocol must be "all" or "reid", got {protocol!r}.')
         self.root = user_path(root)
         self.protocol = protocol
-        self.images = images or ImageLoading()
+        self.transforms = transforms or ImageTransforms()
 
     def read(self) -> dict[str, Any]:
         """Training, and the three test sets."""
@@ -62,10 +62,10 @@ class VehicleIDDataModule(RetrievalDataModule):
 
     def read_list(self, name: str) -> ImageFiles:
         """The images of one list: number of the image, number of the vehicle."""
-        file = existing(self.root / "train_test_split" / name, SOURCE)
+        file = require_path(self.root / "train_test_split" / name, SOURCE)
         numbers, vehicles = read_columns(file, ("image", "vehicle"), header=False)
         paths = [f"image/{number:07d}.jpg" for number in integers(file, "image", numbers)]
-        data = ImageFiles(self.root, paths, integers(file, "vehicle", vehicles), loading=self.images)
+        data = ImageFiles(self.root, paths, integers(file, "vehicle", vehicles), transforms=self.transforms)
         check_files(data, SOURCE)
         return data
 

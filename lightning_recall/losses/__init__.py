@@ -2,9 +2,9 @@
 
 from lightning_recall.losses.average_precision import SmoothAPLoss, SupAPLoss
 from lightning_recall.losses.circle import CircleLoss, CircleProxyLoss
-from lightning_recall.losses.combined import CrossBatchMemory, SumOfLosses
+from lightning_recall.losses.combined import CrossBatchMemory, MultipleLosses
 from lightning_recall.losses.contrastive import ContrastiveLoss
-from lightning_recall.losses.proxies import ProxySoftmaxLoss
+from lightning_recall.losses.proxies import NormalizedSoftmaxLoss
 from lightning_recall.losses.proxy_anchor import ProxyAnchorLoss
 from lightning_recall.losses.recall_at_k import RecallAtKLoss
 from lightning_recall.losses.sup_recall_at_k import SupRecallAtKLoss
@@ -15,11 +15,11 @@ __all__ = [
     "CircleProxyLoss",
     "ContrastiveLoss",
     "CrossBatchMemory",
+    "MultipleLosses",
+    "NormalizedSoftmaxLoss",
     "ProxyAnchorLoss",
-    "ProxySoftmaxLoss",
     "RecallAtKLoss",
     "SmoothAPLoss",
-    "SumOfLosses",
     "SupAPLoss",
     "SupRecallAtKLoss",
     "UniLoss",

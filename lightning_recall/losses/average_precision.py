@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from lightning_recall.losses.base import RetrievalLoss, check_above_zero
-from lightning_recall.losses.comparisons import Supremum
-from lightning_recall.losses.gallery import MixedPairs
+from lightning_recall.losses.gallery import VirtualPairs
+from lightning_recall.losses.heaviside import SupHeaviside
 from lightning_recall.losses.ranking import smooth_rank_loss
 
 
@@ -62,7 +62,7 @@ class SmoothAPLoss(RetrievalLoss):
         embeddings: Tensor,
         labels: Tensor,
         queries: slice | Tensor | None = None,
-        pairs: MixedPairs | None = None,
+        pairs: VirtualPairs | None = None,
     ) -> Tensor:
         """As `RetrievalLoss`."""
 
@@ -79,9 +79,9 @@ class SupAPLoss(RetrievalLoss):
     """One minus a lower bound of average precision whose gradient does not vanish for positives ranked far too low.
 
     AP_q is the mean over the positives of their exact place among the positives over their rank, with the rank from
-    `Supremum`: 1 for each positive ahead, without gradient, and sigmoid, then slope, for the items of other classes.
+    `SupHeaviside`: 1 for each positive ahead, without gradient, and sigmoid, then slope, for the items of other classes.
     It does not train the places among the positives, and wants a second loss beside it that draws them together:
-    `SumOfLosses` of it and `ProxySoftmaxLoss` or `ContrastiveLoss`.
+    `MultipleLosses` of it and `NormalizedSoftmaxLoss` or `ContrastiveLoss`.
 
     Source: Ramzi et al., arXiv 2309.08250; Ramzi, Thome, Rambour, Audebert, Bitot, "Robust and Decomposable Average
     Precision for Image Retrieval", NeurIPS 2021.
@@ -129,16 +129,16 @@ class SupAPLoss(RetrievalLoss):
         """As `RetrievalLoss`."""
         self.comparison()
 
-    def comparison(self) -> Supremum:
+    def comparison(self) -> SupHeaviside:
         """The comparison of the present settings."""
-        return Supremum(self.rank_temperature, self.delta, self.slope, self.start, self.offset)
+        return SupHeaviside(self.rank_temperature, self.delta, self.slope, self.start, self.offset)
 
     def compute(
         self,
         embeddings: Tensor,
         labels: Tensor,
         queries: slice | Tensor | None = None,
-        pairs: MixedPairs | None = None,
+        pairs: VirtualPairs | None = None,
     ) -> Tensor:
         """As `RetrievalLoss`."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_recall.losses.gallery import MixedPairs
+from lightning_recall.losses.gallery import VirtualPairs
 
 WATCHED_BATCHES = 20  # later batches are not looked at: reading a value makes the processor wait for the device
 LONGEST = 1.05  # of a row that counts as unit length: bf16 rounds the length by 0.4 percent
@@ -56,7 +56,7 @@ class RetrievalLoss(nn.Module):
         embeddings: Tensor,
         labels: Tensor,
         queries: slice | Tensor | None = None,
-        pairs: MixedPairs | None = None,
+        pairs: VirtualPairs | None = None,
     ) -> Tensor:
         """Loss of a batch: embeddings (N, D), labels (N,) integers -> scalar.
 
@@ -95,7 +95,7 @@ class RetrievalLoss(nn.Module):
             )
 
 
-def able(loss: nn.Module, ability: str) -> bool:
+def declares(loss: nn.Module, ability: str) -> bool:
     """Whether a loss declares an ability of `RetrievalLoss`."""
     return bool(getattr(loss, ability, False))
 

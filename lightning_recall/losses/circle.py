@@ -8,9 +8,9 @@ from torch import Tensor
 
 from lightning_recall.losses.base import RetrievalLoss
 from lightning_recall.losses.closed_form import first_order
-from lightning_recall.losses.gallery import MixedPairs
+from lightning_recall.losses.gallery import VirtualPairs
+from lightning_recall.losses.pairwise import pairwise_loss
 from lightning_recall.losses.proxies import Proxies
-from lightning_recall.losses.rows import row_loss
 
 
 class CircleLoss(RetrievalLoss):
@@ -36,7 +36,7 @@ class CircleLoss(RetrievalLoss):
         diagnostics: of the last batch: the exact "recall@1" within it.
 
     Raises:
-        ValueError: for settings out of range, and batches that `row_loss` refuses.
+        ValueError: for settings out of range, and batches that `pairwise_loss` refuses.
 
     >>> embeddings = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.6, 0.8]])
     >>> round(CircleLoss(m=0.25, gamma=8)(embeddings, torch.tensor([0, 0, 1, 1])).item(), 4)
@@ -61,7 +61,7 @@ class CircleLoss(RetrievalLoss):
         embeddings: Tensor,
         labels: Tensor,
         queries: slice | Tensor | None = None,
-        pairs: MixedPairs | None = None,
+        pairs: VirtualPairs | None = None,
     ) -> Tensor:
         """As `RetrievalLoss`."""
 
@@ -71,7 +71,7 @@ class CircleLoss(RetrievalLoss):
             exponent = sums[0] + sums[1]
             return torch.logaddexp(exponent, torch.zeros_like(exponent))
 
-        result = row_loss(embeddings, labels, values, queries, pairs)
+        result = pairwise_loss(embeddings, labels, values, queries, pairs)
         self.diagnostics = {"recall@1": result.hits}
         return result.loss
 

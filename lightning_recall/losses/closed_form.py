@@ -30,5 +30,5 @@ class _FirstOrder(torch.autograd.Function):
         raise NotImplementedError(
             "This loss has no second derivative by the embeddings: its gradient is computed in closed form, or with "
             "weights that are constants. For a gradient penalty or a Hessian, take a loss in plain autograd, such as "
-            "ProxySoftmaxLoss."
+            "NormalizedSoftmaxLoss."
         )

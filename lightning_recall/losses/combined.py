@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_recall.losses.base import RetrievalLoss, able, check_batch, check_tensors
-from lightning_recall.losses.gallery import MixedPairs
+from lightning_recall.losses.base import RetrievalLoss, check_batch, check_tensors, declares
+from lightning_recall.losses.gallery import VirtualPairs
 
 
-class SumOfLosses(RetrievalLoss):
+class MultipleLosses(RetrievalLoss):
     """A weighted sum of losses over the same batch, such as a rank loss and one over proxies.
 
     Each is given `queries` and `pairs` if it declares the ability (`RetrievalLoss`). Where one mixes virtual items in,
@@ -29,7 +29,7 @@ class SumOfLosses(RetrievalLoss):
         ValueError: for no loss, or weights that do not fit.
 
     >>> from lightning_recall.losses import ContrastiveLoss, RecallAtKLoss
-    >>> loss = SumOfLosses([RecallAtKLoss(ks=(1, 2)), ContrastiveLoss(0.9, 0.5)], weights=[0.9, 0.1])
+    >>> loss = MultipleLosses([RecallAtKLoss(ks=(1, 2)), ContrastiveLoss(0.9, 0.5)], weights=[0.9, 0.1])
     >>> embeddings = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.6, 0.8]])
     >>> round(loss(embeddings, torch.tensor([0, 0, 1, 1])).item(), 4)  # 0.9 * 0.5 + 0.1 * 0.29
     0.479
@@ -44,17 +44,17 @@ class SumOfLosses(RetrievalLoss):
     @property
     def shares_queries(self) -> bool:  # type: ignore[override]  # as the losses at the time
         """Whether any of the losses does."""
-        return any(able(loss, "shares_queries") for loss in self.losses)
+        return any(declares(loss, "shares_queries") for loss in self.losses)
 
     @property
     def counts_singletons(self) -> bool:  # type: ignore[override]  # as the losses at the time
         """Whether any of the losses does."""
-        return any(able(loss, "counts_singletons") for loss in self.losses)
+        return any(declares(loss, "counts_singletons") for loss in self.losses)
 
     @property
     def accepts_virtual(self) -> bool:  # type: ignore[override]  # as the losses at the time
         """Whether any of the losses does."""
-        return any(able(loss, "accepts_virtual") for loss in self.losses)
+        return any(declares(loss, "accepts_virtual") for loss in self.losses)
 
     def check_settings(self) -> None:
         """As `RetrievalLoss`."""
@@ -68,7 +68,7 @@ class SumOfLosses(RetrievalLoss):
         embeddings: Tensor,
         labels: Tensor,
         queries: slice | Tensor | None = None,
-        pairs: MixedPairs | None = None,
+        pairs: VirtualPairs | None = None,
     ) -> Tensor:
         """As `RetrievalLoss`; checks of the batch are those of each loss."""
         self.check_settings()
@@ -77,9 +77,9 @@ class SumOfLosses(RetrievalLoss):
         self.diagnostics = {}
         for number, (loss, weight) in enumerate(zip(self.losses, self.weights, strict=True)):
             options: dict[str, Any] = {}
-            if pairs is not None and able(loss, "accepts_virtual"):
+            if pairs is not None and declares(loss, "accepts_virtual"):
                 options["pairs"] = pairs
-            if queries is not None and able(loss, "shares_queries") and (pairs is None or "pairs" in options):
+            if queries is not None and declares(loss, "shares_queries") and (pairs is None or "pairs" in options):
                 options["queries"] = queries  # among virtual items too, which a loss without pairs does not have
             value: Tensor = loss(embeddings, labels, **options)
             self.diagnostics = {
@@ -130,11 +130,11 @@ class CrossBatchMemory(RetrievalLoss):
         super().__init__()
         if size < 1 or embedding_dim < 1:
             raise ValueError(f"size and embedding_dim must be at least 1, got {size} and {embedding_dim}.")
-        for part in loss.losses if isinstance(loss, SumOfLosses) else [loss]:
-            if not able(part, "shares_queries"):
+        for part in loss.losses if isinstance(loss, MultipleLosses) else [loss]:
+            if not declares(part, "shares_queries"):
                 raise ValueError(
                     f"{type(part).__name__} takes no `queries`, so that it cannot tell the batch from the memory: "
-                    "add it beside the memory, SumOfLosses([CrossBatchMemory(...), ...])."
+                    "add it beside the memory, MultipleLosses([CrossBatchMemory(...), ...])."
                 )
         self.loss = loss
         self.start_after = start_after
@@ -152,14 +152,14 @@ class CrossBatchMemory(RetrievalLoss):
     @property
     def accepts_virtual(self) -> bool:  # type: ignore[override]  # as the losses at the time
         """Whether the loss does."""
-        return able(self.loss, "accepts_virtual")
+        return declares(self.loss, "accepts_virtual")
 
     def forward(
         self,
         embeddings: Tensor,
         labels: Tensor,
         queries: slice | Tensor | None = None,
-        pairs: MixedPairs | None = None,
+        pairs: VirtualPairs | None = None,
     ) -> Tensor:
         """As `RetrievalLoss`."""
         self.check_settings()

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from lightning_recall.losses.base import RetrievalLoss
-from lightning_recall.losses.gallery import MixedPairs
-from lightning_recall.losses.rows import row_loss
+from lightning_recall.losses.gallery import VirtualPairs
+from lightning_recall.losses.pairwise import pairwise_loss
 
 
 class ContrastiveLoss(RetrievalLoss):
@@ -27,7 +27,7 @@ class ContrastiveLoss(RetrievalLoss):
         diagnostics: of the last batch: the exact "recall@1" within it.
 
     Raises:
-        ValueError: for margins out of range, and batches that `row_loss` refuses.
+        ValueError: for margins out of range, and batches that `pairwise_loss` refuses.
 
     >>> import torch
     >>> embeddings = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.6, 0.8]])
@@ -57,7 +57,7 @@ class ContrastiveLoss(RetrievalLoss):
         embeddings: Tensor,
         labels: Tensor,
         queries: slice | Tensor | None = None,
-        pairs: MixedPairs | None = None,
+        pairs: VirtualPairs | None = None,
     ) -> Tensor:
         """As `RetrievalLoss`."""
 
@@ -67,6 +67,6 @@ class ContrastiveLoss(RetrievalLoss):
             violated = (exceeding > 0).sum(1).clamp(min=1)
             return lacking.sum(1) / positive.sum(1) + exceeding.sum(1) / violated
 
-        result = row_loss(embeddings, labels, values, queries, pairs)
+        result = pairwise_loss(embeddings, labels, values, queries, pairs)
         self.diagnostics = {"recall@1": result.hits}
         return result.loss

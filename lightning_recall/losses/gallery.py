@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-MixedPairs = tuple[Tensor, Tensor, Tensor]
+VirtualPairs = tuple[Tensor, Tensor, Tensor]
 """M virtual items: rows of the first and of the second real item, and the share of the first, all (M,)."""
 
 
@@ -37,7 +37,7 @@ class MixedGallery(Gallery):
     and not N + M.
     """
 
-    def __init__(self, embeddings: Tensor, pairs: MixedPairs) -> None:
+    def __init__(self, embeddings: Tensor, pairs: VirtualPairs) -> None:
         super().__init__(embeddings)
         first, second, share = pairs
         self.num_real = len(embeddings)

@@ -96,7 +96,7 @@ class _Products(torch.autograd.Function):
             return gradient @ proxies, gradient.T @ rows
 
 
-class ProxySoftmaxLoss(RetrievalLoss):
+class NormalizedSoftmaxLoss(RetrievalLoss):
     """Cross entropy of the cosines to learned proxies of all classes, over a temperature.
 
     Source: Zhai and Wu, "Classification is a Strong Baseline for Deep Metric Learning", BMVC 2019 (normalised softmax).
@@ -113,7 +113,7 @@ class ProxySoftmaxLoss(RetrievalLoss):
     Raises:
         ValueError: for settings out of range, and batches with more classes than `num_classes` or of another D.
 
-    >>> loss = ProxySoftmaxLoss(num_classes=2, embedding_dim=2, temperature=0.5)
+    >>> loss = NormalizedSoftmaxLoss(num_classes=2, embedding_dim=2, temperature=0.5)
     >>> _ = loss.proxies.weight.data.copy_(torch.eye(2))
     >>> round(loss(torch.eye(2), torch.tensor([5, 7])).item(), 4)
     0.1269

@@ -17,7 +17,7 @@ class ProxyAnchorLoss(RetrievalLoss):
         + mean over all p of log(1 + sum over x of other classes of exp(alpha (s_xp + delta)))
 
     Source: Kim, Kim, Cho, Kwak, "Proxy Anchor Loss for Deep Metric Learning", CVPR 2020, equation 4. Beside a rank loss
-    (`SumOfLosses`) it draws each class together over the whole training set. Proxies learn faster than the network:
+    (`MultipleLosses`) it draws each class together over the whole training set. Proxies learn faster than the network:
     give them a `loss_lr` of their own in `RetrievalModule`.
 
     Args:

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from lightning_recall.losses.base import check_batch, check_finite
 from lightning_recall.losses.closed_form import first_order
-from lightning_recall.losses.comparisons import Comparison, Positives, Sigmoid
-from lightning_recall.losses.gallery import Gallery, MixedGallery, MixedPairs
+from lightning_recall.losses.gallery import Gallery, MixedGallery, VirtualPairs
+from lightning_recall.losses.heaviside import Comparison, Positives, Sigmoid
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Ranks (Q, P), which of them count (Q, P) bool, and the similarities of those positives (Q, P), in units of the
@@ -57,7 +57,7 @@ class RankLoss(NamedTuple):
         return {**found, "active_positives": self.active} if self.loss.requires_grad else found
 
 
-class Ranking(NamedTuple):
+class RankingConfig(NamedTuple):
     """What is made of the similarities."""
 
     objective: Objective
@@ -99,7 +99,7 @@ def smooth_rank_loss(
     rank_temperature: float,
     count_query: bool = False,
     queries: slice | Tensor | None = None,
-    pairs: MixedPairs | None = None,
+    pairs: VirtualPairs | None = None,
     comparison: Comparison | None = None,
 ) -> RankLoss:
     """Mean of `objective` over the queries of a batch, differentiable with respect to the embeddings.
@@ -142,7 +142,7 @@ def smooth_rank_loss(
         )
     if not torch.is_grad_enabled():
         embeddings = embeddings.detach()
-    ranking = Ranking(objective, rank_temperature, comparison or Sigmoid(), count_query)
+    ranking = RankingConfig(objective, rank_temperature, comparison or Sigmoid(), count_query)
     return RankLoss(*_SmoothRankLoss.apply(embeddings, positives, ranking, pairs))
 
 
@@ -172,8 +172,8 @@ class _SmoothRankLoss(torch.autograd.Function):
         ctx: Any,
         embeddings: Tensor,
         positives: Positives,
-        ranking: Ranking,
-        pairs: MixedPairs | None,
+        ranking: RankingConfig,
+        pairs: VirtualPairs | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(embeddings.device.type, enabled=False):
             gallery = Gallery(embeddings) if pairs is None else MixedGallery(embeddings, pairs)
@@ -184,7 +184,9 @@ class _SmoothRankLoss(torch.autograd.Function):
             start = 0
             for block in blocks(positives, width.tolist(), len(gallery)):
                 stop = start + sum(len(part.queries) for part in block)
-                add_block(gallery, block, ranking, gradient, buffer, PerQuery(*(column[start:stop] for column in told)))
+                accumulate_block(
+                    gallery, block, ranking, gradient, buffer, PerQuery(*(column[start:stop] for column in told))
+                )
                 start = stop
             active = told.active.sum() / width.sum()
             if gradient is not None:
@@ -218,8 +220,13 @@ def blocks(positives: Positives, widths: list[int], num_items: int) -> Iterator[
         yield parts
 
 
-def add_block(
-    gallery: Gallery, parts: list[Positives], ranking: Ranking, gradient: Tensor | None, buffer: Tensor, told: PerQuery
+def accumulate_block(
+    gallery: Gallery,
+    parts: list[Positives],
+    ranking: RankingConfig,
+    gradient: Tensor | None,
+    buffer: Tensor,
+    told: PerQuery,
 ) -> None:
     """Adds a block's part of the gradient into `gradient` (N, D), if given; `buffer`, of any size, is worked in."""
     queries = torch.cat([part.queries for part in parts])
@@ -239,7 +246,7 @@ def add_block(
         gallery.add_gradient(gradient, queries, rows, weights)
 
 
-def compare(similarities: Tensor, part: Positives, ranking: Ranking, with_gradient: bool, told: PerQuery) -> None:
+def compare(similarities: Tensor, part: Positives, ranking: RankingConfig, with_gradient: bool, told: PerQuery) -> None:
     """Ranks the positives of some queries by `similarities` (q, N), in units of the temperature.
 
     With gradient, the objective's derivative by the similarities, in their own unit, takes their place.

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_recall.losses.base import WATCHED_BATCHES, RetrievalLoss, check_above_zero, check_ks
-from lightning_recall.losses.gallery import MixedPairs
+from lightning_recall.losses.gallery import VirtualPairs
 from lightning_recall.losses.ranking import smooth_rank_loss
 
 
@@ -109,7 +109,7 @@ class RecallAtKLoss(RetrievalLoss):
         embeddings: Tensor,
         labels: Tensor,
         queries: slice | Tensor | None = None,
-        pairs: MixedPairs | None = None,
+        pairs: VirtualPairs | None = None,
     ) -> Tensor:
         """As `RetrievalLoss`; with `pairs` the loss of `SimilarityMixup()(embeddings, labels)`, in less time."""
         ks = torch.tensor(self.ks, dtype=embeddings.dtype, device=embeddings.device)
@@ -120,10 +120,10 @@ class RecallAtKLoss(RetrievalLoss):
         result = smooth_rank_loss(embeddings, labels, missed, self.rank_temperature, self.count_query, queries, pairs)
         self.diagnostics = result.diagnostics(self.ks)
         if result.loss.requires_grad:
-            self.tell_dead_start(embeddings, result.active)
+            self.warn_if_gradient_vanishes(embeddings, result.active)
         return result.loss
 
-    def tell_dead_start(self, embeddings: Tensor, active: Tensor) -> None:
+    def warn_if_gradient_vanishes(self, embeddings: Tensor, active: Tensor) -> None:
         """Warns, once, if one of the first batches has no gradient because all its similarities are alike."""
         if self.batches_watched == WATCHED_BATCHES:
             return

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_recall.losses.base import RetrievalLoss, check_above_zero, check_ks
-from lightning_recall.losses.comparisons import Supremum
-from lightning_recall.losses.gallery import MixedPairs
+from lightning_recall.losses.gallery import VirtualPairs
+from lightning_recall.losses.heaviside import SupHeaviside
 from lightning_recall.losses.ranking import smooth_rank_loss
 from lightning_recall.losses.recall_at_k import smooth_recall_at_k
 
@@ -15,7 +15,7 @@ from lightning_recall.losses.recall_at_k import smooth_recall_at_k
 class SupRecallAtKLoss(RetrievalLoss):
     """One minus a smooth Recall@k in which positives ranked far too low still have a gradient.
 
-    As `RecallAtKLoss`, without its cap at k, and with the rank from `Supremum`: 1 for each positive ahead, without
+    As `RecallAtKLoss`, without its cap at k, and with the rank from `SupHeaviside`: 1 for each positive ahead, without
     gradient, and sigmoid, then slope, for the items of other classes. The sigmoid alone is flat for items that are more
     than some 0.05 more similar than the positive: they push nothing. The cut is a sigmoid here too, so that a positive
     some twenty ranks beyond the largest k has no gradient still.
@@ -23,7 +23,7 @@ class SupRecallAtKLoss(RetrievalLoss):
         recall_k(q) = sum over x in P_q of sigmoid((k - rank(q, x)) / k_temperature) / min(k, |P_q|)
 
     Source: Ramzi et al., "Optimization of Rank Losses for Image Retrieval", 2023 (arXiv 2309.08250), SupR@K. It trains
-    beside a second loss that draws positives together: `SumOfLosses` of it and `ProxySoftmaxLoss`, weights 0.9 and 0.1.
+    beside a second loss that draws positives together: `MultipleLosses` of it and `NormalizedSoftmaxLoss`, weights 0.9 and 0.1.
 
     Args:
         ks: cut-offs, integers from 1.
@@ -76,16 +76,16 @@ class SupRecallAtKLoss(RetrievalLoss):
         check_above_zero(k_temperature=self.k_temperature)
         self.comparison()
 
-    def comparison(self) -> Supremum:
+    def comparison(self) -> SupHeaviside:
         """The comparison of the present settings."""
-        return Supremum(self.rank_temperature, self.delta, self.slope, self.start, self.offset)
+        return SupHeaviside(self.rank_temperature, self.delta, self.slope, self.start, self.offset)
 
     def compute(
         self,
         embeddings: Tensor,
         labels: Tensor,
         queries: slice | Tensor | None = None,
-        pairs: MixedPairs | None = None,
+        pairs: VirtualPairs | None = None,
     ) -> Tensor:
         """As `RetrievalLoss`."""
         ks = torch.tensor(self.ks, dtype=embeddings.dtype, device=embeddings.device)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lightning_recall.losses.anchors import Draws, flipped, put_right, recalls_at_anchors
 from lightning_recall.losses.base import RetrievalLoss, check_above_zero, check_ks
-from lightning_recall.losses.gallery import MixedPairs
-from lightning_recall.losses.rows import row_loss
+from lightning_recall.losses.gallery import VirtualPairs
+from lightning_recall.losses.pairwise import pairwise_loss
 
 PART_ELEMENTS = 2**20  # comparisons held at a time, 4 MiB in fp32
 DEVICE_ELEMENTS = 2**24  # on a GPU, 64 MiB
@@ -72,7 +72,7 @@ class UniLoss(RetrievalLoss):
         diagnostics: of the last batch: the exact "recall@1" within it.
 
     Raises:
-        ValueError: for settings out of range, and batches that `row_loss` refuses.
+        ValueError: for settings out of range, and batches that `pairwise_loss` refuses.
 
     >>> embeddings = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.6, 0.8]])
     >>> loss = UniLoss(ks=(1, 2))
@@ -116,7 +116,7 @@ class UniLoss(RetrievalLoss):
         embeddings: Tensor,
         labels: Tensor,
         queries: slice | Tensor | None = None,
-        pairs: MixedPairs | None = None,
+        pairs: VirtualPairs | None = None,
     ) -> Tensor:
         """As `RetrievalLoss`."""
         everything = labels if pairs is None else torch.cat([labels, labels[pairs[0]]])
@@ -129,7 +129,7 @@ class UniLoss(RetrievalLoss):
             missed: Tensor = _Interpolation.apply(similarities, positive, negative, ks, self.tau, draws)
             return missed
 
-        result = row_loss(embeddings, labels, values, queries, pairs)
+        result = pairwise_loss(embeddings, labels, values, queries, pairs)
         self.diagnostics = {"recall@1": result.hits}
         if self.training:
             self.batches += 1

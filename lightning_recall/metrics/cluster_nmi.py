@@ -10,8 +10,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from lightning_recall.metrics.inputs import check_batch, check_finite, check_integers, check_same_columns
 from lightning_recall.metrics.states import add_states, append_rows, complete_states, gathered_rows, restore_columns
+from lightning_recall.search.inputs import check_batch, check_finite, check_integers, check_same_columns
 
 
 class ClusterNMI(Metric):

@@ -10,7 +10,7 @@ class RecallAtK(RetrievalScores):
     """Share of the queries that find an item of their own class among their k nearest, leave-one-out.
 
     This is the number that retrieval benchmarks report as Recall@k. It is a hit rate, not the share of relevant items
-    found, which is `torchmetrics.retrieval.RetrievalRecall` and `RetrievalScores(["found"])`. All else is as in
+    found, which is `torchmetrics.retrieval.RetrievalRecall` and `RetrievalScores(["fraction_retrieved"])`. All else is as in
     `RetrievalScores`: ties count against the query, queries and gallery may be told apart, an index counts once.
 
     Args:

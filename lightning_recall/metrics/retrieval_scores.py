@@ -9,12 +9,12 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from lightning_recall.metrics.inputs import check_batch, check_finite, check_flags, check_integers, check_same_columns
-from lightning_recall.metrics.matches import Labelled, match_labels
 from lightning_recall.metrics.scores import AT_K, OF_THE_FIRST, check_scores, score
-from lightning_recall.metrics.searched import Searched
-from lightning_recall.metrics.shards import Shards
 from lightning_recall.metrics.states import add_states, append_rows, complete_states, gathered_rows, restore_columns
+from lightning_recall.search.embedding_blocks import EmbeddingBlocks
+from lightning_recall.search.inputs import check_batch, check_finite, check_flags, check_integers, check_same_columns
+from lightning_recall.search.relevant_ranks import LabelledEmbeddings, rank_by_label
+from lightning_recall.search.result import SearchResult
 
 
 class RetrievalScores(Metric):
@@ -25,7 +25,7 @@ class RetrievalScores(Metric):
 
     - `recall`: is any of the k nearest of the query's class? A hit rate, which retrieval benchmarks call Recall@k. k
       beyond the gallery takes all of it.
-    - `found`: share of the relevant items among the k nearest, which `torchmetrics.retrieval` calls recall.
+    - `fraction_retrieved`: share of the relevant items among the k nearest, which `torchmetrics.retrieval` calls recall.
     - `precision`: share of relevant items among the k nearest; k divides even if it is beyond the gallery.
     - `r_precision`: precision at R, the number of relevant items that the query has.
     - `map@r`: mean precision over the first R places, 0 where the item is irrelevant (Musgrave, Belongie and Lim, "A
@@ -41,7 +41,7 @@ class RetrievalScores(Metric):
     Args:
         scores: which of the above. One name, with one integer as `ks` if it has a cut-off, gives a scalar, which
             `self.log`, `MetricCollection`, `MetricTracker` and their like take; a sequence gives a dict, even of one.
-        ks: cut-offs of recall, found and precision, integers from 1: a sequence, or one.
+        ks: cut-offs of recall, fraction_retrieved and precision, integers from 1: a sequence, or one.
         normalize: whether to scale embeddings to unit length, on by default; off ranks by dot products.
         ignore_index: items with this label are left out, neither queries nor retrieved; None: there are none.
         progress: whether to show a bar where the search takes more than two seconds.
@@ -129,7 +129,7 @@ class RetrievalScores(Metric):
         scores = self.search().means()
         return next(iter(scores.values())) if self.gives_scalar else scores
 
-    def search(self) -> Searched:
+    def search(self) -> SearchResult:
         """What `compute` averages: the scores of every query, and where it found its first relevant item.
 
         With several processes, call it within `sync_context()`, as `compute` does by itself; each process gets all.
@@ -146,17 +146,19 @@ class RetrievalScores(Metric):
         embeddings, labels, indices = known["embeddings"], known["labels"], known.get("indices")
         columns = dict(zip(self.names(), found[:, 2:].unbind(1), strict=True))
         groups = known.get("groups")
-        return Searched(embeddings, labels, indices, gallery, rows, first_ranks, columns, self.normalize, groups=groups)
+        return SearchResult(
+            embeddings, labels, indices, gallery, rows, first_ranks, columns, self.normalize, groups=groups
+        )
 
     def search_share(self, known: Mapping[str, Tensor], queries: Tensor, gallery: Tensor) -> Tensor:
         """Row, rank of the first relevant item, and scores (Q, 2 + S) of each query; processes share the work."""
-        own, searched = (labelled_rows(known, rows, self.normalize) for rows in (queries, gallery))
+        own, searched = (labelled_embeddings(known, rows, self.normalize) for rows in (queries, gallery))
         apart = self._is_synced and torch.distributed.is_initialized()
         group = self.process_group
         share = (torch.distributed.get_rank(group), torch.distributed.get_world_size(group)) if apart else (0, 1)
         only_first = set(self.scores) <= OF_THE_FIRST
         found = [torch.zeros(0, 2 + len(self.names()), dtype=torch.float64, device=queries.device)]
-        for matches in match_labels(own, searched, share, only_first, self.progress and share[0] == 0):
+        for matches in rank_by_label(own, searched, share, only_first, self.progress and share[0] == 0):
             columns = [queries[matches.queries], matches.ranks[matches.place == 0]]
             columns += score(matches, self.scores, self.ks).values()
             found.append(torch.stack([column.double() for column in columns], dim=1))
@@ -182,9 +184,9 @@ class RetrievalScores(Metric):
         super()._sync_dist(dist_sync_fn, process_group)
 
 
-def labelled_rows(known: Mapping[str, Tensor], rows: Tensor, normalize: bool) -> Labelled:
+def labelled_embeddings(known: Mapping[str, Tensor], rows: Tensor, normalize: bool) -> LabelledEmbeddings:
     """Some rows (n,) of what is known; without a copy of the embeddings if they are all."""
     embeddings, groups = known["embeddings"], known.get("groups")
     chosen = embeddings if len(rows) == len(embeddings) else embeddings[rows]
-    shards = Shards(chosen, normalize, embeddings.device)
-    return Labelled(shards, known["labels"][rows], rows, None if groups is None else groups[rows])
+    blocks = EmbeddingBlocks(chosen, normalize, embeddings.device)
+    return LabelledEmbeddings(blocks, known["labels"][rows], rows, None if groups is None else groups[rows])

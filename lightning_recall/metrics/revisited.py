@@ -10,13 +10,13 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from lightning_recall.metrics.inputs import check_finite, check_flags, check_integers, check_matrices
-from lightning_recall.metrics.matches import Matches, rank_pairs
 from lightning_recall.metrics.scores import check_ks
-from lightning_recall.metrics.search import Pairs, full_precision
-from lightning_recall.metrics.searched import Searched
-from lightning_recall.metrics.shards import Shards
 from lightning_recall.metrics.states import add_states, append_rows, complete_states, first_of_each, restore_columns
+from lightning_recall.search.embedding_blocks import EmbeddingBlocks
+from lightning_recall.search.inputs import check_finite, check_flags, check_integers, check_matrices
+from lightning_recall.search.ranks import QueryItemPairs, full_precision
+from lightning_recall.search.relevant_ranks import RelevantRanks, rank_pairs
+from lightning_recall.search.result import SearchResult
 
 EASY, HARD, JUNK = range(3)
 PROTOCOLS = {"easy": {EASY}, "medium": {EASY, HARD}, "hard": {HARD}}
@@ -122,7 +122,7 @@ class RevisitedMAP(Metric):
         """Mean over the queries, for each protocol."""
         return self.search().means()
 
-    def search(self) -> Searched:
+    def search(self) -> SearchResult:
         """What `compute` averages; the ranks of the first right image are those of the protocol Medium.
 
         With several processes, call it within `sync_context()`, as `compute` does by itself; each process gets all.
@@ -145,13 +145,13 @@ class RevisitedMAP(Metric):
             GroundTruth(*([] if query in ignored else [i for i in part if i + count not in ignored] for part in truth))
             for query, truth in enumerate(self.ground_truth)
         ]
-        matches, is_easy = rank_landmarks(Shards(pieces, device=device), truths, sorted(ignored))
+        matches, is_easy = rank_landmarks(EmbeddingBlocks(pieces, device=device), truths, sorted(ignored))
         if len(matches.queries) == 0:
             raise ValueError("No query has a right image in the gallery.")
         relevant = {q: torch.tensor([*t.easy, *t.hard]) + count for q, t in enumerate(truths)}
         ranks, every = matches.ranks[matches.place == 0], indices[once]
         scores = {name: values.to(device) for name, values in self.scores(matches, is_easy).items()}
-        return Searched(pieces, None, every, every[count:], matches.queries, ranks, scores, True, relevant)
+        return SearchResult(pieces, None, every, every[count:], matches.queries, ranks, scores, True, relevant)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Figure and axes of one value, of several in order, or of what was added; needs matplotlib."""
@@ -166,7 +166,7 @@ class RevisitedMAP(Metric):
         complete_states(self, dist_sync_fn, process_group or self.process_group)
         super()._sync_dist(dist_sync_fn, process_group)
 
-    def scores(self, matches: Matches, is_easy: Tensor) -> dict[str, Tensor]:
+    def scores(self, matches: RelevantRanks, is_easy: Tensor) -> dict[str, Tensor]:
         """Each protocol's scores of each query (q,); NaN where it has no right image."""
         num_queries = len(matches.queries)
         scores = {
@@ -188,8 +188,8 @@ class RevisitedMAP(Metric):
 
 
 def rank_landmarks(
-    rows: Shards, ground_truth: Sequence[GroundTruth], ignored: Sequence[int] = ()
-) -> tuple[Matches, Tensor]:
+    rows: EmbeddingBlocks, ground_truth: Sequence[GroundTruth], ignored: Sequence[int] = ()
+) -> tuple[RelevantRanks, Tensor]:
     """Ranks easy and hard images alike, past junk; what a protocol passes over changes only which of them count.
 
     Args:
@@ -213,6 +213,8 @@ def rank_landmarks(
             raise ValueError(f"The ground truth names gallery image {int(item.max()) - count} of {len(rows) - count}.")
         numbers = torch.split(item, torch.bincount(query).tolist())
         similarity = torch.cat([rows.rows(items) @ own for items, own in zip(numbers, queries, strict=True)])
-        matches = rank_pairs(Shards(queries, device=rows.device), rows, Pairs(query, item), similarity, kind == JUNK)
+        matches = rank_pairs(
+            EmbeddingBlocks(queries, device=rows.device), rows, QueryItemPairs(query, item), similarity, kind == JUNK
+        )
     easy = (query * len(rows) + item)[kind == EASY]
     return matches, torch.isin(matches.queries[matches.query] * len(rows) + matches.item, easy)

@@ -7,61 +7,65 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_recall.metrics.matches import Matches
+from lightning_recall.search.relevant_ranks import RelevantRanks
 
 
-def mean_over_relevant(matches: Matches, values: Tensor) -> Tensor:
+def mean_over_relevant(matches: RelevantRanks, values: Tensor) -> Tensor:
     """Mean (q,) of values (P,), one for each rank, over all relevant items of each query."""
     total = torch.zeros(len(matches.queries), dtype=torch.float64, device=values.device)
     return total.index_add_(0, matches.query, values.double()) / matches.num_relevant
 
 
-def found_within(matches: Matches, cut: Tensor | int) -> Tensor:
+def found_within(matches: RelevantRanks, cut: Tensor | int) -> Tensor:
     """How many relevant items (q,) stand among the first `cut`, a number or one for each query (q,)."""
     within = matches.ranks <= (cut if isinstance(cut, int) else cut[matches.query])
     return torch.zeros_like(matches.num_relevant).index_add_(0, matches.query, within.long())
 
 
-def recall(matches: Matches, k: int) -> Tensor:
+def recall(matches: RelevantRanks, k: int) -> Tensor:
     """1 if any of the first k is relevant, else 0: the hit rate that retrieval benchmarks report."""
     return (found_within(matches, k) > 0).double()
 
 
-def found(matches: Matches, k: int) -> Tensor:
+def fraction_retrieved(matches: RelevantRanks, k: int) -> Tensor:
     """Share of the relevant items that stand among the first k: the recall of information retrieval."""
     return found_within(matches, k) / matches.num_relevant.double()
 
 
-def precision(matches: Matches, k: int) -> Tensor:
+def precision(matches: RelevantRanks, k: int) -> Tensor:
     """Share of relevant items among the first k. With fewer than k to find, or to search, it cannot be 1."""
     return found_within(matches, k) / torch.tensor(k, dtype=torch.float64)
 
 
-def r_precision(matches: Matches) -> Tensor:
+def r_precision(matches: RelevantRanks) -> Tensor:
     """Precision at R, the number of relevant items."""
     return found_within(matches, matches.num_relevant) / matches.num_relevant.double()
 
 
-def map_at_r(matches: Matches) -> Tensor:
+def map_at_r(matches: RelevantRanks) -> Tensor:
     """Mean over the first R places of the precision there if the item is relevant, else 0 (Musgrave et al., 2020)."""
     precisions = (matches.place + 1) / matches.ranks.double()
     return mean_over_relevant(matches, precisions * (matches.ranks <= matches.num_relevant[matches.query]))
 
 
-def average_precision(matches: Matches) -> Tensor:
+def average_precision(matches: RelevantRanks) -> Tensor:
     """Mean of the precision at each relevant item."""
     return mean_over_relevant(matches, (matches.place + 1) / matches.ranks.double())
 
 
-def reciprocal_rank(matches: Matches) -> Tensor:
+def reciprocal_rank(matches: RelevantRanks) -> Tensor:
     """1 over the rank of the first relevant item."""
     return 1 / matches.ranks[matches.place == 0].double()
 
 
-AT_K: dict[str, Callable[[Matches, int], Tensor]] = {"recall": recall, "found": found, "precision": precision}
+AT_K: dict[str, Callable[[RelevantRanks, int], Tensor]] = {
+    "recall": recall,
+    "fraction_retrieved": fraction_retrieved,
+    "precision": precision,
+}
 """Scores at a cut-off, logged as name@k"""
 
-OVERALL: dict[str, Callable[[Matches], Tensor]] = {
+OVERALL: dict[str, Callable[[RelevantRanks], Tensor]] = {
     "map@r": map_at_r,
     "r_precision": r_precision,
     "map": average_precision,
@@ -98,7 +102,7 @@ def check_ks(ks: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(integers)
 
 
-def score(matches: Matches, scores: Sequence[str], ks: Sequence[int]) -> dict[str, Tensor]:
+def score(matches: RelevantRanks, scores: Sequence[str], ks: Sequence[int]) -> dict[str, Tensor]:
     """Each score of each query (q,), float64: {"recall@1": ..., "map@r": ...}."""
     values = {}
     for name in scores:

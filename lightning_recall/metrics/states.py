@@ -9,8 +9,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
 
-from lightning_recall.metrics.inputs import FLOATS, check_finite
-from lightning_recall.metrics.shards import BLOCK_ROWS
+from lightning_recall.search.embedding_blocks import BLOCK_ROWS
+from lightning_recall.search.inputs import FLOATS, check_finite
 
 INTEGERS, FLAGS = torch.int64, torch.bool
 COLUMNS = {

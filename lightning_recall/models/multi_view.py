@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class MultiView(nn.Module):
     """Sums the unit embeddings of an image at several scales, and of its mirror image, and scales the sum to length 1.
 
-    For tests: `RetrievalModule(views=MultiView())`. Costs a pass of the embedder for each view; what a scale adds
+    For tests: `RetrievalModule(test_time_augmentation=MultiView())`. Costs a pass of the embedder for each view; what a scale adds
     depends on the network and its pooling: convnets with GeM take any size, most ViTs only their own.
 
     Source: Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", PAMI 2019,

@@ -1,6 +1,6 @@
 """LightningModules."""
 
-from lightning_recall.modules.manual_optimization import ManualOptimization
 from lightning_recall.modules.retrieval import RetrievalModule
+from lightning_recall.optimization.manual_optimization import ManualOptimization
 
 __all__ = ["ManualOptimization", "RetrievalModule"]

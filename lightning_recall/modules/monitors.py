@@ -6,14 +6,20 @@ from collections.abc import Sequence
 from types import FunctionType
 from typing import Any
 
-from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import EarlyStopping, LambdaCallback, LearningRateMonitor, ModelCheckpoint
-from pytorch_lightning.trainer.connectors.logger_connector.fx_validator import _FxValidator
-from pytorch_lightning.utilities import rank_zero_warn
+from lightning_recall._lightning import (
+    EarlyStopping,
+    LambdaCallback,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    Trainer,
+    callbacks_of,
+    rank_zero_warn,
+    silent_hooks,
+)
 
 KNOWN_PACKAGES = ("lightning_recall", "pytorch_lightning", "lightning_fabric", "torch", "builtins")
 ALWAYS_KNOWN = ("epoch", "step")  # to ModelCheckpoint
-SILENT = {hook for hook, rules in _FxValidator.functions.items() if rules is None} - {"on_validation_end"}
+SILENT = silent_hooks() - {"on_validation_end"}
 """hooks in which Lightning refuses `log`; in the one left out callbacks write to `trainer.callback_metrics`"""
 
 
@@ -41,7 +47,7 @@ def check_monitors(trainer: Trainer, logged: Sequence[str], prefixes: Sequence[s
     check_modes(trainer, scores, unnamed)
     if unnamed:
         prefixes = [*prefixes, "val/"]
-    if any(isinstance(callback, LearningRateMonitor) for callback in trainer.callbacks):  # type: ignore[attr-defined]  # set by Lightning
+    if any(isinstance(callback, LearningRateMonitor) for callback in callbacks_of(trainer)):
         prefixes = [*prefixes, "lr-", *(config.name for config in trainer.lr_scheduler_configs if config.name)]
     known = [*logged, *scores]
     for callback in callbacks_with(trainer, "monitor"):
@@ -65,7 +71,7 @@ def check_modes(trainer: Trainer, scores: Sequence[str], unnamed: Sequence[Any])
         unnamed: callbacks that will log scores under "val/", with keys that are not known yet.
     """
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-    watching = [part for part in (*trainer.callbacks, *schedulers) if hasattr(part, "monitor")]  # type: ignore[attr-defined]  # set by Lightning
+    watching = [part for part in (*callbacks_of(trainer), *schedulers) if hasattr(part, "monitor")]
     for part in watching:
         monitor, mode = part.monitor or "", getattr(part, "mode", None)
         name = monitor.rpartition("/")[2]
@@ -117,7 +123,7 @@ def refuse_without_validation(trainer: Trainer, callback: Any, what: str) -> Non
 
 def all_known(trainer: Trainer) -> bool:
     """Whether nothing but this package and Lightning can log."""
-    logging = [trainer.lightning_module, *trainer.callbacks]  # type: ignore[attr-defined]  # set by Lightning
+    logging = [trainer.lightning_module, *callbacks_of(trainer)]
     return not any(isinstance(part, LambdaCallback) or may_log(type(part)) for part in logging)
 
 
@@ -132,7 +138,7 @@ def may_log(kind: type) -> bool:
 
 def callbacks_with(trainer: Trainer, name: str) -> list[Any]:
     """The Trainer's callbacks that have an attribute."""
-    return [callback for callback in trainer.callbacks if hasattr(callback, name)]  # type: ignore[attr-defined]  # set by Lightning
+    return [callback for callback in callbacks_of(trainer) if hasattr(callback, name)]
 
 
 def as_list(number: Any) -> list[Any]:

@@ -4,18 +4,24 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning import Callback
-from pytorch_lightning.callbacks import BatchSizeFinder
-from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, distributed, nn
 
+from lightning_recall._lightning import (
+    BatchSizeFinder,
+    Callback,
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    callbacks_of,
+    rank_zero_info,
+)
 from lightning_recall.gather import gather_rows
-from lightning_recall.losses.base import able
-from lightning_recall.modules.manual_optimization import ManualOptimization
+from lightning_recall.losses.base import declares
 from lightning_recall.modules.monitors import check_monitors
-from lightning_recall.modules.random_state import random_states, restore_random_state
-from lightning_recall.modules.resuming import check_mixup
+from lightning_recall.optimization.manual_optimization import ManualOptimization
+from lightning_recall.optimization.random_state import random_states, restore_random_state
+from lightning_recall.optimization.resuming import check_mixup
 from lightning_recall.recompute import chunked_forward, largest_chunk_size
 from lightning_recall.recompute.nests import num_rows, tensors_of
 
@@ -47,8 +53,8 @@ class RetrievalModule(ManualOptimization):
             at a time. "auto": the largest that fits the GPU, tried out at the first step; 128 on a CPU. BatchNorm in
             train mode normalises over a chunk.
         keep_chunks: how many chunks keep their activations and are not computed twice, from 1.
-        views: (embedder, images) -> embeddings, for test and predict only, such as `MultiView`; None: the images as
-            they are.
+        test_time_augmentation: (embedder, images) -> embeddings, such as `MultiView`; used in test and predict only.
+            None: each image is embedded once, as it is.
         kwargs: for `ManualOptimization`: optimizer, lr_scheduler, gradient_clip_val, accumulate_grad_batches, ...
 
     Raises:
@@ -66,7 +72,7 @@ class RetrievalModule(ManualOptimization):
         mixup: nn.Module | None = None,
         chunk_size: int | Literal["auto"] = 128,
         keep_chunks: int = 1,
-        views: nn.Module | None = None,
+        test_time_augmentation: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -79,7 +85,7 @@ class RetrievalModule(ManualOptimization):
         self.mixup = mixup
         self.chunk_size = chunk_size
         self.keep_chunks = keep_chunks
-        self.views = views
+        self.test_time_augmentation = test_time_augmentation
         self.resumed_states: list[dict[str, Any]] | None = None
         self.batch_checked = False
 
@@ -92,7 +98,7 @@ class RetrievalModule(ManualOptimization):
 
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
         """Refuses BatchSizeFinder, too."""
-        finders = [callback for callback in self.trainer.callbacks if isinstance(callback, BatchSizeFinder)]  # type: ignore[attr-defined]  # set by Lightning
+        finders = [callback for callback in callbacks_of(self.trainer) if isinstance(callback, BatchSizeFinder)]
         if self.trainer.state.fn == "fit" and any(finder._batch_arg_name == "batch_size" for finder in finders):
             raise ValueError(
                 "BatchSizeFinder would change the loss, which compares all images of a batch: choose batch_size for "
@@ -136,17 +142,17 @@ class RetrievalModule(ManualOptimization):
         embeddings, labels = gather_rows(exact), gather_rows(own_labels)  # (N, D), (N,)
         options: dict[str, Any] = {}
         with torch.autocast(embeddings.device.type, enabled=False):  # similarities need fp32: ranks differ by 0.01
-            if self.mixup is not None and hasattr(self.mixup, "draw") and able(self.loss, "accepts_virtual"):
+            if self.mixup is not None and hasattr(self.mixup, "draw") and declares(self.loss, "accepts_virtual"):
                 options["pairs"] = self.mixup.draw(labels)  # type: ignore[operator]  # hasattr says that it can be called
             elif self.mixup is not None:
                 embeddings, labels = self.mixup(embeddings, labels)
             share = 1.0
-            if self.trainer.world_size > 1 and able(self.loss, "shares_queries"):
-                options["queries"], share = self.own_queries(labels, options.get("pairs"))
+            if self.trainer.world_size > 1 and declares(self.loss, "shares_queries"):
+                options["queries"], share = self.local_queries(labels, options.get("pairs"))
             loss: Tensor = self.loss(embeddings, labels, **options)
         return loss, share
 
-    def own_queries(self, labels: Tensor, pairs: Any) -> tuple[Tensor | None, float]:
+    def local_queries(self, labels: Tensor, pairs: Any) -> tuple[Tensor | None, float]:
         """Rows that query on this process, and their share of all queries times the number of processes.
 
         None, and a share of 1, if there are fewer queries than processes, or if rows without a positive count, too:
@@ -155,7 +161,7 @@ class RetrievalModule(ManualOptimization):
         searched = labels if pairs is None else torch.cat([labels, labels[pairs[0]]])
         _, inverse, counts = torch.unique(searched, return_inverse=True, return_counts=True)
         queries = (counts[inverse] > 1).nonzero().squeeze(1)  # those that have a positive
-        if len(queries) < len(searched) and able(self.loss, "counts_singletons"):
+        if len(queries) < len(searched) and declares(self.loss, "counts_singletons"):
             return None, 1.0
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         own = queries[rank::world_size]
@@ -196,12 +202,16 @@ class RetrievalModule(ManualOptimization):
         return {"embeddings": self(batch[0])}
 
     def test_step(self, batch: Sequence[Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """As `validation_step`, by all `views`."""
+        """As `validation_step`, by all `test_time_augmentation`."""
         return {"embeddings": self.predict_step(batch, batch_idx, dataloader_idx)}
 
     def predict_step(self, batch: Sequence[Any], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Embeddings (b, D) of a batch (images, labels), by all `views`."""
-        embeddings: Tensor = self(batch[0]) if self.views is None else self.views(self.embedder, batch[0])
+        """Embeddings (b, D) of a batch (images, labels), by all `test_time_augmentation`."""
+        embeddings: Tensor = (
+            self(batch[0])
+            if self.test_time_augmentation is None
+            else self.test_time_augmentation(self.embedder, batch[0])
+        )
         return embeddings
 
     def setup(self, stage: str) -> None:

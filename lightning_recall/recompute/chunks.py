@@ -23,10 +23,10 @@ from lightning_recall.recompute.nests import (
 
 
 def chunked_forward(
-    encoder: Callable[[Any], Nest],
+    embedder: Callable[[Any], Nest],
     inputs: Nest,
     chunk_size: int,
-    keep_last: int = 1,
+    keep_chunks: int = 1,
     device: torch.device | str | None = None,
 ) -> Any:
     """Embeds a batch in chunks of which only one keeps its activations at a time, then concatenates.
@@ -40,47 +40,47 @@ def chunked_forward(
     BatchNorm, are changed once. BatchNorm in train mode normalises each chunk by its own statistics.
 
     Args:
-        encoder: a module, a method of one, or a function. It maps inputs of b rows to embeddings (b, D), or to a dict
+        embedder: a module, a method of one, or a function. It maps inputs of b rows to embeddings (b, D), or to a dict
             or tuple of such, each row on its own; an entry may be None.
         inputs: a tensor (N, ...), or a dict, tuple or other nest of tensors with N rows each; an entry may be None. A
-            Mapping that is no dict, such as the BatchEncoding of a tokenizer, reaches the encoder as a dict. A list is
+            Mapping that is no dict, such as the BatchEncoding of a tokenizer, reaches the embedder as a dict. A list is
             a batch in chunks already, each of them a tensor or nest; a DataLoader also collates pairs into a list:
             pass `tuple(batch)`. What is longer than `chunk_size` is split evenly.
-        chunk_size: largest number of rows in one pass of the encoder, an integer from 1.
-        keep_last: how many chunks, the last ones, keep their activations, an integer from 1: more memory, less to
+        chunk_size: largest number of rows in one pass of the embedder, an integer from 1.
+        keep_chunks: how many chunks, the last ones, keep their activations, an integer from 1: more memory, less to
             recompute. With all of them kept a step costs what a plain one does.
-        device: where the encoder is; chunks that are elsewhere go there one at a time, in both passes. None: they are
+        device: where the embedder is; chunks that are elsewhere go there one at a time, in both passes. None: they are
             there.
 
     Returns:
-        What the encoder gives, of all N rows, in the order of the inputs.
+        What the embedder gives, of all N rows, in the order of the inputs.
 
     Raises:
-        ValueError: for a `chunk_size` or `keep_last` that is no integer from 1, no inputs, inputs of unequal length or
-            that are no tensors, an encoder that does not give a row per row or changes its mind between chunks, a list
-            whose chunks are of different kinds, and, in backward, an encoder whose recomputation gives other values.
+        ValueError: for a `chunk_size` or `keep_chunks` that is no integer from 1, no inputs, inputs of unequal length or
+            that are no tensors, an embedder that does not give a row per row or changes its mind between chunks, a list
+            whose chunks are of different kinds, and, in backward, an embedder whose recomputation gives other values.
 
-    >>> encoder = torch.nn.Linear(3, 2)
-    >>> chunked_forward(encoder, torch.ones(10, 3), chunk_size=4).shape
+    >>> embedder = torch.nn.Linear(3, 2)
+    >>> chunked_forward(embedder, torch.ones(10, 3), chunk_size=4).shape
     torch.Size([10, 2])
     """
-    if not (is_count(chunk_size) and is_count(keep_last)):
-        raise ValueError(f"chunk_size and keep_last must be integers from 1, got {chunk_size!r} and {keep_last!r}.")
+    if not (is_count(chunk_size) and is_count(keep_chunks)):
+        raise ValueError(f"chunk_size and keep_chunks must be integers from 1, got {chunk_size!r} and {keep_chunks!r}.")
     given = [with_plain_dicts(chunk) for chunk in (inputs if isinstance(inputs, list) else [inputs])]
     check_alike(given)
     chunks = [part for chunk in given for part in split(chunk, chunk_size)]
     if not chunks:
         raise ValueError("There is nothing to embed: inputs hold no rows.")
-    recomputed = max(len(chunks) - keep_last, 0) if torch.is_grad_enabled() else 0
+    recomputed = max(len(chunks) - keep_chunks, 0) if torch.is_grad_enabled() else 0
 
     # Backward starts with the last chunks: kept, they are gone before another is recomputed.
     outputs: list[Nest] = []
     changing: set[nn.Module] | None = None
     for chunk in chunks[:recomputed]:
-        first = FirstPass(encoder, changing)
-        outputs.append(recomputable(encoder, chunk, device, first))
+        first = FirstPass(embedder, changing)
+        outputs.append(recomputable(embedder, chunk, device, first))
         changing = {module for module, _ in first.buffers} if changing is None else changing
-    return concatenate(outputs + [embed(encoder, chunk, device) for chunk in chunks[recomputed:]])
+    return concatenate(outputs + [embed(embedder, chunk, device) for chunk in chunks[recomputed:]])
 
 
 def is_count(value: Any) -> bool:
@@ -89,7 +89,7 @@ def is_count(value: Any) -> bool:
 
 
 def recomputable(
-    encoder: Callable[[Any], Nest], chunk: Nest, device: torch.device | str | None, first: FirstPass
+    embedder: Callable[[Any], Nest], chunk: Nest, device: torch.device | str | None, first: FirstPass
 ) -> Nest:
     """Embeds one chunk and forgets the activations; their recomputation is compared with this first pass."""
     kept: list[Tensor] = []
@@ -97,25 +97,25 @@ def recomputable(
     def run(chunk: Nest, _: Tensor | None) -> Nest:
         if not first.over:
             with first.recorded():
-                output = embed(encoder, chunk, device)
+                output = embed(embedder, chunk, device)
             kept.extend(leaf.detach() for leaf in tensors_of(output))
             return output
         with first.replayed():
-            output = embed(encoder, chunk, device)
+            output = embed(embedder, chunk, device)
             check_same(kept, tensors_of(output))
             return output
 
-    # A tensor on the encoder's device among the arguments makes checkpoint keep that device's random state.
+    # A tensor on the embedder's device among the arguments makes checkpoint keep that device's random state.
     anchor = None if device is None else torch.empty(0, device=device)
     with set_checkpoint_early_stop(False):  # else it would stop before there is anything to compare
         return checkpoint(run, chunk, anchor, use_reentrant=False)
 
 
-def embed(encoder: Callable[[Any], Nest], chunk: Nest, device: torch.device | str | None) -> Nest:
-    """What the encoder gives for a chunk, on the device, a row per row."""
+def embed(embedder: Callable[[Any], Nest], chunk: Nest, device: torch.device | str | None) -> Nest:
+    """What the embedder gives for a chunk, on the device, a row per row."""
     if device is not None:
         chunk = map_tensors(lambda leaf: leaf.to(device, non_blocking=True), chunk)
-    output = with_plain_dicts(encoder(chunk))
+    output = with_plain_dicts(embedder(chunk))
     check_rows(output, num_rows(chunk))
     return output
 
@@ -125,10 +125,10 @@ def check_same(first: list[Tensor], again: list[Tensor]) -> None:
     for kept, leaf in zip(first, again, strict=True):
         if not close(kept, leaf):
             raise ValueError(
-                "The encoder gave other embeddings when a chunk was recomputed, so the gradient would be wrong: it "
+                "The embedder gave other embeddings when a chunk was recomputed, so the gradient would be wrong: it "
                 "draws random numbers from a generator of its own, or changes parameters, attributes or its input "
                 "as it runs. Draw with torch's, numpy's or Python's global generator, keep state in buffers, or raise "
-                "keep_last to the number of chunks, so that nothing is recomputed."
+                "keep_chunks to the number of chunks, so that nothing is recomputed."
             )
 
 

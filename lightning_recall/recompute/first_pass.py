@@ -21,19 +21,19 @@ Noted = tuple[str, Tensor, int, Tensor]
 class FirstPass:
     """Where a chunk's first pass started: the state that its recomputation must find again.
 
-    Buffers are those of the encoder's modules. If it is a function, they are those of the modules that it calls, and
+    Buffers are those of the embedder's modules. If it is a function, they are those of the modules that it calls, and
     of modules that it holds in its closure or as arguments of `partial`. torch's own random numbers are `checkpoint`'s
     business.
 
     Args:
-        encoder: what passes run.
+        embedder: what passes run.
         changing: modules whose buffers an earlier chunk's pass has changed; None: this chunk is the first, and finds
             them by comparing values, which a GPU must be waited for.
     """
 
-    def __init__(self, encoder: Callable[[Any], Any], changing: set[nn.Module] | None = None) -> None:
-        self.known = known_modules(encoder)
-        self.whole = isinstance(getattr(encoder, "__self__", encoder), nn.Module)  # else it may call others
+    def __init__(self, embedder: Callable[[Any], Any], changing: set[nn.Module] | None = None) -> None:
+        self.known = known_modules(embedder)
+        self.whole = isinstance(getattr(embedder, "__self__", embedder), nn.Module)  # else it may call others
         self.changing = changing
         self.over = False
         self.buffers: dict[tuple[nn.Module, str], Tensor] = {}  # as they were, those that the pass changed
@@ -41,7 +41,7 @@ class FirstPass:
     @contextmanager
     def recorded(self) -> Iterator[None]:
         """Notes the random state and the buffers as they are; to be held during the first pass."""
-        self.random, self.numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # what encoders draw from
+        self.random, self.numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # what embedders draw from
         before: dict[nn.Module, list[Noted]] = {}
 
         def note(module: nn.Module, inputs: object = None) -> None:  # noqa: ARG001  # torch gives both
@@ -69,7 +69,7 @@ class FirstPass:
         try:
             with python_random_restored():
                 random.setstate(self.random)
-                np.random.set_state(self.numpy)  # noqa: NPY002  # what encoders draw from
+                np.random.set_state(self.numpy)  # noqa: NPY002  # what embedders draw from
                 yield
         finally:
             for (module, name), buffer in buffers.items():
@@ -79,22 +79,22 @@ class FirstPass:
 @contextmanager
 def python_random_restored() -> Iterator[None]:
     """Afterwards Python's and numpy's random numbers go on from where they are now."""
-    now = random.getstate(), np.random.get_state()  # noqa: NPY002  # what encoders draw from
+    now = random.getstate(), np.random.get_state()  # noqa: NPY002  # what embedders draw from
     try:
         yield
     finally:
         random.setstate(now[0])
-        np.random.set_state(now[1])  # noqa: NPY002  # what encoders draw from
+        np.random.set_state(now[1])  # noqa: NPY002  # what embedders draw from
 
 
-def known_modules(encoder: Any) -> list[nn.Module]:
-    """Modules of an encoder that is one, of the owner of a method, or that a function holds."""
-    if isinstance(encoder, nn.Module):
-        return list(encoder.modules())
-    held = [getattr(encoder, "__self__", None)]
-    if isinstance(encoder, partial):
-        held += [encoder.func, *encoder.args, *encoder.keywords.values()]
-    held += [cell.cell_contents for cell in getattr(encoder, "__closure__", None) or () if cell != CellType()]
+def known_modules(embedder: Any) -> list[nn.Module]:
+    """Modules of an embedder that is one, of the owner of a method, or that a function holds."""
+    if isinstance(embedder, nn.Module):
+        return list(embedder.modules())
+    held = [getattr(embedder, "__self__", None)]
+    if isinstance(embedder, partial):
+        held += [embedder.func, *embedder.args, *embedder.keywords.values()]
+    held += [cell.cell_contents for cell in getattr(embedder, "__closure__", None) or () if cell != CellType()]
     owners = [getattr(thing, "__self__", thing) for thing in held]
     return [module for owner in owners if isinstance(owner, nn.Module) for module in owner.modules()]
 

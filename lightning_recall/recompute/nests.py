@@ -74,13 +74,13 @@ def check_alike(chunks: list[Nest]) -> None:
 
 
 def check_rows(output: Nest, rows: int) -> None:
-    """Raises ValueError unless an encoder gave tensors, all with as many rows as its input; None passes."""
+    """Raises ValueError unless an embedder gave tensors, all with as many rows as its input; None passes."""
     leaves = [leaf for leaf in tree_flatten(output)[0] if leaf is not None]
     wrong = [leaf for leaf in leaves if not isinstance(leaf, Tensor) or leaf.shape[:1] != (rows,)]
     if wrong or not leaves:
         leaf = wrong[0] if wrong else None
         got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
-        raise ValueError(f"The encoder must give one row for each of the {rows} rows of a chunk, got {got}.")
+        raise ValueError(f"The embedder must give one row for each of the {rows} rows of a chunk, got {got}.")
 
 
 def concatenate(outputs: list[Nest]) -> Nest:
@@ -94,7 +94,7 @@ def concatenate(outputs: list[Nest]) -> Nest:
     if len(kinds) > 1 or any(spec != specs[0] for spec in specs):
         shapes = sorted({str([leaf if leaf is None else tuple(leaf.shape[1:]) for leaf in part]) for part in leaves})
         raise ValueError(
-            f"The encoder must give rows of one shape and dtype for all chunks, got {' and '.join(shapes)}."
+            f"The embedder must give rows of one shape and dtype for all chunks, got {' and '.join(shapes)}."
         )
     joined = [None if parts[0] is None else torch.cat(parts) for parts in zip(*leaves, strict=True)]
     return tree_unflatten(joined, specs[0])

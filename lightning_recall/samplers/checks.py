@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_recall.samplers.group_counts import FewClasses, SmallClasses, Tail
+from lightning_recall.samplers.pack_counts import FewClasses, SmallClasses, Tail
 
 EpochOrder = Literal["longest", "published"]
 Labels = Sequence[int] | Sequence[Sequence[int]] | NDArray[np.integer] | Tensor

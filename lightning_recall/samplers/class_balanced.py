@@ -19,7 +19,7 @@ from lightning_recall.samplers.checks import (
     label_array,
     super_class_of,
 )
-from lightning_recall.samplers.group_counts import FewClasses, SmallClasses, Tail, group_counts
+from lightning_recall.samplers.pack_counts import FewClasses, SmallClasses, Tail, pack_counts
 from lightning_recall.samplers.published import PublishedEpoch, common_length, published_epoch
 from lightning_recall.samplers.spread import SpreadEpoch, fewest_batches, filled_epoch, longest_epoch, most_batches
 from lightning_recall.samplers.super_classes import SuperClassEpoch, super_class_epoch
@@ -123,7 +123,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         column = array if array.ndim == 1 else array[:, 0]
         self._order = np.argsort(column, kind="stable").astype(np.int32)  # rows of one class side by side
         self._sizes = np.unique(column, return_counts=True)[1]  # (C,)
-        self._groups = group_counts(self._sizes, samples_per_class, self.num_classes, small_classes, tail, few_classes)
+        self._groups = pack_counts(self._sizes, samples_per_class, self.num_classes, small_classes, tail, few_classes)
         self._length: int | None = None  # batches, if all epochs have the same number
         self._drawn: tuple[tuple[int, int], PublishedEpoch | SuperClassEpoch] | None = None  # seed and epoch, and this
         if super_classes is not None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_recall.samplers.group_counts import GroupCounts
+from lightning_recall.samplers.pack_counts import PackCounts
 
 
 def most_batches(groups: NDArray[np.int64], num_classes: int, per_batch: NDArray[np.int64] | int = 1) -> int:
@@ -61,7 +61,7 @@ class SpreadEpoch:
         return self.classes[at], self.first[at] + whole * column + np.minimum(column, rest) + row
 
 
-def longest_epoch(groups: GroupCounts, length: int, num_groups: int, rng: np.random.Generator) -> SpreadEpoch:
+def longest_epoch(groups: PackCounts, length: int, num_groups: int, rng: np.random.Generator) -> SpreadEpoch:
     """No group is drawn twice; what does not fill a batch is left out."""
     order = rng.permutation(len(groups.per_epoch))
     counts = np.minimum(groups.per_epoch, groups.per_batch * length)[order]
@@ -69,7 +69,7 @@ def longest_epoch(groups: GroupCounts, length: int, num_groups: int, rng: np.ran
 
 
 def filled_epoch(
-    groups: GroupCounts, drawn: NDArray[np.int64], num_groups: int, rng: np.random.Generator
+    groups: PackCounts, drawn: NDArray[np.int64], num_groups: int, rng: np.random.Generator
 ) -> SpreadEpoch:
     """All groups are drawn that are not `drawn` (C,) yet; what is missing in the batches is drawn once more."""
     length = fewest_batches(groups.per_epoch - drawn, num_groups, groups.per_batch)
@@ -79,7 +79,7 @@ def filled_epoch(
 
 
 def filled_counts(
-    groups: GroupCounts, drawn: NDArray[np.int64], length: int, num_groups: int, rng: np.random.Generator
+    groups: PackCounts, drawn: NDArray[np.int64], length: int, num_groups: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """Groups (C,) to draw of each class to fill `length` batches: as many passes over the images as go, then a part."""
 

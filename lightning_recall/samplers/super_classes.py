@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_recall.samplers.group_counts import GroupCounts
+from lightning_recall.samplers.pack_counts import PackCounts
 from lightning_recall.samplers.spread import SpreadEpoch, filled_epoch
 
 
@@ -36,7 +36,7 @@ class SuperClassEpoch:
 
 
 def super_class_epoch(
-    groups: GroupCounts,
+    groups: PackCounts,
     super_of: NDArray[np.int64],
     num_super_classes: int,
     num_groups: int,
@@ -54,7 +54,7 @@ def super_class_epoch(
 
 
 def draw_batches(
-    groups: GroupCounts,
+    groups: PackCounts,
     super_of: NDArray[np.int64],
     num_super_classes: int,
     num_groups: int,

@@ -11,8 +11,8 @@ def test_prints_times_and_memory(capsys, monkeypatch, tmp_path):
     assert [row[0] for row in rows] == [
         "whole batch at once",
         "in chunks",
-        "in chunks, keep_last=1",
-        "in chunks, keep_last=2",
+        "in chunks, keep_chunks=1",
+        "in chunks, keep_chunks=2",
         "1",
         "4",
     ]

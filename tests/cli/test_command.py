@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, ModelSummary, OnExceptionCheckpoint
 
-from lightning_recall.callbacks import RunSummary, SavedOnInterrupt
+from lightning_recall.callbacks import InterruptCheckpoint, RunSummary
 from lightning_recall.cli import command as command_module
 from lightning_recall.cli import run
 from lightning_recall.cli.command import RecallCLI, SaveSettings, chunk_to_load, has_last_checkpoint, without_download
@@ -90,7 +90,7 @@ def test_every_run_has_the_callbacks_and_defaults_of_the_command(command, glyph_
     command("fit", "--config", GLYPHS, "--data.root", glyph_folder, *settings)
     (cli,) = made
     kinds = [type(callback) for callback in cli.trainer.callbacks]
-    assert kinds.count(RunSummary) == kinds.count(SavedOnInterrupt) == 1
+    assert kinds.count(RunSummary) == kinds.count(InterruptCheckpoint) == 1
     assert ModelSummary not in {base for kind in kinds for base in kind.__mro__}
     assert (cli.model.chunk_size, cli.datamodule.chunk_size) == ("auto", 512)
     assert chunk_to_load(7) == 7

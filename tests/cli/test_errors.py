@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from lightning_recall.cli import run
-from lightning_recall.cli.errors import paragraph, plain
+from lightning_recall.cli.errors import explain, plain
 
 GLYPHS = str(Path(__file__).parents[2] / "configs" / "glyphs.yaml")
 
@@ -135,9 +135,9 @@ def test_a_class_without_options_says_so_for_another_option():
 
 
 def test_memory_that_runs_out_has_a_remedy():
-    told = paragraph(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB. GPU 0 has"))
+    told = explain(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB. GPU 0 has"))
     assert told == "The GPU's memory ran out: take a smaller --model.chunk_size. (CUDA out of memory)"
-    assert paragraph(KeyError()) == "KeyError"
+    assert explain(KeyError()) == "KeyError"
 
 
 def test_a_plain_message_stays_as_it_is():
@@ -156,7 +156,7 @@ def test_help_names_the_subcommands_whole():
 
 
 def test_no_message_is_longer_than_a_paragraph(console):
-    assert len(paragraph(ValueError("wrong " * 9_999))) == 800
+    assert len(explain(ValueError("wrong " * 9_999))) == 800
     _, shown = console("fit", "--config", GLYPHS, "--data.batch_size", "x" * 9_999)
     assert len(shown) < 1_200
 

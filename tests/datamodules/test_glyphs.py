@@ -30,7 +30,7 @@ def test_copies_are_of_one_character_and_counted_on_request(all_glyphs):
     data = GlyphsDataModule(root=str(all_glyphs), val_classes=0, check_duplicates=True)
     with pytest.warns(UserWarning, match="exact copy") as warned:
         data.setup("fit")
-    splits = data.train_data.images.numpy(), data.test_data.images.numpy()
+    splits = data.train_data.transforms.numpy(), data.test_data.transforms.numpy()
     counts = [np.array(list(Counter(image.tobytes() for image in images).values())) for images in splits]
     copies = [f"{each[each > 1].sum():,} of {each.sum():,}" for each in counts]
     assert [str(warning.message).partition(" images")[0] for warning in warned] == [
@@ -42,15 +42,15 @@ def test_copies_are_of_one_character_and_counted_on_request(all_glyphs):
 
 def test_raw_pixels_find_58_percent(datamodule):
     metric = RecallAtK(1)
-    metric.update(datamodule.test_data.images.flatten(1).float(), torch.from_numpy(datamodule.test_data.labels))
+    metric.update(datamodule.test_data.transforms.flatten(1).float(), torch.from_numpy(datamodule.test_data.labels))
     assert metric.compute() == pytest.approx(0.584, abs=0.001)
 
 
 def test_images_are_the_characters(datamodule):
     data = datamodule.train_data
-    assert data.images.shape[1:] == (1, 32, 32)
-    assert data.images.dtype == torch.uint8
-    assert data.images.flatten(1).any(1).all()  # none blank
+    assert data.transforms.shape[1:] == (1, 32, 32)
+    assert data.transforms.dtype == torch.uint8
+    assert data.transforms.flatten(1).any(1).all()  # none blank
     row = int(np.flatnonzero(data.labels == data.labels[0])[0])
     assert int(data[row][1]) == data.labels[0]
 

@@ -8,7 +8,7 @@ from pytorch_lightning import Trainer
 
 from lightning_recall import RecallAtKLoss, RetrievalEvaluation, RetrievalModule
 from lightning_recall.callbacks import RetrievedImages
-from lightning_recall.datamodules import ImageLoading, RevisitedDataModule
+from lightning_recall.datamodules import ImageTransforms, RevisitedDataModule
 
 
 def set_up(root, **kwargs):
@@ -19,8 +19,8 @@ def set_up(root, **kwargs):
 
 @pytest.mark.parametrize("distractors", [False, True])
 def test_queries_are_cut_out_and_images_keep_their_shape(distractors, small_data):
-    images = ImageLoading(longest_side=30)
-    test = set_up(small_data("revisited"), distractors=distractors, images=images).test_data
+    images = ImageTransforms(longest_side=30)
+    test = set_up(small_data("revisited"), distractors=distractors, transforms=images).test_data
     assert len(test) == 8 + 2 * distractors
     assert test.is_query.tolist() == [True] * 2 + [False] * (6 + 2 * distractors)
     assert test[0][0].shape == (3, 15, 10)  # a box of 21 x 30 pixels, at half the size

@@ -10,8 +10,8 @@ from other_device import DEVICE, other_device
 
 from lightning_recall import losses
 from lightning_recall.losses.base import RetrievalLoss
+from lightning_recall.losses.pairwise import pairwise_loss
 from lightning_recall.losses.ranking import smooth_rank_loss
-from lightning_recall.losses.rows import row_loss
 from lightning_recall.mixup import SimilarityMixup
 
 LABELS = torch.arange(24) // 4
@@ -23,12 +23,12 @@ LEAVES = {
     "UniLoss": lambda: losses.UniLoss(tau=5.0),
     "CircleLoss": lambda: losses.CircleLoss(0.3, 8),
     "ContrastiveLoss": lambda: losses.ContrastiveLoss(0.8, 0.1),
-    "ProxySoftmaxLoss": lambda: seeded(losses.ProxySoftmaxLoss, 6, 8),
+    "NormalizedSoftmaxLoss": lambda: seeded(losses.NormalizedSoftmaxLoss, 6, 8),
     "ProxyAnchorLoss": lambda: seeded(losses.ProxyAnchorLoss, 6, 8),
     "CircleProxyLoss": lambda: seeded(losses.CircleProxyLoss, 6, 8, 0.3, 8),
 }
 ALL = LEAVES | {
-    "SumOfLosses": lambda: losses.SumOfLosses([LEAVES["RecallAtKLoss"](), LEAVES["ProxySoftmaxLoss"]()]),
+    "MultipleLosses": lambda: losses.MultipleLosses([LEAVES["RecallAtKLoss"](), LEAVES["NormalizedSoftmaxLoss"]()]),
     "CrossBatchMemory": lambda: losses.CrossBatchMemory(LEAVES["CircleLoss"](), 30, 8),
 }
 
@@ -58,12 +58,12 @@ def test_abilities_are_what_the_loss_does(name):
             with pytest.raises(ValueError, match=f"{name} takes no `{next(iter(option))}`"):
                 loss(embeddings, LABELS, **option)
     alone = torch.cat([LABELS[:-1], torch.tensor([50])])  # a row alone in its class
-    if name not in ("ProxyAnchorLoss", "CrossBatchMemory", "SumOfLosses", "UniLoss"):
+    if name not in ("ProxyAnchorLoss", "CrossBatchMemory", "MultipleLosses", "UniLoss"):
         counts = ALL[name]().eval() if "Proxy" not in name else ALL[name]()
         if "Proxy" in name:
-            counts = {"ProxySoftmaxLoss": losses.ProxySoftmaxLoss, "CircleProxyLoss": losses.CircleProxyLoss}[name](
-                7, 8
-            )
+            counts = {"NormalizedSoftmaxLoss": losses.NormalizedSoftmaxLoss, "CircleProxyLoss": losses.CircleProxyLoss}[
+                name
+            ](7, 8)
         whole = counts(embeddings, alone)
         without = counts(embeddings, alone, queries=torch.arange(23))
         assert loss.counts_singletons == (whole != without)
@@ -71,7 +71,8 @@ def test_abilities_are_what_the_loss_does(name):
 
 def test_a_plain_module_has_no_ability():
     assert not any(
-        getattr(losses.SumOfLosses([torch.nn.Module()]), ability) for ability in ("shares_queries", "accepts_virtual")
+        getattr(losses.MultipleLosses([torch.nn.Module()]), ability)
+        for ability in ("shares_queries", "accepts_virtual")
     )
 
 
@@ -90,7 +91,7 @@ def test_labels_of_any_integer_type(name):
                 assert loss.labels[:24].tolist() == labels.tolist()
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name != "SumOfLosses"])
+@pytest.mark.parametrize("name", [name for name in ALL if name != "MultipleLosses"])
 @pytest.mark.parametrize(
     ("embeddings", "labels", "message"),
     [
@@ -136,10 +137,10 @@ SETTINGS = {
         "positive_margin": (0.5, 1.5, "Margins must be from -1 to 1"),
         "negative_margin": (-0.2, 0.9, "negative_margin below positive_margin, got 0.9 and 0.8"),
     },
-    "ProxySoftmaxLoss": {"temperature": (0.2, 0.0, "temperature must be above 0, got 0.0")},
+    "NormalizedSoftmaxLoss": {"temperature": (0.2, 0.0, "temperature must be above 0, got 0.0")},
     "ProxyAnchorLoss": {"delta": (0.3, None, None), "alpha": (5.0, 0.0, "alpha must be above 0, got 0.0")},
     "CircleProxyLoss": {"m": (0.4, 0.0, "m must be above 0"), "gamma": (20.0, -1.0, "gamma above 0, got 0.3 and -1")},
-    "SumOfLosses": {"weights": ([0.5, 2.0], [1.0], "a weight from 0 for each, got 2 and")},
+    "MultipleLosses": {"weights": ([0.5, 2.0], [1.0], "a weight from 0 for each, got 2 and")},
     "CrossBatchMemory": {"start_after": (3, -1, "start_after must be from 0, got -1")},
 }
 SETTINGS["SupRecallAtKLoss"] = SETTINGS["SupAPLoss"] | {
@@ -157,7 +158,7 @@ def test_a_setting_that_changes_counts_from_the_next_batch(name):
         changed = ALL[name]()
         given = {key: getattr(changed, key) for key in SETTINGS[name]} | {setting: value}
         kept = {"num_classes": 6, "embedding_dim": 8, "losses": None, "loss": None, "size": 30}
-        if name == "SumOfLosses":
+        if name == "MultipleLosses":
             kept["losses"] = list(ALL[name]().losses)
         if name == "CrossBatchMemory":
             kept["loss"] = ALL[name]().loss
@@ -208,9 +209,9 @@ def test_long_embeddings_are_warned_of_once(name):
 
 def test_a_sum_leaves_the_warning_to_its_losses():
     theirs = pytest.importorskip("pytorch_metric_learning.losses").ContrastiveLoss()  # a test tool; it normalises
-    losses.SumOfLosses([theirs])(3 * unit(), LABELS)
+    losses.MultipleLosses([theirs])(3 * unit(), LABELS)
     with pytest.warns(UserWarning, match="SmoothAPLoss is meant for") as warned:
-        losses.CrossBatchMemory(losses.SumOfLosses([losses.SmoothAPLoss()]), 30, 8)(3 * unit(), LABELS)
+        losses.CrossBatchMemory(losses.MultipleLosses([losses.SmoothAPLoss()]), 30, 8)(3 * unit(), LABELS)
     assert len(warned) == 1
 
 
@@ -247,7 +248,7 @@ def row_room(embeddings, labels, pairs=None):
     def values(similarities, _, negative):
         return (similarities * negative).square().sum(1) + similarities.mean(1)
 
-    return row_loss(embeddings, labels, values, pairs=pairs).loss
+    return pairwise_loss(embeddings, labels, values, pairs=pairs).loss
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["plain", "SiMix"])
@@ -278,7 +279,7 @@ def test_autocast_changes_neither_value_nor_gradient(name, mixed):
 @pytest.mark.filterwarnings("ignore:.*torch.compile:UserWarning")
 def test_abilities_survive_torch_compile():
     loss = torch.compile(Products(), backend="eager")
-    total = losses.SumOfLosses([loss, LEAVES["ProxySoftmaxLoss"]()])
+    total = losses.MultipleLosses([loss, LEAVES["NormalizedSoftmaxLoss"]()])
     pairs = SimilarityMixup().draw(LABELS)
     for wrapped in (total, losses.CrossBatchMemory(loss, 30, 8)):
         assert wrapped.shares_queries

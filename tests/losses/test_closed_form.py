@@ -15,7 +15,7 @@ CLOSED = {
     "UniLoss": lambda: losses.UniLoss(tau=5.0).eval(),
     "Circle": lambda: losses.CircleLoss(0.3, 8),
     "Contrastive": lambda: losses.ContrastiveLoss(0.8, 0.1),
-    "sum": lambda: losses.SumOfLosses([losses.RecallAtKLoss((1, 2), 1.0, 0.1)]),
+    "sum": lambda: losses.MultipleLosses([losses.RecallAtKLoss((1, 2), 1.0, 0.1)]),
     "memory": lambda: losses.CrossBatchMemory(losses.CircleLoss(0.3, 8), 30, 4).eval(),
 }
 
@@ -107,7 +107,7 @@ def test_evaluation_gives_the_value_alone(loss, mode, pairs):
 
 def test_proxy_losses_have_second_derivatives():
     embeddings = F.normalize(raw().detach(), dim=1).requires_grad_()
-    for loss in (losses.ProxySoftmaxLoss(4, 4, 0.5), losses.ProxyAnchorLoss(4, 4, alpha=2)):
+    for loss in (losses.NormalizedSoftmaxLoss(4, 4, 0.5), losses.ProxyAnchorLoss(4, 4, alpha=2)):
         loss.double()
         assert torch.autograd.gradgradcheck(lambda e, loss=loss: loss(e, LABELS), embeddings)
         weight = loss.proxies.weight

@@ -7,11 +7,11 @@ from lightning_recall.losses import (
     CircleLoss,
     ContrastiveLoss,
     CrossBatchMemory,
+    MultipleLosses,
+    NormalizedSoftmaxLoss,
     ProxyAnchorLoss,
-    ProxySoftmaxLoss,
     RecallAtKLoss,
     SmoothAPLoss,
-    SumOfLosses,
     SupAPLoss,
     SupRecallAtKLoss,
 )
@@ -22,8 +22,8 @@ def unit(n, d=4):
 
 
 def test_a_sum_is_the_sum():
-    parts = [RecallAtKLoss(ks=(1, 2), rank_temperature=0.1), ProxySoftmaxLoss(3, 4).double()]
-    loss = SumOfLosses(parts, [0.7, 0.3])
+    parts = [RecallAtKLoss(ks=(1, 2), rank_temperature=0.1), NormalizedSoftmaxLoss(3, 4).double()]
+    loss = MultipleLosses(parts, [0.7, 0.3])
     embeddings, labels = unit(12).requires_grad_(), torch.arange(12) // 4
     value, expected = loss(embeddings, labels), 0.7 * parts[0](embeddings, labels) + 0.3 * parts[1](embeddings, labels)
     torch.testing.assert_close(value, expected)
@@ -35,8 +35,8 @@ def test_a_sum_is_the_sum():
 
 
 def test_shares_of_the_queries_add_up_with_virtual_items_too():
-    parts = [RecallAtKLoss(ks=(1, 2), rank_temperature=0.1), ProxySoftmaxLoss(3, 4).double()]
-    loss = SumOfLosses(parts)
+    parts = [RecallAtKLoss(ks=(1, 2), rank_temperature=0.1), NormalizedSoftmaxLoss(3, 4).double()]
+    loss = MultipleLosses(parts)
     embeddings, labels = unit(12), torch.arange(12) // 4
     pairs = (torch.tensor([0, 5]), torch.tensor([1, 6]), torch.tensor([0.3, 0.6]))
     for options, count in (({}, 12), ({"pairs": pairs}, 14)):
@@ -49,7 +49,7 @@ def test_shares_of_the_queries_add_up_with_virtual_items_too():
 def test_wrong_sums_are_refused():
     for given, weights in (([], None), ([RecallAtKLoss()], [1, 2]), ([RecallAtKLoss()], [-1])):
         with pytest.raises(ValueError, match="a weight from 0 for each"):
-            SumOfLosses(given, weights)
+            MultipleLosses(given, weights)
 
 
 REMEMBERABLE = [
@@ -59,7 +59,7 @@ REMEMBERABLE = [
     SupRecallAtKLoss(ks=(1, 2), rank_temperature=0.1, delta=0.3),
     CircleLoss(0.3, 8),
     ContrastiveLoss(0.8, 0.1),
-    SumOfLosses([RecallAtKLoss(ks=(1,), rank_temperature=0.1), ContrastiveLoss()]),
+    MultipleLosses([RecallAtKLoss(ks=(1,), rank_temperature=0.1), ContrastiveLoss()]),
 ]
 
 
@@ -91,7 +91,11 @@ def test_queries_search_the_last_batches_too(loss, with_pairs):
 
 def test_every_loss_that_takes_queries_is_tried():
     takes_queries = {type(loss).__name__ for loss in REMEMBERABLE}
-    takes_queries |= {"CrossBatchMemory", "ProxySoftmaxLoss", "CircleProxyLoss"}  # over proxies there is no gallery
+    takes_queries |= {
+        "CrossBatchMemory",
+        "NormalizedSoftmaxLoss",
+        "CircleProxyLoss",
+    }  # over proxies there is no gallery
     assert takes_queries | {"UniLoss", "ProxyAnchorLoss"} == set(losses.__all__)
 
 
@@ -128,9 +132,9 @@ def test_wrong_memories_are_refused():
 
 def test_a_memory_refuses_a_sum_that_would_take_remembered_rows_for_the_batch():
     proxies = ProxyAnchorLoss(12, 4)
-    with pytest.raises(ValueError, match=r"ProxyAnchorLoss takes no `queries`.*SumOfLosses\(\[CrossBatchMemory"):
-        CrossBatchMemory(SumOfLosses([RecallAtKLoss(), proxies]), 5, 4)
-    beside = SumOfLosses([CrossBatchMemory(RecallAtKLoss(), 5, 4), proxies])
+    with pytest.raises(ValueError, match=r"ProxyAnchorLoss takes no `queries`.*MultipleLosses\(\[CrossBatchMemory"):
+        CrossBatchMemory(MultipleLosses([RecallAtKLoss(), proxies]), 5, 4)
+    beside = MultipleLosses([CrossBatchMemory(RecallAtKLoss(), 5, 4), proxies])
     embeddings, labels = unit(8).float(), torch.arange(8) // 2
     beside(embeddings, labels)
     beside(embeddings.flip(0), labels.flip(0))
@@ -139,18 +143,18 @@ def test_a_memory_refuses_a_sum_that_would_take_remembered_rows_for_the_batch():
 
 def test_virtual_items_are_never_lost():
     """A sum mixes them in where a loss does; else it says that it does not, and they are appended."""
-    assert SumOfLosses([RecallAtKLoss(), ProxySoftmaxLoss(3, 4)]).accepts_virtual
-    proxies = SumOfLosses([ProxySoftmaxLoss(3, 4), torch.nn.Module()])
+    assert MultipleLosses([RecallAtKLoss(), NormalizedSoftmaxLoss(3, 4)]).accepts_virtual
+    proxies = MultipleLosses([NormalizedSoftmaxLoss(3, 4), torch.nn.Module()])
     assert not proxies.accepts_virtual
     assert proxies.shares_queries
     assert proxies.counts_singletons
-    assert not SumOfLosses([RecallAtKLoss()]).counts_singletons
-    assert not CrossBatchMemory(ProxySoftmaxLoss(3, 4), 5, 4).accepts_virtual
+    assert not MultipleLosses([RecallAtKLoss()]).counts_singletons
+    assert not CrossBatchMemory(NormalizedSoftmaxLoss(3, 4), 5, 4).accepts_virtual
     assert CrossBatchMemory(RecallAtKLoss(), 5, 4).counts_singletons
 
 
 def test_a_loss_that_joins_a_sum_later_counts():
-    total = SumOfLosses([ProxySoftmaxLoss(3, 4)])
+    total = MultipleLosses([NormalizedSoftmaxLoss(3, 4)])
     total.losses.append(RecallAtKLoss())
     total.weights.append(1.0)
     assert total.accepts_virtual
@@ -158,7 +162,7 @@ def test_a_loss_that_joins_a_sum_later_counts():
 
 def test_of_two_diagnostics_of_a_name_the_first_counts():
     first, second = ContrastiveLoss(), SmoothAPLoss()
-    total = SumOfLosses([first, second])
+    total = MultipleLosses([first, second])
     second.register_forward_hook(lambda loss, *_: loss.diagnostics.update({"recall@1": torch.tensor(-5.0)}))
     total(unit(8), torch.arange(8) // 2)
     assert total.diagnostics["recall@1"] == first.diagnostics["recall@1"] != -5
@@ -169,6 +173,6 @@ def test_of_two_diagnostics_of_a_name_the_first_counts():
 def test_what_is_no_tensor_is_refused_as_by_one_loss(convert, name):
     batch = {"embeddings": torch.eye(4), "labels": torch.tensor([0, 0, 1, 1])}
     batch[name] = convert(batch[name])
-    for loss in (SumOfLosses([RecallAtKLoss((1,))]), CrossBatchMemory(RecallAtKLoss((1,)), 4, 4)):
+    for loss in (MultipleLosses([RecallAtKLoss((1,))]), CrossBatchMemory(RecallAtKLoss((1,)), 4, 4)):
         with pytest.raises(ValueError, match=f"{name} must be a tensor, got (list|ndarray): convert with torch.as_ten"):
             loss(**batch)

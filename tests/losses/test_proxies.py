@@ -2,11 +2,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_recall.losses import CircleProxyLoss, ProxyAnchorLoss, ProxySoftmaxLoss, RecallAtKLoss, SumOfLosses
+from lightning_recall.losses import (
+    CircleProxyLoss,
+    MultipleLosses,
+    NormalizedSoftmaxLoss,
+    ProxyAnchorLoss,
+    RecallAtKLoss,
+)
 
 
 def test_is_the_cross_entropy_over_proxies():
-    loss = ProxySoftmaxLoss(4, 3, temperature=0.1).double()
+    loss = NormalizedSoftmaxLoss(4, 3, temperature=0.1).double()
     embeddings = F.normalize(torch.randn(6, 3, dtype=torch.float64), dim=1).requires_grad_()
     labels = torch.tensor([2**40, -5, 2**40, 17, -5, 17])  # any integers
     value = loss(embeddings, labels)
@@ -20,7 +26,7 @@ def test_is_the_cross_entropy_over_proxies():
 
 
 def test_parts_add_up_and_learn_the_same_places():
-    loss = ProxySoftmaxLoss(4, 3).double()
+    loss = NormalizedSoftmaxLoss(4, 3).double()
     embeddings, labels = F.normalize(torch.randn(6, 3).double(), dim=1), torch.tensor([4, 1, 4, 2, 1, 2])
     part = loss(embeddings, labels, queries=torch.tensor([0, 3]))
     assert loss.proxies.known[:3].tolist() == [1, 2, 4]  # not only those of the two rows
@@ -29,7 +35,7 @@ def test_parts_add_up_and_learn_the_same_places():
 
 
 def test_places_are_kept_in_a_checkpoint():
-    loss, other = ProxySoftmaxLoss(3, 2), ProxySoftmaxLoss(3, 2)
+    loss, other = NormalizedSoftmaxLoss(3, 2), NormalizedSoftmaxLoss(3, 2)
     loss(torch.eye(2), torch.tensor([9, 4]))
     loss(torch.eye(2), torch.tensor([9, 1]))
     other.load_state_dict(loss.state_dict())
@@ -37,7 +43,7 @@ def test_places_are_kept_in_a_checkpoint():
 
 
 def test_low_precision_is_computed_in_fp32():
-    loss = ProxySoftmaxLoss(2, 4)
+    loss = NormalizedSoftmaxLoss(2, 4)
     embeddings = F.normalize(torch.randn(4, 4), dim=1)
     labels = torch.tensor([0, 1, 0, 1])
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -48,10 +54,10 @@ def test_low_precision_is_computed_in_fp32():
 
 def test_wrong_use_is_refused():
     with pytest.raises(ValueError, match="num_classes and embedding_dim must be at least 1"):
-        ProxySoftmaxLoss(0, 2)
+        NormalizedSoftmaxLoss(0, 2)
     with pytest.raises(ValueError, match="temperature must be above 0"):
-        ProxySoftmaxLoss(2, 2, temperature=0)
-    loss = ProxySoftmaxLoss(2, 3)
+        NormalizedSoftmaxLoss(2, 2, temperature=0)
+    loss = NormalizedSoftmaxLoss(2, 3)
     with pytest.raises(ValueError, match="3 different labels, but num_classes is 2: set it to the number of training"):
         loss(torch.randn(3, 3), torch.arange(3))
     with pytest.raises(ValueError, match=r"shape \(2, 4\) do not fit proxies of embedding_dim 3"):
@@ -60,10 +66,10 @@ def test_wrong_use_is_refused():
 
 def test_evaluation_learns_no_label():
     embeddings = F.normalize(torch.randn(4, 3), dim=1)
-    for loss in (ProxySoftmaxLoss(2, 3), CircleProxyLoss(2, 3), ProxyAnchorLoss(2, 3)):
+    for loss in (NormalizedSoftmaxLoss(2, 3), CircleProxyLoss(2, 3), ProxyAnchorLoss(2, 3)):
         trained = loss(embeddings, torch.tensor([8, 8, 3, 3])).item()
         before = {name: value.clone() for name, value in loss.state_dict().items()}
-        total = SumOfLosses([RecallAtKLoss(), loss]).eval()
+        total = MultipleLosses([RecallAtKLoss(), loss]).eval()
         for evaluated in (loss.eval(), total):
             with pytest.raises(
                 ValueError, match="1 labels have no proxy, such as 5: in evaluation mode only the labels"
@@ -80,17 +86,17 @@ def test_evaluation_learns_no_label():
 
 
 def test_a_batch_without_a_row_is_refused():
-    for loss in (ProxySoftmaxLoss(2, 3), CircleProxyLoss(2, 3), ProxyAnchorLoss(2, 3)):
+    for loss in (NormalizedSoftmaxLoss(2, 3), CircleProxyLoss(2, 3), ProxyAnchorLoss(2, 3)):
         with pytest.raises(ValueError, match="no row that counts"):
             loss(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
     with pytest.raises(ValueError, match="no row that counts"):
-        ProxySoftmaxLoss(2, 3)(torch.eye(3), torch.tensor([0, 0, 1]), queries=torch.tensor([], dtype=torch.int64))
+        NormalizedSoftmaxLoss(2, 3)(torch.eye(3), torch.tensor([0, 0, 1]), queries=torch.tensor([], dtype=torch.int64))
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_labels_are_registered_only_where_gradients_are(mode):
     embeddings = F.normalize(torch.randn(4, 3), dim=1)
-    for loss in (ProxySoftmaxLoss(4, 3), CircleProxyLoss(4, 3), ProxyAnchorLoss(4, 3)):
+    for loss in (NormalizedSoftmaxLoss(4, 3), CircleProxyLoss(4, 3), ProxyAnchorLoss(4, 3)):
         loss(embeddings, torch.tensor([8, 8, 3, 3]))
         with mode():
             assert loss(embeddings, torch.tensor([8, 8, 3, 3])).isfinite()

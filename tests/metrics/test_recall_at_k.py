@@ -10,7 +10,7 @@ from torchmetrics.wrappers import BootStrapper, MinMaxMetric, MultitaskWrapper
 
 from lightning_recall import RecallAtK
 from lightning_recall.metrics import RetrievalScores
-from lightning_recall.metrics import search as module
+from lightning_recall.search import ranks as module
 
 
 def recall_by_sklearn(embeddings, labels, k):

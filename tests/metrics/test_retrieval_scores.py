@@ -30,7 +30,7 @@ def scores_by_sorting(embeddings, labels, ks, is_query=None, is_gallery=None, gr
             precision = [right[: i + 1].sum() / (i + 1) for i in range(len(order))]
             found.append(
                 {f"recall@{k}": float(right[:k].any()) for k in ks}
-                | {f"found@{k}": right[:k].sum() / total for k in ks}
+                | {f"fraction_retrieved@{k}": right[:k].sum() / total for k in ks}
                 | {f"precision@{k}": right[:k].sum() / k for k in ks}
                 | {
                     "map@r": sum(precision[i] for i in range(total) if i < len(order) and right[i]) / total,
@@ -120,7 +120,7 @@ def test_mixed_types_and_small_integers():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"scores": ()}, "scores must be some of recall, found, precision, map@r"),
+        ({"scores": ()}, "scores must be some of recall, fraction_retrieved, precision, map@r"),
         ({"scores": ("recall@1",)}, "scores must be some of"),
         ({"ks": (0,)}, "ks must be"),
     ],
@@ -158,13 +158,13 @@ def search_in_a_process(rank, world, folder, port_file):
     for part in rows.split(13):
         metric.update(embeddings[part], labels[part], part)
     counted = []
-    original = scores_module.match_labels
-    scores_module.match_labels = lambda queries, gallery, *rest: (
+    original = scores_module.rank_by_label
+    scores_module.rank_by_label = lambda queries, gallery, *rest: (
         (counted.append(len(part.queries)), part)[1] for part in original(queries, gallery, *rest)
     )
     with metric.sync_context():
         found = metric.search()
-    scores_module.match_labels = original
+    scores_module.rank_by_label = original
     torch.save((metric.compute(), found, sum(counted)), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 

@@ -52,7 +52,7 @@ def test_the_mirror_image_is_embedded_alike():
 def test_the_module_uses_views_in_test_and_predict_only():
     images, labels = torch.randint(0, 256, (4, 1, 32, 32)).to(torch.uint8), torch.arange(4)
     embedder = ImageEmbedder(AnySize(), embedding_dim=8)
-    module = RetrievalModule(embedder, RecallAtKLoss(), views=MultiView((1, 0.8))).eval()
+    module = RetrievalModule(embedder, RecallAtKLoss(), test_time_augmentation=MultiView((1, 0.8))).eval()
     expected = MultiView((1, 0.8))(embedder, images)
     torch.testing.assert_close(module.test_step((images, labels), 0)["embeddings"], expected)
     torch.testing.assert_close(module.predict_step((images, labels), 0), expected)

@@ -139,19 +139,19 @@ def test_without_gradients_nothing_is_kept(monkeypatch):
         assert not chunked_forward(nn.Linear(6, 4), torch.randn(9, 6), 2).requires_grad
 
 
-def both_ways(encoder, inputs, chunk_size, buffers=None, **kwargs):
+def both_ways(embedder, inputs, chunk_size, buffers=None, **kwargs):
     """Gradients of chunked_forward, and of the same chunks in one graph, from the same random state and buffers."""
     chunks = list(inputs.tensor_split(-(-len(inputs) // chunk_size)))
     results = []
     for forward in (
-        lambda: torch.cat([encoder(c) for c in chunks]),
-        lambda: chunked_forward(encoder, chunks, 99, **kwargs),
+        lambda: torch.cat([embedder(c) for c in chunks]),
+        lambda: chunked_forward(embedder, chunks, 99, **kwargs),
     ):
-        owner = encoder if isinstance(encoder, nn.Module) else encoder.__self__
+        owner = embedder if isinstance(embedder, nn.Module) else embedder.__self__
         if buffers is not None:
             owner.load_state_dict(buffers, strict=False)
         random.seed(4)
-        np.random.seed(4)  # noqa: NPY002  # what an encoder may draw from
+        np.random.seed(4)  # noqa: NPY002  # what an embedder may draw from
         torch.manual_seed(4)
         owner.zero_grad()
         loss = RecallAtKLoss(ks=(1, 2), rank_temperature=0.3)(F.normalize(forward(), dim=1), LABELS)
@@ -195,12 +195,12 @@ def frozen_batch_norm():
 
 
 @pytest.mark.parametrize("make", [lambda: Noisy().double(), spectral, frozen_batch_norm])
-@pytest.mark.parametrize("keep_last", [1, 2, 9])
-def test_what_a_pass_draws_and_changes_is_the_same_again(make, keep_last):
+@pytest.mark.parametrize("keep_chunks", [1, 2, 9])
+def test_what_a_pass_draws_and_changes_is_the_same_again(make, keep_chunks):
     net = make()
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
     inputs = torch.randn(10, 6, dtype=torch.float64)
-    assert_same(both_ways(net, inputs, 3, buffers, keep_last=keep_last))
+    assert_same(both_ways(net, inputs, 3, buffers, keep_chunks=keep_chunks))
 
 
 class Unversioned(nn.Module):
@@ -241,8 +241,8 @@ def test_buffers_changed_behind_torchs_back_are_changed_once(wrap):
         for name, value in Unversioned().double().named_buffers():
             getattr(net, name).copy_(value)
         net.zero_grad()
-        encoder = wrap(net)
-        outputs = chunked_forward(encoder, inputs, 4) if chunked else torch.cat([encoder(c) for c in inputs.split(4)])
+        embedder = wrap(net)
+        outputs = chunked_forward(embedder, inputs, 4) if chunked else torch.cat([embedder(c) for c in inputs.split(4)])
         outputs.square().sum().backward()
         results.append((net.layer.weight.grad.clone(), net.mean.clone(), net.var.clone(), net.count.clone()))
     for expected, actual in zip(*results, strict=True):
@@ -456,7 +456,7 @@ class Fails(nn.Module):
 
     def forward(self, x):
         self.passes += 1
-        out = self.layers(x) * random.random() * np.random.rand()  # noqa: NPY002  # what an encoder may draw from
+        out = self.layers(x) * random.random() * np.random.rand()  # noqa: NPY002  # what an embedder may draw from
         if self.passes == self.at:
             raise RuntimeError("boom")
         return out
@@ -466,11 +466,11 @@ def draws():
     return torch.rand(1).item(), random.random(), np.random.rand()  # noqa: NPY002  # likewise
 
 
-def step_until_it_fails(encoder, forward, backward):
+def step_until_it_fails(embedder, forward, backward):
     random.seed(1)
     np.random.seed(1)  # noqa: NPY002  # likewise
     torch.manual_seed(1)
-    loss = forward(encoder).sum()
+    loss = forward(embedder).sum()
     if backward:
         loss.backward()
     raise RuntimeError("boom")
@@ -480,13 +480,13 @@ def step_until_it_fails(encoder, forward, backward):
 @pytest.mark.parametrize("at", [1, 2, 4, 5, 6, 7])  # four first passes, three recomputations
 def test_after_an_error_all_is_as_torch_leaves_it(at, as_function):
     inputs, results = torch.randn(12, 6), []
-    whole = lambda encoder: torch.cat([encoder(chunk) for chunk in inputs.split(3)])  # noqa: E731  # one line
-    for forward in (whole, lambda encoder: chunked_forward(encoder, inputs, 3)):
+    whole = lambda embedder: torch.cat([embedder(chunk) for chunk in inputs.split(3)])  # noqa: E731  # one line
+    for forward in (whole, lambda embedder: chunked_forward(embedder, inputs, 3)):
         net = Fails(at)
-        encoder = (lambda x, net=net: net(x)) if as_function else net
+        embedder = (lambda x, net=net: net(x)) if as_function else net
         buffers = dict(net.named_buffers())
         with pytest.raises(RuntimeError, match="boom"):
-            step_until_it_fails(encoder, forward, backward=forward is not whole)
+            step_until_it_fails(embedder, forward, backward=forward is not whole)
         assert net.passes == (at if forward is not whole else min(at, 4))
         assert all(buffer is buffers[name] for name, buffer in net.named_buffers())
         assert not torch.nn.modules.module._global_forward_pre_hooks
@@ -494,7 +494,7 @@ def test_after_an_error_all_is_as_torch_leaves_it(at, as_function):
         following = draws()
         net.at = None
         net.zero_grad()
-        chunked_forward(encoder, inputs, 3).sum().backward()  # the next step
+        chunked_forward(embedder, inputs, 3).sum().backward()  # the next step
         results.append((following, state, [p.grad for p in net.parameters()], dict(net.named_buffers())))
     torch.testing.assert_close(results[1], results[0])
 
@@ -534,9 +534,9 @@ def test_a_chunk_of_chunks_and_second_derivatives():
 def test_keep_last_chunks_are_not_computed_twice():
     net, passes = nn.Linear(6, 4), []
     net.register_forward_pre_hook(lambda *_: passes.append(1))
-    for keep_last, expected in ((1, 9), (3, 7), (5, 5), (99, 5)):
+    for keep_chunks, expected in ((1, 9), (3, 7), (5, 5), (99, 5)):
         passes.clear()
-        chunked_forward(net, torch.randn(10, 6), 2, keep_last).square().sum().backward()
+        chunked_forward(net, torch.randn(10, 6), 2, keep_chunks).square().sum().backward()
         assert len(passes) == expected
 
 
@@ -580,12 +580,12 @@ class ChangesItself(nn.Linear):
         return super().forward(x * 1.0)
 
 
-@pytest.mark.parametrize("encoder", [OwnGenerator(), ChangesItself(6, 4)])
-def test_an_encoder_that_does_not_repeat_itself_is_told(encoder):
+@pytest.mark.parametrize("embedder", [OwnGenerator(), ChangesItself(6, 4)])
+def test_an_encoder_that_does_not_repeat_itself_is_told(embedder):
     with pytest.raises(
         (ValueError, RuntimeError), match=r"other embeddings when a chunk was recomputed|inplace operation"
     ):
-        chunked_forward(encoder, torch.randn(10, 6), 4).square().sum().backward()
+        chunked_forward(embedder, torch.randn(10, 6), 4).square().sum().backward()
 
 
 class ChangesOnce(nn.Linear):
@@ -610,7 +610,7 @@ def test_lazy_parts_are_told():
 
 
 @pytest.mark.parametrize(
-    ("encoder", "message"),
+    ("embedder", "message"),
     [
         (lambda x: x[:, : len(x)], r"one shape and dtype for all chunks, got \[\(3,\)\] and \[\(4,\)\]"),
         (lambda x: x[:2], r"one row for each of the 4 rows of a chunk, got \(2, 6\)"),
@@ -621,9 +621,9 @@ def test_lazy_parts_are_told():
         (lambda x: {"a": x, "b": x if len(x) < 4 else None}, r"got \[\(6,\), \(6,\)\] and \[\(6,\), None\]"),
     ],
 )
-def test_an_encoder_that_gives_no_row_a_row_is_told(encoder, message):
+def test_an_encoder_that_gives_no_row_a_row_is_told(embedder, message):
     with pytest.raises(ValueError, match=message):
-        chunked_forward(encoder, torch.randn(10, 6), 4)
+        chunked_forward(embedder, torch.randn(10, 6), 4)
 
 
 @pytest.mark.parametrize(
@@ -646,9 +646,9 @@ def test_inputs_that_cannot_be_split_are_told(inputs, message):
 
 @pytest.mark.parametrize("wrong", [0, -3, 2.0, "4", None, True, torch.tensor(4)])
 def test_counts_must_be_integers_from_1(wrong):
-    for settings in ({"chunk_size": wrong}, {"chunk_size": 4, "keep_last": wrong}):
+    for settings in ({"chunk_size": wrong}, {"chunk_size": 4, "keep_chunks": wrong}):
         with pytest.raises(
-            ValueError, match=r"chunk_size and keep_last must be integers from 1, got .*" + re.escape(str(wrong))
+            ValueError, match=r"chunk_size and keep_chunks must be integers from 1, got .*" + re.escape(str(wrong))
         ):
             chunked_forward(nn.Linear(6, 4), torch.randn(9, 6), **settings)
     assert chunked_forward(nn.Linear(6, 4), torch.randn(9, 6), np.int64(4), np.int64(2)).shape == (9, 4)
@@ -671,7 +671,7 @@ def test_a_compiled_encoder_is_compiled_once(dynamic):
 
     torch.manual_seed(0)
     net = DropPathNet().double()
-    encoder = torch.compile(net, backend=backend, dynamic=dynamic)
+    embedder = torch.compile(net, backend=backend, dynamic=dynamic)
     inputs = torch.randn(10, 6, dtype=torch.float64)
     for step in range(4):
         state = {name: buffer.clone() for name, buffer in net.named_buffers()}
@@ -679,7 +679,7 @@ def test_a_compiled_encoder_is_compiled_once(dynamic):
             net, lambda: torch.cat([net(chunk) for chunk in inputs.tensor_split(3)])
         )  # 4, 3 and 3 rows
         net.load_state_dict(state, strict=False)
-        actual = gradients(net, lambda: chunked_forward(encoder, inputs, 4))
+        actual = gradients(net, lambda: chunked_forward(embedder, inputs, 4))
         torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
         if step == 0:
             first = len(compiled)

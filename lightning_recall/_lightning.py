@@ -1,0 +1,150 @@
+"""The one file that chooses between `lightning.pytorch` and `pytorch_lightning`, and that uses private parts of either.
+
+The two packages hold the same code, but a Trainer of one refuses a module of the other. All other files import
+Lightning's names from here. `NAME` is the package in use: the one that is already imported; else the one that is
+installed; where that leaves a choice, the one that the environment variable LIGHTNING_RECALL_LIGHTNING names,
+`pytorch_lightning` by default.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_fabric.utilities.exceptions import MisconfigurationException as MisconfigurationException
+    from pytorch_lightning import Callback as Callback
+    from pytorch_lightning import LightningDataModule as LightningDataModule
+    from pytorch_lightning import LightningModule as LightningModule
+    from pytorch_lightning import Trainer as Trainer
+    from pytorch_lightning import seed_everything as seed_everything
+    from pytorch_lightning.callbacks import BaseFinetuning as BaseFinetuning
+    from pytorch_lightning.callbacks import BatchSizeFinder as BatchSizeFinder
+    from pytorch_lightning.callbacks import EarlyStopping as EarlyStopping
+    from pytorch_lightning.callbacks import GradientAccumulationScheduler as GradientAccumulationScheduler
+    from pytorch_lightning.callbacks import LambdaCallback as LambdaCallback
+    from pytorch_lightning.callbacks import LearningRateFinder as LearningRateFinder
+    from pytorch_lightning.callbacks import LearningRateMonitor as LearningRateMonitor
+    from pytorch_lightning.callbacks import ModelCheckpoint as ModelCheckpoint
+    from pytorch_lightning.callbacks import OnExceptionCheckpoint as OnExceptionCheckpoint
+    from pytorch_lightning.cli import ArgsType as ArgsType
+    from pytorch_lightning.cli import LightningArgumentParser as LightningArgumentParser
+    from pytorch_lightning.cli import LightningCLI as LightningCLI
+    from pytorch_lightning.cli import LRSchedulerCallable as LRSchedulerCallable
+    from pytorch_lightning.cli import OptimizerCallable as OptimizerCallable
+    from pytorch_lightning.cli import ReduceLROnPlateau as ReduceLROnPlateau
+    from pytorch_lightning.cli import SaveConfigCallback as SaveConfigCallback
+    from pytorch_lightning.loggers import CSVLogger as CSVLogger
+    from pytorch_lightning.loggers import TensorBoardLogger as TensorBoardLogger
+    from pytorch_lightning.strategies import DDPStrategy as DDPStrategy
+    from pytorch_lightning.strategies import DeepSpeedStrategy as DeepSpeedStrategy
+    from pytorch_lightning.strategies import FSDPStrategy as FSDPStrategy
+    from pytorch_lightning.strategies import ModelParallelStrategy as ModelParallelStrategy
+    from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
+    from pytorch_lightning.utilities import rank_zero_info as rank_zero_info
+    from pytorch_lightning.utilities import rank_zero_only as rank_zero_only
+    from pytorch_lightning.utilities import rank_zero_warn as rank_zero_warn
+    from pytorch_lightning.utilities.exceptions import _TunerExitException
+    from pytorch_lightning.utilities.seed import isolate_rng as isolate_rng
+    from pytorch_lightning.utilities.types import LRSchedulerConfig as LRSchedulerConfig
+
+    MultiProcessingLauncher = _MultiProcessingLauncher
+    TunerExitException = _TunerExitException
+
+VARIABLE = "LIGHTNING_RECALL_LIGHTNING"
+PACKAGES = ("pytorch_lightning", "lightning.pytorch")
+
+HOMES = {
+    "": ("Callback", "LightningDataModule", "LightningModule", "Trainer", "seed_everything"),
+    ".callbacks": (
+        *("BaseFinetuning", "BatchSizeFinder", "EarlyStopping", "GradientAccumulationScheduler", "LambdaCallback"),
+        *("LearningRateFinder", "LearningRateMonitor", "ModelCheckpoint", "OnExceptionCheckpoint"),
+    ),
+    ".cli": (
+        *("ArgsType", "LRSchedulerCallable", "LightningArgumentParser", "LightningCLI", "OptimizerCallable"),
+        *("ReduceLROnPlateau", "SaveConfigCallback"),
+    ),
+    ".loggers": ("CSVLogger", "TensorBoardLogger"),
+    ".strategies": ("DDPStrategy", "DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy"),
+    ".utilities": ("rank_zero_info", "rank_zero_only", "rank_zero_warn"),
+    ".utilities.exceptions": ("MisconfigurationException",),
+    ".utilities.seed": ("isolate_rng",),
+    ".utilities.types": ("LRSchedulerConfig",),
+}
+"""part of the package -> public names in it"""
+
+PRIVATE = {
+    "MultiProcessingLauncher": (".strategies.launchers", "_MultiProcessingLauncher"),
+    "TunerExitException": (".utilities.exceptions", "_TunerExitException"),
+}
+"""name here -> part of the package, and private name there"""
+
+
+def choose_package(imported: list[str], installed: list[str], environment: Mapping[str, str]) -> tuple[str, bool]:
+    """The package to use, and whether it was a choice between two that are installed, of which neither is imported.
+
+    Args:
+        imported: those of `PACKAGES` that are imported.
+        installed: those that are installed.
+        environment: the process's environment variables.
+
+    Raises:
+        ImportError: if neither is installed.
+        ValueError: for an environment variable that names neither.
+    """
+    asked = environment.get(VARIABLE, PACKAGES[0])
+    if asked not in PACKAGES:
+        raise ValueError(f"{VARIABLE} must be {' or '.join(PACKAGES)}, got {asked!r}.")
+    candidates = imported or installed
+    if not candidates:
+        raise ImportError("lightning_recall needs PyTorch Lightning: pip install pytorch-lightning")
+    if asked not in candidates:
+        return candidates[0], False
+    return asked, len(candidates) > 1 and not imported
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported."""
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # of `lightning.pytorch` without `lightning`
+        return False
+
+
+NAME, _chosen = choose_package(
+    [package for package in PACKAGES if package in sys.modules],
+    [package for package in PACKAGES if is_installed(package)],
+    os.environ,
+)
+_HOME_OF = {name: (home, name) for home, names in HOMES.items() for name in names} | PRIVATE
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Imports one of Lightning's names when it is first used."""
+        if name not in _HOME_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home, original = _HOME_OF[name]
+        return getattr(import_module(NAME + home), original)
+
+
+def callbacks_of(trainer: "Trainer") -> "list[Callback]":
+    """The callbacks of a Trainer."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning
+    return callbacks
+
+
+def silent_hooks() -> set[str]:
+    """Hooks in which Lightning refuses `log`."""
+    validator = import_module(f"{NAME}.trainer.connectors.logger_connector.fx_validator")._FxValidator
+    return {hook for hook, rules in validator.functions.items() if rules is None}
+
+
+if _chosen:
+    import_module(f"{NAME}.utilities").rank_zero_info(
+        f"lightning_recall uses {NAME}: lightning.pytorch and pytorch_lightning are both installed. To choose, import "
+        f"yours first, or set {VARIABLE}."
+    )

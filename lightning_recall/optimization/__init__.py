@@ -1,0 +1,1 @@
+"""Manual optimization with everything that automatic optimization does: clipping, accumulation, schedulers, resume."""

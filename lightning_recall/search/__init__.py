@@ -1,0 +1,1 @@
+"""Exact search in blocks: ranks, nearest neighbours, re-ranking and query expansion. Plain torch."""

@@ -1,0 +1,180 @@
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lightning_recall.data.image_files import ImageFiles
+from lightning_recall.data.tables import (
+    check_counts,
+    check_files,
+    column_names,
+    encode_labels,
+    integers,
+    read_columns,
+    require_path,
+)
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+def test_columns_by_name(tmp_path, newline, bom):
+    file = tmp_path / "list.txt"
+    file.write_bytes((bom + newline.join(["id  path", "1 a.jpg  ", "", "2\tb.jpg", ""])).encode())
+    assert read_columns(file, ("path", "id")) == [["a.jpg", "b.jpg"], ["1", "2"]]
+
+
+def test_quoted_cells_and_no_header(tmp_path):
+    file = tmp_path / "list.csv"
+    file.write_text('7,"a, b.jpg"\n8,c.jpg\n')
+    assert read_columns(file, ("id", "path"), ",", header=False) == [["7", "8"], ["a, b.jpg", "c.jpg"]]
+    file.write_text("3\nid path\n1 a.jpg\n")
+    assert read_columns(file, ("path",), skip=1) == [["a.jpg"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id file\n1 a.jpg\n", "has no column 'path': its first line names 'id, file'"),
+        ("id path\n1 a.jpg\n2\n", "line 3: 1 cell where 2 are needed: '2'"),
+        ("id path\n", "lists nothing"),
+        ("", "lists nothing"),
+    ],
+)
+def test_broken_lists_are_named(tmp_path, text, message):
+    file = tmp_path / "list.txt"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(f"{file}") + ".*" + re.escape(message)):
+        read_columns(file, ("id", "path"))
+
+
+def test_what_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match=r"a/b.txt is not there \(but .* is\). Unpack it."):
+        require_path(tmp_path / "a" / "b.txt", "Unpack it.")
+    assert require_path(tmp_path, "") == tmp_path
+
+
+def test_half_an_archive(tmp_path):
+    Image.new("L", (4, 4)).save(tmp_path / "0.png")
+    check_files(ImageFiles(tmp_path, ["0.png"], [0]), "")
+    with pytest.raises(ValueError, match=r"3 of 4 files that were looked up are not there, such as .*1.png. Unpack"):
+        check_files(ImageFiles(tmp_path, [f"{i}.png" for i in range(4)], [0] * 4), "Unpack it.")
+
+
+def test_counts_that_differ_are_told(tmp_path):
+    data = ImageFiles(tmp_path, ["0.png", "1.png"], [7, 8])
+    check_counts(tmp_path / "list.txt", data, 2, 2)
+    with pytest.warns(UserWarning, match=r"list.txt lists 2 images of 2 classes, where .* has 3,000 of 2"):
+        check_counts(tmp_path / "list.txt", data, 3000, 2)
+
+
+def test_names_become_numbers():
+    first, second = encode_labels(["b", "a", "b"], ["c", "a"])
+    assert (first.tolist(), second.tolist()) == ([1, 0, 1], [2, 0])
+    assert first.dtype == np.int64
+
+
+def test_integers_are_integers(tmp_path):
+    assert integers(tmp_path, "class", ["7", "-1"]).tolist() == [7, -1]
+    for wrong in ("seven", "--7", "7.0", "²", "", "9" * 19):
+        with pytest.raises(ValueError, match=f"list.txt: class must be an integer of .*, got {wrong!r}"):
+            integers(tmp_path / "list.txt", "class", ["7", wrong])
+
+
+@pytest.mark.parametrize("text", ["path,label\na.jpg,Müller\n", "path,Größe\na.jpg,1\n"])
+def test_text_that_is_not_utf8_is_named(tmp_path, text):
+    file = tmp_path / "list.csv"
+    file.write_text(text, encoding="latin-1")
+    for read in (lambda: read_columns(file, ("path",), ","), lambda: column_names(file, ",")):
+        with pytest.raises(ValueError, match=r"list\.csv cannot be read as UTF-8 text \(.*\): save it as such"):
+            read()
+
+
+@pytest.mark.parametrize("lines", [3_000, 20_000])
+def test_a_quote_that_is_not_closed_is_named_by_its_line(lines, tmp_path):
+    file = tmp_path / "list.csv"
+    text = ["path,label", *(f"{i}.jpg,class {i % 7}" for i in range(lines))]
+    text[4] = '"3.jpg,class 3'
+    file.write_text("\n".join(text))
+    with pytest.raises(ValueError, match=r'list\.csv, line 5: a quote \("\) is not closed in its line') as raised:
+        read_columns(file, ("path", "label"), ",")
+    assert len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label\na.jpg,1\n\n,2\n", "line 4: the path is empty."),
+        ("path,label\na.jpg, \n", "line 2: the label is empty."),
+        ("path,label,path\na.jpg,1,b.jpg\n", "has several columns 'path': its first line names 'path, label, path'."),
+        ("path,label,Path\na.jpg,1,b.jpg\n", "has several columns 'path'"),
+        ("path;label\na.jpg;1\n", "Semicolons separate its cells: save it with commas."),
+        ("path\tlabel\na.jpg\t1\n", "Tabs separate its cells: save it with commas."),
+        ("path,label\na, b.jpg,1\n", "line 2: 3 cells where 2 are needed: 'a b.jpg 1'."),
+        ("path,label\na.jpg,1\0\n", "line 2: it has NUL characters. Save the file as UTF-8 text."),
+        ('path,label\n"a.jpg"x,1\n', "line 2: a quote"),
+        ('path,label\na.jpg,dog\nb.jpg,dog"\n', "line 3: the cell 'dog\"' has a quote (\") without its pair."),
+        ('path,label\na.jpg",dog"\n', "line 2: the cell 'a.jpg\"' has a quote"),
+        ('path,label\na.jpg,5" lens\n', "line 2: the cell '5\" lens' has a quote"),
+        (f'path,label\na.jpg,{"x" * 9_999}"\n', "line 2: the cell 'xxx"),
+        (f"path,label\n{'x' * 50_000},1\n", "has 50,000 characters. No file system takes more than 4,096 bytes"),
+        (f"path,label\na.jpg,1\na/{'ü' * 130}.jpg,1\n", "line 3: the path 'a/ü"),
+        (f"path,label\n{'a/' * 2_100}a.jpg,1\n", "line 2: the path 'a/a"),
+        (f"{'x' * 9_999},label\na.jpg,1\n", "has no column 'path'"),
+        (f"path,label\n{'x' * 9_999}\n", "line 2: 1 cell where 2 are needed: 'xxx"),
+        (f"path,label\na.jpg,{'1,' * 9_999}\n", "line 2: 10,001 cells where 2 are needed: 'a.jpg 1"),
+    ],
+)
+def test_faults_of_a_table_are_named_in_a_paragraph(text, message, tmp_path):
+    file = tmp_path / "list.csv"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
+        read_columns(file, ("path", "label"), ",")
+    assert str(raised.value).startswith(str(file))
+    assert len(str(raised.value)) < 500
+
+
+def test_lines_before_the_header_are_counted(tmp_path):
+    file = tmp_path / "list.txt"
+    file.write_text("3\nid path\n1 a.jpg\n2\n")
+    with pytest.raises(ValueError, match="line 4: 1 cell where 2 are needed"):
+        read_columns(file, ("path",), skip=1)
+
+
+def test_what_spreadsheets_write_is_read(tmp_path):
+    file = tmp_path / "list.csv"
+    file.write_text('PATH, Label \r"a ""b"".jpg",  1 ,,\r c.jpg ,2\r', newline="")  # line ends of old Macintoshes
+    assert read_columns(file, ("path", "label"), ",") == [['a "b".jpg', "c.jpg"], ["1", "2"]]
+    assert column_names(file, ",") == ["path", "label"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_utf16_is_refused(encoding, tmp_path):
+    file = tmp_path / "list.csv"
+    file.write_text("path,label\na.jpg,1\n", encoding=encoding)
+    for read in (lambda: read_columns(file, ("path",), ","), lambda: column_names(file, ",")):
+        with pytest.raises(ValueError, match=r"list\.csv.* (cannot be read as UTF-8 text|it has NUL characters)"):
+            read()
+
+
+def test_quotes_that_belong_to_a_cell_are_kept(tmp_path):
+    file = tmp_path / "list.csv"
+    file.write_text('path,label\na.jpg,"5"" lens"\nb.jpg, "dog"\n"c.jpg" ,a "b" c\n'.replace('" ,', '",'))
+    assert read_columns(file, ("path", "label"), ",") == [["a.jpg", "b.jpg", "c.jpg"], ['5" lens', "dog", 'a "b" c']]
+
+
+@pytest.mark.parametrize("name", ["y" * 255, "ü" * 127, "y" * 200 + "/" + "y" * 200])
+def test_names_as_long_as_file_systems_take_are_read(name, tmp_path):
+    file = tmp_path / "list.csv"
+    file.write_text(f"path,label\n{name},{'x' * 300}\n")
+    assert read_columns(file, ("path", "label"), ",") == [[name], ["x" * 300]]
+
+
+def test_a_single_file_is_not_files(tmp_path):
+    with pytest.raises(ValueError, match=r"^1 of 1 file that was looked up is not there, such as .*0\.png"):
+        check_files(ImageFiles(tmp_path, ["0.png"], [0]), "")
+    (tmp_path / "1.png").mkdir()
+    with pytest.raises(ValueError, match=r"^1 of 1 file that was looked up is no file: .*1\.png is a folder\."):
+        check_files(ImageFiles(tmp_path, ["1.png"], [0]), "")
+    with pytest.warns(UserWarning, match=r"lists 1 image of 1 class, where"):
+        check_counts(tmp_path, ImageFiles(tmp_path, ["0.png"], [0]), 2, 2)
