@@ -1,56 +1,11 @@
 """SiMix: similarity mixup, virtual examples between two images of a class."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-class VirtualPairs(NamedTuple):
-    """M virtual examples, each between two rows of a class: both row numbers, and the share of the first, all (M,)."""
-
-    first: Tensor
-    second: Tensor
-    alpha: Tensor
-
-
-def same_class_pairs(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """All unordered pairs of different rows with equal labels (N,), as two index vectors (M,)."""
-    order = torch.argsort(labels, stable=True)
-    ordered = labels[order]
-    largest = int(torch.unique_consecutive(ordered, return_counts=True)[1].max()) if len(labels) else 0
-    first, second = [order[:0]], [order[:0]]
-    for step in range(1, largest):  # rows of a class stand side by side: partners are 1, 2, ... places away
-        here = torch.nonzero(ordered[:-step] == ordered[step:]).squeeze(1)
-        first.append(order[here])
-        second.append(order[here + step])
-    return torch.cat(first), torch.cat(second)
-
-
-def mix_similarities(similarities: Tensor, pairs: VirtualPairs) -> Tensor:
-    """Similarities of real and virtual items, mixed from those of the real ones: SiMix as the paper writes it.
-
-    A virtual v between x and z has s_vw = alpha s_xw + (1 - alpha) s_zw to any w, and two virtual items mix both ways,
-    bilinearly. `mix_embeddings` gives items with just these dot products.
-
-    Args:
-        similarities: (N, N) of the real items.
-        pairs: M virtual ones.
-
-    Returns:
-        (N + M, N + M), the real ones first.
-    """
-    alpha = pairs.alpha.to(similarities.dtype)
-    rows = torch.lerp(similarities[pairs.second], similarities[pairs.first], alpha[:, None])  # (M, N)
-    both = torch.cat([similarities, rows])  # (N + M, N)
-    columns = torch.lerp(both[:, pairs.second], both[:, pairs.first], alpha)  # (N + M, M)
-    return torch.cat([both, columns], 1)
-
-
-def mix_embeddings(embeddings: Tensor, pairs: VirtualPairs) -> Tensor:
-    """Embeddings (N, D) with alpha e_x + (1 - alpha) e_z appended for each of M pairs: (N + M, D), not normalised."""
-    alpha = pairs.alpha.to(embeddings.dtype)[:, None]
-    return torch.cat([embeddings, torch.lerp(embeddings[pairs.second], embeddings[pairs.first], alpha)])
+from lightning_recall.virtual_pairs import VirtualPairs, mix_embeddings, same_class_pairs
 
 
 class SimilarityMixup(nn.Module):

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from lightning_recall import RecallAtKLoss, SimilarityMixup
-from lightning_recall.mixup import VirtualPairs, mix_embeddings, mix_similarities, same_class_pairs
+from lightning_recall.virtual_pairs import VirtualPairs, mix_embeddings, mix_similarities, same_class_pairs
 
 LABELS = torch.tensor([5, 2, 5, 7, 2, 5, 5])  # classes of 4, 2 and 1
 

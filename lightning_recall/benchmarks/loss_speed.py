@@ -29,7 +29,8 @@ from lightning_recall.losses import (
     SupRecallAtKLoss,
     UniLoss,
 )
-from lightning_recall.mixup import SimilarityMixup, VirtualPairs, mix_embeddings
+from lightning_recall.mixup import SimilarityMixup
+from lightning_recall.virtual_pairs import VirtualPairs, mix_embeddings
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -1,0 +1,80 @@
+"""What a batch is: a pair (inputs, labels), or a list of such pairs, the chunks of a large batch."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
+
+import numpy as np
+from torch import Tensor
+
+IGNORED_LABEL = -100
+"""label of an image that no score counts, such as an unreadable file: the default `ignore_index` of torch"""
+
+Batch = Any
+"""a pair (inputs, labels (b,)), whose inputs are a tensor (b, ...) or a nest of tensors; or a list of such pairs"""
+
+
+def is_pair(batch: Any) -> TypeGuard[Sequence[Any]]:
+    """Whether a batch is a pair (inputs, labels), with labels a tensor (b, ...)."""
+    is_two = isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) == 2
+    return is_two and isinstance(batch[1], Tensor) and batch[1].ndim > 0
+
+
+def chunks_of_batch(batch: Batch) -> list[tuple[Any, Tensor]]:
+    """The chunks (inputs, labels) of a training batch: a pair is one chunk; an empty list for any other batch."""
+    if is_pair(batch):
+        return [(batch[0], batch[1])]
+    chunks = batch if isinstance(batch, list | tuple) else []
+    return [(chunk[0], chunk[1]) for chunk in chunks] if all(map(is_pair, chunks)) else []
+
+
+def labels_of_pair(batch: Batch) -> Tensor | None:
+    """Labels (b, ...) of a batch that is a pair (inputs, labels); None for any other batch."""
+    return batch[1] if is_pair(batch) else None
+
+
+def evaluation_inputs(batch: Batch) -> Any:
+    """The inputs of an evaluation batch (inputs, labels): what the module's forward takes.
+
+    Raises:
+        ValueError: if the batch is not a pair.
+    """
+    if isinstance(batch, Sequence) and len(batch) == 2:
+        return batch[0]
+    raise ValueError(
+        f"An evaluation batch must be a pair (inputs, labels), got {describe(batch)}. For any other batch, have "
+        'validation_step and test_step return {"embeddings": (b, D), "labels": (b,)}.'
+    )
+
+
+def evaluation_labels(outputs: Any, batch: Batch) -> Tensor:
+    """Labels (b,) of an evaluation batch.
+
+    They are the "labels" that the step returned beside "embeddings"; else those of the batch, a mapping with "labels"
+    or a pair (inputs, labels).
+
+    Raises:
+        ValueError: if there are no labels, or they are not a tensor with one dimension.
+    """
+    if isinstance(outputs, Mapping) and "embeddings" in outputs and "labels" in outputs:
+        labels = outputs["labels"]
+    elif isinstance(batch, Mapping) and "labels" in batch:
+        labels = batch["labels"]
+    else:
+        evaluation_inputs(batch)
+        labels = batch[1]
+    if not isinstance(labels, Tensor) or labels.ndim != 1:
+        is_scalar = labels.ndim == 0 if isinstance(labels, Tensor) else isinstance(labels, int | np.integer)
+        hint = " A single label belongs to an item, not to a batch: give the dataloader a batch_size."
+        hint = hint if is_scalar else ""
+        raise ValueError(f"The labels of an evaluation batch must be a tensor (b,), got {describe(labels)}.{hint}")
+    return labels
+
+
+def describe(value: Any) -> str:
+    """Type and size of a value, for error messages."""
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with the keys {', '.join(map(repr, value))}"
+    kind = type(value).__name__
+    return f"a {kind} of {len(value)}" if isinstance(value, list | tuple) else f"a {kind}"

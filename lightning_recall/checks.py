@@ -1,0 +1,54 @@
+"""Checks of arguments that several rooms share; each raises ValueError with the value given and the values allowed."""
+
+import math
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def check_tensors(**values: Any) -> None:
+    """Raises ValueError for an argument that is not a tensor, such as a list or an array; None passes."""
+    for name, value in values.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(value).__name__}: convert it with torch.as_tensor.")
+
+
+def check_finite(embeddings: Tensor) -> None:
+    """Raises ValueError for embeddings with NaN or infinity; synchronises with the device."""
+    if not torch.isfinite(embeddings).all():
+        raise ValueError(
+            "embeddings hold NaN or infinity: the network has diverged (lower the learning rate, or clip gradients), or "
+            "its input is broken."
+        )
+
+
+def check_integer(name: str, value: Any, least: int) -> None:
+    """Raises ValueError unless a value is an integer, of Python or numpy, and at least `least`."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Integral):
+        raise ValueError(f"{name} must be an integer, at least {least}, got {value!r}.")
+    if int(value) < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}.")
+
+
+def check_above_zero(**settings: float) -> None:
+    """Raises ValueError unless all settings are finite numbers above 0."""
+    for name, value in settings.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be above 0, got {value}.")
+
+
+def checked_ks(ks: int | Sequence[int]) -> tuple[int, ...]:
+    """Cut-offs as a tuple of Python integers; a single integer counts as one cut-off.
+
+    Raises:
+        ValueError: if there is none, one is not an integer or below 1, or one is repeated.
+    """
+    values: tuple[Any, ...] = tuple(ks) if isinstance(ks, Iterable) else (ks,)
+    integers = [int(k) for k in values if type(k) is not bool and isinstance(k, Integral)]
+    if not values or len(integers) < len(values) or min(integers) < 1 or len(set(integers)) < len(integers):
+        raise ValueError(f"ks must be one or more different integers, at least 1, got {ks!r}.")
+    return tuple(integers)
