@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from lightning_recall.checks import check_integer
 from lightning_recall.samplers import ClassBalancedBatchSampler
-from lightning_recall.samplers.checks import check_integer
 
 
 class Chunk(NamedTuple):
@@ -39,7 +39,7 @@ class ChunkSampler(Sampler[Chunk]):
     @property
     def cuts(self) -> list[int]:
         """Where the chunks of a batch begin and the last one ends, counted in the whole batch."""
-        share = self.batches.share
+        share = self.batches.local_slice
         size = share.stop - share.start
         count = -(-size // self.chunk_size)
         return [share.start + size * part // count for part in range(count + 1)]

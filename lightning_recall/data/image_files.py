@@ -19,9 +19,9 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
+from lightning_recall.checks import checked_labels
 from lightning_recall.data.columns import select_rows
 from lightning_recall.data.messages import short
-from lightning_recall.samplers.checks import label_array
 
 UNREADABLE = -100  # label of an image that could not be read, and that no score counts: torch's ignore_index
 
@@ -131,7 +131,7 @@ def integer_labels(labels: Any, count: int) -> NDArray[np.int64]:
     Raises:
         ValueError: if they are no `count` integers of 64 bits.
     """
-    array = label_array(labels) if len(labels) else np.zeros(0, dtype=np.int64)
+    array = checked_labels(labels) if len(labels) else np.zeros(0, dtype=np.int64)
     if array.shape != (count,):
         raise ValueError(f"labels must be of shape ({count},), one for each image, got {array.shape}.")
     return array.astype(np.int64, copy=False)

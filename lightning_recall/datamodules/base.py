@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import Self
 
 from lightning_recall._lightning import LightningDataModule, rank_zero_warn
+from lightning_recall.checks import check_integer
 from lightning_recall.data.chunk_loader import ChunkLoader
 from lightning_recall.data.duplicates import find_duplicates, without_repeated
 from lightning_recall.data.image_files import ImageFiles
@@ -21,7 +22,6 @@ from lightning_recall.data.messages import counted
 from lightning_recall.datamodules.splits import held_out_classes
 from lightning_recall.datamodules.summary import check_queries, named, report
 from lightning_recall.samplers import ClassBalancedBatchSampler
-from lightning_recall.samplers.checks import check_integer
 
 
 class LabeledDataset(Protocol):
