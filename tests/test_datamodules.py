@@ -16,7 +16,7 @@ from lightning_recall import (
     RetrievalModule,
     datamodules,
 )
-from lightning_recall.data.image_files import ImageTransforms
+from lightning_recall.data import ImageTransforms
 from lightning_recall.models import SmallConvNet
 
 SMALL = pytest.mark.filterwarnings("ignore:.* lists .* images of .* classes, where the published split")

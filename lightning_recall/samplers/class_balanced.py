@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
@@ -160,6 +161,18 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
     def set_epoch(self, epoch: int) -> None:
         """Makes the next iteration epoch `epoch`."""
         self.epoch = epoch
+
+    def settings(self) -> dict[str, Any]:
+        """Settings that the batches depend on, besides the epoch, of types that `torch.load` accepts."""
+        return {
+            "batch_size": int(self.batch_size),
+            "samples_per_class": int(self.samples_per_class),
+            "seed": int(self.seed),
+            "num_images": self.num_images,
+            "tail": self.tail,
+            "epoch_order": self.epoch_order,
+            "super_classes": None if self.super_classes is None else int(self.super_classes),
+        }
 
     @property
     def _epoch_seed(self) -> EpochSeed:

@@ -8,7 +8,8 @@ from pytorch_lightning import Trainer
 
 from lightning_recall import RecallAtKLoss, RetrievalEvaluation, RetrievalModule
 from lightning_recall.callbacks import RetrievedImages
-from lightning_recall.datamodules import ImageTransforms, RevisitedDataModule
+from lightning_recall.data import ImageTransforms
+from lightning_recall.datamodules import RevisitedDataModule
 
 
 def set_up(root, **kwargs):

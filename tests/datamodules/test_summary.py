@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lightning_recall import RetrievalDataModule
-from lightning_recall.datamodules.base import ImagesInMemory
+from lightning_recall.data import ImagesInMemory
 from lightning_recall.datamodules.summary import check_queries
 
 
