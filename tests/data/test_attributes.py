@@ -39,9 +39,7 @@ def test_missing_attributes_are_none():
 
 def test_roles_of_only_some_parts_or_items_are_rejected():
     some = ConcatDataset([Data(2, is_query=[True, False], is_gallery=[False, True]), Data(2)])
-    with pytest.raises(
-        ValueError, match="some of the 2 data sets in a ConcatDataset have is_query; number 1 lacks"
-    ):
+    with pytest.raises(ValueError, match="some of the 2 data sets in a ConcatDataset have is_query; number 1 lacks"):
         roles_of(some)
     with pytest.raises(ValueError, match="groups has 2 entries, but the data set has 3 items"):
         roles_of(Data(3, groups=[1, 2]))

@@ -97,7 +97,9 @@ class Pixels(torch.nn.Module):
 
 
 def camera_images(root, lines):
-    """A data module whose `read` sets `groups`; a line is a file, its hue (degrees from red to green), label, camera."""
+    """A data module whose `read` sets `groups`; a line is a file, its hue (degrees from red to green), label and
+    camera.
+    """
     for name, hue, *_ in lines:
         red, green = (round(250 * part(np.deg2rad(hue))) for part in (np.cos, np.sin))
         Image.new("RGB", (8, 8), (red, green, 0)).save(root / f"{name}.png")
