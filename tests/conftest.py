@@ -84,7 +84,7 @@ def sop(root):
 
 
 def cub(root):
-    classes = (1, 2, 3, 100, 101, 102, 103, 200)  # both sides of the boundary between training and test
+    classes = (1, 2, 3, 100, 101, 102, 103, 200)  # 1 to 100 are for training
     names = [f"{c:03}.Bird/Bird_{c}_{i}.jpg" for c, i in class_and_number(classes)]
     for name in names:
         draw(root / "images" / name)
@@ -133,7 +133,7 @@ def cars196(root):
     annotations = np.zeros((1, 32), dtype=kinds)
     for n, (c, i) in enumerate(
         class_and_number((1, 2, 3, 98, 99, 100, 101, 196))
-    ):  # both sides of the boundary between training and test
+    ):
         annotations[0, n] = (f"car_ims/{n + 1:06}.jpg", 1, 1, 9, 9, c, i % 2)
         draw(root / "car_ims" / f"{n + 1:06}.jpg", mode="L" if i == 3 else "RGB")
     savemat(root / "cars_annos.mat", {"annotations": annotations})
