@@ -53,7 +53,7 @@ def read_image(
     if image.mode.startswith("I;16") or (image.mode == "I" and file.format in ("PNG", "PPM")):
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))  # Pillow would clip 16 bits to 8
     elif image.mode in ("I", "F"):
-        raise ValueError("32-bit images have no defined white level: save it with 8 or 16 bits per channel")
+        raise ValueError("32-bit images have no defined white level: save the image with 8 or 16 bits per channel")
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image if image.mode == mode else image.convert(mode)  # convert would copy
@@ -211,6 +211,6 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
 
     def _none_unreadable(self) -> Tensor:
         """Mask (N,) of the unreadable images, all False, in memory that the workers share."""
-        marks = torch.zeros(len(self.labels), dtype=torch.bool)
-        marks.share_memory_()  # type: ignore[no-untyped-call]  # torch has no types here
-        return marks
+        mask = torch.zeros(len(self.labels), dtype=torch.bool)
+        mask.share_memory_()  # type: ignore[no-untyped-call]  # torch has no types here
+        return mask

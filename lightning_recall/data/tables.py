@@ -123,20 +123,20 @@ def read_columns(
     """
     rows = iterate_lines(path, delimiter, skip)
     names = [name.lower() for name in next(rows, (0, list(columns)))[1]] if header else list(columns)
-    places = [column_index(path, name, names, delimiter) for name in columns]
+    indices = [column_index(path, name, names, delimiter) for name in columns]
     table: list[list[str]] = [[] for _ in columns]
     for number, row in rows:
-        if len(row) <= max(places) or (delimiter == "," and any(row[len(names) :])):
+        if len(row) <= max(indices) or (delimiter == "," and any(row[len(names) :])):
             raise ValueError(
                 f"{shorten(path)}, line {number}: expected {pluralize(len(names), 'cell')}, got {len(row):,}: "
                 f"{quote(' '.join(row))}."
             )
-        for values, place, name in zip(table, places, columns, strict=True):
-            if not row[place]:
+        for values, index, name in zip(table, indices, columns, strict=True):
+            if not row[index]:
                 raise ValueError(f"{shorten(path)}, line {number}: the {name} is empty.")
-            if name == "path" and len(row[place]) > LONGEST_NAME // 4:
-                check_length(path, number, row[place])
-            values.append(row[place])
+            if name == "path" and len(row[index]) > LONGEST_NAME // 4:
+                check_length(path, number, row[index])
+            values.append(row[index])
     if not table[0]:
         raise ValueError(f"{shorten(path)} lists nothing.")
     return table

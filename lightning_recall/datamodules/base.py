@@ -1,4 +1,4 @@
-"""Base of the data modules: class-disjoint splits, class-balanced training batches, evaluation in dataset order."""
+"""Base of the data modules: class-disjoint splits, class-balanced training batches, and evaluation loaders."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -180,11 +180,11 @@ class RetrievalDataModule(LightningDataModule):
         train, val, test = (getattr(self, f"{part}_data", None) for part in ("train", "val", "test"))
         parts = [("training", train), ("validation", val), *named_test_sets(test)]
         for name, part in parts:
-            marks = getattr(part, "unreadable", None)
-            if marks is not None and marks.any():
-                unread = f"{int(marks.sum()):,} of {pluralize(len(marks), 'image file')} could not be read."
+            mask = getattr(part, "unreadable", None)
+            if mask is not None and mask.any():
+                unread = f"{int(mask.sum()):,} of {pluralize(len(mask), 'image file')} could not be read."
                 warnings.warn(f"{name}: {unread}", stacklevel=2)  # on every process, since each reads different files
-                marks.zero_()
+                mask.zero_()
 
     def _eval_loader(self, data: RetrievalDataset) -> DataLoader[Any]:
         # Without a generator, each pass draws from torch's global one, and resumed trainings differ.

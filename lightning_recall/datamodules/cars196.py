@@ -10,8 +10,8 @@ from lightning_recall.data.tables import check_counts, check_files, integers, re
 from lightning_recall.datamodules.base import RetrievalDataModule
 
 SOURCE = (
-    "root must contain one of the three distributed layouts: cars_annos.mat and car_ims/; or devkit/ "
-    "with cars_train_annos.mat and cars_test_annos_withlabels.mat, cars_train/ and cars_test/; or, from Kaggle, "
+    "root must contain one of the three distributed layouts: cars_annos.mat and car_ims/; or devkit/ with "
+    "cars_train_annos.mat and cars_test_annos_withlabels.mat, cars_train/ and cars_test/; or, from Kaggle, "
     "names.csv, anno_train.csv, anno_test.csv and car_data/."
 )
 TRAIN_CLASSES = 98
@@ -23,8 +23,8 @@ class Cars196DataModule(RetrievalDataModule):
     """Cars196: 16,185 images of 196 car models; retrieves images of the same make, model and year.
 
     Train: 8,054 images of the first 98 classes. Test: 8,131 images of the other 98; every test image is a query against
-    all others, Recall@1, 2, 4 and 8. The train/test split for classification is not used.
-    `val_classes` of the training classes are held out for validation.
+    all others, Recall@1, 2, 4 and 8. The train/test split for classification is not used. `val_classes` of the training
+    classes are held out for validation.
 
     Source: Krause, Stark, Deng, Fei-Fei, "3D Object Representations for Fine-Grained Categorization", 3dRR 2013.
     Licence: non-commercial research. The original site is offline; three layouts of the data are in use, and the

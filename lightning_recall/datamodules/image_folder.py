@@ -24,15 +24,8 @@ from lightning_recall.datamodules.splits import (
     split_of,
 )
 
-NOT_DECODED = {
-    "BUFR",
-    "EPS",
-    "GRIB",
-    "HDF5",
-    "IPTC",
-    "MPEG",
-    "WMF",
-}  # formats that Pillow opens, but decodes only with other programs
+NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+"""formats that Pillow opens, but decodes only with other programs"""
 SYSTEM_FILES = {"__macosx", "thumbs.db", "desktop.ini"}
 
 
@@ -167,19 +160,19 @@ def files_below(folder: str) -> Iterator[str]:
     """
     seen: set[str] = set()
     parent = os.path.join(os.path.realpath(os.path.dirname(folder)), "")
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=raise_unreadable_folder):
-        real = os.path.realpath(place)
+    for path, folders, files in os.walk(folder, followlinks=True, onerror=raise_unreadable_folder):
+        real = os.path.realpath(path)
         if real in seen:
             folders.clear()
             continue
         if parent.startswith(os.path.join(real, "")):
             raise ValueError(
-                f"{shorten(place)} is a link to its parent folder {shorten(real)}, which would include other classes: "
+                f"{shorten(path)} is a link to its parent folder {shorten(real)}, which would include other classes: "
                 "remove it."
             )
         seen.add(real)
         folders[:] = sorted(name for name in folders if not is_hidden(name))
-        yield from (os.path.join(place, file) for file in files if not is_hidden(file))
+        yield from (os.path.join(path, file) for file in files if not is_hidden(file))
 
 
 def raise_unreadable_folder(error: OSError) -> NoReturn:

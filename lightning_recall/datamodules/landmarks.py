@@ -17,8 +17,8 @@ SOURCE = (
 class LandmarksDataModule(RetrievalDataModule):
     """Google Landmarks v2 clean: 1,580,470 images of 81,313 landmarks, for training.
 
-    It has no test set: test on revisited Oxford and Paris, with `RevisitedDataModule`. `val_classes` of the
-    landmarks are held out for validation.
+    It has no test set: test on revisited Oxford and Paris, with `RevisitedDataModule`. `val_classes` of the landmarks
+    are held out for validation.
 
     Source: Weyand, Araujo, Cao, Sim, "Google Landmarks Dataset v2", CVPR 2020; cleaned: Ozaki, Yokoo, "Large-scale
     Landmark Retrieval/Recognition under a Noisy and Diverse Dataset", 2019. Licence: annotations CC BY 4.0; each image

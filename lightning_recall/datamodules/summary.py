@@ -38,8 +38,8 @@ def check_queries(name: str, data: Any, required: bool) -> None:
     """
     everything = np.ones(len(data), dtype=np.bool_)
     is_query, is_gallery = (
-        everything if marks is None else np.asarray(marks)
-        for marks in (getattr(data, "is_query", None), getattr(data, "is_gallery", None))
+        everything if mask is None else np.asarray(mask)
+        for mask in (getattr(data, "is_query", None), getattr(data, "is_gallery", None))
     )
     classes, class_of = np.unique(data.labels, return_inverse=True)
     relevant = np.bincount(class_of, is_gallery, len(classes))[class_of] - is_gallery  # (N,), without the image itself

@@ -13,8 +13,8 @@ FewClasses = Literal["error", "repeat"]
 class PackCounts(NamedTuple):
     """Number of packs of each class, both (C,); 0 for unused classes."""
 
-    per_epoch: NDArray[np.int64]  # that an epoch draws if its batches have room for them
-    per_batch: NDArray[np.int64]  # maximum in one batch
+    per_epoch: NDArray[np.int64]  # maximum per epoch
+    per_batch: NDArray[np.int64]  # maximum per batch
 
 
 def pack_counts(

@@ -45,7 +45,7 @@ def test_16_bits_are_scaled_by_a_constant(tmp_path, suffix, kind):
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
 def test_32_bits_are_rejected(tmp_path, kind):
     Image.fromarray(np.ones((20, 30), kind)).save(tmp_path / "image.tif")
-    with pytest.raises(ValueError, match="32-bit images have no defined white level: save it with 8 or 16 bits"):
+    with pytest.raises(ValueError, match="32-bit images have no defined white level: save the image with 8 or 16 bits"):
         read_image(tmp_path / "image.tif")
 
 
