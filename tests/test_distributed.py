@@ -21,7 +21,7 @@ from lightning_recall import (
     SimilarityMixup,
     losses,
 )
-from lightning_recall.datamodules import ChunkLoader
+from lightning_recall.data import ChunkLoader
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:You defined a `validation_step` but have no `val_dataloader`",

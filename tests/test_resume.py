@@ -24,7 +24,7 @@ from lightning_recall import (
     SimilarityMixup,
     losses,
 )
-from lightning_recall.datamodules import ChunkLoader
+from lightning_recall.data import ChunkLoader
 
 LABELS = torch.arange(48) // 4
 IMAGES = torch.randn(48, 6, generator=torch.Generator().manual_seed(3))

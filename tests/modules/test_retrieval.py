@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_recall import RecallAtKLoss, RetrievalEvaluation, RetrievalModule, SimilarityMixup
 from lightning_recall.callbacks import RetrievedImages, TrainingCurves
-from lightning_recall.datamodules import ChunkLoader
+from lightning_recall.data import ChunkLoader
 from lightning_recall.losses.base import RetrievalLoss
 from lightning_recall.samplers import ClassBalancedBatchSampler
 
