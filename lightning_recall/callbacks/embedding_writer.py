@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
 
 from lightning_recall._lightning import Callback, LightningModule, Trainer, rank_zero_info
-from lightning_recall.callbacks.batches import named_loaders
+from lightning_recall.callbacks.dataloaders import named_loaders
 from lightning_recall.callbacks.embedding_check import SavedRows, check_same, evenly_spaced, saved_ids, saved_rows
 from lightning_recall.callbacks.embedding_files import load_embeddings, save_shard
 from lightning_recall.callbacks.embedding_state import EmbeddingState, differences, load_state, save_state, state_of

@@ -116,7 +116,7 @@ def test_baselines_are_the_pixels_and_the_first_weights():
         assert results[f"test/{name}recall@2"] == pytest.approx(expected["recall@2"].item())
     torch.testing.assert_close(scores_of(module.net(IMAGES)), after)  # the weights are the trained ones again
     (kept,) = evaluation.results  # pictures are of what the model found
-    assert torch.equal(kept.searched.embeddings, module.net(IMAGES).detach())
+    assert torch.equal(kept.search_result.embeddings, module.net(IMAGES).detach())
 
 
 def test_the_table_shows_percent(capsys):
@@ -147,7 +147,7 @@ def test_wrong_use_is_refused():
 
     with pytest.raises(ValueError, match=r"forward of GivesMaps must give embeddings \(12, D\)"):
         make_trainer(RetrievalEvaluation()).test(GivesMaps(), loader(), verbose=False)
-    with pytest.raises(ValueError, match=r"pair \(inputs, labels\), got a Tensor"):
+    with pytest.raises(ValueError, match=r"pair \(inputs, labels\), got a tensor"):
         make_trainer(RetrievalEvaluation()).test(TheirModule(), DataLoader(IMAGES), verbose=False)
     triples = DataLoader(TensorDataset(IMAGES, LABELS, LABELS), batch_size=9)
     with pytest.raises(ValueError, match="got a list of 3"):
@@ -237,7 +237,9 @@ def test_who_needs_it_says_so():
     class Other(pl.Callback):
         pass
 
-    with pytest.raises(ValueError, match=r"Other shows what RetrievalEvaluation finds: add RetrievalEvaluation\(\)"):
+    with pytest.raises(
+        ValueError, match=r"Other needs RetrievalEvaluation: add RetrievalEvaluation\(\) to the callbacks"
+    ):
         results_of(make_trainer(), Other())
 
 
@@ -425,9 +427,7 @@ def test_items_that_a_collate_function_drops_are_not_scored():
 @pytest.mark.parametrize("kind", ["any order", "drops"])
 def test_queries_whose_rows_are_not_known_are_refused(kind):
     settings = {"collate_fn": drops_some} if kind == "drops" else {"num_workers": 1, "in_order": False}
-    with pytest.raises(
-        ValueError, match=r"holds is needed, since it has is_query and is_gallery: evaluate a map-style"
-    ):
+    with pytest.raises(ValueError, match=r"are required, because it has is_query and is_gallery: use a map-style"):
         make_trainer(RetrievalEvaluation()).test(
             Pixels(), DataLoader(QUERY_DATA, batch_size=9, **settings), verbose=False
         )
@@ -443,10 +443,10 @@ def test_items_that_a_collate_function_sorts_are_scored_unless_their_rows_are_ne
     plain = DataLoader(PLAIN_DATA, batch_size=8, collate_fn=by_brightness)
     results = make_trainer(RetrievalEvaluation(ks=(1,))).test(Pixels(), plain, verbose=False)[0]
     assert results["test/recall@1"] == pytest.approx(recall_at_1(images.flatten(1), labels))
-    with pytest.raises(ValueError, match=r"tables=True names the rows .* keeps the order of the items"):
+    with pytest.raises(ValueError, match=r"tables=True lists the items .* keeps their order"):
         make_trainer(RetrievalEvaluation(tables=True), default_root_dir=tmp_path).test(Pixels(), plain, verbose=False)
     loader = DataLoader(QUERY_DATA, batch_size=8, collate_fn=by_brightness)
-    with pytest.raises(ValueError, match=r"since it has is_query and is_gallery: .* keeps the order of the items"):
+    with pytest.raises(ValueError, match=r"because it has is_query and is_gallery: .* keeps their order"):
         make_trainer(RetrievalEvaluation()).test(Pixels(), loader, verbose=False)
     images_only = make_trainer(RetrievalEvaluation(), RetrievedImages(2, 2), default_root_dir=tmp_path)
     with pytest.raises(ValueError, match="No picture of a test whose rows are not known"):
@@ -468,7 +468,7 @@ def test_a_hook_that_sorts_a_batch_shows_in_its_labels():
             order = batch[1].argsort(descending=True)
             return [part[order] for part in batch]
 
-    with pytest.raises(ValueError, match="since it has is_query and is_gallery"):
+    with pytest.raises(ValueError, match="because it has is_query and is_gallery"):
         make_trainer(RetrievalEvaluation()).test(Sorts(), DataLoader(QUERY_DATA, batch_size=9), verbose=False)
 
 
@@ -493,21 +493,25 @@ def test_a_wrapper_that_loses_the_queries_is_refused():
 
 def test_a_list_of_batches_and_single_items_say_what_to_do():
     batches = Batches(PLAIN_DATA).batches
-    with pytest.raises(ValueError, match=r"give a list of batches as DataLoader\(batches, batch_size=None\)"):
+    with pytest.raises(ValueError, match=r"pass a list of batches as DataLoader\(batches, batch_size=None\)"):
         make_trainer(RetrievalEvaluation()).test(Pixels(), batches, verbose=False)
     results = make_trainer(RetrievalEvaluation(ks=(1,))).test(
         Pixels(), DataLoader(batches, batch_size=None), verbose=False
     )
     images, labels = QUERY_DATA.tensors
     assert results[0]["test/recall@1"] == pytest.approx(recall_at_1(images.flatten(1), labels))
-    with pytest.raises(ValueError, match="One label is that of an item, not of a batch: give the dataloader a batch_"):
+    with pytest.raises(
+        ValueError, match="A single label belongs to an item, not to a batch: give the dataloader a batch_"
+    ):
         make_trainer(RetrievalEvaluation()).test(Pixels(), DataLoader(PLAIN_DATA, batch_size=None), verbose=False)
 
 
 @pytest.mark.parametrize("kind", ["iterable", "any order"])
 def test_tables_without_row_numbers_are_refused_before_the_test(kind):
     module = TheirModule()
-    with pytest.raises(ValueError, match=r"tables=True names the rows of the data set, but those of dataloader 0"):
+    with pytest.raises(
+        ValueError, match=r"tables=True lists the items of the data set by index, but the indices of dataloader 0"
+    ):
         make_trainer(RetrievalEvaluation(tables=True)).test(module, UNKNOWN[kind](), verbose=False)
     assert module.calls == 0
 
@@ -710,9 +714,9 @@ def test_pictures_and_report_show_the_rows_that_were_shuffled(tmp_path):
     watching = True
     (result,) = results_of(trainer, report)
     images = QUERY_DATA.tensors[0].flatten(1)
-    assert torch.equal(result.searched.embeddings, images[result.searched.indices])
+    assert torch.equal(result.search_result.embeddings, images[result.search_result.indices])
     pictures = pictures_of(result, {0, 5})
-    assert asked == [int(result.searched.indices[row]) for row in (0, 5)]
+    assert asked == [int(result.search_result.indices[row]) for row in (0, 5)]
     torch.testing.assert_close(torch.from_numpy(pictures[5]), to_unit(images[asked[1]].view(3, 3)).double())
 
 
