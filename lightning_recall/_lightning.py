@@ -182,6 +182,21 @@ def remove_dataloader_hook(trainer: "Trainer", function: "Callable[[Trainer, Any
             del strategy.process_dataloader
 
 
+def unwrapped_batch_sampler(batch_sampler: Any) -> Any:
+    """A batch sampler without the wrapper in which Lightning records the indices of `predict`."""
+    return getattr(batch_sampler, "_batch_sampler", batch_sampler)
+
+
+def is_trial_run(trainer: "Trainer") -> bool:
+    """Whether `fast_dev_run` is on."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by Lightning
+
+
+def version() -> str:
+    """Version of the package in use."""
+    return str(import_module(NAME).__version__)
+
+
 if _chosen:
     import_module(f"{NAME}.utilities").rank_zero_info(
         f"lightning_recall uses {NAME}: lightning.pytorch and pytorch_lightning are both installed. To choose, import "

@@ -20,7 +20,7 @@ class EvaluationMetrics:
     """One metric for each dataloader and each kind of embeddings, such as those of the model or of a baseline.
 
     Args:
-        scores: the scores of `RetrievalScores` to compute; data sets with a `ground_truth` are scored by `RevisitedMAP`.
+        scores: the scores of `RetrievalScores`; data sets with a `ground_truth` are scored by `RevisitedMAP` instead.
         ks: cut-offs.
         progress: whether a long search shows a progress bar.
 

@@ -65,9 +65,9 @@ def recording_copy(loader: Any) -> Any:
     """A copy of a dataloader that records its indices; the dataloader itself if they cannot be recorded."""
     if not has_known_order(loader) or "dataset_labels" in vars(loader):
         return loader
-    name, is_recorded = sampler_name(loader), recorder_of(loader) is not None  # Lightning wraps samplers for predict
-    changes = {"dataset_labels": labels_of(loader.dataset)}
-    if not is_recorded:
+    name = sampler_name(loader)
+    changes: dict[str, Any] = {"dataset_labels": labels_of(loader.dataset)}
+    if recorder_of(loader) is None:
         changes[name] = IndexRecorder(getattr(loader, name))
     if loader.collate_fn not in IN_ORDER:
         changes["collate_fn"] = CheckedCollate(loader.collate_fn)
