@@ -517,7 +517,9 @@ CHANGED_DATA = {
         lambda: ConcatDataset([Holds(VALUES, data=VALUES + 1), Holds(VALUES, data=VALUES)]),
         "changed contents",
     ),
-    "numpy images": (lambda: Holds(VALUES, images=VALUES), lambda: Holds(VALUES, images=VALUES + 1), "changed contents"),
+    "numpy images": (
+        lambda: Holds(VALUES, images=VALUES), lambda: Holds(VALUES, images=VALUES + 1), "changed contents",
+    ),
     "data": (lambda: Holds(VALUES, data=VALUES), lambda: Holds(VALUES, data=VALUES[::-1]), "changed contents"),
     "targets": (
         lambda: Holds(VALUES, targets=[0] * 18), lambda: Holds(VALUES, targets=[0] * 17 + [3]),
