@@ -97,14 +97,14 @@ def test_a_second_time_ends_at_once(tmp_path):
 def test_a_workers_copy_of_the_handler_does_nothing(capsys):
     callback = InterruptCheckpoint()
     callback.process = os.getppid()
-    callback.ask()
-    assert not callback.asked
+    callback.request_stop()
+    assert not callback.stop_requested
     assert capsys.readouterr().out == ""
 
 
 def test_a_training_after_an_interrupted_one_runs(tmp_path):
     callback = InterruptCheckpoint()
-    callback.asked = True
+    callback.stop_requested = True
     fit(tmp_path, callback, devices=1)
     assert not (tmp_path / "runs").exists()
 
@@ -133,11 +133,11 @@ def test_a_launched_process_takes_one_key_for_one(monkeypatch):
     monkeypatch.setattr("lightning_recall.callbacks.interrupt_checkpoint.time.monotonic", lambda: next(clock))
     callback = InterruptCheckpoint()
     callback.process, callback.previous = os.getpid(), exit_interrupted
-    callback.ask()
-    callback.ask()  # the same, from the launcher
-    assert callback.asked
+    callback.request_stop()
+    callback.request_stop()  # the same, from the launcher
+    assert callback.stop_requested
     with pytest.raises((SystemExit, KeyboardInterrupt)) as ended:
-        callback.ask()
+        callback.request_stop()
     assert getattr(ended.value, "code", None) == INTERRUPTED == 130
 
 
@@ -147,7 +147,7 @@ def test_ctrl_c_is_given_back(end):
     trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=None))
     callback = InterruptCheckpoint()
     callback.on_train_start(trainer, None)
-    assert signal.getsignal(signal.SIGINT) == callback.ask
+    assert signal.getsignal(signal.SIGINT) == callback.request_stop
     callback.on_exception(trainer, None, ValueError()) if end == "exception" else callback.on_train_end(trainer, None)
     ours, _ = signal.getsignal(signal.SIGINT), signal.signal(signal.SIGINT, handler)
     assert ours is handler
@@ -165,7 +165,7 @@ def test_one_process_says_how_to_resume(rank, tmp_path, monkeypatch, capsys):
     )
     callback.on_train_batch_end(trainer, None, None, None, 0)
     assert saved == []
-    callback.asked = True
+    callback.stop_requested = True
     with pytest.raises(KeyboardInterrupt):
         callback.on_train_batch_end(trainer, None, None, None, 0)
     assert saved == [tmp_path / "checkpoints" / "interrupted.ckpt"]  # on all processes
