@@ -20,8 +20,8 @@ from lightning_recall._lightning import LightningModule, Trainer
 from lightning_recall.callbacks.embedding_files import write_atomically
 from lightning_recall.data.attributes import attribute_of, leaves
 
-METADATA_FILE, ITEMS_FILE = "about.json", "rows-{}.npz"
-WRAPPING = "nest of Subset and ConcatDataset"
+METADATA_FILE, ITEMS_FILE = "about.json", "rows-{}.npz"  # names as in folders of earlier versions
+WRAPPING = "nest of Subset and ConcatDataset"  # key of the hash of a data set's wrappers, as in earlier versions
 CONTENT_ATTRIBUTES = ("images", "data")  # attributes with the contents of a data set, in addition to `tensors`
 
 
@@ -184,9 +184,11 @@ def first_difference(saved: Any, current: Any, noun: str, place: str) -> list[st
 def changed_settings(saved: Mapping[str, str], current: Mapping[str, str], place: str) -> list[str]:
     """The changed settings, in words; hashes are only named, not printed."""
     names = [name for name in {**saved, **current} if saved.get(name, "") != current.get(name, "")]
-    hashes = ("weights", "contents", WRAPPING)
+    hashes = {"weights": "weights", "contents": "contents", WRAPPING: "Subset or ConcatDataset"}
     return [
-        f"changed {name}{place}" if name in hashes else change_of(name + place, saved.get(name), current.get(name))
+        f"changed {hashes[name]}{place}"
+        if name in hashes
+        else change_of(name + place, saved.get(name), current.get(name))
         for name in names
     ]
 

@@ -123,11 +123,11 @@ def test_several_dataloaders_have_folders(several, names, tmp_path):
         assert_saved(folder / names[1], -IMAGES[:9], LABELS[:9])
 
 
-def test_a_file_that_is_lost_is_made_again_and_no_other_overwritten(tmp_path):
+def test_a_lost_file_is_recomputed_and_no_other_is_overwritten(tmp_path):
     folder, data = tmp_path / "kept", Data()
     trainer(tmp_path, EmbeddingWriter(str(folder), shard_size=4)).predict(Double(), datamodule=data)
     (folder / "shard-00-00002.npz").unlink()
-    for seen in (16 + 4, 23):  # some to compare and those that are lost; a run without a folder of its own embeds all
+    for seen in (16 + 4, 23):  # 16 to compare and 4 that are lost; a run without `folder` embeds all
         module = Double()
         kept = EmbeddingWriter(str(folder) if seen == 20 else None, shard_size=4)
         trainer(tmp_path, kept).predict(module, datamodule=data)
@@ -142,7 +142,7 @@ def test_what_is_embedded_again_counts_once(tmp_path):
         module = Double()
         trainer(tmp_path, EmbeddingWriter(str(folder))).predict(module, loader)
         assert module.seen == seen
-    assert len(list(folder.glob("shard-*"))) == 1  # what is saved is compared, and not saved again
+    assert len(list(folder.glob("shard-*"))) == 1  # saved items are compared, and not saved again
     assert_saved(folder)
 
 
@@ -236,7 +236,7 @@ def test_embeddings_of_other_data_are_refused(name, given, tmp_path):
     assert module.seen == 0
 
 
-def test_tensors_and_settings_of_the_module_are_compared_too(tmp_path):
+def test_tensors_and_module_settings_are_compared(tmp_path):
     folder = str(tmp_path / "kept")
     trainer(tmp_path, EmbeddingWriter(folder)).predict(Double(), datamodule=Of(TensorDataset(IMAGES, LABELS)))
     with pytest.raises(ValueError, match="changed contents"):
@@ -456,7 +456,7 @@ def test_a_sampler_of_some_items_is_resumed(sampler, tmp_path):
         assert len(list((tmp_path / "kept").glob("shard-*"))) == 2
 
 
-def test_a_second_predict_of_a_run_has_a_folder_of_its_own(tmp_path):
+def test_a_second_predict_of_a_run_has_a_new_folder(tmp_path):
     run = trainer(tmp_path, EmbeddingWriter())
     other = Double()
     torch.nn.init.constant_(other.factor, 4)
@@ -492,8 +492,8 @@ VALUES = np.arange(18)
 DISAGREE = r"The embedding of item 0 differs from the saved one by .* of its norm, in"
 CHANGED_DATA = {
     "samples of ImageFolder": (
-        lambda: Holds(VALUES, samples=[(f"{row:02}.png", 0) for row in range(1, 19)]),
-        lambda: Holds(VALUES, samples=[(f"{row:02}.png", 0) for row in (*range(5), *range(6, 19))][:18]),
+        lambda: Holds(VALUES, samples=[(f"{n:02}.png", 0) for n in range(1, 19)]),
+        lambda: Holds(VALUES, samples=[(f"{n:02}.png", 0) for n in (*range(5), *range(6, 19))][:18]),
         "path of item 0 was 01.png and is 00.png",
     ),
     "imgs": (
@@ -502,15 +502,15 @@ CHANGED_DATA = {
         "path of item 17 was a and is b",
     ),
     "indices of Subset": (
-        lambda: Subset(T, range(20)), lambda: Subset(T, range(20, 40)), "changed nest of Subset and ConcatDataset",
+        lambda: Subset(T, range(20)), lambda: Subset(T, range(20, 40)), "changed Subset or ConcatDataset",
     ),
     "no Subset": (
-        lambda: Subset(T, range(39, -1, -1)), lambda: T, "changed nest of Subset and ConcatDataset",
+        lambda: Subset(T, range(39, -1, -1)), lambda: T, "changed Subset or ConcatDataset",
     ),
     "order of ConcatDataset": (
         lambda: ConcatDataset([Subset(T, range(20)), T]),
         lambda: ConcatDataset([T, Subset(T, range(20))]),
-        "changed nest of Subset and ConcatDataset",
+        "changed Subset or ConcatDataset",
     ),
     "order of equal lengths": (
         lambda: ConcatDataset([Holds(VALUES, data=VALUES), Holds(VALUES, data=VALUES + 1)]),
@@ -526,10 +526,10 @@ CHANGED_DATA = {
         "label of item 17 was 0 and is 3",
     ),
     "wrapper": (lambda: Holds(VALUES), lambda: Holds(VALUES[::-1]), DISAGREE),
-    "list": (lambda: [(row, 0) for row in T.tensors[0]], lambda: [(row, 0) for row in -T.tensors[0]], DISAGREE),
+    "list": (lambda: [(values, 0) for values in T.tensors[0]], lambda: [(values, 0) for values in -T.tensors[0]], DISAGREE),
     "other width": (
-        lambda: [(row, 0) for row in T.tensors[0]],
-        lambda: [(row[:2], 0) for row in T.tensors[0]],
+        lambda: [(values, 0) for values in T.tensors[0]],
+        lambda: [(values[:2], 0) for values in T.tensors[0]],
         "The embedding of item 0 has dimension 2, but the saved one has dimension 3, in",
     ),
     "last item": (

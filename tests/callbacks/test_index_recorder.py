@@ -61,7 +61,7 @@ def test_indices_are_those_that_the_batch_holds(name):
     assert recording_copy(loader) is loader
 
 
-def test_what_the_sampler_is_asked_for_reaches_it():
+def test_attributes_are_forwarded_to_the_sampler():
     sampler = BatchSampler(RandomSampler(DATA), 4, True)
     recorder = recorder_of(recording_copy(DataLoader(DATA, batch_sampler=sampler)))
     assert (recorder.sampler, recorder.batch_size, recorder.drop_last, len(recorder)) == (sampler.sampler, 4, True, 2)
@@ -69,7 +69,7 @@ def test_what_the_sampler_is_asked_for_reaches_it():
         _ = recorder.nothing
 
 
-def test_indices_that_cannot_be_known_are_none():
+def test_unknown_indices_are_none():
     in_any_order = DataLoader(DATA, num_workers=1, in_order=False)
     for loader in ([1, 2], Stream(), DataLoader(Stream()), OwnIteration(DATA), in_any_order):
         assert recording_copy(loader) is loader
@@ -102,7 +102,7 @@ class Trains(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def test_dataloaders_of_a_training_and_the_strategy_stay_as_they_are():
+def test_training_dataloaders_do_not_record_and_the_strategy_is_restored():
     trainer = Trainer(
         accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False
     )
@@ -120,7 +120,7 @@ def sorted_down(items):
     return torch.tensor(sorted(items, reverse=True))
 
 
-def test_indices_are_not_known_once_a_collate_function_sorts():
+def test_indices_are_unknown_once_a_collate_function_sorts():
     loader = recording_copy(DataLoader(DATA, batch_size=4, collate_fn=sorted_down, num_workers=1))
     assert [indices_of_batch(loader, number, len(batch)) for number, batch in enumerate(loader)] == [None] * 3
     kept = recording_copy(DataLoader(DATA, batch_size=4, collate_fn=lambda items: torch.stack(items)))
@@ -131,7 +131,7 @@ def test_indices_are_not_known_once_a_collate_function_sorts():
     assert recording_copy(whole) is whole
 
 
-def test_labels_in_another_order_show_that_indices_are_not_known():
+def test_permuted_labels_make_indices_unknown():
     labels = torch.tensor([5, 5, 6, 7, 7, 8])
     for data in (TensorDataset(DATA[:6], labels), ConcatDataset([TensorDataset(DATA[:6], labels)]), Targets(labels)):
         loader = recording_copy(DataLoader(Subset(data, [5, 4, 2, 1]), batch_size=4))

@@ -71,7 +71,7 @@ def fit(folder, *callbacks, ckpt_path=None, stage="fit", **kwargs):
     return module
 
 
-def test_a_training_goes_on_from_where_it_was_interrupted(tmp_path, capsys):
+def test_an_interrupted_training_is_resumed_exactly(tmp_path, capsys):
     handler = signal.getsignal(signal.SIGINT)
     whole = fit(tmp_path, devices=1)
     with pytest.raises(SystemExit):
@@ -86,7 +86,7 @@ def test_a_training_goes_on_from_where_it_was_interrupted(tmp_path, capsys):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_a_second_time_ends_at_once(tmp_path):
+def test_a_second_ctrl_c_stops_immediately(tmp_path):
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit):
         fit(tmp_path, InterruptCheckpoint(), Press(1, times=2), devices=1)
@@ -128,7 +128,7 @@ def test_outside_the_main_thread_it_does_nothing(tmp_path):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_a_launched_process_takes_one_key_for_one(monkeypatch):
+def test_a_launched_process_counts_one_ctrl_c_once(monkeypatch):
     clock = iter([10.0, 10.9, 11.1])
     monkeypatch.setattr("lightning_recall.callbacks.interrupt_checkpoint.time.monotonic", lambda: next(clock))
     callback = InterruptCheckpoint()
@@ -142,7 +142,7 @@ def test_a_launched_process_takes_one_key_for_one(monkeypatch):
 
 
 @pytest.mark.parametrize("end", ["train_end", "exception"])
-def test_ctrl_c_is_given_back(end):
+def test_the_handler_is_restored(end):
     handler = signal.getsignal(signal.SIGINT)
     trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=None))
     callback = InterruptCheckpoint()
@@ -154,7 +154,7 @@ def test_ctrl_c_is_given_back(end):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_one_process_says_how_to_resume(rank, tmp_path, monkeypatch, capsys):
+def test_one_process_prints_how_to_resume(rank, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("lightning_recall.callbacks.interrupt_checkpoint.output_path", lambda _, name: tmp_path / name)
     saved, callback = [], InterruptCheckpoint()
     trainer = SimpleNamespace(

@@ -40,7 +40,7 @@ def test_it_is_printed_and_drawn_and_nothing_is_trained(tmp_path, capsys):
     assert (trainer.global_step, module.lr) == (0, None)
 
 
-def test_too_few_steps_say_so(tmp_path, capsys):
+def test_too_few_steps_give_no_suggestion(tmp_path, capsys):
     module, trainer = parts(LearningRateSuggestion(num_training_steps=5), folder=tmp_path)
     trainer.fit(module, LOADER, LOADER)
     assert "Too few steps to suggest a learning rate." in capsys.readouterr().out

@@ -31,7 +31,7 @@ def loader(size=48, batch_size=24):
 
 
 class Plain(LightningModule):
-    """Somebody's own module, whose batches are dicts."""
+    """A LightningModule of a user, whose batches are dicts."""
 
     def __init__(self):
         super().__init__()
@@ -191,7 +191,7 @@ def printed(monkeypatch):
     return tables
 
 
-def test_each_training_is_described_with_all_its_processes(printed, monkeypatch):
+def test_each_training_is_summarised_for_all_processes(printed, monkeypatch):
     trainer = SimpleNamespace(world_size=2, estimated_stepping_batches=6, num_training_batches=3, precision="32-true")
     module, summary, logged = Plain(), RunSummary(), {}
     module.net = nn.ModuleList([nn.Linear(1000, 2000).requires_grad_(False), nn.Linear(500, 1000)])
