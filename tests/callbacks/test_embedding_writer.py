@@ -526,7 +526,9 @@ CHANGED_DATA = {
         "label of item 17 was 0 and is 3",
     ),
     "wrapper": (lambda: Holds(VALUES), lambda: Holds(VALUES[::-1]), DISAGREE),
-    "list": (lambda: [(values, 0) for values in T.tensors[0]], lambda: [(values, 0) for values in -T.tensors[0]], DISAGREE),
+    "list": (
+        lambda: [(values, 0) for values in T.tensors[0]], lambda: [(values, 0) for values in -T.tensors[0]], DISAGREE,
+    ),
     "other width": (
         lambda: [(values, 0) for values in T.tensors[0]],
         lambda: [(values[:2], 0) for values in T.tensors[0]],

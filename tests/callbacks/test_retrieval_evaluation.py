@@ -450,7 +450,7 @@ def test_items_that_a_collate_function_sorts_are_scored_unless_indices_are_neede
     with pytest.raises(ValueError, match=r"because it has is_query and is_gallery: .* keeps their order"):
         make_trainer(RetrievalEvaluation()).test(Pixels(), loader, verbose=False)
     images_only = make_trainer(RetrievalEvaluation(), RetrievedImages(2, 2), default_root_dir=tmp_path)
-    with pytest.raises(ValueError, match="rows are not known|unknown"):
+    with pytest.raises(ValueError, match=r"rows are not known|unknown"):
         images_only.test(Pixels(), plain, verbose=False)
 
 
