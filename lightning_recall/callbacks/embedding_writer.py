@@ -11,6 +11,7 @@ from lightning_recall._lightning import (
     LightningModule,
     Trainer,
     add_dataloader_hook,
+    callbacks_of,
     rank_zero_info,
     remove_dataloader_hook,
 )
@@ -64,7 +65,8 @@ class EmbeddingWriter(Callback):
     Raises:
         ValueError: for an unknown format or a `shard_size` below 1; if the folder holds embeddings of a different model
             or data, or a damaged file; if an embedding differs from the saved one; for predictions that are not
-            embeddings; and if the indices of a batch are unknown.
+            embeddings; if the indices of a batch are unknown; and if one of several EmbeddingWriters would be resumed,
+            since the others would not get the items that it has saved.
     """
 
     def __init__(
@@ -93,6 +95,8 @@ class EmbeddingWriter(Callback):
         self.root = self.new_root(trainer) if self.folder is None else Path(self.folder).expanduser()
         self.state, self.saved_state, self.references, self.folders = None, None, [], []
         if self.holds_embeddings():
+            if sum(isinstance(callback, EmbeddingWriter) for callback in callbacks_of(trainer)) > 1:
+                raise ValueError(f"{self.root} holds embeddings: a Trainer can resume only one EmbeddingWriter.")
             self.saved_state = load_state(self.root)
             add_dataloader_hook(trainer, self.leave_out_saved)
         record_indices(trainer)

@@ -53,7 +53,7 @@ class Data(pl.LightningDataModule):
 
 def trainer(tmp_path, callback, **kwargs):
     return pl.Trainer(
-        accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False, callbacks=[callback],
+        accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False, callbacks=callback,
         **{"devices": 1, **kwargs},
     )  # fmt: skip
 
@@ -464,6 +464,16 @@ def test_a_second_predict_of_a_run_has_a_new_folder(tmp_path):
     run.predict(other, datamodule=Data())
     assert_saved(tmp_path / "runs/version_0/embeddings")
     assert torch.equal(load_embeddings(tmp_path / "runs/version_0/embeddings-1")["embeddings"], 4 * IMAGES)
+
+
+def test_of_several_writers_none_can_be_resumed(tmp_path):
+    writers = [EmbeddingWriter(str(tmp_path / form), form) for form in ("npz", "safetensors")]
+    trainer(tmp_path, writers).predict(Double(), datamodule=Data())
+    assert_saved(tmp_path / "npz")
+    assert_saved(tmp_path / "safetensors")
+    shutil.rmtree(tmp_path / "npz")
+    with pytest.raises(ValueError, match="safetensors holds embeddings: a Trainer can resume only one EmbeddingWriter"):
+        trainer(tmp_path, writers).predict(Double(), datamodule=Data())
 
 
 def test_two_processes_write_to_one_folder(tmp_path):

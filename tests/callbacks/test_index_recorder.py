@@ -12,6 +12,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
+from lightning_recall._lightning import add_dataloader_hook, remove_dataloader_hook
 from lightning_recall.callbacks.index_recorder import (
     indices_of_batch,
     record_indices,
@@ -113,6 +114,25 @@ def test_training_dataloaders_do_not_record_and_the_strategy_is_restored():
     assert trainer.train_dataloader is loader
     stop_recording(trainer)
     stop_recording(trainer)
+    assert "process_dataloader" not in vars(trainer.strategy)
+
+
+def test_hooks_of_dataloaders_are_called_in_order_until_they_are_removed():
+    def add_one(_, loader):
+        return loader + 1
+
+    def double(hooked, loader):
+        assert hooked is trainer
+        return 2 * loader
+
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    for hook in (add_one, double, add_one):
+        add_dataloader_hook(trainer, hook)
+    assert trainer.strategy.process_dataloader(3) == 8
+    remove_dataloader_hook(trainer, add_one)
+    assert trainer.strategy.process_dataloader(3) == 6
+    remove_dataloader_hook(trainer, double)
+    assert trainer.strategy.process_dataloader(3) == 3
     assert "process_dataloader" not in vars(trainer.strategy)
 
 
