@@ -52,13 +52,13 @@ def test_indices_are_those_that_the_batch_holds(name):
     own = LOADERS[name]()
     loader = recording_copy(own)
     assert len(loader) == len(own)
-    for _ in range(2):  # a pass forgets the last one
+    for _ in range(2):  # each pass resets the record
         for number, batch in enumerate(loader):
             values = batch.reshape(-1)
             assert torch.equal(DATA[indices_of_batch(loader, number, len(values))], values)
             if number == 0 and _ == 0:
                 break  # as a sanity check does
-    assert recorder_of(own) is None  # the user's own dataloader stays as it is
+    assert recorder_of(own) is None  # the dataloader of the user is unchanged
     assert recording_copy(loader) is loader
 
 
@@ -80,13 +80,13 @@ def test_unknown_indices_are_none():
     batches = recording_copy(DataLoader(DATA.view(5, 2), batch_size=None))  # items are batches themselves
     assert [indices_of_batch(batches, number, len(batch)) for number, batch in enumerate(batches)] == [None] * 5
     used = DataLoader(DATA, num_workers=1, persistent_workers=True)
-    next(iter(used))  # its workers draw from the sampler that they were started with
+    next(iter(used))  # its workers keep the sampler that they started with
     loader = recording_copy(used)
     assert [indices_of_batch(loader, number, 1) for number, _ in enumerate(loader)] == [None] * 10
 
 
 class Trains(LightningModule):
-    """Notes whether its dataloaders record."""
+    """Checks which of its dataloaders record."""
 
     def __init__(self):
         super().__init__()
@@ -109,7 +109,7 @@ def test_training_dataloaders_do_not_record_and_the_strategy_is_restored():
     )
     loader = DataLoader(DATA)
     record_indices(trainer)
-    record_indices(trainer)  # two callbacks may ask for it
+    record_indices(trainer)  # two callbacks may do so
     trainer.fit(Trains(), loader, loader)
     assert trainer.train_dataloader is loader
     stop_recording(trainer)
@@ -163,7 +163,7 @@ def test_permuted_labels_make_indices_unknown():
 
 
 class Targets(list):
-    """A data set as torchvision's, with a list of targets."""
+    """A data set with a list of targets, as in torchvision."""
 
     def __init__(self, labels):
         super().__init__(DATA[: len(labels)])

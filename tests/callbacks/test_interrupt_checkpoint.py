@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 class Press(Callback):
-    """Sends SIGINT in the third step, or in validation: to one process, to all, or to the one that launched them."""
+    """Sends SIGINT in the third step, or in validation: to one process, to all, or to the launcher."""
 
     def __init__(self, step=2, to="one", times=1, stage="fit"):
         self.step, self.to, self.times, self.stage = step, to, times, stage
@@ -118,7 +118,7 @@ def test_outside_the_main_thread_it_does_nothing(tmp_path):
                 Trainer(accelerator="cpu", devices=2, strategy="ddp_fork", logger=False), None, "fit"
             )
             fit(tmp_path, InterruptCheckpoint(), devices=1)
-        except BaseException as error:  # a thread keeps it to itself
+        except BaseException as error:  # errors in a thread do not fail the test
             errors.append(error)
 
     thread = threading.Thread(target=work)
@@ -173,7 +173,7 @@ def test_one_process_prints_how_to_resume(rank, tmp_path, monkeypatch, capsys):
 
 
 def run_of_its_own(folder, to, stage):
-    """What a launcher's process does."""
+    """Runs in the launcher process."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts pytest in the background ignores it
     torch.cuda._is_in_bad_fork = lambda: False  # torch refuses a fork in a fork, which matters to GPUs only
     torch.set_num_threads(1)

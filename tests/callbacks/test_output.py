@@ -9,7 +9,7 @@ from lightning_recall.callbacks.output import file_name, free_paths, new_folder,
 
 
 class OtherLogger(Logger):
-    """A service's: it has no log_dir."""
+    """A logger of an online service, without log_dir."""
 
     def __init__(self, save_dir, name, version):
         super().__init__()
@@ -63,7 +63,7 @@ def test_a_new_folder_has_the_next_number_and_is_reserved(tmp_path, monkeypatch)
     (tmp_path / "version_two").mkdir()
     (tmp_path / "version_10").write_text("a file")
     assert new_folder(tmp_path).name == "version_11"
-    monkeypatch.setattr(type(tmp_path), "glob", lambda *_: [])  # another run makes version_9 after it was looked for
+    monkeypatch.setattr(type(tmp_path), "glob", lambda *_: [])  # another run creates version_9 in the meantime
     (tmp_path / "version_0").mkdir()
     assert new_folder(tmp_path).name == "version_1"
     with pytest.raises(OSError, match="version_"):
@@ -94,7 +94,7 @@ def test_names_of_dataloaders_become_names_of_files():
 
 
 class Notes(LightningModule):
-    """Notes the run's folder on each process."""
+    """Records the run's folder on each process."""
 
     def __init__(self, folder):
         super().__init__()
