@@ -1,5 +1,6 @@
 """Leaves out of a dataloader what is saved already."""
 
+import random
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -8,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler
 
-from lightning_recall._lightning import isolate_rng, unwrapped_batch_sampler
+from lightning_recall._lightning import unwrapped_batch_sampler
 from lightning_recall.callbacks.embedding_check import evenly_spaced
 from lightning_recall.callbacks.index_recorder import REMEDY, IndexRecorder, as_indices, changed_copy, sampler_name
+from lightning_recall.random_state import random_state_restored
 
 
 class RemainingBatches:
@@ -81,8 +83,10 @@ def draw(sampler: Any) -> list[Any]:
     Each process of a distributed sampler takes its part of one permutation. If processes drew different permutations,
     some items would be in no part.
     """
-    with isolate_rng(include_cuda=False):
-        torch.manual_seed(0)
+    with random_state_restored():
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002  # the generator that samplers of users may draw from
+        torch.default_generator.manual_seed(0)
         return list(sampler)
 
 

@@ -1,3 +1,6 @@
+import random
+
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSamplerWrapper, _IndexBatchSamplerWrapper
@@ -87,6 +90,29 @@ def test_what_is_left_can_be_recorded():
         for number, (batch,) in enumerate(reduced):
             assert torch.equal(10 * indices_of_batch(reduced, number, len(batch)), batch)
         assert reduced.batch_sampler.seen_batch_indices == [[0, 2, 4], [6, 8, 10]]
+
+
+class Draws:
+    """A sampler with the global generators of Python and numpy."""
+
+    def __iter__(self):
+        yield from random.sample(range(12), 6)
+        yield from np.random.permutation(12)[:3].tolist()  # noqa: NPY002  # what users do
+
+    def __len__(self):
+        return 9
+
+
+def test_all_processes_draw_the_same():
+    yielded = []
+    for rank in (0, 1):
+        random.seed(rank)
+        np.random.seed(rank)  # noqa: NPY002
+        before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+        loader = without_saved(DataLoader(DATA, batch_size=4, sampler=Draws()), SAVED).loader
+        assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
+        yielded.append(batches_of(loader))
+    assert yielded[0] == yielded[1]
 
 
 def test_keys_that_are_not_indices_are_refused():
