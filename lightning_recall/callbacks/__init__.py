@@ -1,4 +1,4 @@
-"""Callbacks: evaluation and pictures for any LightningModule whose forward gives embeddings."""
+"""Callbacks that evaluate any LightningModule whose forward returns embeddings, and plot the results."""
 
 from lightning_recall.callbacks.attribute_scheduler import AttributeScheduler
 from lightning_recall.callbacks.embedding_writer import EmbeddingWriter, load_embeddings

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_recall._lightning import Callback, LightningModule, Trainer
-from lightning_recall.callbacks.batches import describe, named_loaders
+from lightning_recall.batch import describe
+from lightning_recall.callbacks.dataloaders import named_loaders
 from lightning_recall.callbacks.index_checks import check_recorded
 from lightning_recall.callbacks.index_recorder import REMEDY
 from lightning_recall.callbacks.output import file_name, keeps_files, output_path, save_picture
@@ -82,7 +83,7 @@ class RetrievedImages(Callback):
 
     def draw(self, result: EvaluationResult, choice: Choice) -> Figure:
         """One picture."""
-        searched = result.searched
+        searched = result.search_result
         chosen = choose_queries(searched, self.num_queries, choice, self.seed)  # (q,)
         queries = searched.queries[chosen]
         similarities, neighbors = searched.nearest(queries, self.num_neighbors)  # (q, K)
@@ -126,9 +127,9 @@ def choose_queries(searched: SearchResult, num_queries: int, choice: Choice, see
 
 def pictures_of(result: EvaluationResult, rows: set[int]) -> dict[int, NDArray[np.float64]]:
     """Images of some rows of what was searched."""
-    if result.searched.indices is None:
+    if result.search_result.indices is None:
         raise ValueError(f"No picture of a test whose rows are not known: {REMEDY}.")
-    numbers = result.searched.indices.cpu()
+    numbers = result.search_result.indices.cpu()
     return {row: to_picture(image_of(result.dataset, int(numbers[row]))) for row in sorted(rows)}
 
 

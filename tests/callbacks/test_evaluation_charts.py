@@ -86,5 +86,5 @@ def test_it_needs_an_evaluation():
     trainer = pl.Trainer(
         accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, callbacks=[EvaluationCharts()]
     )
-    with pytest.raises(ValueError, match="EvaluationCharts shows what RetrievalEvaluation finds"):
+    with pytest.raises(ValueError, match="EvaluationCharts needs RetrievalEvaluation"):
         trainer.test(Flatten(), DataLoader(TensorDataset(torch.rand(8, 4), torch.arange(8) // 2)), verbose=False)

@@ -165,7 +165,7 @@ def test_it_needs_an_evaluation():
     trainer = pl.Trainer(
         accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, callbacks=[RetrievedImages()]
     )
-    with pytest.raises(ValueError, match=r"RetrievedImages shows what RetrievalEvaluation finds: add"):
+    with pytest.raises(ValueError, match=r"RetrievedImages needs RetrievalEvaluation: add"):
         trainer.test(Flatten(), DataLoader(TensorDataset(torch.rand(8, 1, 4, 4), torch.arange(8) // 2)), verbose=False)
 
 
