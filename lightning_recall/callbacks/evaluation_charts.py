@@ -51,7 +51,7 @@ class EvaluationCharts(Callback):
         if not keeps_files(trainer):
             return
         for result in results_of(trainer, self):
-            for chart in charts_of(result.searched, self.seed):
+            for chart in charts_of(result.search_result, self.seed):
                 path = output_path(trainer, file_name(chart.name, result.name) + ".png")  # asks all processes
                 if trainer.is_global_zero:
                     save_picture(trainer, chart.draw(), path, chart.title)

@@ -86,7 +86,7 @@ class EvaluationReport(Callback):
 
     def add_queries(self, shown: dict[str, Any], result: EvaluationResult, number: int, choice: Choice) -> None:
         """Adds some queries of a test set, and the images that they need."""
-        searched = result.searched
+        searched = result.search_result
         chosen = choose_queries(searched, self.num_queries, choice, self.seed)
         queries = searched.queries[chosen]
         similarities, neighbors = searched.nearest(queries, self.num_neighbors)
@@ -112,15 +112,15 @@ class EvaluationReport(Callback):
 
 def score_table(results: list[EvaluationResult]) -> str:
     """Rows of a table, one a test set, in percent."""
-    names = list(dict.fromkeys(name for result in results for name in result.searched.means()))
+    names = list(dict.fromkeys(name for result in results for name in result.search_result.means()))
     head = "".join(
         f"<th>{html.escape(name.replace('recall', 'R'))}</th>" for name in ("", *names, "queries", "searched")
     )
     rows = []
     for result in results:
-        means = result.searched.means()
+        means = result.search_result.means()
         cells = [f"{100 * float(means[name]):.2f}" if name in means else "" for name in names]
-        cells += [f"{len(result.searched.queries):,}", f"{len(result.searched.gallery):,}"]
+        cells += [f"{len(result.search_result.queries):,}", f"{len(result.search_result.gallery):,}"]
         row = "".join(f"<td>{cell}</td>" for cell in cells)
         rows.append(f"<tr><th>{html.escape(result.name or 'test')}</th>{row}</tr>")
     return f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
@@ -129,7 +129,7 @@ def score_table(results: list[EvaluationResult]) -> str:
 def chart_section(result: EvaluationResult, seed: int) -> str:
     """The charts of a test set."""
     title = f"<h3>{html.escape(result.name)}</h3>" if result.name else ""
-    charts = charts_of(result.searched, seed)
+    charts = charts_of(result.search_result, seed)
     images = [f'<img src="{as_data(chart.draw())}" alt="{chart.title}">' for chart in charts]
     return f'{title}<div class="charts">{"".join(images)}</div>'
 

@@ -39,7 +39,7 @@ class EvaluationResult(NamedTuple):
 
     name: str
     dataset: Any
-    searched: SearchResult
+    search_result: SearchResult
 
 
 class RetrievalEvaluation(Callback):
@@ -205,11 +205,8 @@ class RetrievalEvaluation(Callback):
         for kind, embeddings in scored.items():
             metric = self.metrics.get((dataloader_idx, kind)) or self.metric_of(dataset).to(embeddings.device)
             self.metrics[dataloader_idx, kind] = metric
-            if isinstance(metric, RetrievalScores):
-                chosen = {} if rows is None else {name: values[rows] for name, values in roles.items()}
-                metric.update(embeddings, labels.to(embeddings.device), rows, **chosen)
-            else:
-                metric.update(embeddings, rows, labels == UNREADABLE)
+            chosen = {} if rows is None else {name: values[rows] for name, values in roles.items()}
+            metric.update(embeddings, labels.to(embeddings.device), rows, **chosen)
 
     def needs_rows(self, trainer: Trainer) -> str:
         """Why the rows of batches are needed after the evaluation; "" if they are not."""
@@ -228,7 +225,7 @@ class RetrievalEvaluation(Callback):
         ground_truth = ground_truth_of(dataset)
         if ground_truth is None:
             return RetrievalScores(self.scores, self.ks, ignore_index=UNREADABLE, progress=self.shows_bar)
-        return RevisitedMAP([GroundTruth(*parts) for parts in ground_truth], self.ks)
+        return RevisitedMAP([GroundTruth(*parts) for parts in ground_truth], self.ks, UNREADABLE)
 
     def log_scores(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         """Computes and logs all scores of a split; shows and keeps them unless the training is going on."""
@@ -265,7 +262,7 @@ class RetrievalEvaluation(Callback):
         for result in self.results:
             prefix = output_path(trainer, file_name(split, result.name))  # asks all processes
             if trainer.is_global_zero:
-                print_path("Scores of each query and class", write_tables(result.searched, result.dataset, prefix))
+                print_path("Scores of each query and class", write_tables(result.search_result, result.dataset, prefix))
 
 
 def results_of(trainer: Trainer, callback: Callback) -> list[EvaluationResult]:

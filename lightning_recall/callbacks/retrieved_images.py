@@ -82,7 +82,7 @@ class RetrievedImages(Callback):
 
     def draw(self, result: EvaluationResult, choice: Choice) -> Figure:
         """One picture."""
-        searched = result.searched
+        searched = result.search_result
         chosen = choose_queries(searched, self.num_queries, choice, self.seed)  # (q,)
         queries = searched.queries[chosen]
         similarities, neighbors = searched.nearest(queries, self.num_neighbors)  # (q, K)
@@ -126,9 +126,9 @@ def choose_queries(searched: SearchResult, num_queries: int, choice: Choice, see
 
 def pictures_of(result: EvaluationResult, rows: set[int]) -> dict[int, NDArray[np.float64]]:
     """Images of some rows of what was searched."""
-    if result.searched.indices is None:
+    if result.search_result.indices is None:
         raise ValueError(f"No picture of a test whose rows are not known: {REMEDY}.")
-    numbers = result.searched.indices.cpu()
+    numbers = result.search_result.indices.cpu()
     return {row: to_picture(image_of(result.dataset, int(numbers[row]))) for row in sorted(rows)}
 
 

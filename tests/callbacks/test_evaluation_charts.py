@@ -75,7 +75,7 @@ def test_the_map_has_the_first_principal_components(dim):
 
 def test_without_labels_there_is_no_map():
     metric = RevisitedMAP([GroundTruth([0, 1], [2], [3])])
-    metric.update(torch.randn(9, 4), torch.arange(9))
+    metric.update(torch.randn(9, 4), torch.arange(9), torch.arange(9))
     charts = charts_of(metric.search(), 0)
     assert [chart.name for chart in charts] == ["recall_over_k", "similarities"]
     for chart in charts:

@@ -116,7 +116,7 @@ def test_baselines_are_the_pixels_and_the_first_weights():
         assert results[f"test/{name}recall@2"] == pytest.approx(expected["recall@2"].item())
     torch.testing.assert_close(scores_of(module.net(IMAGES)), after)  # the weights are the trained ones again
     (kept,) = evaluation.results  # pictures are of what the model found
-    assert torch.equal(kept.searched.embeddings, module.net(IMAGES).detach())
+    assert torch.equal(kept.search_result.embeddings, module.net(IMAGES).detach())
 
 
 def test_the_table_shows_percent(capsys):
@@ -152,7 +152,7 @@ def test_wrong_use_is_refused():
     triples = DataLoader(TensorDataset(IMAGES, LABELS, LABELS), batch_size=9)
     with pytest.raises(ValueError, match="got a list of 3"):
         make_trainer(RetrievalEvaluation(baselines=True)).test(TheirModule(), triples, verbose=False)
-    with pytest.raises(ValueError, match="None of the 40 items has another of its class"):
+    with pytest.raises(ValueError, match="None of the 40 items has a same-class item"):
         make_trainer(RetrievalEvaluation()).test(TheirModule(), loader(torch.arange(40)), verbose=False)
 
 
@@ -710,9 +710,9 @@ def test_pictures_and_report_show_the_rows_that_were_shuffled(tmp_path):
     watching = True
     (result,) = results_of(trainer, report)
     images = QUERY_DATA.tensors[0].flatten(1)
-    assert torch.equal(result.searched.embeddings, images[result.searched.indices])
+    assert torch.equal(result.search_result.embeddings, images[result.search_result.indices])
     pictures = pictures_of(result, {0, 5})
-    assert asked == [int(result.searched.indices[row]) for row in (0, 5)]
+    assert asked == [int(result.search_result.indices[row]) for row in (0, 5)]
     torch.testing.assert_close(torch.from_numpy(pictures[5]), to_unit(images[asked[1]].view(3, 3)).double())
 
 

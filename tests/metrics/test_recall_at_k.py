@@ -28,8 +28,8 @@ def recall_by_sklearn(embeddings, labels, k):
 
 @pytest.mark.parametrize("rows", [1, 20, 4096])
 def test_equals_an_independent_search(rows, monkeypatch):
-    monkeypatch.setattr(module, "QUERY_ROWS", rows)
-    monkeypatch.setattr(module, "GALLERY_ROWS", rows)
+    monkeypatch.setattr(module, "BLOCK_QUERIES", rows)
+    monkeypatch.setattr(module, "BLOCK_ITEMS", rows)
     embeddings, labels = torch.randn(150, 8, dtype=torch.float64), torch.randint(0, 40, (150,))
     assert (labels.bincount() == 1).any()  # some stand alone
     metric = RecallAtK(ks=(1, 2, 4, 8))
@@ -53,8 +53,8 @@ def test_a_duplicate_of_the_query_counts_by_its_label():
 
 
 def test_the_matrix_is_never_whole(monkeypatch):
-    monkeypatch.setattr(module, "QUERY_ROWS", 100)
-    monkeypatch.setattr(module, "GALLERY_ROWS", 250)
+    monkeypatch.setattr(module, "BLOCK_QUERIES", 100)
+    monkeypatch.setattr(module, "BLOCK_ITEMS", 250)
     shapes, product = [], torch.mm
     monkeypatch.setattr(torch, "mm", lambda a, b, out: shapes.append((len(a), b.shape[1])) or product(a, b, out=out))
     metric = RecallAtK()
@@ -81,9 +81,9 @@ def test_an_item_seen_twice_counts_once():
     for rows in (torch.tensor([0, 2, 4]), torch.tensor([1, 3, 0])):  # what two processes see of five items
         twice.update(embeddings[rows], labels[rows], indices=rows)
     assert twice.compute() == once.compute()
-    with pytest.raises(ValueError, match="indices with every batch, or with none"):
+    with pytest.raises(ValueError, match="Pass indices to every update"):
         twice.update(embeddings, labels)
-    with pytest.raises(ValueError, match="indices with every batch, or with none"):
+    with pytest.raises(ValueError, match="Pass indices to every update"):
         once.update(embeddings, labels, indices=torch.arange(5))
 
 
@@ -114,19 +114,19 @@ def test_wrong_batches_are_refused(embeddings, labels, message):
 
 
 def test_recall_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="no batch was added"), pytest.warns(UserWarning, match="before"):
+    with pytest.raises(ValueError, match="before any item was added"), pytest.warns(UserWarning, match="before"):
         RecallAtK().compute()
     metric = RecallAtK()
     metric.update(torch.eye(3), torch.arange(3))
-    with pytest.raises(ValueError, match="None of the 3 items has another of its class"):
+    with pytest.raises(ValueError, match="None of the 3 items has a same-class item"):
         metric.compute()
 
 
 @pytest.mark.parametrize("rows", [1, 4096])
 @pytest.mark.parametrize("overlap", [False, True])
 def test_queries_search_the_gallery_only(rows, overlap, monkeypatch):
-    monkeypatch.setattr(module, "QUERY_ROWS", rows)
-    monkeypatch.setattr(module, "GALLERY_ROWS", rows)
+    monkeypatch.setattr(module, "BLOCK_QUERIES", rows)
+    monkeypatch.setattr(module, "BLOCK_ITEMS", rows)
     embeddings, labels = torch.randn(90, 6, dtype=torch.float64), torch.randint(0, 12, (90,))
     is_query = torch.rand(90) < 0.4
     is_gallery = ~is_query | (overlap & (torch.rand(90) < 0.5))
@@ -153,11 +153,11 @@ def test_broken_embeddings_of_ignored_items_do_not_matter():
     assert metric.compute()["recall@1"] == 1
 
 
-def test_a_gallery_without_the_queries_classes_is_told():
+def test_a_gallery_without_the_queries_classes_is_refused():
     metric = RecallAtK((1,))
     is_query = torch.tensor([True, False, False])
     metric.update(torch.randn(3, 2), torch.tensor([1, 2, 2]), None, is_query, ~is_query)
-    with pytest.raises(ValueError, match="None of the 3 items has another of its class to find"):
+    with pytest.raises(ValueError, match="None of the 3 items has a same-class item in the gallery"):
         metric.compute()
 
 
@@ -191,7 +191,7 @@ def test_one_score_gives_a_scalar_and_a_sequence_a_dict():
         metric = RetrievalScores(scores, ks)
         metric.update(embeddings, labels)
         assert metric.compute() == pytest.approx(expected, abs=1e-6)
-    with pytest.raises(ValueError, match=r"scores must be some of .* each once, got \('map', 'map'\)"):
+    with pytest.raises(ValueError, match=r"scores must be distinct names from .*, got \('map', 'map'\)"):
         RetrievalScores(("map", "map"))
 
 

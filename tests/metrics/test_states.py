@@ -50,7 +50,7 @@ def test_states_are_copies():
     labels.zero_()
     assert metric.compute().item() == pytest.approx(VALUE)
     landmarks, rows = RevisitedMAP([GroundTruth([0], [1], [])]), EMBEDDINGS.clone()
-    landmarks.update(rows, PLACES)
+    landmarks.update(rows, LABELS, PLACES)
     rows.zero_()
     assert torch.equal(landmarks.embeddings[0], EMBEDDINGS)
 
@@ -84,7 +84,7 @@ def test_set_dtype_changes_the_embeddings():
     assert nmi.set_dtype(torch.float64).labels[0].dtype == torch.int64
     assert nmi.compute() == expected
     landmarks = RevisitedMAP([GroundTruth([0], [1], [])])
-    landmarks.update(EMBEDDINGS, PLACES)
+    landmarks.update(EMBEDDINGS, LABELS, PLACES)
     assert landmarks.set_dtype(torch.float16).indices[0].dtype == torch.int64
 
 
@@ -108,7 +108,7 @@ def test_states_merge():
     without = RecallAtK(1)
     without.update(EMBEDDINGS, LABELS)
     without.merge_state(second)
-    with pytest.raises(ValueError, match="Give indices with every batch, or with none"):
+    with pytest.raises(ValueError, match=r"Pass indices to every update\(\) or to none"):
         without.compute()
 
 
@@ -167,7 +167,7 @@ def test_an_index_with_other_content_is_refused(column, values):
     metric.update(EMBEDDINGS, LABELS, PLACES, **every)
     again = {"labels": LABELS[:1], **{name: given[:1] for name, given in every.items()}} | {column: values}
     metric.update(EMBEDDINGS[:1], indices=PLACES[:1], **again)
-    with pytest.raises(ValueError, match=f"Index 0 was given twice, with different {column}"):
+    with pytest.raises(ValueError, match=f"Index 0 was passed twice, with different {column}"):
         metric.compute()
 
 
@@ -175,7 +175,7 @@ def test_indices_in_a_batch_are_refused():
     metric = RecallAtK(1)
     for part in PLACES.split(20):
         metric.update(EMBEDDINGS[part], LABELS[part], torch.arange(20))
-    with pytest.raises(ValueError, match="places in the whole data set, not in a batch"):
+    with pytest.raises(ValueError, match="positions in the whole data set, not in a batch"):
         metric.compute()
 
 
@@ -184,7 +184,7 @@ def test_an_index_with_other_embeddings_is_warned_of():
     metric.update(EMBEDDINGS[3:5] * 1.05, LABELS[3:5], PLACES[3:5])  # such as rounding in bf16 would give
     assert metric.compute().item() == pytest.approx(VALUE)
     metric.update(EMBEDDINGS[7:9] * torch.tensor([[1.0], [0.8]]), LABELS[7:9], PLACES[7:9])
-    with pytest.warns(UserWarning, match="Index 8 was given twice, with different embeddings; the first counts"):
+    with pytest.warns(UserWarning, match="Index 8 was passed twice, with different embeddings; the first one counts"):
         assert metric.compute().item() == pytest.approx(VALUE)
 
 
@@ -208,13 +208,13 @@ MAKES = {
     "scalar": lambda: RecallAtK(1),
     "ignored": lambda: RecallAtK(1, ignore_index=9 * 10**15),
     "nmi": ClusterNMI,
-    "landmarks": lambda: RevisitedMAP([GroundTruth([0, 4], [1], [2])] * 2, (1,)),
+    "landmarks": lambda: RevisitedMAP([GroundTruth([0, 4], [1], [2])] * 2, (1,), ignore_index=-100),
 }
 
 
 def give(metric, rows, indexed=True):
     if isinstance(metric, RevisitedMAP):
-        metric.update(EMBEDDINGS[rows], PLACES[rows], PLACES[rows] == 7)
+        metric.update(EMBEDDINGS[rows], LABELS[rows].where(PLACES[rows] != 7, -100), PLACES[rows])
     elif indexed:
         metric.update(EMBEDDINGS[rows], LABELS[rows], PLACES[rows])
     else:
@@ -243,7 +243,7 @@ def compute_in_a_process(rank, world, folder):
     mixed.update(EMBEDDINGS[own].to([torch.float64, torch.float16, torch.float32][rank]), LABELS[own], PLACES[own])
     found["types"] = mixed.compute(), [part.dtype for part in mixed.embeddings]
     nothing = RecallAtK(1)
-    with pytest.raises(ValueError, match="Scores of nothing"):
+    with pytest.raises(ValueError, match="before any item was added"):
         nothing.compute()
     errors = []
     for wrong in ({"width": 3 + (rank == 0)}, {"indices": rank == 0}):
@@ -293,6 +293,6 @@ def test_a_process_without_rows_takes_part(world, tmp_path):
             assert found["group"].item() == pytest.approx(first_recall(first))
         assert found["on step"] == (expected["scalar"], expected["scalar"])
         assert errors == [
-            f"embeddings must be of one width, got {[4, 3, 3][:world]} on different processes.",
-            "Give indices with every batch, or with none.",
+            f"embeddings must have the same dimension on all processes, got {[4, 3, 3][:world]}.",
+            "Pass indices to every update() or to none.",
         ]
