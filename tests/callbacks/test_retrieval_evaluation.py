@@ -449,7 +449,7 @@ def test_items_that_a_collate_function_sorts_are_scored_unless_their_rows_are_ne
     with pytest.raises(ValueError, match=r"since it has is_query and is_gallery: .* keeps the order of the items"):
         make_trainer(RetrievalEvaluation()).test(Pixels(), loader, verbose=False)
     images_only = make_trainer(RetrievalEvaluation(), RetrievedImages(2, 2), default_root_dir=tmp_path)
-    with pytest.raises(ValueError, match="No picture of a test whose rows are not known"):
+    with pytest.raises(ValueError, match="Cannot draw images: the data set indices of the batches are unknown"):
         images_only.test(Pixels(), plain, verbose=False)
 
 
