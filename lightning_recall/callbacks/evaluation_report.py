@@ -83,13 +83,13 @@ class EvaluationReport(Callback):
 
     def test_set(self, result: EvaluationResult) -> dict[str, Any]:
         """What the page shows of a test set, besides the queries."""
-        found = result.search_result
+        search_result = result.search_result
         return {
             "name": result.name,
-            "scores": {name: 100 * float(mean) for name, mean in found.means().items()},
-            "num_queries": len(found.queries),
-            "num_gallery": len(found.gallery),
-            "charts": [(chart.title, to_data_url(chart.draw())) for chart in charts_of(found, self.seed)],
+            "scores": {name: 100 * float(mean) for name, mean in search_result.means().items()},
+            "num_queries": len(search_result.queries),
+            "num_gallery": len(search_result.gallery),
+            "charts": [(chart.title, to_data_url(chart.draw())) for chart in charts_of(search_result, self.seed)],
         }
 
     def add_queries(self, data: dict[str, Any], result: EvaluationResult, number: int, choice: Choice) -> None:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -68,9 +69,13 @@ class RetrievedImages(Callback):
                 name = file_name("retrieved_images", "" if choice == "random" else choice, result.name)
                 path = output_path(trainer, f"{name}.png")  # must be called on all processes
                 if trainer.is_global_zero:
-                    retrieved = retrieve(result.search_result, self.num_queries, self.num_neighbors, choice, self.seed)
-                    figure = draw_queries(pictures_of(result, retrieved.items()), retrieved)
-                    save_picture(trainer, figure, path, f"What the model retrieves, {choice} queries")
+                    what = f"What the model retrieves, {choice} queries"
+                    save_picture(trainer, self.draw(result, choice), path, what)
+
+    def draw(self, result: EvaluationResult, choice: Choice) -> Figure:
+        """Draws one figure."""
+        retrieved = retrieve(result.search_result, self.num_queries, self.num_neighbors, choice, self.seed)
+        return draw_queries(pictures_of(result, retrieved.items()), retrieved)
 
 
 def check_images(trainer: Trainer, callback: Callback) -> None:

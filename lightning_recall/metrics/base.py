@@ -1,4 +1,4 @@
-"""What all metrics share: one `update`, and states that keep integers exact, over processes too."""
+"""The base class of all metrics: one `update`, and states whose integers stay exact in gathers and conversions."""
 
 from collections.abc import Callable
 from functools import partial

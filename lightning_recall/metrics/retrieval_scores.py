@@ -111,7 +111,7 @@ class RetrievalScores(RetrievalMetric):
     def _search_all_queries(self, states: Mapping[str, Tensor], gallery: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (Q,), ascending, the ranks (Q,) of their first relevant items, and S scores (Q, S).
 
-        The processes share the queries, and gather what each has found.
+        Each process searches its part of the queries; then all processes gather the results.
         """
         group = self.process_group
         is_distributed = self._is_synced and torch.distributed.is_initialized()
@@ -140,7 +140,7 @@ class RetrievalScores(RetrievalMetric):
         parts = [(queries[:0], queries[:0], scores)]
         for ranks in rank_by_label(labelled_queries, labelled_gallery, rank_and_world_size, only_first, progress):
             scores = torch.stack([*score(ranks, self.scores, self.ks).values()], dim=1)  # (q, S)
-            parts.append((queries[ranks.queries], ranks.ranks[ranks.position == 0], scores))
+            parts.append((queries[ranks.queries], ranks.rank[ranks.position == 0], scores))
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 

@@ -75,8 +75,8 @@ class RevisitedMAP(RetrievalMetric):
             excludes nothing.
         kwargs: keyword arguments passed to `torchmetrics.Metric`.
 
-    Shapes: `update` takes embeddings (B, D), labels (B,), of which only `ignore_index` matters, and the indices (B,) of
-    the items: indices 0 to Q - 1 are queries, Q and above are gallery images. It takes the other arguments of
+    Shapes: `update` takes embeddings (B, D), labels (B,), which are only compared with `ignore_index`, and the indices
+    (B,) of the items: indices 0 to Q - 1 are queries, Q and above are gallery images. It takes the other arguments of
     `RetrievalScores.update` too, which do not change the value. `compute` gives {"easy/map": scalar in [0, 1],
     "easy/mp@1": ..., "medium/map": ..., ...}.
 
@@ -147,7 +147,7 @@ class RevisitedMAP(RetrievalMetric):
         if len(ranks.queries) == 0:
             raise ValueError("No query has a relevant image in the gallery.")
         relevant = {query: torch.tensor([*t.easy, *t.hard]) + num_queries for query, t in enumerate(truths)}
-        first_ranks = ranks.ranks[ranks.position == 0]
+        first_ranks = ranks.rank[ranks.position == 0]
         gallery = indices[num_queries:][~is_ignored[num_queries:]]
         scores = {name: values.to(device) for name, values in self._scores(ranks, is_easy).items()}
         return SearchResult(embeddings, None, indices, gallery, ranks.queries, first_ranks, scores, True, relevant)
@@ -171,7 +171,7 @@ class RevisitedMAP(RetrievalMetric):
             is_ignored = labels[firsts] == self.ignore_index
         in_order = torch.equal(indices, torch.arange(len(indices), device=indices.device))
         embeddings: Any = self.embeddings if in_order else dim_zero_cat(self.embeddings)[firsts]
-        pieces = [embeddings] if isinstance(embeddings, Tensor) else list(embeddings)  # a tensor, once synchronised
+        pieces = [embeddings] if isinstance(embeddings, Tensor) else list(embeddings)  # a tensor after a gather
         for piece, ignored in zip(pieces, torch.split(is_ignored, [len(piece) for piece in pieces]), strict=True):
             check_finite(piece[~ignored] if bool(ignored.any()) else piece)
         return pieces, indices[firsts], is_ignored
@@ -188,7 +188,7 @@ class RevisitedMAP(RetrievalMetric):
             is_relevant = (is_easy & (EASY in levels)) | (~is_easy & (HARD in levels))
             for query in range(num_queries):
                 of_query = (ranks.query == query) & is_relevant
-                num_irrelevant = (ranks.ranks - 1 - ranks.position)[of_query].cpu()  # ranked before each relevant one
+                num_irrelevant = (ranks.rank - 1 - ranks.position)[of_query].cpu()  # ranked before each relevant one
                 if len(num_irrelevant):
                     from_zero = num_irrelevant + torch.arange(len(num_irrelevant))
                     scores[f"{name}/map"][query] = trapezoid_average_precision(from_zero, len(from_zero))

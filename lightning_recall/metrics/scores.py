@@ -17,7 +17,7 @@ def mean_over_relevant(ranks: RelevantRanks, values: Tensor) -> Tensor:
 
 def num_relevant_within(ranks: RelevantRanks, cut: Tensor | int) -> Tensor:
     """How many relevant items (q,) are ranked within the first `cut`, an integer or a tensor (q,)."""
-    is_within = ranks.ranks <= (cut if isinstance(cut, int) else cut[ranks.query])
+    is_within = ranks.rank <= (cut if isinstance(cut, int) else cut[ranks.query])
     return torch.zeros_like(ranks.num_relevant).index_add_(0, ranks.query, is_within.long())
 
 
@@ -43,18 +43,18 @@ def r_precision(ranks: RelevantRanks) -> Tensor:
 
 def map_at_r(ranks: RelevantRanks) -> Tensor:
     """Mean over ranks i = 1..R of precision@i if item i is relevant, else 0 (Musgrave et al., 2020)."""
-    precisions = (ranks.position + 1) / ranks.ranks.double()
-    return mean_over_relevant(ranks, precisions * (ranks.ranks <= ranks.num_relevant[ranks.query]))
+    precisions = (ranks.position + 1) / ranks.rank.double()
+    return mean_over_relevant(ranks, precisions * (ranks.rank <= ranks.num_relevant[ranks.query]))
 
 
 def average_precision(ranks: RelevantRanks) -> Tensor:
     """Mean of the precision at each relevant item."""
-    return mean_over_relevant(ranks, (ranks.position + 1) / ranks.ranks.double())
+    return mean_over_relevant(ranks, (ranks.position + 1) / ranks.rank.double())
 
 
 def reciprocal_rank(ranks: RelevantRanks) -> Tensor:
     """1 over the rank of the first relevant item."""
-    return 1 / ranks.ranks[ranks.position == 0].double()
+    return 1 / ranks.rank[ranks.position == 0].double()
 
 
 AT_K: dict[str, Callable[[RelevantRanks, int], Tensor]] = {

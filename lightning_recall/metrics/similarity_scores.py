@@ -60,4 +60,4 @@ def _ranks(similarities: Tensor, relevant: Tensor, queries: Tensor) -> RelevantR
     num_relevant = relevant[queries].sum(1)
     position = arange_within_groups(num_relevant)
     query = torch.arange(len(queries), device=queries.device).repeat_interleave(num_relevant)
-    return RelevantRanks(queries, num_relevant, num_ahead + position + 1, query, position, items)
+    return RelevantRanks(queries, num_relevant, query, num_ahead + position + 1, position, items)

@@ -122,9 +122,12 @@ def draw_embedding_map(result: SearchResult, seed: int = 0) -> Figure:
     Args:
         result: the search, with labels.
         seed: seed for sampling at most 12 classes, and at most 60 items of each.
+
+    Raises:
+        ValueError: if the search has no labels.
     """
     if result.labels is None:
-        raise ValueError("draw_embedding_map needs class labels, but the relevance of this search is not from labels.")
+        raise ValueError("draw_embedding_map needs class labels, but this search has none.")
     labels = result.labels.cpu().numpy()
     rng = np.random.default_rng(seed)
     names, counts = np.unique(labels, return_counts=True)

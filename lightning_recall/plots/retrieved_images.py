@@ -75,12 +75,15 @@ def choose_queries(result: SearchResult, num_queries: int, choice: Choice, seed:
 def load_pictures(
     result: SearchResult, load_image: Callable[[int], Tensor], items: Iterable[int]
 ) -> dict[int, NDArray[np.float64]]:
-    """Loads the images of some items of a search, as `to_picture` gives them.
+    """Loads the images of some items of a search, converted by `to_picture`.
 
     Args:
         result: the search, with indices.
         load_image: index in the data set -> image (C, H, W).
         items: items of the search.
+
+    Raises:
+        ValueError: if the search has no indices.
     """
     if result.indices is None:
         raise ValueError("Images are looked up by index, but this search has no indices: pass them to update().")
@@ -116,6 +119,9 @@ def draw_retrieved_images(
         num_neighbors: neighbours per row.
         choice: "random" queries; "worst" or "best": those whose first relevant item has the largest or smallest rank.
         seed: seed for sampling queries.
+
+    Raises:
+        ValueError: if the search has no indices.
     """
     retrieved = retrieve(result, num_queries, num_neighbors, choice, seed)
     return draw_queries(load_pictures(result, load_image, retrieved.items()), retrieved)

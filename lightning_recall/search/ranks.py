@@ -83,7 +83,7 @@ class RankCounter:
             return
         buffer = _view(self.buffer, similarities.shape)
         for position in range(int(counts.max()) if len(queries) else 0):
-            num_queries = int((counts > position).sum())  # that have another threshold
+            num_queries = int((counts > position).sum())  # with more than `position` thresholds
             thresholds = self.starts[queries[:num_queries]] + position  # (q,)
             low, high = self._limits(thresholds)
             block, out = similarities[:num_queries], buffer[:num_queries]
@@ -137,8 +137,8 @@ class RankCounter:
         self.num_ahead.index_add_(0, thresholds, is_ahead.long())
 
 
-class _Excluded:
-    """Pairs to exclude from the blocks of a similarity matrix, sorted by block.
+class _ExcludedPairs:
+    """Pairs that are excluded from a similarity matrix, sorted by block.
 
     Args:
         row: rows (P,) of the matrix.
@@ -189,14 +189,14 @@ def count_ahead(
     query_of = torch.arange(len(queries), device=device).repeat_interleave(counter.counts)  # (P,)
     row, item = row_of[excluded.query], excluded.item
     row, item = row[row >= 0], item[row >= 0]
-    exclusion = _Excluded(row, item, (len(query_indices), len(gallery)), device)
+    excluded_pairs = _ExcludedPairs(row, item, (len(query_indices), len(gallery)), device)
     buffer = torch.empty(block_queries * block_items, device=device)
     for item_block, first in enumerate(range(0, len(gallery), block_items)):
         items = gallery.block(first, min(first + block_items, len(gallery)))  # (g, D)
         for row_block, part in enumerate(torch.split(query_embeddings, block_queries)):
             similarities = _view(buffer, (len(part), len(items)))
             torch.mm(part, items.T, out=similarities)
-            exclusion.mask(similarities, row_block, item_block)
+            excluded_pairs.mask(similarities, row_block, item_block)
             counter.count(query_indices[row_block * block_queries :][:block_queries], similarities, first)
             counter.resolve_in_float64(queries, gallery, query_of, at_least=FLOAT64_PAIRS)
         yield len(query_embeddings) * len(items)

@@ -21,17 +21,17 @@ class RelevantRanks(NamedTuple):
 
     queries: (q,) indices of the queries with at least one relevant item, ascending.
     num_relevant: (q,) number of relevant items per query.
-    ranks: (P,) ranks of relevant items, starting at 1, query by query, ascending; only each query's best rank if
-        `first` is set.
     query: (P,) index into `queries` that each rank belongs to.
+    rank: (P,) ranks of relevant items, starting at 1, query by query, ascending; only each query's best rank if `first`
+        is set.
     position: (P,) number of relevant items ranked before this one.
     item: (P,) gallery indices of the relevant items.
     """
 
     queries: Tensor
     num_relevant: Tensor
-    ranks: Tensor
     query: Tensor
+    rank: Tensor
     position: Tensor
     item: Tensor
 
@@ -72,9 +72,9 @@ def rank_pairs(
     for num_similarities in count_ahead(queries, gallery, counter, pairs, query_indices):
         if bar is not None:
             bar.update(num_similarities)
-    ranks = counter.num_ahead + position + 1
+    rank = counter.num_ahead + position + 1
     query = torch.searchsorted(query_indices, query)
-    return RelevantRanks(query_indices, num_relevant[query_indices], ranks, query, position, item)
+    return RelevantRanks(query_indices, num_relevant[query_indices], query, rank, position, item)
 
 
 class LabelledEmbeddings(NamedTuple):

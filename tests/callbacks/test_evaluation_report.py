@@ -26,7 +26,7 @@ class Flatten(pl.LightningModule):
 
 
 class Page(html.parser.HTMLParser):
-    """What a page loads, and the data that it holds."""
+    """The addresses that a page loads, and its data."""
 
     def __init__(self, text):
         super().__init__()
@@ -115,7 +115,7 @@ window.addEventListener("error", event => document.body.append("ERR" + "OR " + e
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome: apt install chromium")
-def test_a_browser_shows_and_filters_it(tmp_path):
+def test_a_browser_shows_and_filters_the_page(tmp_path):
     text, _ = report(tmp_path)
     data = json.loads(Page(text).data)
     (tmp_path / "driven.html").write_text(text.replace("</body>", SCRIPT + "</body>"))

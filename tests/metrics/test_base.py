@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torchmetrics import MetricCollection
 
 from lightning_recall.metrics import ClusterNMI, GroundTruth, RecallAtK, RevisitedMAP
 
@@ -58,11 +59,11 @@ def test_labels_that_metrics_refuse(make, labels, message):
         (torch.arange(6)[:, None], r"must be of shape \(6,\), one for each item, got \(6, 1\)"),
     ],
 )
-def test_numbers_of_items_that_metrics_refuse(name, values, message):
+def test_indices_and_groups_that_metrics_refuse(name, values, message):
     metric = RecallAtK()
     with pytest.raises(ValueError, match=f"{name} {message}"):
         metric.update(EMBEDDINGS, LABELS, **{name: values})
-    assert len(metric.labels) == 0  # nothing of the batch is kept
+    assert len(metric.labels) == 0  # a refused batch leaves no state
 
 
 @pytest.mark.parametrize("name", ["is_query", "is_gallery"])
@@ -75,15 +76,31 @@ def test_numbers_of_items_that_metrics_refuse(name, values, message):
         (torch.ones(6, 1).bool(), r"must be of shape \(6,\), one for each item, and bool, got \(6, 1\)"),
     ],
 )
-def test_roles_that_metrics_refuse(name, values, message):
+def test_masks_that_metrics_refuse(name, values, message):
     with pytest.raises(ValueError, match=f"{name} {message}"):
         RecallAtK().update(EMBEDDINGS, LABELS, **{name: values})
+
+
+def test_all_metrics_take_the_same_update_and_share_it():
+    metrics = {"recall": RecallAtK(1, ignore_index=7), "nmi": ClusterNMI(), "landmarks": RevisitedMAP(TRUTH)}
+    collection = MetricCollection(metrics)
+    columns = {"is_query": torch.arange(6) < 5, "is_gallery": torch.arange(6) > 0, "groups": torch.arange(6)}
+    for part in torch.arange(6).split(4):
+        batch = {name: values[part] for name, values in columns.items()}
+        collection.update(EMBEDDINGS[part], LABELS[part], part, **batch)
+    assert len(collection.compute_groups) == 1  # the embeddings are kept once
+    expected = {}
+    for name, metric in {"recall": RecallAtK(1), "nmi": ClusterNMI(), "landmarks": RevisitedMAP(TRUTH)}.items():
+        metric.update(EMBEDDINGS, LABELS, torch.arange(6), **columns)
+        value = metric.compute()
+        expected |= value if isinstance(value, dict) else {name: value}
+    assert collection.compute() == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.uint64])
 def test_integers_of_any_type_are_labels(dtype):
     embeddings = torch.eye(3).repeat_interleave(2, 0)
-    metric = RecallAtK(1, ignore_index=256 + 1)  # which is 1 in uint8
+    metric = RecallAtK(1, ignore_index=256 + 1)  # 257 would be 1 in uint8
     metric.update(embeddings, LABELS.to(dtype), indices=torch.arange(6).to(dtype))
     assert metric.compute() == 1
     assert len(metric.search().labels) == 6
@@ -101,10 +118,10 @@ def test_integers_of_any_type_are_labels(dtype):
 def test_large_labels_and_indices_are_exact(labels):
     """Neighbouring values are equal in float32, and most of them in float64."""
     embeddings = torch.eye(2).repeat_interleave(4, 0) + torch.arange(8)[:, None] % 2 * torch.tensor([0.0, 0.1])
-    classes = torch.stack([labels, labels], 1).flatten()  # two of each
+    classes = torch.stack([labels, labels], 1).flatten()  # two items per class
     metric = RecallAtK(1)
     metric.update(embeddings, classes, classes.cumsum(0) if labels.dtype == torch.int64 else None)
-    # [1, 0], [1, .1], [1, 0], [1, .1] of classes a, a, b, b: the twin of the other class is nearer
+    # [1, 0], [1, .1], [1, 0], [1, .1] of classes a, a, b, b: the duplicate with the other label is nearer
     assert metric.compute() == 0
     metric = RecallAtK(1)
     metric.update(torch.eye(4).repeat_interleave(2, 0), classes)

@@ -95,7 +95,7 @@ def test_a_gallery_in_pieces_is_not_concatenated(whole, monkeypatch):
 def test_ties_count_against_the_query():
     metric = RevisitedMAP([GroundTruth([0], [1], [2])], ks=(1,))
     update(metric, torch.ones(6, 3), torch.arange(6))
-    # 2 wrong images before the easy one: (0 + 1 / 3) / 2; the junk image does not count
+    # 2 irrelevant images before the easy one: (0 + 1 / 3) / 2; the junk image does not count
     assert metric.compute()["easy/map"] == pytest.approx((0 + 1 / 3) / 2)
     assert metric.compute()["hard/mp@1"] == 0
 
@@ -104,7 +104,7 @@ def test_ignored_items_are_excluded():
     embeddings, truths = example(3)
     whole = RevisitedMAP(truths, ignore_index=-100)
     ignored = torch.zeros(69, dtype=torch.bool)
-    ignored[[2, 9 + truths[4].easy[0], 9 + 7]] = True  # a query, a right image, and any other
+    ignored[[2, 9 + truths[4].easy[0], 9 + 7]] = True  # a query, a relevant image, and another image
     broken = embeddings.masked_fill(ignored[:, None], torch.nan)
     whole.update(broken, torch.where(ignored, -100, 3), torch.arange(69))
     kept = [i for i in range(60) if not ignored[9 + i]]
@@ -121,7 +121,7 @@ def test_ignored_items_are_excluded():
     with pytest.raises(ValueError, match="embeddings hold NaN"):
         update(strict, broken, torch.arange(69))
     update(strict, embeddings, torch.arange(69))
-    strict.embeddings = [broken]  # as a MetricCollection does that shares the updates of another metric
+    strict.embeddings = [broken]  # as in a MetricCollection where a metric with an ignore_index updates both
     with pytest.raises(ValueError, match="embeddings hold NaN"):
         strict.compute()
 

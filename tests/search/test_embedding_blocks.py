@@ -21,7 +21,7 @@ def test_pieces_of_any_type_form_one_matrix(tmp_path):
 
 
 def test_without_normalization_all_are_divided_by_the_largest_norm():
-    embeddings = torch.randn(9, 3, dtype=torch.float64) * 1e30  # beyond what fp32 could square
+    embeddings = torch.randn(9, 3, dtype=torch.float64) * 1e30  # their squares overflow in float32
     blocks = EmbeddingBlocks(embeddings, normalize=False)
     lengths = blocks.select(torch.arange(9)).norm(dim=1)
     assert lengths.max() == pytest.approx(1)

@@ -27,7 +27,7 @@ def ranks_by_loops(queries, gallery, relevant, is_ignored, tie=1e-13):
 def as_dict(parts):
     found = {}
     for part in parts:
-        for query, rank in zip(part.queries[part.query].tolist(), part.ranks.tolist(), strict=True):
+        for query, rank in zip(part.queries[part.query].tolist(), part.rank.tolist(), strict=True):
             found.setdefault(query, []).append(rank)
     return found
 
@@ -77,7 +77,7 @@ def test_ranks_equal_those_of_loops(data, num_queries, num_items, num_classes, m
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 @pytest.mark.parametrize("many", [0, 40])
 def test_ranks_are_those_of_float64(dtype, many, monkeypatch):
-    """Items that differ from the relevant one by less than fp32 resolves, in similarity to every query."""
+    """Items whose similarities to every query differ from the relevant one's by less than float32 resolves."""
     monkeypatch.setattr(ranks_module, "MANY_THRESHOLDS", many)
     dim, num_items = 64, 400
     base = torch.randn(dim, dtype=torch.float64)
@@ -114,7 +114,8 @@ def test_full_precision_restores_the_setting():
 
 def test_the_rounding_error_of_float32_is_below_half_the_tolerance():
     for dim in (2, 64, 512, 4096):
-        rows = torch.from_numpy(unit(np.random.default_rng(dim).normal(size=(300, dim)) + 1))  # similar: sums grow
+        vectors = np.random.default_rng(dim).normal(size=(300, dim)) + 1  # similar ones: the sums grow
+        rows = torch.from_numpy(unit(vectors))
         single = rows.float() @ rows.float().T
         worst = float((single.double() - rows @ rows.T).abs().max())
         assert worst < ranks_module.RankCounter(torch.ones(1), torch.ones(1).long(), dim).tolerance / 2
