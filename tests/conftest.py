@@ -131,9 +131,7 @@ def cars196(root):
         (name, object) for name in ("relative_im_path", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "test")
     ]
     annotations = np.zeros((1, 32), dtype=kinds)
-    for n, (c, i) in enumerate(
-        class_and_number((1, 2, 3, 98, 99, 100, 101, 196))
-    ):
+    for n, (c, i) in enumerate(class_and_number((1, 2, 3, 98, 99, 100, 101, 196))):
         annotations[0, n] = (f"car_ims/{n + 1:06}.jpg", 1, 1, 9, 9, c, i % 2)
         draw(root / "car_ims" / f"{n + 1:06}.jpg", mode="L" if i == 3 else "RGB")
     savemat(root / "cars_annos.mat", {"annotations": annotations})

@@ -26,7 +26,19 @@ COMMAND = re.compile(r"^lightning-recall .*$", re.MULTILINE)
 COMMANDS = sorted({line for page in PAGES for line in COMMAND.findall(page.read_text())})
 BENCHMARK = re.compile(r"python -m (lightning_recall\.benchmarks\.\w+)([^`\n]*)")
 BENCHMARKS = sorted({found for page in PAGES for found in BENCHMARK.findall(page.read_text())})
-ROOMS = ("losses", "recompute", "models", "metrics", "samplers", "modules", "datamodules", "callbacks", "cli")
+ROOMS = (
+    "losses",
+    "recompute",
+    "models",
+    "search",
+    "metrics",
+    "plots",
+    "samplers",
+    "modules",
+    "datamodules",
+    "callbacks",
+    "cli",
+)
 SHORT = {
     "fit": "--trainer.max_epochs 1 --trainer.limit_train_batches 1 --trainer.check_val_every_n_epoch 1",
     "test": "--trainer.limit_test_batches 2",

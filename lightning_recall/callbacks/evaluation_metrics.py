@@ -84,8 +84,7 @@ class EvaluationMetrics:
         ground_truth = ground_truth_of(dataset)
         if ground_truth is None:
             return RetrievalScores(self.scores, self.ks, ignore_index=IGNORED_LABEL, progress=self.progress)
-        # AT THE MERGE of the search branch: add ignore_index=IGNORED_LABEL
-        return RevisitedMAP([GroundTruth(*parts) for parts in ground_truth], self.ks)
+        return RevisitedMAP([GroundTruth(*parts) for parts in ground_truth], self.ks, ignore_index=IGNORED_LABEL)
 
     def search(self, trainer: Trainer, names: Sequence[int | str]) -> Iterator[tuple[int, str, SearchResult]]:
         """Index of the dataloader, kind and search result of each metric; `names` are those of the dataloaders.
@@ -113,10 +112,8 @@ def update_metric(
     roles: Mapping[str, Tensor],
 ) -> None:
     """Adds embeddings (b, D), labels (b,), indices (b,), if known, and the roles of these items to a metric."""
-    if isinstance(metric, RevisitedMAP):  # AT THE MERGE of the search branch: remove these two lines
-        return metric.update(embeddings, indices, labels == IGNORED_LABEL)
     of_batch = {} if indices is None else {name: values[indices] for name, values in roles.items()}
-    return metric.update(embeddings, labels.to(embeddings.device), indices, **of_batch)
+    metric.update(embeddings, labels.to(embeddings.device), indices, **of_batch)
 
 
 def embeddings_of_batch(trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any) -> Tensor:
