@@ -278,7 +278,7 @@ def test_the_same_batch_on_all_processes_is_refused():
     trainer = Trainer(
         accelerator="cpu", devices=2, strategy="ddp_fork", use_distributed_sampler=False, max_steps=1, **settings
     )
-    with pytest.raises(Exception, match="All 2 processes have got the same batch"):
+    with pytest.raises(Exception, match="All 2 processes received the same batch"):
         trainer.fit(module, loader)
 
 

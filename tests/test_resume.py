@@ -218,8 +218,8 @@ def test_gradients_that_wait_for_a_step_are_kept(tmp_path):
 
     ended.mkdir()
     assert in_a_process(ended, checkpoint=AfterFourBatches(ended), **settings) == 0
-    waiting = torch.load(ended / "waiting.ckpt")["accumulated"]
-    assert waiting["batches"] == 1
+    (progress,) = torch.load(ended / "waiting.ckpt")["optimizer_progress"].values()
+    assert progress["accumulated_batches"] == 1
     assert in_a_process(ended, ckpt_path=ended / "waiting.ckpt", **settings) == 0
     assert_same_end(whole, ended)
 

@@ -9,7 +9,8 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_recall._lightning import Callback, LightningModule, ModelCheckpoint, Trainer, rank_zero_only
-from lightning_recall.callbacks.step_memory import num_rows, step_memory
+from lightning_recall.optimization.step_memory import batch_size_of as num_rows
+from lightning_recall.optimization.step_memory import step_memory
 
 MIB = 2**20
 

@@ -23,6 +23,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, St
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_recall.modules import ManualOptimization
+from lightning_recall.optimization.optimizer_settings import SHARED
+from lightning_recall.optimization.parameter_groups import split_parameters
 
 INPUTS = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))  # 5 batches of 2
 
@@ -30,10 +32,14 @@ INPUTS = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))  # 5 bat
 class Line(ManualOptimization):
     """Two weights: one in the network, one in the loss. Their gradients are known."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, loss_lr=None, **kwargs):
         super().__init__(**{"optimizer": sgd, **kwargs})
+        self.loss_lr = loss_lr
         self.net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
         self.loss = nn.Linear(2, 1)
+
+    def parameter_groups(self):
+        return split_parameters(self, [] if self.loss_lr is None else [(self.loss, {"lr": self.loss_lr})])
 
     def training_step(self, batch, batch_idx):
         loss = self.value(batch[0])
@@ -179,7 +185,7 @@ def test_a_schedule_that_overrules_it_is_refused():
     def schedule(max_lr):
         return Line(loss_lr=0.125, lr_scheduler=lambda optimizer: OneCycleLR(optimizer, max_lr, total_steps=10))
 
-    with pytest.raises(ValueError, match=r"OneCycleLR sets .* loss_lr would do nothing.* max_lr: \[1.0, 0.125\]"):
+    with pytest.raises(ValueError, match=r"OneCycleLR overrides .* \[1.0, 0.125\] of .* max_lr: \[1.0, 0.125\]"):
         schedule(1.0).configure_optimizers()
     groups = schedule([1.0, 0.125]).configure_optimizers()[0][0].param_groups
     assert groups[0]["lr"] == 8 * groups[1]["lr"]
@@ -418,7 +424,7 @@ def test_a_suggested_learning_rate_is_used():
 def test_a_suggested_learning_rate_that_a_schedule_overrules_is_refused():
     module = Line(lr_scheduler=cycle)
     module.lr = 0.25
-    with pytest.raises(ValueError, match=r"OneCycleLR sets a learning rate of its own, so that lr=0.25 .* max_lr"):
+    with pytest.raises(ValueError, match=r"OneCycleLR overrides the learning rate, so lr=0.25 has no effect.* max_lr"):
         fit(module)
 
 
@@ -528,8 +534,8 @@ def test_a_learning_rate_is_not_sought_over_several_batches_a_step():
     ("arguments", "message"),
     [
         ({"gradient_clip_val": 0}, "gradient_clip_val must be above 0, or None"),
-        ({"accumulate_grad_batches": 0}, "must be at least 1, got 0 and 1"),
-        ({"lr_frequency": 0}, "must be at least 1, got 1 and 0"),
+        ({"accumulate_grad_batches": 0}, "accumulate_grad_batches must be at least 1, got 0"),
+        ({"lr_frequency": 0}, "lr_frequency must be at least 1, got 0"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):
@@ -544,15 +550,15 @@ def one_cycle(total_steps):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"lr_scheduler": one_cycle(2)}, "training steps it 5 times, every step: set total_steps to 5"),
-        ({"lr_scheduler": one_cycle(2), "lr_frequency": 2}, "steps it 2 times, every 2 steps"),
-        ({"lr_scheduler": one_cycle(2), "accumulate_grad_batches": 2}, "steps it 3 times, every step"),
+        ({"lr_scheduler": one_cycle(2)}, "training will step it 5 times, every step: set total_steps to 5"),
+        ({"lr_scheduler": one_cycle(2), "lr_frequency": 2}, "will step it 2 times, every 2 steps"),
+        ({"lr_scheduler": one_cycle(2), "accumulate_grad_batches": 2}, "will step it 3 times, every step"),
         ({"lr_scheduler": lambda o: ReduceLROnPlateau(o, monitor="x")}, 'set lr_interval="epoch"'),
     ],
 )
 def test_schedules_that_cannot_work_are_refused_before_training(arguments, message):
     module = Line(**arguments, lr_interval="step")
-    if "steps it 2" in message:
+    if "step it 2" in message:
         fit(module)  # just right
         return
     with pytest.raises(ValueError, match=message):
@@ -560,7 +566,7 @@ def test_schedules_that_cannot_work_are_refused_before_training(arguments, messa
 
 
 def test_a_schedule_longer_than_the_training_is_told():
-    with pytest.warns(UserWarning, match="will not come down: set total_steps to 5"):
+    with pytest.warns(UserWarning, match="will not reach its final value: set total_steps to 5"):
         fit(Line(lr_scheduler=one_cycle(9), lr_interval="step"))
 
 
@@ -571,7 +577,7 @@ def test_plateau_on_an_unknown_monitor_names_the_known():
 
 
 def test_torchs_plateau_is_refused():
-    with pytest.raises(ValueError, match="does not tell what to monitor"):
+    with pytest.raises(ValueError, match="has no `monitor` argument"):
         fit(Line(lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau))
 
 
@@ -600,7 +606,7 @@ def test_an_epoch_ends_without_its_last_batch():
     module = Skips({4}, lr_scheduler=halved, accumulate_grad_batches=3)
     trainer = fit(module, callbacks=[steps], max_epochs=2)
     assert steps.rates == [1.0, 0.5]  # of batches 0 to 2; 3 waits in vain, as in automatic optimization
-    assert (trainer.global_step, module.accumulated) == (2, 0)
+    assert (trainer.global_step, module.progress[SHARED].accumulated_batches) == (2, 0)
 
 
 class Twice(Line):
@@ -624,7 +630,7 @@ def test_a_schedule_is_compared_with_max_steps_where_the_loader_has_no_length():
     module = Line(lr_scheduler=one_cycle(5), lr_interval="step")
     initialise(module)
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=20, max_epochs=-1)
-    with pytest.raises(ValueError, match="OneCycleLR ends after total_steps=5, but the training steps it 20 times"):
+    with pytest.raises(ValueError, match="OneCycleLR ends after total_steps=5, but training will step it 20 times"):
         trainer.fit(module, DataLoader(Stream(), batch_size=2))
 
 
@@ -634,7 +640,7 @@ def test_max_steps_are_counted_per_optimizer():
             optimizers, _ = super().configure_optimizers()
             return optimizers, [{"scheduler": one_cycle(5)(optimizers[0]), "interval": "step", "frequency": 1}]
 
-    with pytest.warns(UserWarning, match="the training steps it 3 times"):
+    with pytest.warns(UserWarning, match="training will step it 3 times"):
         fit(TwoCycles(), max_steps=6)
 
 
@@ -648,5 +654,5 @@ def test_plateau_waits_for_a_validation_that_takes_longer_than_an_epoch():
 
 
 def test_lbfgs_is_refused():
-    with pytest.raises(ValueError, match="LBFGS computes the loss several times"):
+    with pytest.raises(ValueError, match="LBFGS needs several loss evaluations per step"):
         fit(Line(optimizer=torch.optim.LBFGS))

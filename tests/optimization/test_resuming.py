@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import (
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_recall.modules import ManualOptimization
+from lightning_recall.optimization.parameter_groups import split_parameters
 
 ROWS = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
 
@@ -26,10 +27,14 @@ ROWS = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
 class Net(ManualOptimization):
     """A network and a loss with a parameter."""
 
-    def __init__(self, optimizer=None, **kwargs):
+    def __init__(self, optimizer=None, loss_lr=None, **kwargs):
         super().__init__(optimizer=optimizer or sgd(), **kwargs)
+        self.loss_lr = loss_lr
         torch.manual_seed(0)
         self.backbone, self.head, self.loss = nn.Linear(3, 2), nn.Linear(2, 2), nn.Linear(2, 1)
+
+    def parameter_groups(self):
+        return split_parameters(self, [] if self.loss_lr is None else [(self.loss, {"lr": self.loss_lr})])
 
     def training_step(self, batch, batch_idx):
         loss = self.loss(self.head(self.backbone(batch[0]).tanh())).square().mean()
@@ -235,7 +240,9 @@ def test_another_patience_is_refused(tmp_path):
 
     path = tmp_path / "first.ckpt"
     fit(Net(), **stopping(1)).save_checkpoint(path)
-    message = "EarlyStopping on 'train/loss' has patience=1 in the checkpoint, and not 50. .* set patience=1. To train"
+    message = (
+        "EarlyStopping on 'train/loss' has patience=1 in the checkpoint, and not 50. .* set patience=1. To continue"
+    )
     with pytest.raises(ValueError, match=message):
         fit(Net(), path, max_epochs=2, **stopping(50))
     assert fit(Net(), path, max_epochs=2, **stopping(1)).global_step == 10

@@ -7,8 +7,8 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import nn
 
 from lightning_recall.benchmarks.measure import peak_tensor_bytes
-from lightning_recall.callbacks.step_memory import first_rows, num_rows, step_memory
 from lightning_recall.models import ImageEmbedder
+from lightning_recall.optimization.step_memory import batch_size_of, first_items, step_memory
 
 
 class Module(LightningModule):
@@ -38,12 +38,12 @@ def networks():
 def test_it_is_about_what_a_step_takes(name):
     net, inputs = networks()[name]
     module, trainer = Module(net), Trainer(logger=False, enable_checkpointing=False, barebones=True)
-    told = step_memory(trainer, module, inputs, len(inputs))
+    needed = step_memory(trainer, module, inputs, len(inputs))
     taken = peak_tensor_bytes(lambda: module(inputs).sum().backward())
     gradients = sum(p.numel() * p.element_size() for p in net.parameters() if p.requires_grad)
-    assert told.weights == sum(p.numel() * p.element_size() for p in net.parameters())  # no optimizer yet
-    assert 0.6 < (told.activations + gradients) / taken < 1.3
-    assert step_memory(trainer, module, inputs, 2 * len(inputs)).activations == 2 * told.activations
+    assert needed.weights == sum(p.numel() * p.element_size() for p in net.parameters())  # no optimizer yet
+    assert 0.6 < (needed.activations + gradients) / taken < 1.3
+    assert step_memory(trainer, module, inputs, 2 * len(inputs)).activations == 2 * needed.activations
 
 
 @pytest.mark.parametrize(
@@ -118,13 +118,13 @@ class Pair(NamedTuple):
 def test_inputs_may_be_nests_of_any_kind():
     images = torch.randn(9, 5)
     inputs = UserDict(pair=Pair(images, None), more=[images, "text"], size=3)
-    few = first_rows(inputs, torch.device("cpu"))
+    few = first_items(inputs, torch.device("cpu"))
     assert isinstance(few, UserDict)
     assert torch.equal(few["pair"].first, images[:4])
     assert torch.equal(few["more"][0], images[:4])
     assert (few["pair"].second, few["more"][1], few["size"]) == (None, "text", 3)
     assert torch.equal(inputs["pair"].first, images)  # as they were
-    assert [num_rows(nest) for nest in (inputs, images, "text", [None, {"a": images}])] == [9, 9, 0, 9]
+    assert [batch_size_of(nest) for nest in (inputs, images, "text", [None, {"a": images}])] == [9, 9, 0, 9]
 
 
 def test_a_mapping_takes_what_its_tensor_takes():

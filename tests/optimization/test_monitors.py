@@ -157,7 +157,7 @@ def test_scores_need_the_callback():
 @pytest.mark.filterwarnings("ignore:.*could not find the monitored key")
 @pytest.mark.parametrize("settings", [{"limit_val_batches": 0}, {"val": ()}])
 def test_a_monitor_of_no_validation_is_refused(settings, tmp_path):
-    with pytest.raises(ValueError, match="'val/recall@1', but there is no validation: set classes aside"):
+    with pytest.raises(ValueError, match="'val/recall@1', but there is no validation: hold out validation data"):
         fit(EarlyStopping("val/recall@1", mode="max"), **settings)
     saving = ModelCheckpoint(tmp_path, monitor="val/recall@1", mode="max", save_last=True)
     with pytest.warns(UserWarning, match="no validation: only the end of the training is saved"):
@@ -168,7 +168,7 @@ def test_a_monitor_of_no_validation_is_refused(settings, tmp_path):
 
 def test_what_others_may_log_is_not_refused(tmp_path):
     stopping = EarlyStopping("val/recall@9", mode="max")
-    with pytest.warns(UserWarning, match="'val/recall@9', which RetrievalModule and RetrievalEvaluation do not log"):
+    with pytest.warns(UserWarning, match="'val/recall@9', which is not among the known keys"):
         fit(stopping, kind=Own)
     assert stopping.best_score == 1
     assert fit(Logs(), EarlyStopping("norm")).current_epoch == 1
