@@ -1,7 +1,7 @@
 """Gradients of one optimizer among several: kept apart, unscaled, and averaged over the processes."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import groupby
 from typing import Any
 
@@ -38,7 +38,8 @@ def add_gradients(
     accumulated = [p.grad for p in parameters]
     for parameter in parameters:
         parameter.grad = None
-    with unsynchronised(module.trainer.strategy.model):
+    model = module.trainer.strategy.model
+    with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
         module.manual_backward(loss, retain_graph=retain_graph, inputs=list(parameters))
     scale = gradient_scale(module.trainer, module.device)
     if scale is not None:
@@ -48,17 +49,6 @@ def add_gradients(
     for parameter, before in zip(parameters, accumulated, strict=True):
         if before is not None:
             parameter.grad = before if parameter.grad is None else before.add_(parameter.grad)
-
-
-@contextmanager
-def unsynchronised(model: Any) -> Iterator[None]:
-    """Keeps DistributedDataParallel from reducing gradients; it still broadcasts buffers before the next forward."""
-    if not isinstance(model, DistributedDataParallel):
-        yield
-        return
-    with model.no_sync():
-        yield
-    model.require_forward_param_sync = True
 
 
 def gradient_scale(trainer: Trainer, device: torch.device) -> Tensor | None:

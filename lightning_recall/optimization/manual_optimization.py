@@ -235,6 +235,7 @@ class ManualOptimization(LightningModule):
         managed = any(isinstance(callback, BaseFinetuning) for callback in callbacks_of(self.trainer))
         self.configured = {} if managed else resuming.optimization_settings(self.trainer)  # it changes the groups
         if self.resumed is not None:
+            resuming.check_names([*self.progress], [*self.accumulations()])
             resuming.check_accumulation(self.resumed.accumulations, self.accumulations())
             if not managed:
                 resuming.check_settings(self.resumed.settings, self.trainer)

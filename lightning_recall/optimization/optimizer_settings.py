@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from lightning_recall._lightning import DDPStrategy, Trainer
+from lightning_recall._lightning import DDPStrategy, Trainer, uses_static_graph
 
 SHARED = ""
 """name under which all optimizers count as one, because they share each loss"""
@@ -84,9 +84,11 @@ def check_optimizers(trainer: Trainer, settings: dict[str, OptimizerSettings], o
 
     Raises:
         ValueError: if the numbers differ, a parameter belongs to two optimizers, the module's own settings are set too,
-            or the strategy of several processes is not DDP: others may shard parameters.
+            or the strategy of several processes is not DDP (others may shard parameters) or has a static graph.
     """
     optimizers = trainer.optimizers
+    if uses_static_graph(trainer.strategy):
+        raise ValueError("optimizer_settings does not support static_graph=True, which expects one backward per batch.")
     if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
         raise ValueError(
             f'optimizer_settings needs strategy="ddp" on several processes, got {type(trainer.strategy).__name__}.'

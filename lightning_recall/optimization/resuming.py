@@ -149,6 +149,20 @@ def check_callbacks(states: dict[str, Any] | None, trainer: Trainer | None) -> N
             )
 
 
+def check_names(before: list[str], now: list[str]) -> None:
+    """Raises ValueError if optimizer_settings lacks a name of the checkpoint's.
+
+    Args:
+        before: names of the checkpoint's optimizers; "" for optimizers that share each loss.
+        now: the same of this training.
+    """
+    if not set(before) <= set(now):
+        raise ValueError(
+            f"The checkpoint's training has {before} in optimizer_settings, and this one {now}: keep the names. "
+            f"{START_ANEW}"
+        )
+
+
 def check_accumulation(before: dict[str, int], now: dict[str, int]) -> None:
     """Raises ValueError if the checkpoint holds accumulated gradients and accumulate_grad_batches has changed.
 
