@@ -55,8 +55,9 @@ def build_optimizer(
     Raises:
         ValueError: if a scheduler overrides the learning rates of the groups, or `lr`.
     """
-    with_lr = [group if lr is None else {"lr": lr, **group} for group in groups]
-    built = optimizer(with_lr) if optimizer else torch.optim.AdamW(with_lr, lr=1e-4)
+    default = {} if lr is None else {"lr": lr}
+    copies = [{**default, **group} for group in groups]  # an optimizer adds its options to the groups that it is given
+    built = optimizer(copies) if optimizer else torch.optim.AdamW(copies, lr=1e-4)
     before = [float(group["lr"]) for group in built.param_groups]
     scheduled = [factory(built) for factory in schedulers if factory is not None]
     after = [float(group["lr"]) for group in built.param_groups]

@@ -515,7 +515,7 @@ def test_a_plateau_steps_by_its_metric():
     class Plateaus(Scheduled):
         def configure_optimizers(self):
             both = Adversarial.configure_optimizers(self)
-            plateau = ReduceLROnPlateau(both[1], "train/loss", factor=0.5, patience=0, threshold=9)
+            plateau = ReduceLROnPlateau(both[1], "train/loss", factor=0.5, patience=0)
             return both, [{"scheduler": plateau, "interval": "epoch"}]
 
         def training_step(self, batch, batch_idx):
