@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -85,14 +84,13 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
     All processes must call it with the same parameters, which may have gradients on some of them only.
     """
-    kinds = {id(p): (str(p.dtype), str(p.device)) for p in parameters}
-    for _, same in groupby(sorted(parameters, key=lambda p: kinds[id(p)]), key=lambda p: kinds[id(p)]):
-        group = list(same)
+    for dtype in sorted({p.dtype for p in parameters}, key=str):  # in the same order on all processes
+        group = [p for p in parameters if p.dtype == dtype]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
         is_used = gradients[0].new_tensor([p.grad is not None for p in group])
         flat = torch.cat([*(gradient.flatten() for gradient in gradients), is_used])
         distributed.all_reduce(flat)
         sizes = [*(p.numel() for p in group), len(group)]
         *means, used = torch.split(flat / distributed.get_world_size(), sizes)
-        for parameter, mean, some in zip(group, means, used.tolist(), strict=True):
-            parameter.grad = mean.view_as(parameter).clone() if some > 0 else None
+        for parameter, mean, fraction in zip(group, means, used.tolist(), strict=True):
+            parameter.grad = mean.view_as(parameter).clone() if fraction > 0 else None

@@ -163,7 +163,7 @@ class ManualOptimization(LightningModule):
         return optimizers if name == SHARED else [optimizers[list(self.optimizer_settings).index(name)]]
 
     def add_loss(self, name: str, loss: Tensor, retain_graph: bool) -> None:
-        """Adds the gradient of a loss, of which `accumulate_grad_batches` make a step."""
+        """Adds the gradient of a loss, divided by `accumulate_grad_batches`."""
         optimizers, progress = self.optimizers_of(name), self.progress[name]
         accumulated, progress.accumulated_batches = progress.accumulated_batches, 0  # stays 0 if backward fails
         if accumulated == 0:

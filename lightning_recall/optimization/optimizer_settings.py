@@ -1,4 +1,4 @@
-"""Settings of one optimizer among several, and how far it has come."""
+"""Settings and progress of one optimizer among several."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,7 +19,7 @@ class OptimizerSettings:
         gradient_clip_algorithm: whether to clip the "norm" of the whole gradient, or the "value" of each element.
         accumulate_grad_batches: number of used batches whose gradients are averaged for one step, from 1. The last step
             of an epoch may have fewer.
-        every_n_batches: use every n-th batch of the training, and ignore the losses of the others, from 1.
+        every_n_batches: use every n-th batch of the training and ignore the losses of the others, from 1.
 
     Raises:
         ValueError: for numbers out of range.
@@ -50,11 +50,11 @@ class OptimizerSettings:
 
 @dataclass
 class OptimizerProgress:
-    """How far an optimizer has come.
+    """Progress of an optimizer.
 
     Attributes:
-        accumulated_batches: batches since the last step whose gradients are accumulated.
-        steps: optimizer steps.
+        accumulated_batches: batches since the last step, whose gradients are accumulated.
+        steps: steps of a named optimizer; 0 for optimizers that share each loss, which `global_step` counts.
         scheduled_epochs: epochs for which the epoch schedulers have stepped.
     """
 

@@ -76,7 +76,7 @@ def fit(module, **kwargs):
 
 
 class Steps(Callback):
-    """Learning rates that the steps used, their gradients, and how the weights moved."""
+    """Records learning rates, gradients and weight changes of the steps."""
 
     def __init__(self):
         self.rates, self.gradients, self.moves, self.hooks = [], [], [], 0
@@ -124,7 +124,7 @@ def test_accumulated_batches_make_one_step(batches, steps):
         optimizer.step()
 
 
-def test_a_validation_between_keeps_what_is_accumulated():
+def test_a_validation_keeps_accumulated_gradients():
     plain, validated = Steps(), Steps()
     fit(Line(accumulate_grad_batches=4), callbacks=[plain])
     fit(Line(accumulate_grad_batches=4), callbacks=[validated], limit_val_batches=1.0, val_check_interval=1)
@@ -171,7 +171,7 @@ def test_a_warm_up_and_a_decay_step_together():
     assert expected[0] == 0.25 < expected[3] > expected[9]
 
 
-def test_the_loss_has_a_learning_rate_of_its_own():
+def test_a_parameter_group_has_its_own_learning_rate():
     steps = Steps()
     trainer = fit(Line(loss_lr=0.125), callbacks=[steps])
     loss, net = trainer.optimizers[0].param_groups[1], trainer.optimizers[0].param_groups[0]
@@ -181,7 +181,7 @@ def test_the_loss_has_a_learning_rate_of_its_own():
     assert len(Line(loss_lr=None).configure_optimizers()[0][0].param_groups) == 1
 
 
-def test_a_schedule_that_overrules_it_is_refused():
+def test_a_schedule_that_overrides_it_is_refused():
     def schedule(max_lr):
         return Line(loss_lr=0.125, lr_scheduler=lambda optimizer: OneCycleLR(optimizer, max_lr, total_steps=10))
 
@@ -212,7 +212,7 @@ def test_several_optimizers_and_their_schedulers():
     assert trainer.global_step == 10  # Lightning counts the steps of each
 
 
-def test_hooks_fire_once_a_step():
+def test_gradient_hooks_fire_once_per_step():
     steps = Steps()
     fit(Line(), callbacks=[steps])
     assert steps.hooks == len(steps.gradients) == 5
@@ -229,7 +229,7 @@ class Scaler(torch.amp.GradScaler):
         super().__init__("cpu", init_scale=1024.0)
 
 
-def test_a_scaled_gradient_is_clipped_and_stepped_as_it_is():
+def test_a_gradient_is_clipped_after_unscaling():
     plain, scaled, halves = Steps(), Steps(), {"gradient_clip_val": 0.01}
     fit(Line(**halves), callbacks=[plain], precision="bf16-mixed")
     plugin = MixedPrecision("16-mixed", "cpu", scaler=Scaler())
@@ -245,7 +245,7 @@ def test_a_scaled_gradient_is_clipped_and_stepped_as_it_is():
 
 
 class Noted:
-    """Notes its hooks, with what they are given."""
+    """Records its hooks and their arguments."""
 
     def note(self, name, *args):
         self.noted = [*getattr(self, "noted", []), (name, *args)]
@@ -297,7 +297,7 @@ class NotedLine(Noted, Line):
 
 
 class Automatic(LightningModule):
-    """What `Line` does, in automatic optimization."""
+    """`Line` in automatic optimization."""
 
     def __init__(self, optimizer=sgd, scheduler=None):
         super().__init__()
@@ -337,7 +337,7 @@ def test_a_plateau_is_stepped_through_the_hook():
     assert module.noted[-1] == ("schedule", "ReduceLROnPlateau", 1.0)
 
 
-def test_an_override_of_optimizer_step_decides():
+def test_an_override_of_optimizer_step_may_skip_steps():
     class EverySecond(Line):
         def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
             if batch_idx % 2:
@@ -346,7 +346,7 @@ def test_an_override_of_optimizer_step_decides():
     assert fit(EverySecond(gradient_clip_val=0.1)).global_step == 2  # of 5 batches
 
 
-def test_an_override_that_would_lose_the_clipping_is_refused():
+def test_an_override_that_skips_clipping_is_refused():
     class Logs(Line):
         def on_before_optimizer_step(self, optimizer):
             self.log("grad", 1.0)
@@ -364,7 +364,7 @@ def test_an_override_that_would_lose_the_clipping_is_refused():
         fit(ClipsOnce(gradient_clip_val=0.1))
 
 
-def test_a_failed_backward_leaves_nothing_waiting():
+def test_a_failed_backward_leaves_no_accumulated_gradients():
     class FailsOnce(Line):
         def training_step(self, batch, batch_idx):
             if batch_idx != 1:
@@ -421,7 +421,7 @@ def test_a_suggested_learning_rate_is_used():
     assert steps.rates == [0.25] * 5 + [0.125] * 5
 
 
-def test_a_suggested_learning_rate_that_a_schedule_overrules_is_refused():
+def test_a_suggested_learning_rate_that_a_schedule_overrides_is_refused():
     module = Line(lr_scheduler=cycle)
     module.lr = 0.25
     with pytest.raises(ValueError, match=r"OneCycleLR overrides the learning rate, so lr=0.25 has no effect.* max_lr"):
@@ -519,13 +519,13 @@ def test_weights_are_averaged():
         ({"callbacks": [GradientAccumulationScheduler({0: 2})]}, "give accumulate_grad_batches to the module"),
     ],
 )
-def test_the_trainers_settings_name_the_modules(settings, message):
+def test_settings_of_the_trainer_are_refused_with_the_modules_argument(settings, message):
     with pytest.raises(ValueError, match=message):
         fit(Line(), **settings)
     assert fit(Line(), gradient_clip_val=0).global_step == 5
 
 
-def test_a_learning_rate_is_not_sought_over_several_batches_a_step():
+def test_learning_rate_finder_is_refused_with_accumulation():
     with pytest.raises(ValueError, match="set the module's accumulate_grad_batches to 1 while it runs, got 2"):
         fit(Line(accumulate_grad_batches=2), callbacks=[LearningRateFinder()])
 
@@ -565,12 +565,12 @@ def test_schedules_that_cannot_work_are_refused_before_training(arguments, messa
         fit(module)
 
 
-def test_a_schedule_longer_than_the_training_is_told():
+def test_a_schedule_longer_than_the_training_warns():
     with pytest.warns(UserWarning, match="will not reach its final value: set total_steps to 5"):
         fit(Line(lr_scheduler=one_cycle(9), lr_interval="step"))
 
 
-def test_plateau_on_an_unknown_monitor_names_the_known():
+def test_plateau_on_an_unknown_monitor_lists_the_known_ones():
     module = Line(lr_scheduler=lambda o: ReduceLROnPlateau(o, monitor="val/scor"))
     with pytest.raises(ValueError, match=r"monitors 'val/scor', but only \['train/loss', 'val/score'\]"):
         fit(module, limit_val_batches=1.0)
@@ -590,7 +590,7 @@ def test_a_checkpoint_by_time_is_refused(tmp_path):
 
 
 class Skips(Line):
-    """Some batches make no step: training_step gives up."""
+    """training_step skips some batches."""
 
     def __init__(self, skipped, **kwargs):
         super().__init__(**kwargs)
@@ -601,11 +601,11 @@ class Skips(Line):
             super().training_step(batch, batch_idx)
 
 
-def test_an_epoch_ends_without_its_last_batch():
+def test_an_epoch_ends_if_its_last_batch_is_skipped():
     steps = Steps()
     module = Skips({4}, lr_scheduler=halved, accumulate_grad_batches=3)
     trainer = fit(module, callbacks=[steps], max_epochs=2)
-    assert steps.rates == [1.0, 0.5]  # of batches 0 to 2; 3 waits in vain, as in automatic optimization
+    assert steps.rates == [1.0, 0.5]  # of batches 0 to 2; batch 3 is discarded, as in automatic optimization
     assert (trainer.global_step, module.progress[SHARED].accumulated_batches) == (2, 0)
 
 
@@ -615,7 +615,7 @@ class Twice(Line):
             super().training_step(batch, batch_idx)
 
 
-def test_two_steps_a_batch_are_one_epoch():
+def test_two_steps_per_batch_end_an_epoch_once():
     steps = Steps()
     fit(Twice(lr_scheduler=halved), callbacks=[steps], max_epochs=2)
     assert steps.rates == [1.0] * 9 + [0.5] * 10 + [0.25]  # the epoch ends with its last batch's first step
@@ -644,7 +644,7 @@ def test_max_steps_are_counted_per_optimizer():
         fit(TwoCycles(), max_steps=6)
 
 
-def test_plateau_waits_for_a_validation_that_takes_longer_than_an_epoch():
+def test_plateau_steps_after_a_validation_interval_longer_than_an_epoch():
     steps = Steps()
     plateau = {"lr_scheduler": lambda o: ReduceLROnPlateau(o, "val/score", mode="max", patience=0, factor=0.5)}
     settings = {"limit_val_batches": 1.0, "check_val_every_n_epoch": None, "val_check_interval": 7, "max_epochs": 4}

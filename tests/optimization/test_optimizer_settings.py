@@ -23,7 +23,7 @@ BATCHES = torch.randn(7, 8, 3, generator=torch.Generator().manual_seed(1), dtype
 
 
 class Loader:
-    """The batches, which each process gets a part of; resumes in the middle of an epoch."""
+    """Gives each process its part of the batches, and resumes in the middle of an epoch."""
 
     def __init__(self):
         self.position = 0
@@ -405,7 +405,7 @@ def test_a_parameter_that_some_processes_use_gets_their_mean_and_an_unused_one_n
 
 
 def test_means_over_processes_keep_dtypes_apart(monkeypatch):
-    """Two fake processes, of which the other one has gradients of 3 in float64 and none in float32."""
+    """A second process is faked, which has gradients of 3 in float64 and none in float32."""
     double, single = nn.Parameter(torch.ones(2, dtype=torch.float64)), nn.Parameter(torch.ones(1))
     double.grad, single.grad = torch.ones_like(double), torch.full_like(single, 8.0)
     others = {torch.float64: torch.tensor([3.0, 3.0, 1.0]), torch.float32: torch.tensor([0.0, 0.0])}

@@ -15,7 +15,7 @@ def draw():
     return random.random(), random.gauss(0, 1), normal, float(torch.rand(()))
 
 
-def test_all_generators_draw_again_what_they_drew(tmp_path):
+def test_all_generators_repeat_their_draws(tmp_path):
     draw()  # Python and numpy keep the second of a pair of normal numbers
     torch.save(get_random_states(CPU), tmp_path / "states.pt")
     expected = draw()
@@ -24,7 +24,7 @@ def test_all_generators_draw_again_what_they_drew(tmp_path):
     assert draw() == expected
 
 
-def test_each_process_takes_its_own_state():
+def test_each_process_restores_its_own_state():
     states, expected = [], []
     for _ in range(2):
         states += get_random_states(CPU)
@@ -33,7 +33,7 @@ def test_each_process_takes_its_own_state():
     assert draw() == expected[1]
 
 
-def test_states_of_another_number_of_processes_are_left_alone():
+def test_states_of_another_number_of_processes_are_not_restored():
     states = 2 * get_random_states(CPU)
     draw()
     before = get_random_states(CPU)
@@ -44,7 +44,7 @@ def test_states_of_another_number_of_processes_are_left_alone():
     assert draw() == expected  # as if nothing had been restored
 
 
-def test_a_gpu_keeps_its_own_state_and_none_is_set_where_there_is_none(monkeypatch):
+def test_the_state_of_a_gpu_is_saved_and_restored_on_a_gpu_only(monkeypatch):
     gpu, kept, restored = torch.device("cuda", 1), torch.arange(16, dtype=torch.uint8), []
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: kept if device == gpu else None)
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *args: restored.append(args))
@@ -61,7 +61,7 @@ def test_a_gpu_keeps_its_own_state_and_none_is_set_where_there_is_none(monkeypat
 
 
 @pytest.mark.parametrize(("saved", "given"), [("3", "5"), ("3", "3"), (None, "5"), ("3", None)])
-def test_a_seed_that_is_not_used_is_warned_of(saved, given, monkeypatch):
+def test_a_seed_without_effect_warns(saved, given, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", saved) if saved else monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     states = get_random_states(CPU)
     monkeypatch.setenv("PL_GLOBAL_SEED", given) if given else monkeypatch.delenv("PL_GLOBAL_SEED")

@@ -54,7 +54,7 @@ def fit(module, ckpt_path=None, max_epochs=1, **kwargs):
 
 
 def resumed(folder, first, second, **kwargs):
-    """Trains one epoch, which may end in its middle, and goes on for another with another module."""
+    """Trains one module for an epoch, or a part of it, and resumes with another module for a second epoch."""
     path = folder / "first.ckpt"
     fit(first, **{"limit_train_batches": 5, **kwargs}).save_checkpoint(path)
     return fit(second, path, max_epochs=2)
@@ -89,7 +89,7 @@ SCHEDULES = [
 
 @pytest.mark.filterwarnings("ignore:OneCycleLR ends after")
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_same_settings_go_on(tmp_path, schedule):
+def test_the_same_settings_resume(tmp_path, schedule):
     def make(optimizer=None):
         return Net(optimizer, lr_scheduler=schedule, lr_interval="step")
 
@@ -97,7 +97,7 @@ def test_the_same_settings_go_on(tmp_path, schedule):
     assert resumed(tmp_path, make(Adam), make(Adam)).global_step == 10
 
 
-def test_a_plateau_goes_on(tmp_path):
+def test_a_plateau_resumes(tmp_path):
     def make():
         plateau = lambda o: ReduceLROnPlateau(o, "train/loss", patience=0, threshold=9, threshold_mode="abs")  # noqa: E731  # one line
         return Net(lr_scheduler=plateau, loss_lr=0.1)
@@ -148,7 +148,7 @@ def test_other_settings_are_refused(tmp_path, first, second, message):
         resumed(tmp_path, *made)
 
 
-def test_other_settings_after_the_weights_alone_are_used(tmp_path):
+def test_other_settings_are_used_after_loading_only_the_weights(tmp_path):
     fit(Net()).save_checkpoint(tmp_path / "first.ckpt")
     module = Net(sgd(0.125))
     module.load_state_dict(torch.load(tmp_path / "first.ckpt", weights_only=True)["state_dict"])
@@ -161,7 +161,7 @@ def test_another_number_of_parameters_is_refused(tmp_path):
         resumed(tmp_path, Net(), Net(loss_lr=0.5))
 
 
-def test_the_checkpoint_of_another_module_is_compared_where_it_can_be(tmp_path):
+def test_the_checkpoint_of_another_module_is_compared_as_far_as_possible(tmp_path):
     class Automatic(LightningModule):
         def __init__(self):
             super().__init__()
@@ -178,26 +178,26 @@ def test_the_checkpoint_of_another_module_is_compared_where_it_can_be(tmp_path):
         resumed(tmp_path, Automatic(), Net(loss_lr=0.5))
 
 
-def test_gradients_that_wait_are_of_as_many_batches(tmp_path):
+def test_accumulated_gradients_need_the_same_number_of_batches(tmp_path):
     class Saves(Net):
         def on_train_batch_end(self, outputs, batch, batch_idx):
             if batch_idx == 0:
-                self.trainer.save_checkpoint(tmp_path / "waiting.ckpt")
+                self.trainer.save_checkpoint(tmp_path / "accumulated.ckpt")
 
     fit(Saves(accumulate_grad_batches=2))
     with pytest.raises(ValueError, match="accumulate_grad_batches=2: resume with that number, not 3"):
-        fit(Net(accumulate_grad_batches=3), tmp_path / "waiting.ckpt")
-    assert fit(Net(accumulate_grad_batches=2), tmp_path / "waiting.ckpt").global_step == 3
+        fit(Net(accumulate_grad_batches=3), tmp_path / "accumulated.ckpt")
+    assert fit(Net(accumulate_grad_batches=2), tmp_path / "accumulated.ckpt").global_step == 3
 
 
-def test_weights_alone_cannot_be_resumed(tmp_path):
+def test_a_checkpoint_of_weights_only_cannot_be_resumed(tmp_path):
     fit(Net()).save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
     with pytest.raises(ValueError, match=r"holds weights only, so that no training can be resumed.*--weights FILE"):
         fit(Net(), tmp_path / "weights.ckpt", max_epochs=2)
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-def test_a_backbone_that_joined_later_goes_on(tmp_path):
+def test_a_backbone_that_was_unfrozen_resumes(tmp_path):
     def train(epochs, ckpt_path=None):
         callbacks = [BackboneFinetuning(1), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)]
         return fit(Net(), ckpt_path, epochs, callbacks=callbacks, enable_checkpointing=True)
@@ -208,7 +208,7 @@ def test_a_backbone_that_joined_later_goes_on(tmp_path):
     assert [group["lr"] for group in again.optimizers[0].param_groups] == [0.5, 0.1]
 
 
-def test_an_option_that_a_newer_torch_adds_is_no_difference(tmp_path):
+def test_an_option_that_a_newer_torch_adds_is_ignored(tmp_path):
     path = tmp_path / "first.ckpt"
     fit(Net()).save_checkpoint(path)
     checkpoint = torch.load(path, weights_only=True)
@@ -217,7 +217,7 @@ def test_an_option_that_a_newer_torch_adds_is_no_difference(tmp_path):
     assert fit(Net(), path, max_epochs=2).global_step == 10
 
 
-def test_a_finder_does_not_matter_where_nothing_is_trained(tmp_path):
+def test_learning_rate_finder_is_ignored_without_training(tmp_path):
     class Predicts(Net):
         def predict_step(self, batch, batch_idx):
             return self.backbone(batch[0])
@@ -228,7 +228,7 @@ def test_a_finder_does_not_matter_where_nothing_is_trained(tmp_path):
     assert len(trainer.predict(Predicts(), loader, ckpt_path=tmp_path / "first.ckpt")) == 2
 
 
-def test_a_learning_rate_is_not_sought_in_a_resumed_training(tmp_path):
+def test_learning_rate_finder_is_refused_when_resuming(tmp_path):
     fit(Net()).save_checkpoint(tmp_path / "first.ckpt")
     with pytest.raises(ValueError, match="LearningRateFinder would train with a new optimizer"):
         fit(Net(), tmp_path / "first.ckpt", max_epochs=2, callbacks=[LearningRateFinder()])
