@@ -176,7 +176,7 @@ class ManualOptimization(LightningModule):
         progress.accumulated_batches = accumulated + 1
 
     def step_optimizers(self, name: str) -> None:
-        """Steps an optimizer, or all that share each loss, with the accumulated gradients; then their schedulers."""
+        """Steps an optimizer, or all if they share each loss, with the accumulated gradients; then their schedulers."""
         optimizers, progress, start = self.optimizers_of(name), self.progress[name], self.trainer.global_step
         scale = gradient_scale(self.trainer, self.device) if name == SHARED and len(optimizers) > 1 else None
         for optimizer in optimizers:
@@ -195,7 +195,7 @@ class ManualOptimization(LightningModule):
             self.step_schedulers("step", progress.steps, name)
 
     def step_schedulers(self, interval: Literal["step", "epoch"], count: int, name: str) -> None:
-        """Steps the schedulers with this interval after `count` of them; ReduceLROnPlateau in on_train_epoch_end."""
+        """Steps the schedulers with this interval, after `count` steps or epochs; on_train_epoch_end steps plateaus."""
         optimizer = None if name == SHARED else self.optimizers_of(name)[0].optimizer
         for scheduler in due_schedulers(self.trainer, interval, count, optimizer):
             self.lr_scheduler_step(scheduler, None)
@@ -240,6 +240,7 @@ class ManualOptimization(LightningModule):
             if not managed:
                 resuming.check_settings(self.resumed.settings, self.trainer)
                 resuming.check_parameters(self.resumed.optimizers, self.trainer)
+            self.resumed.optimizers = None  # frees their memory
 
     def accumulations(self) -> dict[str, int]:
         """Name of each optimizer -> its accumulate_grad_batches."""

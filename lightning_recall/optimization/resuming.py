@@ -150,15 +150,16 @@ def check_callbacks(states: dict[str, Any] | None, trainer: Trainer | None) -> N
 
 
 def check_names(before: list[str], now: list[str]) -> None:
-    """Raises ValueError if optimizer_settings lacks a name of the checkpoint's.
+    """Raises ValueError if a name in the checkpoint's optimizer_settings is missing now.
 
     Args:
         before: names of the checkpoint's optimizers; "" for optimizers that share each loss.
         now: the same of this training.
     """
     if not set(before) <= set(now):
+        saved, configured = (names if any(names) else "no names" for names in (before, now))
         raise ValueError(
-            f"The checkpoint's training has {before} in optimizer_settings, and this one {now}: keep the names. "
+            f"The checkpoint's training has {saved} in optimizer_settings, and this one {configured}: keep the names. "
             f"{START_ANEW}"
         )
 

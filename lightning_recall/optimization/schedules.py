@@ -11,7 +11,7 @@ from lightning_recall.optimization.optimizer_settings import SHARED, OptimizerSe
 
 
 def due_schedulers(trainer: Trainer, interval: str, count: int, optimizer: Any = None) -> list[Any]:
-    """Schedulers to step after `count` intervals; without ReduceLROnPlateau, which waits for its metric.
+    """Schedulers to step after `count` intervals; without ReduceLROnPlateau, which needs a metric.
 
     Args:
         trainer: with the schedulers.
@@ -65,8 +65,8 @@ def check_schedules(trainer: Trainer, settings: dict[str, OptimizerSettings]) ->
         settings: of each optimizer, by name in their order; of all, under the name `SHARED`.
 
     Raises:
-        ValueError: for a scheduler that ends before the training, a ReduceLROnPlateau that has no `monitor` or steps
-            by the step, and, with several optimizers, a scheduler that does not say which is its own.
+        ValueError: for a scheduler that ends before the training, for ReduceLROnPlateau without a monitor or with the
+            interval "step", and, with named optimizers, for a scheduler without an attribute `optimizer`.
     """
     for config in trainer.lr_scheduler_configs:
         if isinstance(config.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
@@ -77,8 +77,10 @@ def check_schedules(trainer: Trainer, settings: dict[str, OptimizerSettings]) ->
             of_scheduler = dict(zip(map(id, trainer.optimizers), settings.values(), strict=True))
             own = of_scheduler.get(id(getattr(config.scheduler, "optimizer", None)))
             if own is None:
-                raise ValueError(f"{type(config.scheduler).__name__} needs an attribute `optimizer`: one of several.")
-            if config.interval == "epoch" or trainer.max_steps <= 0:  # which counts the steps of all optimizers
+                raise ValueError(
+                    f"{type(config.scheduler).__name__} needs an attribute `optimizer`, one of the module's."
+                )
+            if config.interval == "epoch" or trainer.max_steps <= 0:  # max_steps counts the steps of all optimizers
                 check_length(config, planned_steps(config, trainer, own))
 
 

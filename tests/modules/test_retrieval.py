@@ -401,6 +401,16 @@ def test_a_batch_without_positives_is_refused_before_the_weights_change():
     assert torch.equal(module.embedder.weight, Embedder().weight)
 
 
+def test_parameters_of_the_loss_have_their_learning_rate():
+    rates = [
+        [group["lr"] for group in make_module(loss_lr=lr).configure_optimizers()[0][0].param_groups]
+        for lr in (None, 0.5)
+    ]
+    assert rates == [[1.0], [1.0, 0.5]]
+    _, of_loss = make_module(loss_lr=0.5).parameter_groups()
+    assert [p.item() for p in of_loss["params"]] == [2.0]  # ScaledLoss.scale
+
+
 def test_a_checkpoint_of_plain_python_reloads(tmp_path):
     module = make_module()
     trainer = fitted(module)

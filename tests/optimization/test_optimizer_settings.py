@@ -494,6 +494,26 @@ def test_a_checkpoint_of_other_names_or_accumulation_is_refused(tmp_path):
         ValueError, match=r"has \['critic', 'generator'\] in optimizer_settings, and this one \['judge'"
     ):
         fit(changed(optimizer_settings=renamed), tmp_path / "first.ckpt")
+    with pytest.raises(ValueError, match=r"has \['critic', 'generator'\] in optimizer_settings, and this one no names"):
+        fit(changed(optimizer_settings={}), tmp_path / "first.ckpt")
+
+
+def test_a_failed_backward_of_a_named_loss_leaves_no_accumulated_gradients():
+    class FailsOnce(Adversarial):
+        def training_step(self, batch, batch_idx):
+            if batch_idx != 1:
+                super().training_step(batch, batch_idx)
+                return
+            handle = self.critic[0].weight.register_hook(lambda _: 1 / 0)  # some gradients are there already
+            with pytest.raises(ZeroDivisionError):
+                super().training_step(batch, batch_idx)
+            handle.remove()
+            assert self.progress["critic"].accumulated_batches == 0
+
+    module = FailsOnce(critic={"accumulate_grad_batches": 2})
+    fit(module, epochs=1)
+    steps = [module.progress[name].steps for name in ("critic", "generator")]
+    assert steps == [3, 6]  # the critic of batches 2 and 3, 4 and 5, 6; the generator of all but 1
 
 
 @pytest.mark.parametrize(("total", "planned"), [(4, None), (3, 4)])
