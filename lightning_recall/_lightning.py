@@ -202,3 +202,29 @@ if _chosen:
         f"lightning_recall uses {NAME}: lightning.pytorch and pytorch_lightning are both installed. To choose, import "
         f"yours first, or set {VARIABLE}."
     )
+
+
+def backward_is_skipped(trainer: "Trainer") -> bool:
+    """Whether the epoch makes no steps: StochasticWeightAveraging runs one only to update BatchNorm statistics."""
+    return bool(getattr(trainer.fit_loop, "_skip_backward", False))
+
+
+def saves_by_time(callback: "Callback") -> bool:
+    """Whether a ModelCheckpoint has a `train_time_interval`."""
+    return getattr(callback, "_train_time_interval", None) is not None
+
+
+def argument_to_scale(finder: "BatchSizeFinder") -> str:
+    """Name of the attribute that a BatchSizeFinder changes."""
+    name: str = finder._batch_arg_name
+    return name
+
+
+def uses_static_graph(strategy: object) -> bool:
+    """Whether a strategy is DDP with `static_graph=True`."""
+    return bool(getattr(strategy, "_ddp_kwargs", {}).get("static_graph", False))
+
+
+def attached_trainer(module: "LightningModule") -> "Trainer | None":
+    """The Trainer of a module; None if it has none, as in `load_from_checkpoint`."""
+    return module._trainer

@@ -14,9 +14,6 @@ from lightning_recall import RecallAtKLoss, RetrievalEvaluation, RetrievalModule
 from lightning_recall.callbacks import RunSummary
 from lightning_recall.callbacks.run_summary import batch_rows, print_rows
 
-at_the_merge = pytest.mark.xfail(
-    not hasattr(RetrievalModule, "training_summary"), reason="rows of RetrievalModule come with the optim branch"
-)
 pytestmark = pytest.mark.filterwarnings(
     "ignore:You defined a `validation_step` but have no", "ignore:.* is meant for embeddings of length 1"
 )
@@ -59,7 +56,6 @@ def fit(module, loaders, tmp_path, *callbacks, **kwargs):
     return trainer
 
 
-@at_the_merge
 def test_it_prints_what_is_trained_and_the_scores(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     module = RetrievalModule(net(), RecallAtKLoss((1, 2), rank_temperature=1.0), chunk_size=10)
@@ -120,7 +116,6 @@ def test_batches_of_another_kind_are_not_counted(tmp_path, capsys):
     assert "images/s" not in trainer.callback_metrics
 
 
-@at_the_merge
 @pytest.mark.parametrize("chunk_size", [16, "auto"])
 def test_a_chunk_size_that_is_measured_is_not_known_yet(chunk_size, tmp_path, capsys):
     module = RetrievalModule(net(), RecallAtKLoss(rank_temperature=1.0), chunk_size=chunk_size)
@@ -152,7 +147,6 @@ def test_batches_of_any_kind_are_described(kind):
     assert batch_rows(Trainer(barebones=True, accelerator="cpu"), batch, Plain()) == {"batch": row}
 
 
-@at_the_merge
 @pytest.mark.parametrize("kind", BATCHES)
 def test_memory_is_estimated_for_inputs_with_tensors(kind):
     batch, row = BATCHES[kind]
@@ -163,7 +157,6 @@ def test_memory_is_estimated_for_inputs_with_tensors(kind):
     assert ("memory" in found) == (kind != "texts")
 
 
-@at_the_merge
 def test_a_batch_smaller_than_a_chunk_is_one_chunk_of_its_size():
     module = RetrievalModule(net(), RecallAtKLoss(), chunk_size=100)
     module.trainer = Trainer(barebones=True)
