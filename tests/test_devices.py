@@ -38,7 +38,7 @@ from lightning_recall.metrics import (
 )
 from lightning_recall.metrics.revisited import GroundTruth
 from lightning_recall.mixup import SimilarityMixup
-from lightning_recall.models import ImageEmbedder, MultiView, PCAWhitening, SmallConvNet
+from lightning_recall.models import ImageEmbedder, MultiScale, PCAWhitening, SmallConvNet
 from lightning_recall.modules import RetrievalModule
 from lightning_recall.recompute import chunked_forward
 from lightning_recall.search.embedding_blocks import EmbeddingBlocks
@@ -172,10 +172,10 @@ def test_chunks_go_there_one_by_one():
 def test_images_are_augmented_and_viewed_there():
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     net = ImageEmbedder("resnet18", pretrained=False).eval()
-    expected = MultiView()(net, images), random_affine(images)
+    expected = MultiScale()(net, images), random_affine(images)
     with other_device() as device, torch.no_grad():
         away = images.to(DEVICE)
-        found = MultiView()(net.to(DEVICE), away).to("cpu"), random_affine(away).to("cpu")
+        found = MultiScale()(net.to(DEVICE), away).to("cpu"), random_affine(away).to("cpu")
     torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-5)
     assert expected[1].shape == found[1].shape
     assert sum(device.waits.values()) == 2  # what the test reads

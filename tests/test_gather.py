@@ -90,17 +90,17 @@ def unlike(rank):
         torch.ones(2, 3, dtype=[torch.float32, torch.float64][rank]),
         torch.ones(6).view(*[(6,), (2, 3)][rank]),
     ):
-        with pytest.raises(ValueError, match="one dtype and width on all processes") as caught:
+        with pytest.raises(ValueError, match="the same dtype and trailing dimensions on all processes") as caught:
             gather_rows(rows)
         found.append(str(caught.value))
-    with torch.set_grad_enabled(rank == 0), pytest.raises(ValueError, match="while others compute none"):
+    with torch.set_grad_enabled(rank == 0), pytest.raises(ValueError, match="other processes run under"):
         gather_rows(torch.ones(2, 3, requires_grad=True))
     return found
 
 
 def test_rows_that_do_not_fit_are_refused_on_every_process(tmp_path):
     first, second = ask(unlike, 2, tmp_path)
-    start = "rows must have one dtype and width on all processes, got torch.float32 "
+    start = "rows must have the same dtype and trailing dimensions on all processes, got torch.float32 "
     assert first == second
     assert first == [
         start + "(b, 3), torch.float32 (b, 4).",

@@ -117,7 +117,7 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match=r"labels must be integers of shape \(N,\), got torch.float32 \(2,\)"):
         SimilarityMixup()(torch.eye(2), torch.tensor([1.0, 1.0]))
     for embeddings, labels, name in ((torch.eye(2), [1, 1], "labels"), ([[1.0, 0.0]] * 2, LABELS[:2], "embeddings")):
-        with pytest.raises(ValueError, match=f"{name} must be a tensor, got list: convert with torch.as_tensor"):
+        with pytest.raises(ValueError, match=f"{name} must be a tensor, got list: convert it with torch.as_tensor"):
             SimilarityMixup()(embeddings, labels)
     with pytest.raises(ValueError, match=r"must be floating point of shape \(N, D\), got torch.int64 \(7,\)"):
         SimilarityMixup()(LABELS, LABELS)

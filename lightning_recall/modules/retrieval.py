@@ -23,7 +23,7 @@ from lightning_recall.optimization.manual_optimization import ManualOptimization
 from lightning_recall.optimization.random_state import random_states, restore_random_state
 from lightning_recall.optimization.resuming import check_mixup
 from lightning_recall.recompute import chunked_forward, largest_chunk_size
-from lightning_recall.recompute.nests import num_rows, tensors_of
+from lightning_recall.recompute.pytrees import num_rows, tensors_of
 
 Batch = Any
 """(inputs, labels (b,)), where inputs are a tensor (b, ...), or a dict, tuple or list of such; or a list of such pairs,
@@ -53,7 +53,7 @@ class RetrievalModule(ManualOptimization):
             at a time. "auto": the largest that fits the GPU, tried out at the first step; 128 on a CPU. BatchNorm in
             train mode normalises over a chunk.
         keep_chunks: how many chunks keep their activations and are not computed twice, from 1.
-        test_time_augmentation: (embedder, images) -> embeddings, such as `MultiView`; used in test and predict only.
+        test_time_augmentation: (embedder, images) -> embeddings, such as `MultiScale`; used in test and predict only.
             None: each image is embedded once, as it is.
         kwargs: for `ManualOptimization`: optimizer, lr_scheduler, gradient_clip_val, accumulate_grad_batches, ...
 

@@ -55,15 +55,12 @@ def test_abilities_are_what_the_loss_does(name):
         if getattr(loss, ability):
             assert loss(embeddings, LABELS, **option) != ALL[name]()(embeddings, LABELS)
         else:
-            with pytest.raises(ValueError, match=f"{name} takes no `{next(iter(option))}`"):
+            with pytest.raises(ValueError, match=f"{name} does not support `{next(iter(option))}`"):
                 loss(embeddings, LABELS, **option)
     alone = torch.cat([LABELS[:-1], torch.tensor([50])])  # a row alone in its class
     if name not in ("ProxyAnchorLoss", "CrossBatchMemory", "MultipleLosses", "UniLoss"):
-        counts = ALL[name]().eval() if "Proxy" not in name else ALL[name]()
-        if "Proxy" in name:
-            counts = {"NormalizedSoftmaxLoss": losses.NormalizedSoftmaxLoss, "CircleProxyLoss": losses.CircleProxyLoss}[
-                name
-            ](7, 8)
+        with_proxies = name in ("NormalizedSoftmaxLoss", "CircleProxyLoss")
+        counts = getattr(losses, name)(7, 8) if with_proxies else ALL[name]().eval()
         whole = counts(embeddings, alone)
         without = counts(embeddings, alone, queries=torch.arange(23))
         assert loss.counts_singletons == (whole != without)
@@ -97,11 +94,11 @@ def test_labels_of_any_integer_type(name):
     [
         (unit(4, 8).numpy(), torch.tensor([0, 0, 1, 1]), "embeddings must be a tensor, got ndarray"),
         (unit(4, 8).tolist(), torch.tensor([0, 0, 1, 1]), "embeddings must be a tensor, got list"),
-        (unit(4, 8), [0, 0, 1, 1], "labels must be a tensor, got list: convert with torch.as_tensor"),
+        (unit(4, 8), [0, 0, 1, 1], "labels must be a tensor, got list: convert it with torch.as_tensor"),
         (unit(4, 8), LABELS[:4].numpy(), "labels must be a tensor, got ndarray"),
-        (unit(4, 8), torch.tensor([0.0, 0, 1, 1]), "labels must be integers, got torch.float32"),
+        (unit(4, 8), torch.tensor([0.0, 0, 1, 1]), r"labels must be integers of shape .*, got torch.float32 \(4,\)"),
         (unit(4, 8), LABELS[:3], r"one label per embedding, shape \(4,\), got shape \(3,\)"),
-        (unit(4, 8) * torch.nan, LABELS[:4] % 2, "embeddings hold NaN or infinity"),
+        (unit(4, 8) * torch.nan, LABELS[:4] % 2, "embeddings contain NaN or infinity"),
     ],
 )
 def test_wrong_batches_are_refused(name, embeddings, labels, message):
@@ -112,7 +109,7 @@ def test_wrong_batches_are_refused(name, embeddings, labels, message):
 # setting, values that a training may move it to, and one that is out of range with the error
 SETTINGS = {
     "RecallAtKLoss": {
-        "ks": ((4, 8), (1.5,), "ks must be one or more integers from 1"),
+        "ks": ((4, 8), (1.5,), "ks must contain at least one positive integer"),
         "k_temperature": (2.0, 0.0, "k_temperature must be above 0, got 0.0"),
         "rank_temperature": (0.3, -1.0, "rank_temperature must be above 0, got -1.0"),
         "count_query": (True, None, None),
@@ -122,14 +119,14 @@ SETTINGS = {
         "rank_temperature": (0.3, 0.0, "rank_temperature, delta and slope must be above 0"),
         "delta": (0.1, 0.0, "got 0.1, 0.0, 100.0"),
         "slope": (20.0, 0.0, "slope must be above 0"),
-        "start": (0.2, -0.1, "start from 0"),
+        "start": (0.2, -0.1, "start at least 0"),
         "offset": (1.2, None, None),
     },
     "UniLoss": {
-        "ks": ((1, 3), (0,), "ks must be one or more integers from 1"),
+        "ks": ((1, 3), (0,), "ks must contain at least one positive integer"),
         "tau": (9.0, 0.0, "tau must be above 0, got 0.0"),
-        "num_good": (3, 2.5, "num_good must be an integer from 1, got 2.5"),
-        "num_bad": (3, -1, "num_bad must be an integer from 0, got -1"),
+        "num_good": (3, 2.5, "num_good must be an integer, at least 1, got 2.5"),
+        "num_bad": (3, -1, "num_bad must be at least 0, got -1"),
         "seed": (5, None, None),
     },
     "CircleLoss": {"m": (0.4, 1.0, "m must be above 0 and below 1"), "gamma": (20.0, 0.0, "gamma above 0")},
@@ -140,8 +137,8 @@ SETTINGS = {
     "NormalizedSoftmaxLoss": {"temperature": (0.2, 0.0, "temperature must be above 0, got 0.0")},
     "ProxyAnchorLoss": {"delta": (0.3, None, None), "alpha": (5.0, 0.0, "alpha must be above 0, got 0.0")},
     "CircleProxyLoss": {"m": (0.4, 0.0, "m must be above 0"), "gamma": (20.0, -1.0, "gamma above 0, got 0.3 and -1")},
-    "MultipleLosses": {"weights": ([0.5, 2.0], [1.0], "a weight from 0 for each, got 2 and")},
-    "CrossBatchMemory": {"start_after": (3, -1, "start_after must be from 0, got -1")},
+    "MultipleLosses": {"weights": ([0.5, 2.0], [1.0], "a non-negative weight for each, got 2 and")},
+    "CrossBatchMemory": {"start_after": (3, -1, "start_after must be at least 0, got -1")},
 }
 SETTINGS["SupRecallAtKLoss"] = SETTINGS["SupAPLoss"] | {
     "ks": SETTINGS["RecallAtKLoss"]["ks"],
@@ -191,9 +188,7 @@ def test_a_temperature_that_is_scheduled_reaches_sup_ap():
 @pytest.mark.parametrize("name", LEAVES)
 def test_long_embeddings_are_warned_of_once(name):
     embeddings, loss = unit(), LEAVES[name]()
-    message = (
-        rf"{name} is meant for embeddings of length 1, but a row has length 3: .* F.normalize\(embeddings, dim=1\)"
-    )
+    message = rf"{name} is meant for embeddings of length 1, but one has length 3: .* F.normalize\(embeddings, dim=1\)"
     loss(embeddings, LABELS)
     with pytest.warns(UserWarning, match=message) as warned:
         loss(torch.cat([embeddings[:-1], 3 * embeddings[-1:]]), LABELS)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_recall.losses import CircleLoss, CircleProxyLoss, rows
+from lightning_recall.losses import CircleLoss, CircleProxyLoss, pairwise
 
 LABELS = torch.tensor([3, 1, 1, 3, 3, 0, 1, 9, 3, 0, 3, 4, 4])
 
@@ -28,7 +28,7 @@ def by_loops(embeddings, labels, m, gamma):
 
 @pytest.mark.parametrize("block", [1, 40, 2**20])
 def test_value_and_gradient_equal_the_loops(block, monkeypatch):
-    monkeypatch.setattr(rows, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(pairwise, "BLOCK_ELEMENTS", block)
     embeddings = unit(13, 4).requires_grad_()
     pair = CircleLoss(0.25, 16)(embeddings, LABELS), by_loops(embeddings, LABELS, 0.25, 16)
     torch.testing.assert_close(*pair, atol=1e-12, rtol=0)

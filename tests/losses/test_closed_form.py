@@ -37,7 +37,7 @@ def penalty(value, leaf):
 def test_a_gradient_penalty_is_refused(loss):
     leaf = raw()
     with pytest.raises(
-        NotImplementedError, match="no second derivative by the embeddings: its gradient is computed in"
+        NotImplementedError, match="no second derivative with respect to the embeddings: its gradient is computed in"
     ):
         penalty(loss(F.normalize(leaf, dim=1), LABELS), leaf).backward()
 

@@ -48,7 +48,7 @@ def test_shares_of_the_queries_add_up_with_virtual_items_too():
 
 def test_wrong_sums_are_refused():
     for given, weights in (([], None), ([RecallAtKLoss()], [1, 2]), ([RecallAtKLoss()], [-1])):
-        with pytest.raises(ValueError, match="a weight from 0 for each"):
+        with pytest.raises(ValueError, match="a non-negative weight for each"):
             MultipleLosses(given, weights)
 
 
@@ -86,7 +86,7 @@ def test_queries_search_the_last_batches_too(loss, with_pairs):
         gradients = [torch.autograd.grad(one, embeddings)[0] for one in (value, expected)]
         torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
         remembered += [(row.detach(), label) for row, label in zip(embeddings, labels, strict=True)]
-    assert int(memory.count) == 32
+    assert int(memory.num_stored) == 32
 
 
 def test_every_loss_that_takes_queries_is_tried():
@@ -110,7 +110,7 @@ def test_a_memory_waits_is_kept_and_rests_in_evaluation():
     other.load_state_dict(memory.state_dict())
     assert other(embeddings, labels) == memory(embeddings, labels)
     assert memory.eval()(embeddings, labels) == loss(embeddings, labels)
-    assert int(memory.count) == 32
+    assert int(memory.num_stored) == 32
     assert memory.diagnostics["recall@1"] == loss.diagnostics["recall@1"]
 
 
@@ -122,17 +122,17 @@ def test_a_batch_larger_than_the_memory_leaves_its_end():
 
 
 def test_wrong_memories_are_refused():
-    with pytest.raises(ValueError, match="size and embedding_dim must be at least 1"):
+    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
         CrossBatchMemory(RecallAtKLoss(), 0, 4)
-    with pytest.raises(ValueError, match="CosineEmbeddingLoss takes no `queries`"):
+    with pytest.raises(ValueError, match="CosineEmbeddingLoss does not support `queries`"):
         CrossBatchMemory(torch.nn.CosineEmbeddingLoss(), 5, 4)
-    with pytest.raises(ValueError, match=r"shape \(2, 3\) do not fit a memory of embedding_dim 4"):
+    with pytest.raises(ValueError, match="dimension 3, but the memory has embedding_dim 4"):
         CrossBatchMemory(RecallAtKLoss(), 5, 4)(torch.ones(2, 3), torch.zeros(2).long())
 
 
 def test_a_memory_refuses_a_sum_that_would_take_remembered_rows_for_the_batch():
     proxies = ProxyAnchorLoss(12, 4)
-    with pytest.raises(ValueError, match=r"ProxyAnchorLoss takes no `queries`.*MultipleLosses\(\[CrossBatchMemory"):
+    with pytest.raises(ValueError, match=r"ProxyAnchorLoss does not support `queries`.*MultipleLosses\(\[CrossBatch"):
         CrossBatchMemory(MultipleLosses([RecallAtKLoss(), proxies]), 5, 4)
     beside = MultipleLosses([CrossBatchMemory(RecallAtKLoss(), 5, 4), proxies])
     embeddings, labels = unit(8).float(), torch.arange(8) // 2
@@ -174,5 +174,5 @@ def test_what_is_no_tensor_is_refused_as_by_one_loss(convert, name):
     batch = {"embeddings": torch.eye(4), "labels": torch.tensor([0, 0, 1, 1])}
     batch[name] = convert(batch[name])
     for loss in (MultipleLosses([RecallAtKLoss((1,))]), CrossBatchMemory(RecallAtKLoss((1,)), 4, 4)):
-        with pytest.raises(ValueError, match=f"{name} must be a tensor, got (list|ndarray): convert with torch.as_ten"):
+        with pytest.raises(ValueError, match=f"{name} must be a tensor, got (list|ndarray): convert it with torch"):
             loss(**batch)

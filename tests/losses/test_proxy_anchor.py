@@ -27,7 +27,7 @@ def test_is_the_equation_and_that_of_pytorch_metric_learning():
     embeddings, targets = batch()
     loss, peer = ProxyAnchorLoss(6, 4, delta=0.2, alpha=8).double(), peers.ProxyAnchorLoss(6, 4, 0.2, 8).double()
     labels = torch.tensor(targets)
-    loss.proxies.places(torch.arange(6))  # labels are their own places
+    loss.proxies.label_indices(torch.arange(6))  # labels are their own places
     peer.proxies.data.copy_(loss.proxies.weight.data)
     value = loss(F.normalize(embeddings, dim=1), labels)
     other = peer(embeddings, labels)  # which normalises

@@ -93,7 +93,7 @@ def case(request):
 
 @pytest.mark.parametrize(("block", "part"), [(1, 1), (60, 70), (2**22, 2**20)])
 def test_value_and_gradient_equal_the_loops(case, block, part, monkeypatch):
-    monkeypatch.setattr(ranking, "BLOCK_ROWS", 1)
+    monkeypatch.setattr(ranking, "BLOCK_QUERIES", 1)
     monkeypatch.setattr(ranking, "BLOCK_ELEMENTS", block)
     monkeypatch.setattr(ranking, "PART_ELEMENTS", part)
     loss, by_loops = case
@@ -208,7 +208,7 @@ def test_badly_ranked_positives_keep_a_gradient():
         ({"rank_temperature": 0.0}, "above 0"),
         ({"delta": -1.0}, "delta and slope must be above 0"),
         ({"slope": 0.0}, "delta and slope must be above 0"),
-        ({"start": -0.1}, "start from 0"),
+        ({"start": -0.1}, "start at least 0"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
@@ -220,7 +220,7 @@ def test_wrong_settings_are_refused(settings, message):
 def test_wrong_temperatures_cuts_and_batches_are_refused():
     with pytest.raises(ValueError, match="rank_temperature must be above 0, got 0"):
         SmoothAPLoss(0)
-    with pytest.raises(ValueError, match="ks must be"):
+    with pytest.raises(ValueError, match="ks must contain"):
         SupRecallAtKLoss(ks=())
     for loss, _ in CASES.values():
         with pytest.raises(ValueError, match="No query has a positive"):

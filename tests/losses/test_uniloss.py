@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_recall.losses import RecallAtKLoss, UniLoss, rows, uniloss
-from lightning_recall.losses.anchors import recall_of_counts
+from lightning_recall.losses import RecallAtKLoss, UniLoss, pairwise, uniloss
+from lightning_recall.losses.anchors import recall_from_counts
 from lightning_recall.losses.uniloss import interpolate
 
 LABELS = torch.tensor([3, 1, 1, 3, 3, 0, 1, 9, 3, 0, 3, 4, 4])
@@ -58,7 +58,7 @@ def by_anchors(embeddings, labels, loss):
 @pytest.mark.parametrize(("block", "part"), [(1, 1), (40, 70), (2**20, 2**20)])
 @pytest.mark.parametrize("tau", [1.0, 10.0])
 def test_value_and_gradient_equal_whole_anchors(block, part, tau, monkeypatch):
-    monkeypatch.setattr(rows, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(pairwise, "BLOCK_ELEMENTS", block)
     monkeypatch.setattr(uniloss, "PART_ELEMENTS", part)
     embeddings = unit(13, 4).requires_grad_()
     loss = UniLoss((1, 2, 4), tau, num_good=5, num_bad=4)
@@ -116,7 +116,7 @@ def test_recall_by_counts_is_recall_by_ranking():
             order = row.argsort(descending=True)
             ranks = [order.tolist().index(p) + 1 for p in range(positives)]
             expected = sum(sum(rank <= k for rank in ranks) / min(k, positives) for k in ks.tolist()) / 4
-            found = recall_of_counts(count[None, None], torch.tensor([positives]), ks)
+            found = recall_from_counts(count[None, None], torch.tensor([positives]), ks)
             assert found.item() == pytest.approx(expected)
 
 
@@ -163,10 +163,10 @@ def test_extremes_give_finite_gradients(embeddings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ks": (0,)}, "ks must be"),
+        ({"ks": (0,)}, "ks must contain"),
         ({"tau": 0}, "tau must be above 0"),
-        ({"num_good": 0}, "num_good must be an integer from 1, got 0"),
-        ({"num_bad": 2.5}, "num_bad must be an integer from 0, got 2.5"),
+        ({"num_good": 0}, "num_good must be at least 1, got 0"),
+        ({"num_bad": 2.5}, "num_bad must be an integer, at least 0, got 2.5"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
