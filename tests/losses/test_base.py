@@ -232,6 +232,33 @@ class Products(RetrievalLoss):
         return (embeddings @ embeddings.T).square().mean()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_user_loss_receives_checked_batches(value):
+    """The base class checks shapes, labels and finiteness, and converts, before `compute`."""
+    seen = []
+
+    class Own(RetrievalLoss):
+        def compute(self, embeddings, labels):
+            seen.append((embeddings.dtype, labels.dtype, torch.is_autocast_enabled("cpu")))
+            return embeddings.sum()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        Own()(unit(dtype=torch.float16), LABELS.to(torch.uint8))
+        Own()(unit(dtype=torch.float64), LABELS)
+    assert seen == [(torch.float32, torch.int64, False), (torch.float64, torch.int64, False)]
+    with pytest.raises(ValueError, match="embeddings contain NaN or infinity"):
+        Own()(torch.full((24, 8), value), LABELS)
+    with pytest.raises(ValueError, match="labels must be integers"):
+        Own()(unit(), LABELS.float())
+    assert len(seen) == 2
+
+
+def test_a_repeated_cut_off_counts_twice():
+    embeddings = unit()
+    once, twice, other = (losses.RecallAtKLoss(ks, 1.0, 0.1)(embeddings, LABELS) for ks in ((1,), (1, 1, 2), (2,)))
+    torch.testing.assert_close(twice, (2 * once + other) / 3)
+
+
 def rank_room(embeddings, labels, pairs=None):
     def objective(ranks, valid, _):
         return (ranks * valid).sum(1)

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from lightning_recall.losses import CircleLoss, ContrastiveLoss
+from lightning_recall.losses.pairwise import PairwiseLoss, pairwise_loss
+from lightning_recall.mixup import SimilarityMixup
 
 LABELS = torch.tensor([3, 1, 1, 3, 3, 0, 1, 9, 3, 0, 3, 4, 4])
 LOSSES = [CircleLoss(0.3, 8), ContrastiveLoss(0.8, 0.1)]
@@ -56,6 +58,36 @@ def test_a_tie_is_no_hit(loss):
     assert loss.diagnostics["recall@1"].item() == 0
     loss(torch.ones(4, 2) / 2**0.5, torch.tensor([0, 1, 0, 1]))
     assert loss.diagnostics["recall@1"].item() == 0
+
+
+class DifferenceOfMeans(PairwiseLoss):
+    def query_values(self, similarities, positive, negative):
+        means = [(similarities * mask).sum(1) / mask.sum(1) for mask in (positive, negative)]
+        return means[1] - means[0]
+
+
+@pytest.mark.parametrize("queries", [None, slice(2, 9)])
+@pytest.mark.parametrize("pairs", [None, SimilarityMixup().draw(LABELS), tuple(SimilarityMixup().draw(LABELS))])
+def test_a_subclass_equals_the_function(queries, pairs):
+    loss, embeddings = DifferenceOfMeans(), unit(13, 4).requires_grad_()
+    value = loss(embeddings, LABELS, queries=queries, pairs=pairs)
+    expected = pairwise_loss(embeddings, LABELS, loss.query_values, queries, pairs)
+    assert value == expected.loss
+    assert loss.diagnostics == {"recall@1": expected.recall_at_1}
+    gradients = [torch.autograd.grad(one, embeddings)[0] for one in (value, expected.loss)]
+    assert torch.equal(*gradients)
+
+
+def test_a_subclass_equals_loops():
+    embeddings = unit(13, 4)
+    s = embeddings @ embeddings.T
+    values = []
+    for q in range(13):
+        positives = [s[q, x].item() for x in range(13) if x != q and LABELS[x] == LABELS[q]]
+        negatives = [s[q, x].item() for x in range(13) if LABELS[x] != LABELS[q]]
+        if positives:
+            values.append(sum(negatives) / len(negatives) - sum(positives) / len(positives))
+    assert DifferenceOfMeans()(embeddings, LABELS).item() == pytest.approx(sum(values) / len(values))
 
 
 def test_memory_is_that_of_a_block():
