@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from lightning_recall.checks import check_integer
-from lightning_recall.recompute.first_pass import FirstPass
+from lightning_recall.recompute.first_pass import FirstPassState
 from lightning_recall.recompute.pytrees import (
     PyTree,
     check_rows,
@@ -77,7 +77,7 @@ def chunked_forward(
     outputs: list[PyTree] = []
     changing_modules: set[nn.Module] | None = None
     for chunk in chunks[:num_recomputed]:
-        first_pass = FirstPass(embedder, changing_modules)
+        first_pass = FirstPassState(embedder, changing_modules)
         outputs.append(checkpointed_embed(embedder, chunk, device, first_pass))
         if changing_modules is None:
             changing_modules = {module for module, _ in first_pass.buffers}
@@ -85,7 +85,7 @@ def chunked_forward(
 
 
 def checkpointed_embed(
-    embedder: Callable[[Any], PyTree], chunk: PyTree, device: torch.device | str | None, first_pass: FirstPass
+    embedder: Callable[[Any], PyTree], chunk: PyTree, device: torch.device | str | None, first_pass: FirstPassState
 ) -> PyTree:
     """Embeds one chunk without storing activations; backward checks that recomputing gives the same output."""
     first_output: list[Tensor] = []

@@ -18,7 +18,7 @@ BufferSnapshot = tuple[str, Tensor, int, Tensor]
 """Buffer before a pass: name, tensor, version counter and copy."""
 
 
-class FirstPass:
+class FirstPassState:
     """Random state and buffers at the start of a chunk's first pass, restored for its recomputation.
 
     Saves the buffers of the embedder's modules. For a function, saves the buffers of modules that it calls, captures in

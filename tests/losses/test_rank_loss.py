@@ -1,4 +1,4 @@
-"""RankLoss: what a subclass gives, and what it gets for it."""
+"""Subclasses of RankLoss: an objective, a comparison, and the options of the base class."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_a_subclass_equals_the_function(count_query, queries, with_pairs):
     assert torch.equal(*gradients)
 
 
-def test_a_subclass_may_give_another_comparison():
+def test_a_subclass_may_use_another_comparison():
     embeddings = unit()
     value = ExactMeanRank()(embeddings.detach(), LABELS)
     s = (embeddings @ embeddings.T).detach()

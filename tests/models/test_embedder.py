@@ -11,30 +11,30 @@ from lightning_recall.models import SmallConvNet
 PIXELS = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
 
 
-def test_a_timm_convnet_pools_its_maps_by_gem():
+def test_a_timm_convnet_uses_gem():
     embedder = ImageEmbedder("resnet18", embedding_dim=32, pretrained=False)
     embeddings = embedder(PIXELS)
     assert embeddings.shape == (4, 32)
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(4))
     embeddings.sum().backward()
-    assert all(p.grad is not None for p in embedder.parameters())  # DDP dies of unused ones
+    assert all(p.grad is not None for p in embedder.parameters())  # DDP fails for unused parameters
     assert embedder.pooling.p.grad.abs() > 0
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "vgg11", "efficientvit_b0", "swin_tiny_patch4_window7_224"])
-def test_backbones_with_heads_of_their_own(name):
+def test_backbones_with_a_hidden_head(name):
     embedder = ImageEmbedder(name, embedding_dim=8, pretrained=False)
     height, width = embedder.backbone.pretrained_cfg["input_size"][1:]
     embedder(torch.zeros(2, 3, height, width)).sum().backward()
     assert all(p.grad is not None for p in embedder.parameters())
 
 
-def test_a_timm_transformer_gives_its_class_token():
+def test_a_timm_transformer_uses_its_class_token():
     embedder = ImageEmbedder("vit_tiny_patch16_224", embedding_dim=16, pretrained=False)
     embedder(torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)).sum().backward()
     assert all(p.grad is not None for p in embedder.parameters())
     assert isinstance(embedder.pooling, nn.Identity)
-    assert embedder.mean.flatten().tolist() == [0.5, 0.5, 0.5]  # the weights' own, not ImageNet's
+    assert embedder.mean.flatten().tolist() == [0.5, 0.5, 0.5]  # from pretrained_cfg, not ImageNet's
 
 
 def test_pixels_are_normalised_as_the_backbone_was_trained():
@@ -48,7 +48,7 @@ def test_pixels_are_normalised_as_the_backbone_was_trained():
     torch.testing.assert_close(seen[0], expected, check_dtype=False, atol=1e-5, rtol=1e-5)
 
 
-def test_grey_images_go_into_a_colour_backbone():
+def test_greyscale_images_are_expanded_for_a_colour_backbone():
     embedder = ImageEmbedder("resnet18", embedding_dim=8, pretrained=False).eval()
     grey = PIXELS[:, :1]
     torch.testing.assert_close(embedder(grey), embedder(grey.expand(-1, 3, -1, -1)))
@@ -61,7 +61,7 @@ def test_frozen_batch_norm_survives_train():
     embedder(PIXELS)
     assert embedder.training
     assert all(torch.equal(value, before[name]) for name, value in embedder.backbone.named_buffers())
-    assert all(p.requires_grad for p in embedder.parameters())  # scale and shift still learn
+    assert all(p.requires_grad for p in embedder.parameters())  # scale and shift are still trained
 
 
 def test_batch_norm_from_scratch_is_not_frozen():
@@ -70,7 +70,7 @@ def test_batch_norm_from_scratch_is_not_frozen():
     assert embedder.backbone.bn1.num_batches_tracked == 1
 
 
-def test_norm_batch_spreads_the_similarities_of_a_new_network():
+def test_norm_batch_increases_the_variance_of_similarities():
     images = torch.randint(0, 256, (64, 1, 32, 32), dtype=torch.uint8)
     spread = {}
     for norm in ("layer", "batch"):
@@ -94,15 +94,17 @@ def test_dtype_follows_the_parameters():
         ({"backbone": "vit_tiny_patch16_224", "pretrained": False, "pooling": "gem"}, "pooling must be None"),
     ],
 )
-def test_wrong_requests_are_refused(arguments, message):
+def test_wrong_arguments_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         ImageEmbedder(**arguments)
 
 
-@pytest.mark.parametrize("name", ["resnet18.tv_in1k", "vit_tiny_patch16_224_in21k"])  # the second is timm's old name
+@pytest.mark.parametrize(
+    "name", ["resnet18.tv_in1k", "vit_tiny_patch16_224_in21k"]
+)  # the second is a deprecated timm name
 @pytest.mark.filterwarnings("ignore:Mapping deprecated model name")
 def test_weights_from_a_file(name, tmp_path):
-    published = timm.create_model(name, num_classes=10)  # with a classifier, as published
+    published = timm.create_model(name, num_classes=10)  # with a classifier, as in published files
     torch.save(published.state_dict(), tmp_path / "weights.pth")
     embedder = ImageEmbedder(name, 8, pretrained=str(tmp_path / "weights.pth"))
     expected = published.state_dict()
@@ -111,7 +113,7 @@ def test_weights_from_a_file(name, tmp_path):
     assert embedder.freeze_batch_norm
 
 
-def test_weights_that_cannot_be_had(tmp_path, monkeypatch):
+def test_weights_that_cannot_be_loaded(tmp_path, monkeypatch):
     file = tmp_path / "weights.pth"
     with pytest.raises(ValueError, match=r"true, false or the path of a weights file; no such file: .*weights\.pth"):
         ImageEmbedder("resnet18", pretrained=str(file))
@@ -136,7 +138,7 @@ def test_weights_that_cannot_be_had(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["int64", "int32", "int16", "int8", "uint16", "uint32", "bool"])
-def test_other_integers_are_not_taken_for_floats(dtype):
+def test_other_integer_dtypes_are_rejected(dtype):
     images = (PIXELS % 2).to(getattr(torch, dtype))
     for module in (small(), torch.compile(small(), backend="eager")):
         with pytest.raises(ValueError, match=rf"uint8, or floats in \[0, 1\], got torch.{dtype}: convert with .to\("):
@@ -148,7 +150,7 @@ def small(**kwargs):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-def test_floats_far_outside_are_refused(dtype):
+def test_floats_far_outside_are_rejected(dtype):
     with pytest.raises(ValueError, match=r"got floats from 0 to 255: divide images in .* by 255"):
         small()(torch.tensor([0.0, 255.0]).to(dtype).repeat(4, 3, 64, 32))
     with pytest.raises(ValueError, match=r"got floats from -1 to 1: "):
@@ -158,31 +160,31 @@ def test_floats_far_outside_are_refused(dtype):
         small()(normalised.to(dtype))
 
 
-def test_overshoot_passes_and_so_do_normalised_images_that_are_announced():
+def test_overshoot_and_announced_normalised_images_are_accepted():
     places = torch.arange(64) // 8
     board = ((places[:, None] + places) % 2).float().expand(4, 3, 64, 64)
     sharp = F.interpolate(board, scale_factor=1.3, mode="bicubic")[..., :64, :64]
     assert sharp.min() < -0.24
     assert sharp.max() > 1.24
     assert small()(sharp).isfinite().all()
-    seen, embedder = [], small(mean=[0], std=[1])  # integers, too
+    seen, embedder = [], small(mean=[0], std=[1])  # integers are allowed
     embedder.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     normalised = (PIXELS / 255 - 0.45) / 0.226
     embedder(normalised)
     assert torch.equal(seen[0], normalised)
     with pytest.raises(ValueError, match="got floats from 0 to 255"):
         embedder(torch.tensor([0.0, 255.0]).repeat(4, 3, 64, 32))
-    small().check_range(torch.zeros(0, 3, 64, 64))  # no image, no range
+    small().check_range(torch.zeros(0, 3, 64, 64))  # an empty batch is not checked
 
 
-def test_floats_little_outside_are_refused_too():
+def test_floats_slightly_outside_are_rejected():
     faint = torch.tensor([-0.3, 0.37]).repeat(4, 3, 64, 32)  # a normalised image of low contrast
     for images, found in ((faint, "-0.3 to 0.37"), (1 - faint, "0.63 to 1.3")):
         with pytest.raises(ValueError, match=f"got floats from {found}: "):
             small()(images)
 
 
-def test_on_a_cpu_all_batches_of_floats_are_looked_at():
+def test_on_a_cpu_all_batches_of_floats_are_checked():
     embedder = small().eval()
     for _ in range(25):
         embedder(PIXELS / 255)
@@ -195,7 +197,7 @@ def timm_model(name="resnet18", **kwargs):
 
 
 class Narrow(nn.Conv2d):
-    """Maps of another number of channels than it says."""
+    """Its maps do not have `num_features` channels."""
 
     num_features = 4
 
@@ -217,12 +219,12 @@ class Narrow(nn.Conv2d):
         (lambda: ImageEmbedder(SmallConvNet(3), mean=[0.5] * 3), (2, 2, 32, 32), r"with C = 1 or 3"),
     ],
 )
-def test_images_of_another_shape_are_refused(make, shape, message):
+def test_images_of_another_shape_are_rejected(make, shape, message):
     with pytest.raises(ValueError, match=message):
         make()(torch.zeros(shape, dtype=torch.uint8))
 
 
-def test_only_the_first_batches_on_another_device_are_looked_at():
+def test_only_the_first_batches_on_another_device_are_checked():
     embedder, waits = small().eval(), []
     with torch.no_grad():
         for _ in range(21):
@@ -233,7 +235,7 @@ def test_only_the_first_batches_on_another_device_are_looked_at():
     assert waits[20] == 0
 
 
-def test_exported_and_compiled_it_takes_floats():
+def test_exported_and_compiled_embedders_accept_floats():
     embedder, images = small().eval(), PIXELS / 255
     expected = embedder(images)
     exported = torch.export.export(embedder, (images,)).module()
@@ -242,7 +244,7 @@ def test_exported_and_compiled_it_takes_floats():
     torch.testing.assert_close(compiled(images), expected)
 
 
-def test_batch_norm_is_frozen_and_set_free_at_any_time():
+def test_batch_norm_can_be_frozen_and_unfrozen_at_any_time():
     embedder = ImageEmbedder("resnet18", embedding_dim=8, pretrained=False).train()
     embedder.freeze_batch_norm = True
     assert not embedder.backbone.bn1.training
@@ -261,6 +263,6 @@ def test_batch_norm_is_frozen_and_set_free_at_any_time():
         ({"std": [58.4]}, r"std must have one value"),
     ],
 )
-def test_statistics_of_pixels_in_0_to_255_are_refused(arguments, message):
+def test_statistics_of_pixels_in_0_to_255_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         small(**arguments)
