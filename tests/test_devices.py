@@ -26,7 +26,7 @@ from lightning_recall.callbacks import (
 )
 from lightning_recall.data.augment import random_affine
 from lightning_recall.datamodules import GlyphsDataModule
-from lightning_recall.losses import ranking, uniloss
+from lightning_recall.losses import pairwise, positives, ranking, uniloss
 from lightning_recall.metrics import (
     ClusterNMI,
     RetrievalScores,
@@ -86,7 +86,7 @@ def test_losses_are_the_same_elsewhere(name, mixed):
 
 
 def waits_and_operations(name, block, monkeypatch):
-    monkeypatch.setattr(ranking, "BLOCK_ROWS", 1)
+    monkeypatch.setattr(ranking, "BLOCK_QUERIES", 1)
     for module in (ranking, pairwise, uniloss):
         monkeypatch.setattr(module, "DEVICE_ELEMENTS", block)
     given, loss = embeddings(), LOSSES[name]().double()
@@ -114,8 +114,8 @@ def test_blocks_are_large_there():
 
 def blocks_of(labels):
     size = len(labels)
-    places = torch.zeros(size, 3, dtype=torch.long, device=labels.device)
-    return ranking.blocks(ranking.Positives(labels, places, places > 0), [3] * size, size)
+    items = torch.zeros(size, 3, dtype=torch.long, device=labels.device)
+    return ranking.split_into_blocks(positives.QueryPositives(labels, items, items > 0), [3] * size, size)
 
 
 def scores_of(metric, *given):
