@@ -19,9 +19,11 @@ class RetrievalLoss(nn.Module):
     """Base class of the losses: (embeddings (N, D), labels (N,)) -> scalar.
 
     A subclass implements `compute(embeddings, labels)`, which also accepts `queries` and `pairs` if the flags of the
-    class say so. `compute` receives checked embeddings in fp32 or fp64 and int64 labels, and runs without autocast. It
-    may set `diagnostics`. A loss that overrides `forward` instead does all this itself. Two families of losses need
-    less: see `RankLoss` and `PairwiseLoss`.
+    class say so. `compute` receives finite embeddings in fp32 or fp64 and int64 labels, and runs without autocast. It
+    may set `diagnostics`. A loss that overrides `forward` instead does all this itself. The check for NaN reads a
+    value, which breaks the graph of `torch.compile`: `fullgraph=True` is not supported.
+
+    Two families of losses need only one function: see `rank_loss.RankLoss` and `pairwise.PairwiseLoss`.
 
     The flags are class attributes. Any nn.Module may define them; a loss without them receives neither argument.
 

@@ -95,7 +95,8 @@ def check_mean_or_std(name: str, values: Sequence[float]) -> None:
 class ImageEmbedder(nn.Module):
     """Maps images to unit-norm embeddings: backbone, GeM, LayerNorm, linear projection, L2 normalisation.
 
-    The architecture is that of Patel, Tolias, Matas, CVPR 2022 (arXiv 2108.11179). Images are uint8, or floats in [0, 1]. The model normalises them with the mean and std of the pretrained backbone. For images that are already
+    The architecture is that of Patel, Tolias, Matas, CVPR 2022 (arXiv 2108.11179). Images are uint8, or floats in
+    [0, 1]. The model normalises them with the mean and std of the pretrained backbone. For images that are already
     normalised, pass mean=[0.0] and std=[1.0]. Greyscale images (B, 1, H, W) are expanded to RGB for colour backbones.
 
     Args:
