@@ -21,7 +21,7 @@ class RetrievalLoss(nn.Module):
     A subclass implements `compute(embeddings, labels)`, which also accepts `queries` and `pairs` if the flags of the
     class say so. `compute` receives finite embeddings in fp32 or fp64 and int64 labels, and runs without autocast. It
     may set `diagnostics`. A loss that overrides `forward` instead does all this itself. The check for NaN reads a
-    value, which breaks the graph of `torch.compile`: `fullgraph=True` is not supported.
+    value, which would break the graph of `torch.compile`: a compiled `compute` of your own is not checked for NaN.
 
     Two families of losses need only one function: see `rank_loss.RankLoss` and `pairwise.PairwiseLoss`.
 
@@ -125,8 +125,15 @@ def check_batch(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     check_labelled_embeddings(embeddings, labels)
     embeddings = at_least_float32(embeddings)
-    check_finite(embeddings)
+    if not torch.compiler.is_compiling():  # else `check_compiled`
+        check_finite(embeddings)
     return embeddings, labels.long()
+
+
+def check_compiled(embeddings: Tensor) -> None:
+    """Checks for NaN under `torch.compile`, for losses that break its graph in any case."""
+    if torch.compiler.is_compiling():
+        check_finite(embeddings)
 
 
 def check_ks(ks: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_recall.losses.base import RetrievalLoss, check_batch, select_queries
+from lightning_recall.losses.base import RetrievalLoss, check_batch, check_compiled, select_queries
 from lightning_recall.losses.closed_form import forbid_double_backward
 from lightning_recall.losses.gallery import gallery_of
 from lightning_recall.virtual_pairs import VirtualPairs, labels_with_virtual
@@ -113,6 +113,7 @@ def average_checked_batch(
     pairs: VirtualPairs | None,
 ) -> PairwiseLossResult:
     """See `pairwise_loss`; for a batch that `check_batch` has checked, outside of autocast."""
+    check_compiled(embeddings)
     labels = labels_with_virtual(labels, pairs)
     _, inverse, counts = torch.unique(labels, return_inverse=True, return_counts=True)
     is_query = select_queries((counts[inverse] > 1) & (counts[inverse] < len(labels)), queries)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_recall.checks import check_above_zero, check_integer
-from lightning_recall.losses.base import RetrievalLoss
+from lightning_recall.losses.base import RetrievalLoss, check_compiled
 
 
 class Proxies(nn.Module):
@@ -52,6 +52,7 @@ class Proxies(nn.Module):
         Returns:
             Cosines (Q, C) and target indices (Q,).
         """
+        check_compiled(embeddings)
         if embeddings.shape[1:] != self.weight.shape[1:]:
             raise ValueError(
                 f"embeddings have dimension {embeddings.shape[1]}, but the proxies have embedding_dim "

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_recall.losses.base import check_batch, select_queries
+from lightning_recall.losses.base import check_batch, check_compiled, select_queries
 from lightning_recall.losses.closed_form import forbid_double_backward
 from lightning_recall.losses.gallery import Gallery, gallery_of
 from lightning_recall.losses.heaviside import Sigmoid, SmoothHeaviside
@@ -116,6 +116,7 @@ def rank_checked_batch(
     pairs: VirtualPairs | None,
 ) -> RankLossResult:
     """See `smooth_rank_loss`; for a batch that `check_batch` has checked, outside of autocast."""
+    check_compiled(embeddings)
     labels = labels_with_virtual(labels, pairs)
     positives = find_positives(labels)
     if queries is not None:

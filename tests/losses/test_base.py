@@ -316,3 +316,24 @@ def test_capability_flags_survive_torch_compile():
         wrapped(unit(), LABELS, torch.arange(5), pairs)
         assert wrapped.diagnostics["queries"] == 5
         assert wrapped.diagnostics["pairs"]
+
+
+class MeanSimilarity(RetrievalLoss):
+    def compute(self, embeddings, labels):
+        return -(embeddings @ embeddings.T)[labels[:, None] == labels].mean()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.compile:UserWarning")
+def test_a_loss_of_your_own_compiles_into_one_graph():
+    compiled = torch.compile(MeanSimilarity(), backend="eager", fullgraph=True)
+    embeddings = unit()
+    torch.testing.assert_close(compiled(embeddings, LABELS), MeanSimilarity()(embeddings, LABELS))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.compile:UserWarning")
+@pytest.mark.parametrize("name", ["RecallAtKLoss", "ContrastiveLoss", "NormalizedSoftmaxLoss"])
+def test_a_compiled_loss_still_rejects_nan(name):
+    broken = unit().clone()
+    broken[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        torch.compile(LEAVES[name](), backend="eager")(broken, LABELS)
