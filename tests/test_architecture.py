@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "lightning_recall"
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "lightning_recall"
 FILES = sorted(PACKAGE.rglob("*.py"))
 BOTTOM = {"batch", "checks", "tensors", "virtual_pairs", "random_state", "gather"}  # plain torch, for every room
 PLAIN = {"losses", "mixup", "models", "samplers", "search", "metrics", "plots", "recompute"}  # plain torch too
@@ -94,21 +95,69 @@ def test_a_class_has_at_most_two_of_ours_above_it():
     assert {name: depth(name) for name in bases if depth(name) > MAX_DEPTH} == {}
 
 
+ABOUT_ALL = {
+    "test_architecture",
+    "test_configs",
+    "test_devices",
+    "test_distributed",
+    "test_docs",
+    "test_notebooks",
+    "test_package",
+    "test_plug_in",
+    "test_readme",
+    "test_resume",
+    "test_workflow",
+}
+TESTED_THROUGH = {
+    "_lightning.py": "test_lightning.py",
+    "benchmarks/measure.py": "benchmarks/test_loss_memory.py",
+    "benchmarks/published.py": "benchmarks/test_loss_speed.py",
+    "callbacks/baselines.py": "callbacks/test_retrieval_evaluation.py",
+    "callbacks/embedding_files.py": "callbacks/test_embedding_writer.py",
+    "callbacks/embedding_folder.py": "callbacks/test_embedding_writer.py",
+    "callbacks/embedding_state.py": "callbacks/test_embedding_writer.py",
+    "callbacks/evaluation_metrics.py": "callbacks/test_retrieval_evaluation.py",
+    "callbacks/tables.py": "callbacks/test_retrieval_evaluation.py",
+    "cli/help.py": "test_cli.py",
+    "data/messages.py": "data/test_tables.py",
+    **{f"datamodules/{name}.py": "test_datamodules.py" for name in ("cars196", "cub", "in_shop", "inaturalist")},
+    **{f"datamodules/{name}.py": "test_datamodules.py" for name in ("landmarks", "omniglot", "sop", "vehicle_id")},
+    "losses/anchors.py": "losses/test_uniloss.py",
+    "losses/average_precision.py": "losses/test_ranking.py",
+    "losses/gallery.py": "losses/test_ranking.py",
+    "losses/heaviside.py": "losses/test_ranking.py",
+    "losses/positives.py": "losses/test_ranking.py",
+    "losses/sup_recall_at_k.py": "losses/test_ranking.py",
+    "metrics/scores.py": "metrics/test_retrieval_scores.py",
+    "modules/checks.py": "modules/test_retrieval.py",
+    "optimization/gradients.py": "optimization/test_optimizer_settings.py",
+    "optimization/schedules.py": "optimization/test_manual_optimization.py",
+    "optimization/trainer_checks.py": "optimization/test_manual_optimization.py",
+    "recompute/first_pass.py": "recompute/test_chunks.py",
+    "recompute/pytrees.py": "recompute/test_chunks.py",
+    **{
+        f"samplers/{name}.py": "test_samplers.py"
+        for name in ("checks", "class_balanced", "epochs", "pack_counts", "published", "spread", "super_classes")
+    },
+    "search/ranks.py": "search/test_relevant_ranks.py",
+    "search/result.py": "callbacks/test_evaluation_charts.py",
+}
+"""source file without a test file of its own -> the test file that runs all of it, through what users call"""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_each_source_file_has_its_test(path):
+    source = path.relative_to(PACKAGE)
+    own = TESTS / source.with_name(f"test_{source.name}")
+    if source.name in ("__init__.py", "__main__.py"):
+        return  # they only name what other files hold
+    assert own.exists() != (str(source) in TESTED_THROUGH), f"{own} or an entry in TESTED_THROUGH, not both"
+    assert own.exists() or (TESTS / TESTED_THROUGH[str(source)]).exists()
+
+
 def test_a_tests_stem_is_its_files():
-    tests = Path(__file__).parent
-    about_all = {
-        "test_architecture",
-        "test_configs",
-        "test_distributed",
-        "test_resume",
-        "test_plug_in",
-        "test_package",
-        "test_readme",
-        "test_notebooks",
-        "test_docs",
-        "test_devices",
-    }
-    for path in tests.rglob("test_*.py"):
-        source = PACKAGE / path.relative_to(tests).with_name(path.name.removeprefix("test_"))
+    for path in TESTS.rglob("test_*.py"):
+        source = PACKAGE / path.relative_to(TESTS).with_name(path.name.removeprefix("test_"))
         exists = source.exists() or source.with_suffix("").is_dir()
-        assert path.stem in about_all or exists, f"{path} tests no file and no folder"
+        known = path.stem in ABOUT_ALL or str(path.relative_to(TESTS)) in TESTED_THROUGH.values()
+        assert exists or known, f"{path} tests no file and no folder"
