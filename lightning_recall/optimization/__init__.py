@@ -1,1 +1,5 @@
 """Manual optimization with everything that automatic optimization does: clipping, accumulation, schedulers, resume."""
+
+from lightning_recall.optimization.manual_optimization import ManualOptimization
+
+__all__ = ["ManualOptimization"]
