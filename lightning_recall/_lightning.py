@@ -8,7 +8,7 @@ installed; where that leaves a choice, the one that the environment variable LIG
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -143,8 +143,88 @@ def silent_hooks() -> set[str]:
     return {hook for hook, rules in validator.functions.items() if rules is None}
 
 
+class _DataloaderHooks:
+    """Stands in for `Strategy.process_dataloader`: applies functions to a dataloader, then the strategy's method."""
+
+    def __init__(self, trainer: "Trainer", original: Callable[[Any], Any]) -> None:
+        self.trainer = trainer
+        self.original = original
+        self.functions: list[Callable[[Any, Any], Any]] = []
+
+    def __call__(self, loader: Any) -> Any:
+        for function in self.functions:
+            loader = function(self.trainer, loader)
+        return self.original(loader)
+
+
+def add_dataloader_hook(trainer: "Trainer", function: "Callable[[Trainer, Any], Any]") -> None:
+    """Calls `function(trainer, loader)` for every dataloader from now on; Lightning uses the dataloader it returns.
+
+    Lightning passes each dataloader to `Strategy.process_dataloader` after it has set up the distributed sampler, and
+    before it reads the number of batches. The function is called at this point, for training too. Functions are called
+    in the order in which they were added; one that was added already is not added again.
+    """
+    strategy: Any = trainer.strategy
+    hooks = vars(strategy).get("process_dataloader")
+    if not isinstance(hooks, _DataloaderHooks):
+        hooks = strategy.process_dataloader = _DataloaderHooks(trainer, strategy.process_dataloader)
+    if function not in hooks.functions:
+        hooks.functions.append(function)
+
+
+def remove_dataloader_hook(trainer: "Trainer", function: "Callable[[Trainer, Any], Any]") -> None:
+    """Undoes `add_dataloader_hook`; without functions, the strategy is as it was before."""
+    strategy: Any = trainer.strategy
+    hooks = vars(strategy).get("process_dataloader")
+    if isinstance(hooks, _DataloaderHooks):
+        hooks.functions = [added for added in hooks.functions if added != function]
+        if not hooks.functions:
+            del strategy.process_dataloader
+
+
+def unwrapped_batch_sampler(batch_sampler: Any) -> Any:
+    """A batch sampler without the wrapper in which Lightning records the indices of `predict`."""
+    return getattr(batch_sampler, "_batch_sampler", batch_sampler)
+
+
+def is_trial_run(trainer: "Trainer") -> bool:
+    """Whether `fast_dev_run` is on."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by Lightning
+
+
+def version() -> str:
+    """Version of the package in use."""
+    return str(import_module(NAME).__version__)
+
+
 if _chosen:
     import_module(f"{NAME}.utilities").rank_zero_info(
         f"lightning_recall uses {NAME}: lightning.pytorch and pytorch_lightning are both installed. To choose, import "
         f"yours first, or set {VARIABLE}."
     )
+
+
+def backward_is_skipped(trainer: "Trainer") -> bool:
+    """Whether the epoch makes no steps: StochasticWeightAveraging runs one only to update BatchNorm statistics."""
+    return bool(getattr(trainer.fit_loop, "_skip_backward", False))
+
+
+def saves_by_time(callback: "Callback") -> bool:
+    """Whether a ModelCheckpoint has a `train_time_interval`."""
+    return getattr(callback, "_train_time_interval", None) is not None
+
+
+def argument_to_scale(finder: "BatchSizeFinder") -> str:
+    """Name of the attribute that a BatchSizeFinder changes."""
+    name: str = finder._batch_arg_name
+    return name
+
+
+def uses_static_graph(strategy: object) -> bool:
+    """Whether a strategy is DDP with `static_graph=True`."""
+    return bool(getattr(strategy, "_ddp_kwargs", {}).get("static_graph", False))
+
+
+def attached_trainer(module: "LightningModule") -> "Trainer | None":
+    """The Trainer of a module; None if it has none, as in `load_from_checkpoint`."""
+    return module._trainer

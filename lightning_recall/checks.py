@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -52,3 +53,25 @@ def checked_ks(ks: int | Sequence[int]) -> tuple[int, ...]:
     if not values or len(integers) < len(values) or min(integers) < 1 or len(set(integers)) < len(integers):
         raise ValueError(f"ks must be one or more different integers, at least 1, got {ks!r}.")
     return tuple(integers)
+
+
+Labels = Sequence[int] | Sequence[Sequence[int]] | NDArray[np.integer] | Tensor
+"""what a user may give as labels"""
+
+
+def checked_labels(labels: Labels) -> NDArray[np.integer]:
+    """Labels as an array (N,), or (N, 2) with super-classes.
+
+    Raises:
+        ValueError: if they have another shape, or are not integers that fit in int64.
+    """
+    try:
+        array = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+    except (TypeError, ValueError) as error:  # raised for ragged lists and bfloat16 tensors
+        raise ValueError(f"labels must be integers of shape (N,) or (N, 2): {error}.") from error
+    if array.shape[1:] not in {(), (2,)} or not array.shape or not np.issubdtype(array.dtype, np.integer):
+        first = f", the first {array.flat[0]!r}" if array.size else ""
+        raise ValueError(f"labels must be integers of shape (N,) or (N, 2), got {array.dtype} {array.shape}{first}.")
+    if array.size and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"labels must be below 2**63, got {array.max()}.")
+    return array

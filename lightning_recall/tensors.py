@@ -1,6 +1,8 @@
 """Small functions of tensors that several rooms need."""
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -21,3 +23,12 @@ def arange_within_groups(counts: Tensor) -> Tensor:
     """
     starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
     return torch.arange(len(starts), device=counts.device) - starts
+
+
+def numpy_arange_within_groups(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`arange_within_groups` of numpy arrays, several times faster where there are few groups.
+
+    >>> numpy_arange_within_groups(np.array([2, 0, 3]))
+    array([0, 1, 0, 1, 2])
+    """
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -11,7 +11,7 @@ import yaml
 from lightning_recall import RetrievalModule
 from lightning_recall.callbacks import load_embeddings
 from lightning_recall.cli import main
-from lightning_recall.datamodules import ChunkLoader
+from lightning_recall.data import ChunkLoader
 
 GLYPHS = Path(__file__).parent.parent / "configs" / "glyphs.yaml"
 pytestmark = pytest.mark.filterwarnings("ignore:OneCycleLR ends after")  # short trainings of a long schedule

@@ -1,4 +1,4 @@
-"""Every data module on a small data set in the format of the real one: splits, counts, protocols, and a run."""
+"""Every data module on a small data set in the original format: splits, counts, protocols, and a run."""
 
 import re
 import shutil
@@ -16,11 +16,11 @@ from lightning_recall import (
     RetrievalModule,
     datamodules,
 )
-from lightning_recall.data.image_files import ImageTransforms
+from lightning_recall.data import ImageTransforms
 from lightning_recall.models import SmallConvNet
 
 SMALL = pytest.mark.filterwarnings("ignore:.* lists .* images of .* classes, where the published split")
-IMAGES = ImageTransforms(size=32, resize=36)
+TRANSFORMS = ImageTransforms(size=32, resize=36)
 MODULES = {
     "sop": datamodules.SOPDataModule,
     "cub": datamodules.CUB200DataModule,
@@ -35,8 +35,8 @@ MODULES = {
 
 
 def set_up(name, root, **kwargs):
-    images = None if name == "omniglot" else IMAGES  # omniglot's are grey and small by themselves
-    data = MODULES[name](str(root), transforms=images, batch_size=8, chunk_size=3, **{"val_classes": 1, **kwargs})
+    transforms = None if name == "omniglot" else TRANSFORMS  # Omniglot's default is small and grey
+    data = MODULES[name](str(root), transforms=transforms, batch_size=8, chunk_size=3, **{"val_classes": 1, **kwargs})
     data.prepare_data()
     data.setup("fit")
     return data
@@ -48,7 +48,7 @@ def classes(data):
 
 @SMALL
 @pytest.mark.parametrize("name", MODULES)
-def test_classes_are_disjoint_and_files_are_there(name, small_data):
+def test_classes_are_disjoint_and_files_exist(name, small_data):
     data = set_up(name, small_data(name), **({"test_classes": 4} if name == "image_folder" else {}))
     parts = [data.train_data, data.val_data]
     if data.test_data is not None:
@@ -62,15 +62,15 @@ def test_classes_are_disjoint_and_files_are_there(name, small_data):
     for part in parts:
         counts = np.unique(part.labels, return_counts=True)[1]
         assert (counts == 4).all()
-        for row in range(len(part)):
-            image, label = part[row]
+        for index in range(len(part)):
+            image, label = part[index]
             assert image.shape[1:] == (32, 32)
-            assert int(label) == part.labels[row]
+            assert int(label) == part.labels[index]
     assert parts[0].training
     assert not any(part.training for part in parts[1:])
 
 
-NUMBERS = {  # class in a path of the small data: of these, labels are the files' own numbers
+LABEL_OF = {  # label in a path of the small data, for data sets whose files contain numbers as labels
     "sop": lambda path: int(path.stem.split("_")[0]),
     "cub": lambda path: int(path.parent.name[:3]),
     "cars196": lambda path: (1, 2, 3, 98, 99, 100, 101, 196)[(int(path.stem) - 1) // 4],
@@ -81,18 +81,18 @@ NUMBERS = {  # class in a path of the small data: of these, labels are the files
 
 @SMALL
 @pytest.mark.parametrize("name", MODULES)
-def test_labels_are_those_of_the_files(name, small_data):
+def test_labels_equal_those_of_the_files(name, small_data):
     data = set_up(name, small_data(name))
     tests = list(data.test_data.values()) if name == "vehicle_id" else [data.test_data] * (data.test_data is not None)
-    number_of = {}
+    label_of = {}
     for part in (data.train_data, data.val_data, *tests):
-        for row, label in enumerate(part.labels.tolist()):
-            path = Path(part.path(row))
-            named = NUMBERS[name](path) if name in NUMBERS else path.parent
-            assert number_of.setdefault(named, label) == label
-    assert len(set(number_of.values())) == len(number_of) == (4 if name == "landmarks" else 8)
-    if name in NUMBERS:
-        assert all(named == label for named, label in number_of.items())
+        for index, label in enumerate(part.labels.tolist()):
+            path = Path(part.path(index))
+            expected = LABEL_OF[name](path) if name in LABEL_OF else path.parent
+            assert label_of.setdefault(expected, label) == label
+    assert len(set(label_of.values())) == len(label_of) == (4 if name == "landmarks" else 8)
+    if name in LABEL_OF:
+        assert all(expected == label for expected, label in label_of.items())
 
 
 @SMALL
@@ -104,7 +104,7 @@ def test_labels_are_those_of_the_files(name, small_data):
         ("omniglot", lambda path: path.parent.parent),
     ],
 )
-def test_the_sampler_knows_super_classes(name, super_class, small_data):
+def test_the_sampler_receives_super_classes(name, super_class, small_data):
     seen = []
 
     def sampler(labels, *sizes):
@@ -116,9 +116,9 @@ def test_the_sampler_knows_super_classes(name, super_class, small_data):
     assert np.array_equal(seen[0][:, 0], data.train_data.labels)
     assert np.array_equal(seen[0][:, 1], data.train_data.super_labels)
     parts = data.train_data, data.val_data, data.test_data
-    pairs = {(super_class(Path(p.path(row))), int(p.super_labels[row])) for p in parts for row in range(len(p))}
-    count = 4 if name == "omniglot" else 2  # whose parts have other alphabets
-    assert len(pairs) == len({known for known, _ in pairs}) == len({label for _, label in pairs}) == count
+    pairs = {(super_class(Path(p.path(i))), int(p.super_labels[i])) for p in parts for i in range(len(p))}
+    count = 4 if name == "omniglot" else 2  # whose splits have different alphabets
+    assert len(pairs) == len({expected for expected, _ in pairs}) == len({label for _, label in pairs}) == count
 
 
 @SMALL
@@ -166,7 +166,7 @@ def test_in_shop_has_queries_and_gallery(small_data):
     test = set_up("in_shop", root).test_data
     assert (test.is_query.sum(), test.is_gallery.sum(), len(test)) == (8, 8, 16)
     assert np.array_equal(test.is_query, ~test.is_gallery)
-    assert all(test.path(row).split("/")[-1][:2] in ("00", "01") for row in np.flatnonzero(test.is_query))
+    assert all(test.path(index).split("/")[-1][:2] in ("00", "01") for index in np.flatnonzero(test.is_query))
     (root / "img").rename(root / "img_highres")
     assert "img_highres/WOMEN" in set_up("in_shop", root).test_data.path(0)
     file = root / "Eval" / "list_eval_partition.txt"
@@ -176,14 +176,14 @@ def test_in_shop_has_queries_and_gallery(small_data):
 
 
 @SMALL
-def test_cars_come_in_three_forms(small_data, tmp_path):
+def test_cars_are_read_in_three_layouts(small_data, tmp_path):
     from scipy.io import loadmat, savemat
 
     root = small_data("cars196")
     rows = loadmat(root / "cars_annos.mat", squeeze_me=True)["annotations"]
     expected = set_up("cars196", root)
 
-    devkit = tmp_path / "devkit_form"
+    devkit = tmp_path / "devkit_layout"
     (devkit / "devkit").mkdir(parents=True)
     kinds = [(name, object) for name in ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")]
     for part in (0, 1):
@@ -197,7 +197,7 @@ def test_cars_come_in_three_forms(small_data, tmp_path):
         name = ("cars_train_annos.mat", "cars_test_annos_withlabels.mat")[part]
         savemat(devkit / "devkit" / name, {"annotations": table})
 
-    kaggle = tmp_path / "kaggle_form"
+    kaggle = tmp_path / "kaggle_layout"
     kaggle.mkdir()
     (kaggle / "names.csv").write_text("".join(f"Ram C/V {c} 2012\n" for c in range(1, 197)))
     for part in (0, 1):
@@ -216,7 +216,7 @@ def test_cars_come_in_three_forms(small_data, tmp_path):
             assert sorted(getattr(data, part).labels) == sorted(getattr(expected, part).labels)
             assert len(set(map(getattr(data, part).path, range(4)))) == 4
     (devkit / "devkit" / "cars_test_annos_withlabels.mat").unlink()
-    with pytest.raises(ValueError, match=r"cars_test_annos_withlabels.mat is not there .* root must hold one of"):
+    with pytest.raises(ValueError, match=r"cars_test_annos_withlabels.mat does not exist .* root must contain one of"):
         set_up("cars196", devkit)
     savemat(devkit / "devkit" / "cars_test_annos_withlabels.mat", {"annotations": [{"fname": "1.jpg"}]})
     with pytest.raises(ValueError, match="has no field 'class' in its annotations"):
@@ -224,20 +224,20 @@ def test_cars_come_in_three_forms(small_data, tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name != "omniglot"])
-def test_a_missing_root_says_what_to_do(name, tmp_path):
-    with pytest.raises(ValueError, match=r"is not there \(but .* is\)\. .*root"):
+def test_the_error_for_a_missing_root_says_what_to_do(name, tmp_path):
+    with pytest.raises(ValueError, match=r"does not exist \(its parent .* does\)\. .*root"):
         set_up(name, tmp_path / "nowhere")
 
 
 @SMALL
 @pytest.mark.parametrize(("name", "folder"), [("sop", "bicycle_final"), ("cub", "images"), ("landmarks", "train")])
-def test_half_an_archive_is_noticed(name, folder, small_data):
+def test_an_incomplete_archive_is_rejected(name, folder, small_data):
     root = small_data(name)
     files = sorted((root / folder).rglob("*.*"))
     for file in files[len(files) // 2 :]:
         if file.suffix.lower() == ".jpg":
             file.unlink()
-    with pytest.raises(ValueError, match=r"files that were looked up are not there, such as .*\. .*root"):
+    with pytest.raises(ValueError, match=r"checked files cannot be found, such as .*\. .*root"):
         set_up(name, root)
 
 
@@ -260,7 +260,7 @@ def test_counts_are_compared_with_the_published_ones(name, counts, small_data):
 
 
 @SMALL
-def test_validation_can_be_left_out(small_data):
+def test_validation_can_be_disabled(small_data):
     data = set_up("cub", small_data("cub"), val_classes=0)
     assert data.val_data is None
     assert data.val_dataloader() == []
@@ -269,16 +269,16 @@ def test_validation_can_be_left_out(small_data):
 
 
 @SMALL
-def test_landmarks_have_no_test(small_data):
+def test_landmarks_have_no_test_set(small_data):
     data = set_up("landmarks", small_data("landmarks"))
-    with pytest.raises(ValueError, match="LandmarksDataModule has no test images of its own"):
+    with pytest.raises(ValueError, match="LandmarksDataModule has no test images: use another"):
         data.test_dataloader()
 
 
 @SMALL
 @pytest.mark.filterwarnings("ignore:Cannot read the image")
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_files_that_cannot_be_read_are_counted_at_the_end(num_workers, small_data, tmp_path):
+def test_unreadable_files_are_counted_at_the_end(num_workers, small_data, tmp_path):
     root = small_data("cub")
     for name in ("001.Bird/Bird_1_0.jpg", "101.Bird/Bird_101_2.jpg"):
         (root / "images" / name).write_text(f"<html>404 {name}</html>")
@@ -294,7 +294,7 @@ def test_files_that_cannot_be_read_are_counted_at_the_end(num_workers, small_dat
     assert scores["test/recall@1"] * 15 == pytest.approx(round(scores["test/recall@1"] * 15), abs=1e-4)
 
 
-def test_a_protocol_of_another_name_is_refused():
+def test_an_unknown_protocol_is_rejected():
     with pytest.raises(ValueError, match='protocol must be "all" or "reid", got \'ReID\''):
         datamodules.VehicleIDDataModule("anywhere", protocol="ReID")
 

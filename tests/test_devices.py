@@ -31,17 +31,13 @@ from lightning_recall.metrics import (
     ClusterNMI,
     RetrievalScores,
     RevisitedMAP,
-    expand_queries,
-    k_reciprocal_similarities,
-    nearest,
-    search,
 )
 from lightning_recall.metrics.revisited import GroundTruth
 from lightning_recall.mixup import SimilarityMixup
 from lightning_recall.models import ImageEmbedder, MultiView, PCAWhitening, SmallConvNet
 from lightning_recall.modules import RetrievalModule
 from lightning_recall.recompute import chunked_forward
-from lightning_recall.search.embedding_blocks import EmbeddingBlocks
+from lightning_recall.search import EmbeddingBlocks, expand_queries, k_reciprocal_similarities, nearest, ranks
 
 LABELS = torch.arange(60) // 4
 LOSSES = {
@@ -109,7 +105,7 @@ def test_blocks_are_large_there():
     few = [sum(map(len, blocks_of(labels.to(device)))) for device in ("cpu", "meta")]
     assert few[0] > 5_000
     assert few[1] <= 512
-    assert np.prod(search.block_shape(DEVICE)) == 32 * np.prod(search.block_shape(torch.device("cpu")))
+    assert np.prod(ranks.block_shape(DEVICE)) == 32 * np.prod(ranks.block_shape(torch.device("cpu")))
 
 
 def blocks_of(labels):
@@ -128,7 +124,7 @@ TRUTH = [GroundTruth([0, 1], [2], [3]), GroundTruth([], [7, 9], [])]
 EVALUATIONS = {
     "scores": lambda e, y: scores_of(RetrievalScores(("recall", "map@r", "mrr"), ks=(1, 10)), e, y),
     "many positives": lambda e, y: scores_of(RetrievalScores(("recall", "map"), ks=(1,)), e, y // 200),
-    "revisited": lambda e, y: scores_of(RevisitedMAP(TRUTH), e, torch.arange(len(y), device=y.device)),
+    "revisited": lambda e, y: scores_of(RevisitedMAP(TRUTH), e, y, torch.arange(len(y), device=y.device)),
     "clusters": lambda e, y: scores_of(ClusterNMI(), e, y),
     "nearest": lambda e, _: nearest(
         EmbeddingBlocks(e, device=e.device), EmbeddingBlocks([e[:20], e[20:]], device=e.device), 5

@@ -21,7 +21,7 @@ from lightning_recall import (
     SimilarityMixup,
     losses,
 )
-from lightning_recall.datamodules import ChunkLoader
+from lightning_recall.data import ChunkLoader
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:You defined a `validation_step` but have no `val_dataloader`",
@@ -54,7 +54,7 @@ class Net(nn.Module):
 
 
 class ScaledLoss(nn.Module):
-    """A loss with a parameter of its own, that shares its work or not."""
+    """A loss with a parameter that computes the queries of its process."""
 
     shares_queries = True
     accepts_virtual = True
@@ -81,7 +81,7 @@ class WholeLoss(ScaledLoss):
 
 
 class Notes(Callback):
-    """Writes, for each process, what it logged and reduced, to a file of its own."""
+    """Writes what each process logged and reduced to its own file."""
 
     def __init__(self, folder):
         self.folder, self.losses, self.recalls, self.reductions = folder, [], [], 0
@@ -145,13 +145,13 @@ def test_processes_take_the_steps_of_one(tmp_path, devices, loss, mixup):
     settings["mixup"] = None if mixup is None else mixup()
     actual, notes = fit(tmp_path, devices, **settings)
     assert_same(actual, expected, 1e-12)
-    rows = 16 if mixup is None else 16 + 4 * 6
+    items = 16 if mixup is None else 16 + 4 * 6
     for rank, note in enumerate(notes):
         assert note["losses"] == notes[0]["losses"] == pytest.approx(alone["losses"], abs=1e-12)
         assert note["recalls"] == pytest.approx(alone["recalls"], abs=1e-6)
         assert note["reductions"] == 3  # one a step
-        shares = [rows // devices + (rank < rows % devices)] * 3
-        assert note["queried"] == ([None] * 3 if loss is WholeLoss else shares)
+        num_queries = [items // devices + (rank < items % devices)] * 3
+        assert note["queried"] == ([None] * 3 if loss is WholeLoss else num_queries)
 
 
 def other_loss(name):
@@ -202,7 +202,7 @@ def test_other_losses_take_the_steps_of_one_process(tmp_path, name, mixup):
 
 @pytest.mark.parametrize("name", ["CircleProxy", "sum", "memory"])
 def test_three_processes_train_proxies_and_remember_as_one(tmp_path, name):
-    """Shares of 5, 5 and 6 rows; batches with rows alone in their class, some remembered from another."""
+    """Processes have 5, 5 and 6 items; some items have no positive in the batch, but one in the memory."""
     labels = LABELS.clone()
     labels[::7] = 100 + torch.arange(7) % 4
     states = [fit(tmp_path, devices, loss=partial(other_loss, name), labels=labels, lr=0.05) for devices in (1, 3)]
@@ -210,7 +210,7 @@ def test_three_processes_train_proxies_and_remember_as_one(tmp_path, name):
     assert_same(actual, expected, 1e-12)
     for note in notes:
         assert note["losses"] == pytest.approx(alone["losses"], abs=1e-12)
-        for key, value in alone["buffers"].items():  # the labels known, the rows remembered
+        for key, value in alone["buffers"].items():  # known labels, remembered embeddings
             torch.testing.assert_close(torch.tensor(note["buffers"][key]), torch.tensor(value), atol=1e-12, rtol=0)
     assert (name == "memory") == ("memory" in alone["buffers"])
 
@@ -278,7 +278,7 @@ def test_the_same_batch_on_all_processes_is_refused():
     trainer = Trainer(
         accelerator="cpu", devices=2, strategy="ddp_fork", use_distributed_sampler=False, max_steps=1, **settings
     )
-    with pytest.raises(Exception, match="All 2 processes have got the same batch"):
+    with pytest.raises(Exception, match="All 2 processes received the same batch"):
         trainer.fit(module, loader)
 
 
@@ -291,8 +291,8 @@ def test_a_plain_loader_with_the_sampler_gives_each_process_its_part(tmp_path):
     class Seen(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             path = tmp_path / f"{trainer.global_rank}.json"
-            rows = json.loads(path.read_text()) if path.exists() else []
-            path.write_text(json.dumps([*rows, batch[1].tolist()]))
+            batches = json.loads(path.read_text()) if path.exists() else []
+            path.write_text(json.dumps([*batches, batch[1].tolist()]))
 
     Trainer(**settings, use_distributed_sampler=False, callbacks=[Seen()]).fit(
         RetrievalModule(Net(), RecallAtKLoss()), loader

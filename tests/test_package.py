@@ -30,7 +30,7 @@ def test_version_is_told_once():
     assert importlib.metadata.version("lightning-recall") == lightning_recall.__version__
 
 
-LEAVES = ("gather", "losses", "metrics", "mixup", "models", "recompute", "samplers")
+LEAVES = ("gather", "losses", "metrics", "mixup", "models", "plots", "recompute", "samplers", "search")
 IMPORT_LEAVES = """
 import importlib, sys
 for leaf in sys.argv[1:]:

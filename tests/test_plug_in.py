@@ -1,4 +1,4 @@
-"""Somebody else's LightningModule: automatic optimization, own encoder, own loader, two lines of ours."""
+"""A third-party LightningModule with automatic optimization, its own encoder and loader, and two lines of ours."""
 
 import pytorch_lightning as pl
 import torch
@@ -35,10 +35,10 @@ class TheirModule(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=0.01)
 
 
-def test_two_lines_train_somebody_elses_module(tmp_path):
+def test_two_lines_train_a_third_party_module(tmp_path):
     labels = torch.arange(320) % 80
     centres = torch.cat([torch.randn(80, 6), torch.zeros(80, 14)], 1)
-    images = centres[labels] + torch.randn(320, 20) * torch.tensor([0.2] * 6 + [2.0] * 14)  # 14 columns tell nothing
+    images = centres[labels] + torch.randn(320, 20) * torch.tensor([0.2] * 6 + [2.0] * 14)  # 14 columns are noise
     unseen = DataLoader(TensorDataset(images[labels >= 40], labels[labels >= 40]), batch_size=50)
     seen = DataLoader(TensorDataset(images[labels < 40], labels[labels < 40]), batch_size=160)
     module, evaluation = TheirModule(), RetrievalEvaluation(ks=(1, 4))

@@ -24,7 +24,7 @@ from lightning_recall import (
     SimilarityMixup,
     losses,
 )
-from lightning_recall.datamodules import ChunkLoader
+from lightning_recall.data import ChunkLoader
 
 LABELS = torch.arange(48) // 4
 IMAGES = torch.randn(48, 6, generator=torch.Generator().manual_seed(3))
@@ -67,7 +67,7 @@ class Net(nn.Sequential):
 
 
 class End(Callback):
-    """Ends the process in the way asked for after some steps; else keeps the final weights."""
+    """Kills the process with a signal after some steps; without one, saves the final weights."""
 
     def __init__(self, folder, after=None, how=None):
         self.folder, self.after, self.how = folder, after, how
@@ -75,7 +75,7 @@ class End(Callback):
     def on_train_start(self, trainer, pl_module):
         seed_everything(
             trainer.global_rank, verbose=False
-        )  # processes draw different numbers; a resume goes on with its own
+        )  # processes draw different numbers; resuming restores each process's own
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.global_step == self.after:
@@ -128,7 +128,7 @@ def train(
 
 
 def in_a_process(folder, timeout=60, **kwargs):
-    """Runs `train` in a process of its own, which may be killed; gives its exit code, None after `timeout` seconds."""
+    """Runs `train` in a new process, which may be killed; returns its exit code, None after `timeout` seconds."""
     folder.mkdir(exist_ok=True)
     process = multiprocessing.get_context("fork").Process(target=train, args=(folder,), kwargs=kwargs)
     process.start()
@@ -206,21 +206,23 @@ def test_resumed_at_the_end_of_an_epoch(tmp_path, schedule, when):
     assert_same_end(whole, killed)
 
 
-def test_gradients_that_wait_for_a_step_are_kept(tmp_path):
+def test_accumulated_gradients_are_restored(tmp_path):
     settings = {"accumulate_grad_batches": 2, "lr_scheduler": None, "mixup": None}
     whole, ended = tmp_path / "whole", tmp_path / "ended"
     assert in_a_process(whole, **settings) == 0
 
     class AfterFourBatches(End):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            if trainer.fit_loop.total_batch_idx == 3:  # the second of an epoch is a step, the fourth waits
-                trainer.save_checkpoint(ended / "waiting.ckpt")
+            if (
+                trainer.fit_loop.total_batch_idx == 3
+            ):  # the second batch of an epoch makes a step, the fourth is accumulated
+                trainer.save_checkpoint(ended / "accumulated.ckpt")
 
     ended.mkdir()
     assert in_a_process(ended, checkpoint=AfterFourBatches(ended), **settings) == 0
-    waiting = torch.load(ended / "waiting.ckpt")["accumulated"]
-    assert waiting["batches"] == 1
-    assert in_a_process(ended, ckpt_path=ended / "waiting.ckpt", **settings) == 0
+    (progress,) = torch.load(ended / "accumulated.ckpt")["optimizer_progress"].values()
+    assert progress["accumulated_batches"] == 1
+    assert in_a_process(ended, ckpt_path=ended / "accumulated.ckpt", **settings) == 0
     assert_same_end(whole, ended)
 
 

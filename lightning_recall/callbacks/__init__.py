@@ -1,4 +1,4 @@
-"""Callbacks: evaluation and pictures for any LightningModule whose forward gives embeddings."""
+"""Callbacks that evaluate any LightningModule whose forward returns embeddings, and plot the results."""
 
 from lightning_recall.callbacks.attribute_scheduler import AttributeScheduler
 from lightning_recall.callbacks.embedding_writer import EmbeddingWriter, load_embeddings
@@ -7,7 +7,7 @@ from lightning_recall.callbacks.evaluation_report import EvaluationReport
 from lightning_recall.callbacks.interrupt_checkpoint import InterruptCheckpoint
 from lightning_recall.callbacks.learning_rate_suggestion import LearningRateSuggestion
 from lightning_recall.callbacks.retrieval_evaluation import RetrievalEvaluation
-from lightning_recall.callbacks.retrieved_images import RetrievedImages, draw_neighbors
+from lightning_recall.callbacks.retrieved_images import RetrievedImages
 from lightning_recall.callbacks.run_summary import RunSummary
 from lightning_recall.callbacks.training_curves import TrainingCurves
 
@@ -22,6 +22,5 @@ __all__ = [
     "RetrievedImages",
     "RunSummary",
     "TrainingCurves",
-    "draw_neighbors",
     "load_embeddings",
 ]

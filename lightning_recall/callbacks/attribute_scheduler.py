@@ -1,48 +1,51 @@
-"""Settings of a module that change in the course of a training."""
+"""Changes attributes of a module on a per-epoch schedule."""
 
 import math
 import re
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from lightning_recall._lightning import Callback, LightningModule, Trainer
 
-READ_ONCE = ("optimizer", "lr", "loss_lr", "lr_scheduler", "lr_interval", "lr_frequency")  # when the optimizer is made
-
 
 class AttributeScheduler(Callback):
-    """Sets attributes of the module as epochs begin: weights of losses, temperatures, how much is mixed.
+    """Sets module attributes at the start of each epoch, such as loss weights or temperatures.
 
-    Between two epochs that are named, numbers, and lists of them, change in a straight line from epoch to epoch; other
-    values, such as None, stay until the next. Before the first and after the last they stay. A resumed training goes on
-    with the values of its epoch. Settings that are integers by the type of the constructor's argument (`ks`,
-    `chunk_size`, `accumulate_grad_batches`; without a type, by the value that the attribute holds) are rounded, half
-    up; all others are real numbers, also where the schedule is written in integers.
+    Numbers, and lists of numbers, are interpolated linearly between the given epochs; other values, such as None, hold
+    until the next given epoch. Before the first given epoch and after the last the value is constant. A resumed run
+    uses the values of its epoch.
+
+    Attributes annotated as int in the constructor are rounded (half up); without an annotation, those that hold
+    integers when training starts. All others are floats, even if the schedule contains integers. Examples of integers
+    are `ks`, `chunk_size` and `accumulate_grad_batches`.
 
     Args:
-        settings: name of an attribute -> {epoch: value}. The name is a path from the module, such as
+        schedules: name of an attribute -> {epoch: value}. The name is a path from the module, such as
             `loss.rank_temperature`, `loss.weights`, `loss.losses.0.k_temperature` or `mixup.max_virtual_per_class`.
 
     Raises:
-        ValueError: for no settings, epochs below 0, and, when the training starts, an attribute that is not there
-            or is a parameter, a buffer, a module or a property that can only be read, a setting that is read only when
-            the optimizer is made (`lr`, `optimizer`, ...), and a fraction for a setting that is an integer.
+        ValueError: for empty schedules or negative epochs; at training start, for an attribute that does not exist, is
+            a parameter, buffer, module or read-only property, or is only read when the optimizer is built (`lr`,
+            `optimizer`, ...), and for a fraction in the schedule of an integer.
 
-    >>> schedule = AttributeScheduler({"loss.rank_temperature": {0: 0.05, 10: 0.01}})
-    >>> [round(schedule.value("loss.rank_temperature", epoch), 3) for epoch in (0, 5, 10, 20)]
+    >>> scheduler = AttributeScheduler({"loss.rank_temperature": {0: 0.05, 10: 0.01}})
+    >>> [round(scheduler.value("loss.rank_temperature", epoch), 3) for epoch in (0, 5, 10, 20)]
     [0.05, 0.03, 0.01, 0.01]
     """
 
-    def __init__(self, settings: dict[str, dict[int, Any]]) -> None:
-        if not settings or not all(settings.values()) or min(min(points) for points in settings.values()) < 0:
-            raise ValueError(f"settings must hold a value from some epoch (from 0) for each attribute, got {settings}.")
-        self.settings = {name: dict(sorted(points.items())) for name, points in settings.items()}
-        self.integers: dict[str, bool] = {}  # whether an attribute holds integers, or real numbers
+    def __init__(self, schedules: dict[str, dict[int, Any]]) -> None:
+        if not schedules or not all(schedules.values()) or min(map(min, schedules.values())) < 0:
+            raise ValueError(
+                f"schedules must map each attribute to at least one {{epoch: value}} with epoch >= 0, got {schedules}."
+            )
+        self.schedules = {name: dict(sorted(schedule.items())) for name, schedule in schedules.items()}
+        self.is_integer: dict[str, bool] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses attributes that are not there or cannot be set."""
-        for name in self.settings:
+        """Checks that all attributes exist and can be set."""
+        for name in self.schedules:
             owner, _, attribute = name.rpartition(".")
             try:
                 value = getattr(pl_module.get_submodule(owner), attribute)
@@ -51,58 +54,64 @@ class AttributeScheduler(Callback):
             try:
                 setattr(pl_module.get_submodule(owner), attribute, value)
             except AttributeError:
-                value = pl_module  # a property that can only be read
+                value = pl_module  # a read-only property
             if isinstance(value, Tensor | nn.Module):
                 raise ValueError(
-                    f"AttributeScheduler: {name} is no setting, but a part of the module: it cannot be set."
+                    f"AttributeScheduler: {name} is a parameter, buffer, module or read-only property and cannot be "
+                    "scheduled."
                 )
-            if name in READ_ONCE and all(hasattr(pl_module, other) for other in READ_ONCE):
+            if name in getattr(pl_module, "read_once", ()):
                 raise ValueError(
-                    f"AttributeScheduler: {name} is read once, when the optimizer is made, so that a schedule would do "
-                    "nothing: give the module an lr_scheduler."
+                    f"AttributeScheduler: {name} is only read in configure_optimizers, so a schedule has no effect; "
+                    "use an lr_scheduler."
                 )
-            self.integers[name] = takes_integers(pl_module.get_submodule(owner), attribute)
+            self.is_integer[name] = takes_integers(pl_module.get_submodule(owner), attribute)
             self.check_integers(name)
 
     def check_integers(self, name: str) -> None:
-        """Refuses fractions for a setting that is an integer."""
-        for epoch, value in self.settings[name].items() if self.integers[name] else ():
+        """Raises ValueError for fractions in the schedule of an integer."""
+        for epoch, value in self.schedules[name].items() if self.is_integer[name] else ():
             if any(isinstance(number, float) and not number.is_integer() for number in numbers_of(value)):
                 raise ValueError(f"AttributeScheduler: {name} takes integers, got {value} for epoch {epoch}.")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sets what this epoch begins with."""
-        for name in self.settings:
+        """Sets the values for this epoch."""
+        for name in self.schedules:
             owner, _, attribute = name.rpartition(".")
             setattr(pl_module.get_submodule(owner), attribute, self.value(name, trainer.current_epoch))
 
     def value(self, name: str, epoch: int) -> Any:
-        """What an attribute is in an epoch."""
-        points = list(self.settings[name].items())
-        before = [point for point in points if point[0] <= epoch] or points[:1]
-        after = [point for point in points if point[0] > epoch]
-        first, start = before[-1]
-        last, end = after[0] if after and epoch > first else (first + 1, start)
-        value = between(start, end, max(epoch - first, 0) / (last - first) if end is not start else 0.0)
-        return as_kind(value, self.integers[name]) if name in self.integers else value
+        """Value of an attribute at an epoch."""
+        schedule = self.schedules[name]
+        first = max((given for given in schedule if given <= epoch), default=min(schedule))
+        last = min((given for given in schedule if given > epoch), default=first)
+        value = interpolate(epoch, (first, last), schedule[first], schedule[last])
+        return cast_numbers(value, self.is_integer[name]) if name in self.is_integer else value
 
 
-def between(start: Any, end: Any, share: float) -> Any:
-    """The value at a share of the way from one to another, where both are numbers or lists of numbers."""
-    if share == 0:
+def interpolate(epoch: int, epochs: tuple[int, int], start: Any, end: Any) -> Any:
+    """Linear interpolation between numbers, or between lists of numbers; the start for any other values.
+
+    Args:
+        epoch: where to interpolate.
+        epochs: of the two values.
+        start: value at the first epoch.
+        end: value at the last epoch.
+    """
+    if epoch <= epochs[0] or epochs[0] == epochs[1]:
         return start
     if isinstance(start, list | tuple) and isinstance(end, list | tuple) and len(start) == len(end):
-        return [between(one, other, share) for one, other in zip(start, end, strict=True)]
-    return start + share * (end - start) if is_number(start) and is_number(end) else start
+        return [interpolate(epoch, epochs, *pair) for pair in zip(start, end, strict=True)]
+    return float(np.interp(epoch, epochs, (start, end))) if is_number(start) and is_number(end) else start
 
 
-def as_kind(value: Any, integers: bool) -> Any:
-    """A number, or numbers in a list, as the integer that is nearest, half up, or as a float; else the value itself.
+def cast_numbers(value: Any, integers: bool) -> Any:
+    """Rounds numbers half up to int, or casts them to float; other values are unchanged.
 
-    Numbers that differ by 1 or more stay different, which Python's `round` (half to even) does not promise.
+    Rounds half up, unlike Python's round (half to even), so that steps of 1 stay distinct.
     """
     if isinstance(value, list | tuple):
-        return type(value)(as_kind(part, integers) for part in value)
+        return type(value)(cast_numbers(part, integers) for part in value)
     if not is_number(value) or not math.isfinite(value):
         return value
     return math.floor(value + 0.5) if integers else float(value)
@@ -121,7 +130,7 @@ def numbers_of(value: Any) -> list[Any]:
 
 
 def takes_integers(owner: nn.Module, attribute: str) -> bool:
-    """Whether a setting is an integer by the type of the constructor's argument; without one, by what it holds."""
+    """Whether an attribute is an integer, by its annotation in __init__ or by its current value."""
     for kind in type(owner).__mro__:
         annotation = str(getattr(vars(kind).get("__init__"), "__annotations__", {}).get(attribute, ""))
         if re.search(r"\b(int|float)\b", annotation):

@@ -1,4 +1,4 @@
-"""Whether a collate function keeps its items in order, found by collating them in two orders."""
+"""Checks whether a collate function keeps the order of its items, by collating them in other orders."""
 
 from collections.abc import Mapping
 from copy import copy
@@ -13,14 +13,14 @@ IN_ORDER = (default_collate, default_convert)
 
 
 class CheckedCollate:
-    """A collate function that notes when it does not keep the order of its items, also in a worker process.
+    """Wraps a collate function and records if it reorders items; works in worker processes too.
 
-    The items are collated twice more, rotated by one place and in reverse. A function that keeps the order gives the
-    same batch, rotated or reversed. One that sorts does not, nor one that shuffles, drops items or draws random
-    numbers. Where batches cannot be compared, the order is not known.
+    Collates the items two more times: rotated by one position, and reversed. A function that keeps the order returns
+    the same batch, rotated or reversed. A function that sorts, shuffles, drops items or uses random numbers fails this
+    check. If batches cannot be compared, `keeps_order` is set to False.
 
     Attributes:
-        keeps_order: (1,) bool in shared memory; False once a batch was not in order, or could not be compared.
+        keeps_order: (1,) bool in shared memory; False once a batch is reordered or cannot be compared.
     """
 
     def __init__(self, collate: Any) -> None:
@@ -28,8 +28,8 @@ class CheckedCollate:
         self.keeps_order = torch.ones(1, dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]  # torch's
 
     def __call__(self, items: Any) -> Any:
-        """The batch of the collate function."""
-        originals = copies(items)  # it may take items apart
+        """Collates the items, and checks their order."""
+        originals = copies(items)  # collate may modify the items in place
         batch = self.collate(items)
         if len(items) > 1 and self.keeps_order:
             self.keeps_order[0] = keeps_order(self.collate, originals, batch)
@@ -37,55 +37,55 @@ class CheckedCollate:
 
 
 def copies(items: list[Any]) -> list[Any]:
-    """Copies of containers, not of the tensors in them; none of what cannot be copied."""
+    """Shallow copies of the items; an empty list if copying fails."""
     try:
         return [copy(item) for item in items]
-    except Exception:  # whatever types of anybody's raise
+    except Exception:  # user types may raise anything
         return []
 
 
 def keeps_order(collate: Any, items: list[Any], batch: Any) -> bool:
-    """Whether the batch of items in two other orders is the batch (b, ...) in these orders."""
-    places = np.arange(len(items))
+    """Whether collating permuted items gives the permuted batch (b, ...), for two permutations."""
+    positions = np.arange(len(items))
     if not items:
         return False
     try:
         return all(
-            is_permuted(batch, collate([copy(items[place]) for place in order]), order)
-            for order in (np.roll(places, 1), places[::-1])
+            is_permuted(batch, collate([copy(items[position]) for position in order]), order)
+            for order in (np.roll(positions, 1), positions[::-1])
         )
-    except Exception:  # whatever anybody's function or types raise at a second call: the order is not known
+    except Exception:  # user functions and types may raise anything
         return False
 
 
-def is_permuted(one: Any, other: Any, order: Any) -> bool:
-    """Whether all parts of a batch with an entry for each item are those of another in this order, and the rest equal.
+def is_permuted(batch: Any, permuted: Any, order: Any) -> bool:
+    """Whether `permuted` is `batch` in this order; parts without an entry per item must be equal.
 
     Args:
-        one: tensors or arrays (b, ...), lists of b entries, and nests of them.
-        other: the same, for items in another order.
-        order: (b,) for each item of `other`, its place in `one`.
+        batch: tensors or arrays (b, ...), lists of b entries, and nested structures of them.
+        permuted: the same, for items in another order.
+        order: (b,) for each item of `permuted`, its position in `batch`.
     """
-    if type(one) is not type(other):
+    if type(batch) is not type(permuted):
         return False
-    if isinstance(one, Mapping):
-        return list(one) == list(other) and all(is_permuted(one[key], other[key], order) for key in one)
-    if isinstance(one, Tensor | np.ndarray):
-        values, others = torch.as_tensor(one), torch.as_tensor(other)
+    if isinstance(batch, Mapping):
+        return list(batch) == list(permuted) and all(is_permuted(batch[key], permuted[key], order) for key in batch)
+    if isinstance(batch, Tensor | np.ndarray):
+        values, others = torch.as_tensor(batch), torch.as_tensor(permuted)
         if values.shape != others.shape or values.dtype != others.dtype:
             return False
         if values.ndim and len(values) == len(order):
             return all(is_equal(values[int(old)], new) for old, new in zip(order, others, strict=True))  # no copies
         return is_equal(values, others)
-    if isinstance(one, list | tuple):
-        if len(one) != len(other):
+    if isinstance(batch, list | tuple):
+        if len(batch) != len(permuted):
             return False
-        if len(one) == len(order) > 0 and all(
-            is_permuted(one[old], new, order[:0]) for old, new in zip(order, other, strict=True)
+        if len(batch) == len(order) > 0 and all(
+            is_permuted(batch[old], new, order[:0]) for old, new in zip(order, permuted, strict=True)
         ):
             return True
-        return all(is_permuted(part, another, order) for part, another in zip(one, other, strict=True))
-    return isinstance(one, str | bytes | int | float | None) and (one == other)
+        return all(is_permuted(part, other, order) for part, other in zip(batch, permuted, strict=True))
+    return isinstance(batch, str | bytes | int | float | None) and (batch == permuted)
 
 
 def is_equal(one: Tensor, other: Tensor) -> bool:

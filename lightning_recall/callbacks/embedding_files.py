@@ -1,4 +1,4 @@
-"""Files of embeddings: shards that are whole or not there, and the state of model and data that they were made in."""
+"""Reads and writes embedding shards atomically, each with a hash of the model and data that produced it."""
 
 import os
 import zipfile
@@ -13,43 +13,43 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-STATE = "state"  # metadata of a shard: the hash of the state that it was made in
+STATE = "state"  # key in the metadata of a safetensors shard: hash of the model and data that produced the shard
 
 
 def load_embeddings(folder: str | Path) -> dict[str, Tensor]:
-    """What `EmbeddingWriter` wrote: embeddings (N, D), ids (N,) and, if they were known, labels (N,), ordered by id.
+    """Loads the output of `EmbeddingWriter`: embeddings (N, D), ids (N,) and, if available, labels (N,), sorted by id.
 
     Raises:
-        ValueError: if there is no such file in the folder, one is damaged, or they were made in different states of
-            model and data.
+        ValueError: if there is no such file in the folder, one is damaged, or the shards come from different models or
+            data.
     """
     folder = Path(folder).expanduser()
     paths = shard_paths(folder)
     if not paths:
         inner = sorted({path.parent.name for path in folder.glob("*/shard-*")})
-        where = (
-            f"give one of its folders {', '.join(inner)}"
+        hint = (
+            f"pass one of its folders {', '.join(inner)}"
             if inner
             else "it should hold files such as shard-00-00000.npz"
         )
-        raise ValueError(f"There are no embeddings in {folder}: {where}.")
+        raise ValueError(f"There are no embeddings in {folder}: {hint}.")
     shards = [load_shard(path) for path in paths]
-    kinds = [kind_of(path, shard) for path, shard in zip(paths, shards, strict=True)]
-    for path, kind in zip(paths, kinds, strict=True):
-        if kind != kinds[0]:
+    signatures = [signature_of(path, shard) for path, shard in zip(paths, shards, strict=True)]
+    for path, signature in zip(paths, signatures, strict=True):
+        if signature != signatures[0]:
             raise ValueError(
-                f"{paths[0].name} and {path.name} in {folder} were made with different weights, data or settings: "
-                "delete those that do not belong there."
+                f"{paths[0].name} and {path.name} in {folder} come from different weights, data or settings: "
+                "delete the ones that do not belong."
             )
     joined = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
     order = joined["ids"].argsort(stable=True)
     ids = joined["ids"][order]
-    order = order[torch.cat([ids[:1] == ids[:1], ids[1:] != ids[:-1]])]  # each once, if some were embedded again
+    order = order[torch.cat([ids[:1] == ids[:1], ids[1:] != ids[:-1]])]  # drop duplicate ids
     return {name: values[order] for name, values in joined.items()}
 
 
-def kind_of(path: Path, shard: dict[str, Tensor]) -> Any:
-    """What all shards of a folder have in common; those of earlier versions do not name the state they were made in."""
+def signature_of(path: Path, shard: dict[str, Tensor]) -> Any:
+    """Signature that all shards of a folder must share; shards of earlier versions have no state hash."""
     embeddings = shard["embeddings"]
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
@@ -75,18 +75,18 @@ def load_shard(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             arrays = load_file(path)
         else:
-            with path.open("rb") as opened, np.load(opened) as file:  # NumPy would not close a broken one
+            with path.open("rb") as raw, np.load(raw) as file:  # np.load(path) leaks the file handle if it raises
                 arrays = {name: torch.from_numpy(file[name]) for name in file.files}
-        whole = len(arrays["embeddings"]) == len(arrays["ids"])
+        is_consistent = len(arrays["embeddings"]) == len(arrays["ids"])
     except (OSError, EOFError, ValueError, KeyError, SafetensorError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged: delete it and predict again, which embeds its images.") from error
-    if not whole:
+        raise ValueError(f"{path} is damaged: delete it and run predict again to recompute it.") from error
+    if not is_consistent:
         raise ValueError(f"{path} is damaged: it has {len(arrays['ids'])} ids, {len(arrays['embeddings'])} embeddings.")
     return arrays
 
 
 def save_shard(folder: Path, rank: int, suffix: str, arrays: dict[str, Tensor], state: str) -> None:
-    """Writes the next file of a process: "npz", with the state as the archive's comment, or "safetensors"."""
+    """Writes the next shard of a rank, as "npz" (state in the zip comment) or "safetensors" (state in the metadata)."""
     folder.mkdir(parents=True, exist_ok=True)
     numbers = [int(path.stem.rsplit("-", 1)[1]) for path in folder.glob(f"shard-{rank:02}-*")]
     path = folder / f"shard-{rank:02}-{max(numbers, default=-1) + 1:05}.{suffix}"
@@ -100,11 +100,11 @@ def save_shard(folder: Path, rank: int, suffix: str, arrays: dict[str, Tensor], 
         with zipfile.ZipFile(unfinished, "a") as archive:
             archive.comment = state.encode()
 
-    write_whole(path, write)
+    write_atomically(path, write)
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes a file that is there as a whole or not at all."""
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes a file atomically: `write` gets a temporary path, which then replaces `path`."""
     unfinished = path.with_name(f"unfinished-{path.name}")
     write(unfinished)
     os.replace(unfinished, path)

@@ -1,4 +1,4 @@
-"""The state of model and data that a folder of embeddings was made in, and how another one differs."""
+"""Records which model and data produced a folder of embeddings, and reports differences."""
 
 import hashlib
 import json
@@ -17,38 +17,38 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
 from lightning_recall._lightning import LightningModule, Trainer
-from lightning_recall.callbacks.embedding_files import write_whole
+from lightning_recall.callbacks.embedding_files import write_atomically
 from lightning_recall.data.attributes import attribute_of, leaves
 
-ABOUT, ROWS = "about.json", "rows-{}.npz"
-NEST = "nest of Subset and ConcatDataset"
-HELD = ("images", "data")  # attributes of a data set that hold its contents, beside the `tensors` of a TensorDataset
+METADATA_FILE, ITEMS_FILE = "about.json", "rows-{}.npz"  # names as in folders of earlier versions
+WRAPPING = "nest of Subset and ConcatDataset"  # key of the hash of a data set's wrappers, as in earlier versions
+CONTENT_ATTRIBUTES = ("images", "data")  # attributes with the contents of a data set, in addition to `tensors`
 
 
 class EmbeddingState(NamedTuple):
-    """What embeddings depend on.
+    """Everything that the embeddings depend on.
 
     model: {"weights": a hash, "module": its class, "precision": ..., "test-time augmentation": ...}.
-    data: of each dataloader by name, {"number of items": ..., "transforms": ..., "contents": a hash, ...}.
-    rows: of each dataloader by name, {"paths": (N,) bytes, "labels": (N,) int64}, as far as they are known.
+    data: name of the dataloader -> {"number of items": ..., "transforms": ..., "contents": a hash, ...}.
+    items: name of the dataloader -> {"paths": (N,) bytes, "labels": (N,) int64}, those that are available.
     """
 
     model: dict[str, str]
     data: dict[str, dict[str, str]]
-    rows: dict[str, dict[str, NDArray[Any]]]
+    items: dict[str, dict[str, NDArray[Any]]]
 
     @property
     def digest(self) -> str:
-        """A hash, different for different states."""
+        """SHA-256 of the state."""
         digest = hashlib.sha256(json.dumps([self.model, self.data]).encode())
-        for arrays in self.rows.values():
+        for arrays in self.items.values():
             for name, values in arrays.items():
                 digest.update(name.encode() + values.tobytes())
         return digest.hexdigest()
 
 
 def state_of(trainer: Trainer, pl_module: LightningModule, loaders: Mapping[str, Any]) -> EmbeddingState:
-    """The state of a module and of the data sets of some dataloaders by name."""
+    """The state of a module and of the data sets of named dataloaders."""
     model = {
         "weights": fingerprint(pl_module),
         "module": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
@@ -56,31 +56,32 @@ def state_of(trainer: Trainer, pl_module: LightningModule, loaders: Mapping[str,
         "test-time augmentation": text_of(getattr(pl_module, "test_time_augmentation", None)),
     }
     datasets = {name: getattr(loader, "dataset", None) for name, loader in loaders.items()}
-    data = {name: about_data(dataset) for name, dataset in datasets.items()}
-    return EmbeddingState(model, data, {name: about_rows(dataset) for name, dataset in datasets.items()})
+    data = {name: describe_dataset(dataset) for name, dataset in datasets.items()}
+    return EmbeddingState(model, data, {name: item_arrays(dataset) for name, dataset in datasets.items()})
 
 
-def about_data(dataset: Any) -> dict[str, str]:
-    """What can be said of a data set in a few words: contents only of those that hold tensors."""
+def describe_dataset(dataset: Any) -> dict[str, str]:
+    """A short description of a data set; contents in memory are hashed."""
     parts = leaves(dataset)
-    about = {"number of items": f"{len(dataset):,}" if hasattr(dataset, "__len__") else "unknown"}
-    about["folder"] = ", ".join(
+    description = {"number of items": f"{len(dataset):,}" if hasattr(dataset, "__len__") else "unknown"}
+    description["folder"] = ", ".join(
         os.path.abspath(part.root) for part in parts if isinstance(getattr(part, "root", 0), str)
     )
     settings = [getattr(part, name, None) for part in parts for name in ("transforms", "transform")]
-    about["transforms"] = "; ".join(text_of(setting) for setting in settings if setting is not None)
-    about["contents"] = contents_of(parts)
-    nest = nest_of(dataset)
-    return {**about, NEST: nest} if nest else about  # without one, as in folders of earlier versions
+    description["transforms"] = "; ".join(text_of(setting) for setting in settings if setting is not None)
+    description["contents"] = contents_of(parts)
+    wrapping = hash_of_wrappers(dataset)
+    return {**description, WRAPPING: wrapping} if wrapping else description  # omitted as in earlier versions
 
 
 def contents_of(parts: list[Any]) -> str:
-    """A hash of the tensors and arrays that some data sets hold in memory."""
+    """A hash of the tensors and arrays that data sets hold in memory."""
     digest = hashlib.sha256()
     for part in parts:
         tensors = getattr(part, "tensors", ())
-        held = (*(tensors if isinstance(tensors, list | tuple) else ()), *(getattr(part, name, 0) for name in HELD))
-        for values in held:
+        contents = [*(tensors if isinstance(tensors, list | tuple) else ())]
+        contents += [getattr(part, name, 0) for name in CONTENT_ATTRIBUTES]
+        for values in contents:
             if isinstance(values, np.ndarray) and not isinstance(values, np.memmap) and not values.dtype.hasobject:
                 digest.update(f"{values.shape} {values.dtype}".encode() + values.tobytes())
             elif isinstance(values, Tensor):
@@ -88,37 +89,37 @@ def contents_of(parts: list[Any]) -> str:
     return digest.hexdigest()
 
 
-def nest_of(dataset: Any) -> str:
-    """A hash of the rows that each `Subset` takes and of the sizes of the parts of each `ConcatDataset`; "" without."""
+def hash_of_wrappers(dataset: Any) -> str:
+    """Hash of the indices of each `Subset` and the sizes in each `ConcatDataset`; "" if the data set is not wrapped."""
     if isinstance(dataset, Subset):
-        rows = np.asarray(dataset.indices, dtype=np.int64)
-        return hashlib.sha256(b"Subset" + rows.tobytes() + nest_of(dataset.dataset).encode()).hexdigest()
+        indices = np.asarray(dataset.indices, dtype=np.int64)
+        return hashlib.sha256(b"Subset" + indices.tobytes() + hash_of_wrappers(dataset.dataset).encode()).hexdigest()
     if isinstance(dataset, ConcatDataset):
-        parts = [(dataset.cumulative_sizes, *map(nest_of, dataset.datasets))]
+        parts = [(dataset.cumulative_sizes, *map(hash_of_wrappers, dataset.datasets))]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
     return ""
 
 
-def about_rows(dataset: Any) -> dict[str, NDArray[Any]]:
-    """Paths and labels of a data set's rows, as far as it has them."""
-    found = {"paths": paths_of(dataset), "labels": first_of(dataset, ("labels", "targets"))}
-    return {name: values for name, values in found.items() if values is not None}
+def item_arrays(dataset: Any) -> dict[str, NDArray[Any]]:
+    """Paths and labels of the items of a data set, those that are available."""
+    arrays = {"paths": paths_of(dataset), "labels": first_available_attribute(dataset, ("labels", "targets"))}
+    return {name: values for name, values in arrays.items() if values is not None}
 
 
 def paths_of(dataset: Any) -> NDArray[Any] | None:
     """Paths (N,), as bytes, from `paths`, or from torchvision's `samples` or `imgs`, pairs (path, class)."""
     for name in ("paths", "samples", "imgs"):
-        with suppress(TypeError, ValueError, IndexError):  # attributes of these names that hold something else
+        with suppress(TypeError, ValueError, IndexError):  # the attribute exists but does not hold paths
             values = attribute_of(dataset, name)
             paths = [entry if name == "paths" else entry[0] for entry in values]
-            found = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
-            if found.shape == (len(dataset),):
-                return found
+            encoded = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
+            if encoded.shape == (len(dataset),):
+                return encoded
     return None
 
 
-def first_of(dataset: Any, names: tuple[str, ...]) -> NDArray[Any] | None:
-    """The first of some attributes (N, ...) that a data set has for all its rows."""
+def first_available_attribute(dataset: Any, names: tuple[str, ...]) -> NDArray[Any] | None:
+    """The first of the named attributes (N, ...) that has one entry for each item; None if there is none."""
     for name in names:
         with suppress(TypeError, ValueError):
             values = np.asarray(attribute_of(dataset, name))
@@ -130,68 +131,75 @@ def first_of(dataset: Any, names: tuple[str, ...]) -> NDArray[Any] | None:
 def save_state(root: Path, state: EmbeddingState) -> None:
     """Writes a state to a folder."""
     root.mkdir(parents=True, exist_ok=True)
-    for number, rows in enumerate(state.rows.values()):
-        arrays: dict[str, Any] = rows
-        write_whole(root / ROWS.format(number), partial(np.savez_compressed, **arrays))
+    for number, items in enumerate(state.items.values()):
+        arrays: dict[str, Any] = items
+        write_atomically(root / ITEMS_FILE.format(number), partial(np.savez_compressed, **arrays))
     text = json.dumps({"model": state.model, "data": state.data}, indent=1)
-    write_whole(root / ABOUT, lambda path: path.write_text(text, encoding="utf-8"))
+    write_atomically(root / METADATA_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def load_state(root: Path) -> EmbeddingState | None:
-    """The state that a folder was made in; None if it does not say so, as folders of earlier versions."""
+    """The state saved in a folder; None if no state was saved (folders of earlier versions)."""
     try:
-        about = json.loads((root / ABOUT).read_text(encoding="utf-8"))
-        rows = {}
-        for number, name in enumerate(about["data"]):
-            with (root / ROWS.format(number)).open("rb") as opened, np.load(opened) as file:
-                rows[name] = {kind: file[kind] for kind in file.files}
-        return EmbeddingState(about["model"], about["data"], rows)
+        metadata = json.loads((root / METADATA_FILE).read_text(encoding="utf-8"))
+        items = {}
+        for number, name in enumerate(metadata["data"]):
+            with (root / ITEMS_FILE.format(number)).open("rb") as raw, np.load(raw) as file:
+                items[name] = {attribute: file[attribute] for attribute in file.files}
+        return EmbeddingState(metadata["model"], metadata["data"], items)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def differences(was: EmbeddingState, now: EmbeddingState) -> list[str]:
-    """How two states differ, in words."""
-    found = changes(was.model, now.model, "")
-    if list(was.data) != list(now.data):
-        return [*found, f"it has the dataloaders {list(was.data)}, not {list(now.data)}"]
-    for part in now.data:
-        place = f" of dataloader {part}" if part else ""
-        found += changes(was.data[part], now.data[part], place)
-        for kind, what in (("paths", "file"), ("labels", "label")):
-            found += first_difference(was.rows[part].get(kind), now.rows[part].get(kind), what, place)
+def differences(saved: EmbeddingState, current: EmbeddingState) -> list[str]:
+    """The differences between two states, each in words."""
+    found = changed_settings(saved.model, current.model, "")
+    if list(saved.data) != list(current.data):
+        return [*found, f"it was made with the dataloaders {list(saved.data)}, now they are {list(current.data)}"]
+    for name in current.data:
+        place = f" of dataloader {name}" if name else ""
+        found += changed_settings(saved.data[name], current.data[name], place)
+        for key, noun in (("paths", "path"), ("labels", "label")):
+            found += first_difference(saved.items[name].get(key), current.items[name].get(key), noun, place)
     return found
 
 
-def first_difference(was: Any, now: Any, what: str, place: str) -> list[str]:
-    """The first row in which two arrays differ, in words; none if they are equal."""
-    if was is None or now is None:
-        return [] if was is now else [f"{what}s{place} that are {'not ' * (now is None)}known"]
-    shared = min(len(was), len(now))
-    rows = np.flatnonzero(was[:shared] != now[:shared])
-    if len(rows) == 0:
+def first_difference(saved: Any, current: Any, noun: str, place: str) -> list[str]:
+    """The first item in which two arrays differ, in words; an empty list if they are equal."""
+    if saved is None and current is None:
         return []
-    old, new = (os.fsdecode(x[rows[0]]) if what == "file" else str(x[rows[0]]) for x in (was, now))
-    return [changed(f"{what} of row {rows[0]}{place}", old, new)]
+    if saved is None:
+        return [f"{noun}s{place} were not saved before but are now available"]
+    if current is None:
+        return [f"{noun}s{place} were saved before but are now unavailable"]
+    common_length = min(len(saved), len(current))
+    indices = np.flatnonzero(saved[:common_length] != current[:common_length])
+    if len(indices) == 0:
+        return []
+    values = [array[indices[0]] for array in (saved, current)]
+    old, new = (os.fsdecode(value) if noun == "path" else str(value) for value in values)
+    return [change_of(f"{noun} of item {indices[0]}{place}", old, new)]
 
 
-def changes(was: Mapping[str, str], now: Mapping[str, str], place: str) -> list[str]:
-    """The settings that were others, in words; weights and contents are hashes, which nobody wants to read."""
-    names = [name for name in {**was, **now} if was.get(name, "") != now.get(name, "")]
-    hashes = ("weights", "contents", NEST)
+def changed_settings(saved: Mapping[str, str], current: Mapping[str, str], place: str) -> list[str]:
+    """The changed settings, in words; hashes are only named, not printed."""
+    names = [name for name in {**saved, **current} if saved.get(name, "") != current.get(name, "")]
+    hashes = {"weights": "weights", "contents": "contents", WRAPPING: "Subset or ConcatDataset"}
     return [
-        f"other {name}{place}" if name in hashes else changed(name + place, was.get(name), now.get(name))
+        f"changed {hashes[name]}{place}"
+        if name in hashes
+        else change_of(name + place, saved.get(name), current.get(name))
         for name in names
     ]
 
 
-def changed(name: str, was: str | None, now: str | None) -> str:
-    """That a setting was another."""
-    return f"{name} was {was or 'none'} and is {now or 'none'}"
+def change_of(name: str, saved: str | None, current: str | None) -> str:
+    """Describes one changed setting."""
+    return f"{name} was {saved or 'none'} and is {current or 'none'}"
 
 
 def text_of(value: Any) -> str:
-    """A value's repr on one line, without addresses in memory, which differ from run to run."""
+    """A one-line repr without memory addresses; "" for None."""
     return re.sub(r"\s+", " ", re.sub(r" at 0x[0-9a-f]+", "", repr(value))) if value is not None else ""
 
 
@@ -205,6 +213,6 @@ def fingerprint(module: LightningModule) -> str:
 
 
 def bytes_of(tensor: Tensor) -> bytes:
-    """The bytes of a tensor's values, after its shape and type."""
+    """The bytes of the values of a tensor, after its shape and type."""
     values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
     return f"{tuple(tensor.shape)} {tensor.dtype}".encode() + values.numpy().tobytes()

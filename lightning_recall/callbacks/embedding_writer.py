@@ -1,60 +1,78 @@
-"""Keeps what `predict` computes, in files that an interrupted run goes on from."""
+"""Saves the embeddings that `predict` computes; an interrupted run can be resumed."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
 
-from lightning_recall._lightning import Callback, LightningModule, Trainer, rank_zero_info
-from lightning_recall.callbacks.batches import named_loaders
-from lightning_recall.callbacks.embedding_check import SavedRows, check_same, evenly_spaced, saved_ids, saved_rows
-from lightning_recall.callbacks.embedding_files import load_embeddings, save_shard
+from lightning_recall._lightning import (
+    Callback,
+    LightningModule,
+    Trainer,
+    add_dataloader_hook,
+    callbacks_of,
+    rank_zero_info,
+    remove_dataloader_hook,
+)
+from lightning_recall.batch import labels_of_pair
+from lightning_recall.callbacks.dataloaders import loader_at, named_loaders
+from lightning_recall.callbacks.embedding_check import ReferenceEmbeddings, load_reference, saved_ids
+from lightning_recall.callbacks.embedding_files import load_embeddings
+from lightning_recall.callbacks.embedding_folder import EmbeddingFolder, as_stored, folder_names
 from lightning_recall.callbacks.embedding_state import EmbeddingState, differences, load_state, save_state, state_of
-from lightning_recall.callbacks.index_recorder import REMEDY, indices_of_batch, record_indices, stop_recording
-from lightning_recall.callbacks.output import file_name, free_paths, keeps_files, output_path, print_path
+from lightning_recall.callbacks.index_checks import check_recorded
+from lightning_recall.callbacks.index_recorder import (
+    REMEDY,
+    has_known_order,
+    indices_of_batch,
+    record_indices,
+    stop_recording,
+)
+from lightning_recall.callbacks.output import free_paths, keeps_files, output_path, print_path
+from lightning_recall.callbacks.remaining_batches import without_saved
 
 __all__ = ["EmbeddingWriter", "load_embeddings"]
 
+REQUIRES_INDICES = "EmbeddingWriter saves the index of each item in the data set"
+
 
 class EmbeddingWriter(Callback):
-    """Writes what `predict` embeds to a folder: embeddings (n, D), ids (n,) and labels (n,), so many to a file.
+    """Writes the embeddings that `predict` computes to a folder: embeddings (n, D), ids (n,) and labels (n,).
 
-    An id is a row of the data set. `load_embeddings(folder)` reads them all. With a folder of your own, a run that was
-    interrupted continues where its last whole file ends, also with another number of processes. A folder of embeddings
-    that were made in another state is refused: other weights, module, precision or test-time augmentation; another
-    number of items; other paths (`paths`, `samples`, `imgs`), labels (`labels`, `targets`), tensors or arrays
-    (`tensors`, `images`, `data`), rows of a `Subset` or parts of a `ConcatDataset`; other loading or folder of images.
+    An id is an index of the data set. `load_embeddings(folder)` reads all files. With `folder` set, an interrupted run
+    continues after its last complete file, also with another number of processes. A folder whose embeddings come from a
+    different model or data is rejected: different weights, module, precision or test-time augmentation; a different
+    number of items; different paths (`paths`, `samples`, `imgs`), labels (`labels`, `targets`), tensors or arrays
+    (`tensors`, `images`, `data`), indices of a `Subset` or parts of a `ConcatDataset`; different transforms or folder
+    of images.
 
-    What this does not show is found by comparison: before new rows, up to 16 saved ones are embedded again, evenly
-    spaced with the first and the last, and the run ends with an error, and saves nothing, if one differs from its saved
-    embedding by more than rounding. They are among the predictions that `trainer.predict` returns. A change of other
-    images only (the contents of a few files) is not found.
+    As a further check, each process first computes up to 16 saved embeddings again, evenly spaced with the first and
+    the last. If one differs from its saved embedding by more than rounding, the run ends with an error and saves
+    nothing. The recomputed embeddings are among the predictions that `trainer.predict` returns. Changes of images
+    outside this sample (the contents of a few files) are not detected.
 
-    Works with any module whose predict step returns embeddings (b, D), over batches (inputs, labels) or of inputs
-    alone; several dataloaders have a folder each. Only dataloaders that the module or the data module makes are
-    shortened to what is left. Those given to `trainer.predict` are embedded as a whole, all saved rows are compared,
-    and each row is saved once.
+    Works with any module whose predict step returns embeddings (b, D), with batches (inputs, labels) or inputs only.
+    Several dataloaders have one folder each. All dataloaders are reduced to the items that are not saved, after those
+    to compare: those of the module or the data module, and those passed to `trainer.predict`.
 
     Args:
         folder: where to write, "~" is the home folder; None: `embeddings` in the run's folder, a new one for each
             `predict`.
         format: "npz" or "safetensors".
-        shard_size: images in a file, per process; what an interruption may lose at most.
+        shard_size: images in a file, per process; at most this many are lost on interruption.
 
     Raises:
-        ValueError: for another format or a `shard_size` below 1, when the folder holds embeddings of another state or a
-            damaged file, or a row is embedded otherwise than it is saved, for predictions that are no embeddings, and
-            where the rows of a batch are not known.
+        ValueError: for an unknown format or a `shard_size` below 1; if the folder holds embeddings of a different model
+            or data, or a damaged file; if an embedding differs from the saved one; for predictions that are not
+            embeddings; if the indices of a batch are unknown; and if one of several EmbeddingWriters would be resumed,
+            since the others would not get the items that it has saved.
     """
 
     def __init__(
         self,
         folder: str | None = None,
-        format: Literal["npz", "safetensors"] = "npz",  # noqa: A002  # what else to call it
+        format: Literal["npz", "safetensors"] = "npz",  # noqa: A002  # shadows the builtin on purpose
         shard_size: int = 100_000,
     ) -> None:
         if format not in ("npz", "safetensors"):
@@ -65,24 +83,23 @@ class EmbeddingWriter(Callback):
         self.format = format
         self.shard_size = shard_size
         self.root = Path()
-        self.pending: dict[int, list[dict[str, Tensor]]] = {}  # of each dataloader, not yet written
-        self.left: dict[int, Tensor] = {}  # rows (n,) of a shortened dataloader: those to compare, then those to save
-        self.saved: dict[int, SavedRows] = {}  # of each dataloader, to compare
-        self.compared: set[int] = set()  # dataloaders of which a saved row was compared
-        self.folders: list[str] = [""]  # of each dataloader, within the root
-        self.state: EmbeddingState | None = None
+        self.saved_state: EmbeddingState | None = None  # of the embeddings that the folder holds
+        self.state: EmbeddingState | None = None  # of this run
+        self.references: list[ReferenceEmbeddings | None] = []  # one for each dataloader of a resumed run
+        self.folders: list[EmbeddingFolder] = []  # one for each dataloader
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Has only what is not saved yet embedded."""
+        """Chooses the folder; if it holds embeddings, reduces the dataloaders to the items that are not saved yet."""
         if stage != "predict":
             return
         self.root = self.new_root(trainer) if self.folder is None else Path(self.folder).expanduser()
-        self.pending, self.left, self.saved, self.compared = {}, {}, {}, set()
-        self.folders, self.state = [""], None
-        record_indices(trainer)
-        source: Any = trainer.datamodule or pl_module  # type: ignore[attr-defined]  # Lightning sets it
+        self.state, self.saved_state, self.references, self.folders = None, None, [], []
         if self.holds_embeddings():
-            source.predict_dataloader = partial(self.remaining, trainer, pl_module, source.predict_dataloader)
+            if sum(isinstance(callback, EmbeddingWriter) for callback in callbacks_of(trainer)) > 1:
+                raise ValueError(f"{self.root} holds embeddings: a Trainer can resume only one EmbeddingWriter.")
+            self.saved_state = load_state(self.root)
+            add_dataloader_hook(trainer, self.leave_out_saved)
+        record_indices(trainer)
 
     def new_root(self, trainer: Trainer) -> Path:
         """A new folder within that of the run, the same on all processes."""
@@ -94,83 +111,71 @@ class EmbeddingWriter(Callback):
         return path
 
     def holds_embeddings(self) -> bool:
-        """Whether a folder of one's own has some; the one of a run is new."""
+        """Whether a folder given by the user holds embeddings; the one of a run is new."""
         patterns = ("shard-*", "*/shard-*")
         return self.folder is not None and any(path for pattern in patterns for path in self.root.glob(pattern))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Has all embedded again the next time."""
+        """Removes the hooks of the dataloaders."""
+        remove_dataloader_hook(trainer, self.leave_out_saved)
         stop_recording(trainer)
-        for source in (trainer.datamodule, pl_module):  # type: ignore[attr-defined]  # Lightning sets it
-            hiding = vars(source).get("predict_dataloader") if source is not None else None
-            if isinstance(hiding, partial) and hiding.func == self.remaining:
-                del source.predict_dataloader
 
-    def remaining(self, trainer: Trainer, pl_module: LightningModule, make: Any) -> Any:
-        """The dataloaders without the rows that are saved in the same state."""
-        loaders = make()
-        self.take_state(trainer, pl_module, loaders)
-        shortened = [self.shortened(number, part) for number, part in enumerate(named_loaders(loaders).values())]
-        if isinstance(loaders, Mapping):
-            return dict(zip(named_loaders(loaders), shortened, strict=True))
-        return shortened if isinstance(loaders, list | tuple) else shortened[0]
+    def leave_out_saved(self, trainer: Trainer, loader: Any) -> Any:
+        """The next dataloader, without the items that are saved.
 
-    def take_state(self, trainer: Trainer, pl_module: LightningModule, loaders: Any) -> None:
-        """Notes what is embedded; refuses a folder that holds something else.
-
-        Raises:
-            ValueError: in that case.
+        Lightning prepares dataloaders in order. Here their names are those of the saved state; `record_state` compares
+        all of the state before the first batch.
         """
-        named = {str(name): loader for name, loader in named_loaders(loaders).items()}
-        if not isinstance(loaders, Mapping) and len(named) == 1:
-            named = dict(zip([""], named.values(), strict=True))
-        self.folders = folder_names(list(named))
-        self.state = state_of(trainer, pl_module, named)
-        if not self.holds_embeddings():
-            return
-        was = load_state(self.root)
-        reasons = ["it does not say of what weights and data"] if was is None else differences(was, self.state)
-        if reasons:
-            raise ValueError(
-                f"{self.root} holds embeddings of another state: {'; '.join(reasons)}. "
-                "Choose another folder, or delete this one."
-            )
-
-    def shortened(self, number: int, loader: Any) -> Any:
-        """A dataloader of the rows that are not saved yet, after some that are."""
-        folder = self.root / self.folders[number]
+        names = folder_names(list(self.saved_state.data)) if self.saved_state is not None else []
+        number = len(self.references)
+        self.references.append(None)
+        if number >= len(names) or not has_known_order(loader):
+            return loader  # rejected in on_predict_start
+        folder = self.root / names[number]
         saved = saved_ids(folder)
         if len(saved) == 0:
             return loader
-        samplers = (SequentialSampler, RandomSampler)
-        batch_size, sampler = getattr(loader, "batch_size", None), getattr(loader, "sampler", None)
-        if batch_size is None or not isinstance(sampler, samplers) or len(sampler) != len(loader.dataset):
-            raise ValueError(
-                f"{folder} holds embeddings already, and predict goes on only with a DataLoader that has a batch_size "
-                "and neither a sampler nor a batch_sampler of its own: choose another folder, or delete this one."
-            )
-        rows = torch.arange(len(loader.dataset))
-        left = rows[~torch.isin(rows, saved)]
-        self.saved[number] = saved_rows(folder, evenly_spaced(saved))
-        self.left[number] = torch.cat([self.saved[number].ids, left])
-        rank_zero_info(f"{folder} holds {len(rows) - len(left):,} embeddings, {len(left):,} are left.")
-        kept = ("batch_size", "num_workers", "collate_fn", "pin_memory", "worker_init_fn", "multiprocessing_context")
-        settings = {setting: getattr(loader, setting) for setting in kept}
-        return DataLoader(Subset(loader.dataset, self.left[number].tolist()), **settings)
+        remainder = without_saved(loader, saved)
+        self.references[number] = load_reference(folder, remainder.compared)
+        each = " on this process" if trainer.world_size > 1 else ""
+        rank_zero_info(f"{folder} holds {len(saved):,} embeddings, {remainder.num_left:,} are left{each}.")
+        return remainder.loader
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes of what the embeddings are."""
-        if self.state is None:  # dataloaders that were given, or a new folder
-            self.take_state(trainer, pl_module, trainer.predict_dataloaders)
-            for number, name in enumerate(self.folders):
-                ids = saved_ids(self.root / name)
-                if len(ids):
-                    self.saved[number] = saved_rows(self.root / name, ids)
-        assert self.state is not None  # take_state sets it
-        trainer.strategy.barrier()  # all have looked
+        """Checks state and dataloaders, and saves the state to the folder."""
+        names = self.record_state(trainer, pl_module)
+        check_recorded(trainer.predict_dataloaders, REQUIRES_INDICES)
+        references = self.references or [None] * len(names)
+        self.folders = [
+            EmbeddingFolder(self.root / name, self.format, reference)
+            for name, reference in zip(folder_names(names), references, strict=True)
+        ]
+        assert self.state is not None  # record_state sets it
+        trainer.strategy.barrier()  # all processes have checked the folder
         if trainer.is_global_zero and keeps_files(trainer):
             save_state(self.root, self.state)
         trainer.strategy.barrier()
+
+    def record_state(self, trainer: Trainer, pl_module: LightningModule) -> list[str]:
+        """Records the state of model and data; returns the names of the dataloaders, "" for a single one.
+
+        Raises:
+            ValueError: if the folder holds embeddings of a different state.
+        """
+        loaders = trainer.predict_dataloaders
+        named = {str(name): loader for name, loader in named_loaders(loaders).items()}
+        if not isinstance(loaders, Mapping) and len(named) == 1:
+            named = dict(zip([""], named.values(), strict=True))
+        self.state = state_of(trainer, pl_module, named)
+        if self.holds_embeddings():
+            saved = self.saved_state
+            reasons = ["no state was saved with them"] if saved is None else differences(saved, self.state)
+            if reasons:
+                raise ValueError(
+                    f"{self.root} holds embeddings of a different model or data: {'; '.join(reasons)}. "
+                    "Choose another folder, or delete this one."
+                )
+        return list(named)
 
     def on_predict_batch_end(
         self,
@@ -181,87 +186,41 @@ class EmbeddingWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Takes in a batch; writes a file when there is enough for one."""
+        """Collects a batch; writes a file when `shard_size` is reached."""
         if not (isinstance(outputs, Tensor) and outputs.ndim == 2):
             raise ValueError(f"predict_step of {type(pl_module).__name__} must return embeddings (b, D).")
-        loaders = list(named_loaders(trainer.predict_dataloaders).values())
-        labels = batch[1] if isinstance(batch, Sequence) and len(batch) == 2 and isinstance(batch[1], Tensor) else None
-        ids = indices_of_batch(loaders[dataloader_idx], batch_idx, len(outputs), labels)
+        labels = labels_of_pair(batch)
+        ids = indices_of_batch(loader_at(trainer.predict_dataloaders, dataloader_idx), batch_idx, len(outputs), labels)
         if ids is None:
-            raise ValueError(f"EmbeddingWriter saves rows of the data set as ids: {REMEDY}.")
-        ids = self.left[dataloader_idx][ids] if dataloader_idx in self.left else ids
-        assert self.state is not None  # on_predict_start has set it
+            raise ValueError(f"{REQUIRES_INDICES}, but those of batch {batch_idx} are unknown: {REMEDY}.")
         part = {"embeddings": as_stored(outputs), "ids": ids}
         if labels is not None:
             part["labels"] = labels.cpu()
-        self.take(trainer, dataloader_idx, part)
-
-    def take(self, trainer: Trainer, dataloader_idx: int, part: dict[str, Tensor]) -> None:
-        """Compares the rows of a batch that are saved; keeps the others, and writes a file if there is enough for one.
-
-        Raises:
-            ValueError: if a row is saved otherwise; then nothing more is written.
-        """
-        if dataloader_idx in self.saved:
-            place = self.root / self.folders[dataloader_idx], str(trainer.precision)
-            try:
-                is_new = ~check_same(self.saved[dataloader_idx], part["ids"], part["embeddings"], *place)
-            except ValueError:
-                self.pending = {}
-                raise
-            self.compared |= set() if is_new.all() else {dataloader_idx}
-            part = {name: values[is_new] for name, values in part.items()}
-            if len(part["ids"]) == 0:
-                return
-        parts = self.pending.setdefault(dataloader_idx, [])
-        parts.append(part)
-        if (
-            keeps_files(trainer)
-            and self.is_trusted(dataloader_idx)
-            and sum(len(part["ids"]) for part in parts) >= self.shard_size
-        ):
-            self.write(dataloader_idx, trainer.global_rank)
-
-    def is_trusted(self, dataloader_idx: int) -> bool:
-        """Whether rows may be written: none is before one was compared with those that the folder holds, if any."""
-        return dataloader_idx not in self.saved or dataloader_idx in self.compared
+        folder = self.folders[dataloader_idx]
+        try:
+            folder.add(part, str(trainer.precision))
+        except ValueError:
+            self.folders = []  # nothing more is written
+            raise
+        if folder.num_pending >= self.shard_size and folder.is_trusted:
+            self.write(trainer, folder)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes what is left, and says where."""
-        trainer.strategy.barrier()  # all have compared
+        """Writes the remaining embeddings and prints the folder."""
+        trainer.strategy.barrier()  # all processes have compared
+        for folder in self.folders:
+            self.write(trainer, folder)
+        if keeps_files(trainer) and trainer.is_global_zero:
+            print_path("Embeddings, ids and labels", self.root)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Writes pending embeddings when the run is interrupted."""
+        for folder in self.folders:
+            if folder.is_trusted:
+                self.write(trainer, folder)
+
+    def write(self, trainer: Trainer, folder: EmbeddingFolder) -> None:
+        """Writes the pending embeddings of one dataloader."""
         if keeps_files(trainer):
-            self.on_exception(trainer, pl_module)
-            if trainer.is_global_zero:
-                print_path("Embeddings, ids and labels", self.root)
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException | None = None
-    ) -> None:
-        """Writes what there is before the run ends."""
-        for dataloader_idx in list(self.pending) if keeps_files(trainer) else []:
-            if exception is None or self.is_trusted(dataloader_idx):
-                self.write(dataloader_idx, trainer.global_rank)
-
-    def write(self, dataloader_idx: int, rank: int) -> None:
-        """Writes one file."""
-        assert self.state is not None  # on_predict_start has set it
-        parts = self.pending.pop(dataloader_idx)
-        arrays = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        save_shard(self.root / self.folders[dataloader_idx], rank, self.format, arrays, self.state.digest)
-
-
-def folder_names(names: list[str]) -> list[str]:
-    """Names of folders for dataloaders: theirs, without what a path gives another meaning, and all different."""
-    found: list[str] = []
-    for name in names:
-        folder = file_name(name).strip(".") or ("_" if name else "")
-        while folder in found:
-            folder += "_"
-        found.append(folder)
-    return found
-
-
-def as_stored(embeddings: Tensor) -> Tensor:
-    """Embeddings on the CPU, contiguous; bf16, which NumPy does not know, as fp32."""
-    embeddings = embeddings.float() if embeddings.dtype == torch.bfloat16 else embeddings
-    return embeddings.cpu().contiguous()
+            assert self.state is not None  # on_predict_start has set it
+            folder.write(trainer.global_rank, self.state.digest)

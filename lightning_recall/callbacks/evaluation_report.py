@@ -1,55 +1,53 @@
-"""One page that shows a test: scores, charts, and queries to look through."""
+"""Writes an HTML report of a test: scores, charts and queries."""
 
 import base64
-import html
 import io
-import json
 from importlib.resources import files
-from string import Template
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
 from lightning_recall._lightning import Callback, LightningModule, Trainer
-from lightning_recall.callbacks.evaluation_charts import charts_of
 from lightning_recall.callbacks.output import free_paths, keeps_files, output_path, print_path
 from lightning_recall.callbacks.retrieval_evaluation import EvaluationResult, results_of
-from lightning_recall.callbacks.retrieved_images import Choice, check_images, choose_queries, pictures_of
+from lightning_recall.callbacks.retrieved_images import check_images, pictures_of
+from lightning_recall.checks import check_integer
+from lightning_recall.plots.charts import charts_of
+from lightning_recall.plots.retrieved_images import Choice, retrieve
 
 THUMBNAIL = 96  # pixels, the longer side
+DPI = 90  # of charts
 
 
 class EvaluationReport(Callback):
     """After a test, writes `report.html`: scores, charts, and queries with what they retrieved, in one file.
 
-    The page needs no network and no other file, so that it can be sent around. Queries can be chosen (those that found
-    their first right image last, or random ones) and filtered by label and by rank. Goes beside a
-    `RetrievalEvaluation`, whose search it shows.
+    The page needs no network and no other file, so it is easy to share. The viewer can switch between the worst and
+    random queries, and filter by label and by rank. Requires a `RetrievalEvaluation`.
 
     Args:
-        num_queries: of the worst, and as many random ones, for each test set.
-        num_neighbors: nearest images of each.
-        seed: of what is random.
+        num_queries: number of worst and of random queries per test set.
+        num_neighbors: neighbours shown per query.
+        seed: seed for the random queries.
 
     Raises:
-        ValueError: for numbers below 1, and before a test without a `RetrievalEvaluation` or whose images could not be
-            looked up in the data set (`row_recorder`).
+        ValueError: for numbers below 1. At test start, if there is no `RetrievalEvaluation` or images cannot be looked
+            up in the data set (`index_recorder`).
     """
 
     def __init__(self, num_queries: int = 60, num_neighbors: int = 8, seed: int = 0) -> None:
-        if num_queries < 1 or num_neighbors < 1:
-            raise ValueError(
-                f"num_queries and num_neighbors must be at least 1, got {num_queries} and {num_neighbors}."
-            )
+        check_integer("num_queries", num_queries, 1)
+        check_integer("num_neighbors", num_neighbors, 1)
         self.num_queries = num_queries
         self.num_neighbors = num_neighbors
         self.seed = seed
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses a test that could not be shown, before it runs."""
+        """Checks at test start that the report can be made."""
         results_of(trainer, self)
         check_images(trainer, self)
 
@@ -57,7 +55,7 @@ class EvaluationReport(Callback):
         """Writes the page."""
         if not keeps_files(trainer):
             return
-        path = output_path(trainer, "report.html")  # asks all processes
+        path = output_path(trainer, "report.html")  # must be called on all processes
         results = results_of(trainer, self)
         if trainer.is_global_zero and results:
             details = [f"Model: {type(pl_module).__name__}"]
@@ -65,73 +63,55 @@ class EvaluationReport(Callback):
                 details.append(f"Checkpoint: {trainer.ckpt_path}")
             (path,) = free_paths(path)
             path.write_text(self.page(results, details), encoding="utf-8")
-            print_path("Report, to be opened in a browser", path)
+            print_path("HTML report", path)
 
     def page(self, results: list[EvaluationResult], details: list[str]) -> str:
         """The page as text."""
-        shown: dict[str, Any] = {"images": {}, "queries": []}
+        data: dict[str, Any] = {"images": {}, "queries": []}
         for number, result in enumerate(results):
             for choice in ("worst", "random"):
-                self.add_queries(shown, result, number, choice)
-        template = Template((files("lightning_recall.callbacks") / "report.html").read_text(encoding="utf-8"))
-        return template.substitute(
-            details="<br>".join(map(html.escape, details)),
-            scores=score_table(results),
-            charts="".join(chart_section(result, self.seed) for result in results),
-            sets="".join(
-                f'<option value="{i}">{html.escape(r.name or "test")}</option>' for i, r in enumerate(results)
-            ),
-            data=json.dumps(shown),  # numbers and base64: nothing that could end the script which holds it
+                self.add_queries(data, result, number, choice)
+        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        template = environment.from_string((files(__package__) / "report.html").read_text(encoding="utf-8"))
+        score_names = dict.fromkeys(name for result in results for name in result.search_result.means())
+        return template.render(
+            details=details,
+            score_names=list(score_names),
+            test_sets=[self.test_set(result) for result in results],
+            data=data,
         )
 
-    def add_queries(self, shown: dict[str, Any], result: EvaluationResult, number: int, choice: Choice) -> None:
+    def test_set(self, result: EvaluationResult) -> dict[str, Any]:
+        """What the page shows of a test set, besides the queries."""
+        search_result = result.search_result
+        return {
+            "name": result.name,
+            "scores": {name: 100 * float(mean) for name, mean in search_result.means().items()},
+            "num_queries": len(search_result.queries),
+            "num_gallery": len(search_result.gallery),
+            "charts": [(chart.title, to_data_url(chart.draw())) for chart in charts_of(search_result, self.seed)],
+        }
+
+    def add_queries(self, data: dict[str, Any], result: EvaluationResult, number: int, choice: Choice) -> None:
         """Adds some queries of a test set, and the images that they need."""
-        searched = result.searched
-        chosen = choose_queries(searched, self.num_queries, choice, self.seed)
-        queries = searched.queries[chosen]
-        similarities, neighbors = searched.nearest(queries, self.num_neighbors)
-        relevant = searched.is_relevant(queries, neighbors)
-        needed = {*queries.tolist(), *neighbors.ravel().tolist()}
-        needed -= {int(key.split("/")[1]) for key in shown["images"] if key.startswith(f"{number}/")}
-        for row, picture in pictures_of(result, needed).items():
-            shown["images"][f"{number}/{row}"] = as_data(thumbnail(picture))
-        for place, query in enumerate(queries.tolist()):
-            shown["queries"].append(
+        labels = result.search_result.labels
+        retrieved = retrieve(result.search_result, self.num_queries, self.num_neighbors, choice, self.seed)
+        missing = [item for item in retrieved.items() if f"{number}/{item}" not in data["images"]]
+        for item, picture in pictures_of(result, missing).items():
+            data["images"][f"{number}/{item}"] = to_data_url(thumbnail(picture))
+        for row, query in enumerate(retrieved.queries.tolist()):
+            data["queries"].append(
                 {
                     "set": number,
                     "choice": choice,
                     "image": query,
-                    "label": "" if searched.labels is None else str(int(searched.labels[query])),
-                    "rank": int(searched.first_ranks[chosen[place]]),
-                    "neighbors": neighbors[place].tolist(),
-                    "similarities": [round(value, 3) for value in similarities[place].tolist()],
-                    "right": relevant[place].tolist(),
+                    "label": "" if labels is None else str(int(labels[query])),
+                    "rank": int(retrieved.first_ranks[row]),
+                    "neighbors": retrieved.neighbors[row].tolist(),
+                    "similarities": [round(value, 3) for value in retrieved.similarities[row].tolist()],
+                    "relevant": retrieved.is_relevant[row].tolist(),
                 }
             )
-
-
-def score_table(results: list[EvaluationResult]) -> str:
-    """Rows of a table, one a test set, in percent."""
-    names = list(dict.fromkeys(name for result in results for name in result.searched.means()))
-    head = "".join(
-        f"<th>{html.escape(name.replace('recall', 'R'))}</th>" for name in ("", *names, "queries", "searched")
-    )
-    rows = []
-    for result in results:
-        means = result.searched.means()
-        cells = [f"{100 * float(means[name]):.2f}" if name in means else "" for name in names]
-        cells += [f"{len(result.searched.queries):,}", f"{len(result.searched.gallery):,}"]
-        row = "".join(f"<td>{cell}</td>" for cell in cells)
-        rows.append(f"<tr><th>{html.escape(result.name or 'test')}</th>{row}</tr>")
-    return f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-
-
-def chart_section(result: EvaluationResult, seed: int) -> str:
-    """The charts of a test set."""
-    title = f"<h3>{html.escape(result.name)}</h3>" if result.name else ""
-    charts = charts_of(result.searched, seed)
-    images = [f'<img src="{as_data(chart.draw())}" alt="{chart.title}">' for chart in charts]
-    return f'{title}<div class="charts">{"".join(images)}</div>'
 
 
 def thumbnail(picture: NDArray[np.float64]) -> Image.Image:
@@ -141,11 +121,11 @@ def thumbnail(picture: NDArray[np.float64]) -> Image.Image:
     return image
 
 
-def as_data(picture: Figure | Image.Image) -> str:
-    """A picture as the address of an image that holds itself."""
+def to_data_url(picture: Figure | Image.Image) -> str:
+    """Encodes an image as a data URL."""
     buffer = io.BytesIO()
     if isinstance(picture, Figure):
-        picture.savefig(buffer, format="png", dpi=90)
+        picture.savefig(buffer, format="png", dpi=DPI)
     else:
         picture.save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

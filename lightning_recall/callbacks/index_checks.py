@@ -1,4 +1,4 @@
-"""What cannot be scored while the rows of batches are not known."""
+"""Checks for cases that need the indices of a data set while they are unknown."""
 
 from typing import Any
 
@@ -7,36 +7,38 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_recall._lightning import Trainer
-from lightning_recall.callbacks.batches import named_loaders
+from lightning_recall.callbacks.dataloaders import named_loaders
 from lightning_recall.callbacks.index_recorder import REMEDY, recorder_of
 from lightning_recall.data.attributes import ground_truth_of
 from lightning_recall.metrics import RetrievalScores, RevisitedMAP
 
 
 def check_recorded(loaders: Any, reason: str) -> None:
-    """Refuses dataloaders whose rows cannot be known, before anything is evaluated.
+    """Rejects dataloaders whose indices cannot be recorded, before the first batch.
 
     Raises:
-        ValueError: in that case, with the reason why they are needed.
+        ValueError: if indices cannot be recorded; the message states the reason why they are needed.
     """
     for name, loader in named_loaders(loaders).items():
         if recorder_of(loader) is None:
             raise ValueError(
-                f"{reason}, but those of dataloader {name} ({type(loader).__name__}) are not known: {REMEDY}."
+                f"{reason}, but the indices of dataloader {name} ({type(loader).__name__}) cannot be recorded: "
+                f"{REMEDY}."
             )
 
 
-def check_needless(trainer: Trainer, loader: Any, roles: dict[str, Tensor], reason: str = "") -> None:
-    """Refuses a dataloader whose rows are not known, but needed.
+def check_indices_not_needed(trainer: Trainer, loader: Any, roles: dict[str, Tensor], reason: str = "") -> None:
+    """Rejects a dataloader whose indices are required but unknown.
 
     Args:
-        trainer: that evaluates.
+        trainer: the Trainer that evaluates.
         loader: the dataloader.
-        roles: of the rows (N,) of its data set.
-        reason: why they are needed in any case; "": only where data set or processes need them.
+        roles: roles (N,) of the items of its data set.
+        reason: why the indices are required in any case; "" if only the data set or several processes require them.
 
     Raises:
-        ValueError: if its data set has roles or a ground truth, or a distributed sampler may repeat some of its rows.
+        ValueError: if there is a reason, the data set has roles or a ground truth, or a distributed sampler may repeat
+            some of its items.
     """
     dataset = getattr(loader, "dataset", None)
     if roles:
@@ -44,24 +46,24 @@ def check_needless(trainer: Trainer, loader: Any, roles: dict[str, Tensor], reas
     elif ground_truth_of(dataset) is not None:
         reason = "it has a ground truth"
     elif trainer.world_size > 1 and isinstance(loader, DataLoader) and not isinstance(dataset, IterableDataset):
-        reason = "several processes may evaluate the same rows"
+        reason = "several processes may evaluate the same items"
     if reason:
         raise ValueError(
-            f"Which rows of its {type(dataset).__name__} a batch holds is needed, since {reason}: {REMEDY}."
+            f"The indices of each batch of {type(dataset).__name__} are required, because {reason}: {REMEDY}."
         )
 
 
-def check_shares(trainer: Trainer, metric: RetrievalScores | RevisitedMAP, name: str) -> None:
-    """Refuses a dataloader that gives all processes the same items: each would find its copy.
+def check_processes_differ(trainer: Trainer, metric: RetrievalScores | RevisitedMAP, name: int | str) -> None:
+    """Rejects a dataloader that gives all processes the same items, since each item would retrieve its copy.
 
     Raises:
-        ValueError: if their embeddings are the same.
+        ValueError: if the embeddings of all processes are the same.
     """
     if trainer.world_size > 1:
-        own = torch.stack([part.double().sum() for part in metric.embeddings]).sum()  # of whole batches, in order
-        sums = trainer.strategy.all_gather(own).flatten()
+        local_sum = torch.stack([part.double().sum() for part in metric.embeddings]).sum()  # of whole batches, in order
+        sums = trainer.strategy.all_gather(local_sum).flatten()
         if torch.equal(sums, sums[:1].expand_as(sums)):
             raise ValueError(
-                f"All {trainer.world_size} processes evaluate the same items ({name}): "
-                "give each process a part of its own, or evaluate on one."
+                f"All {trainer.world_size} processes evaluate the same items of dataloader {name}: "
+                "use a distributed sampler, or evaluate with one process."
             )

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a training so that it can be resumed."""
+"""Saves a resumable checkpoint on Ctrl-C."""
 
 import os
 import signal
@@ -12,79 +12,87 @@ from torch.multiprocessing.spawn import ProcessExitedException
 from lightning_recall._lightning import Callback, LightningModule, MultiProcessingLauncher, Trainer, rank_zero_info
 from lightning_recall.callbacks.output import output_path
 
-INTERRUPTED = 130  # exit code of a process that a launcher has started: 128 + SIGINT
-SAME_KEY = 1.0  # seconds within which a launched process gets one Ctrl-C twice: from the terminal and its launcher
+INTERRUPTED = 130  # exit code of an interrupted process that a launcher started: 128 + SIGINT
+DEBOUNCE_SECONDS = 1.0  # a launched process gets each Ctrl-C twice, from the terminal and from the launcher
 
 
 class InterruptCheckpoint(Callback):
-    """Ctrl-C (SIGINT) ends a training after the current batch, with a checkpoint that resumes it exactly.
+    """Ctrl-C (SIGINT) stops training after the current batch, with a checkpoint that resumes it exactly.
 
-    The checkpoint is `checkpoints/interrupted.ckpt` in the run's folder. A second Ctrl-C ends at once and saves
-    nothing. With several processes, it does not matter which of them gets the signal, the process that has launched
-    them included: all end after the same batch, and the exit code is 1. Outside the main thread, where Python handles
-    no signals, the callback does nothing.
+    The checkpoint is `checkpoints/interrupted.ckpt` in the run's folder. A second Ctrl-C exits immediately without
+    saving. With several processes, any process, including the launcher, may receive the signal: all stop after the same
+    batch, and the exit code is 1. Outside the main thread, where Python does not handle signals, the callback does
+    nothing.
 
-    With a strategy that starts processes from this one (`ddp_fork`, `ddp_spawn`, `ddp_notebook`), validation, test and
-    prediction end after a SIGINT to one process, too; without this callback Lightning waits for them forever.
+    With a strategy that launches processes from this one (`ddp_fork`, `ddp_spawn`, `ddp_notebook`), validation, test
+    and prediction also end if one process receives SIGINT; without this callback Lightning hangs.
 
     `lightning-recall` adds it to every run.
     """
 
     def __init__(self) -> None:
-        self.asked = False
-        self.asked_at = 0.0
+        self.stop_requested = False
+        self.requested_at = 0.0
         self.process = 0
         self.previous: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives a launched process an exit code that its launcher notices: it ignores a KeyboardInterrupt."""
+        """Makes launched processes exit with a code on SIGINT, since the launcher ignores their KeyboardInterrupt."""
         if launches_processes(trainer) and in_main_thread():
             signal.signal(signal.SIGINT, exit_interrupted)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes over Ctrl-C."""
-        self.asked = False
+        """Installs the SIGINT handler."""
+        self.stop_requested = False
         self.process = os.getpid()
         if in_main_thread():
-            self.previous = signal.signal(signal.SIGINT, self.ask)
+            self.previous = signal.signal(signal.SIGINT, self.request_stop)
 
-    def ask(self, *_: Any) -> None:
-        """Handles SIGINT during a training."""
+    def request_stop(self, *_: Any) -> None:
+        """Handles SIGINT during training."""
         if os.getpid() != self.process:
-            return  # a loader's worker, which has inherited the handler
-        if self.asked and self.previous is exit_interrupted and time.monotonic() < self.asked_at + SAME_KEY:
+            return  # a worker of a dataloader, which has inherited the handler
+        if (
+            self.stop_requested
+            and self.previous is exit_interrupted
+            and time.monotonic() < self.requested_at + DEBOUNCE_SECONDS
+        ):
             return
-        if self.asked:
+        if self.stop_requested:
             raise SystemExit(INTERRUPTED) if self.previous is exit_interrupted else KeyboardInterrupt
-        self.asked, self.asked_at = True, time.monotonic()
-        rank_zero_info("Ending after this batch, with a checkpoint. Ctrl-C again: at once, without.")
+        self.stop_requested, self.requested_at = True, time.monotonic()
+        rank_zero_info(
+            "Stopping after this batch and saving a checkpoint. Press Ctrl-C again to stop now without saving."
+        )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves and ends, if any process was asked to."""
-        if not trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+        """Saves and stops if any process received SIGINT."""
+        if not trainer.strategy.reduce_boolean_decision(self.stop_requested, all=False):
             return
         path = output_path(trainer, "checkpoints") / "interrupted.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
-            say = Console(soft_wrap=True, highlight=False).print
-            say(f"Saved after step {trainer.global_step:,}. To resume, add to the same command: --ckpt_path {path}")
+            console = Console(soft_wrap=True, highlight=False)
+            console.print(
+                f"Saved after step {trainer.global_step:,}. To resume, add to the same command: --ckpt_path {path}"
+            )
         raise SystemExit(INTERRUPTED) if launches_processes(trainer) else KeyboardInterrupt
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gives Ctrl-C back."""
+        """Restores the previous SIGINT handler."""
         if self.previous is not None:
             signal.signal(signal.SIGINT, self.previous)
             self.previous = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Gives Ctrl-C back; a launcher passes it on to its processes, and ends when they have."""
+        """Restores the handler; a launcher forwards SIGINT to its processes and waits for them."""
         self.on_train_end(trainer, pl_module)
         launcher = trainer.strategy.launcher
         if not isinstance(launcher, MultiProcessingLauncher):
             return
-        if isinstance(exception, KeyboardInterrupt):  # of the launcher, which is in its main thread
+        if isinstance(exception, KeyboardInterrupt):  # raised in the launcher process
             launcher.kill(signal.SIGINT)
             signal.signal(signal.SIGINT, lambda *_: launcher.kill(signal.SIGINT))
             for process in launcher.procs:
@@ -95,7 +103,7 @@ class InterruptCheckpoint(Callback):
 
 
 def launches_processes(trainer: Trainer) -> bool:
-    """Whether the processes of a run are started, and waited for, by one that takes no part in it."""
+    """Whether a separate launcher process starts the processes of a run and waits for them."""
     return isinstance(trainer.strategy.launcher, MultiProcessingLauncher)
 
 
@@ -105,5 +113,5 @@ def in_main_thread() -> bool:
 
 
 def exit_interrupted(*_: Any) -> None:
-    """Ends the process, for a launcher to see."""
+    """Exits with the code that the launcher checks."""
     raise SystemExit(INTERRUPTED)

@@ -1,4 +1,4 @@
-"""Where a run leaves its files: a folder of its own, in which no file of another run is overwritten."""
+"""Chooses the output folder of a run, and unused file names in it."""
 
 import re
 from itertools import count
@@ -9,28 +9,29 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from rich.console import Console
 
-from lightning_recall._lightning import CSVLogger, TensorBoardLogger, Trainer, rank_zero_only
+from lightning_recall._lightning import CSVLogger, TensorBoardLogger, Trainer, is_trial_run, rank_zero_only
 
-CHOSEN = "_lightning_recall_folder"  # attribute of a Trainer: so it reaches the processes that a launcher starts
+RUN_FOLDER_ATTRIBUTE = "_lightning_recall_folder"  # stored on the Trainer, so that launched processes inherit it
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """The folder of a run, the same on all processes, all of which must ask for it.
+    """The folder of a run, the same on all processes. Must be called on all processes.
 
     It is the `log_dir` of a CSV or TensorBoard logger, `save_dir/name/version` of any other logger, as for Lightning's
-    checkpoints, and without a logger a new `runs/version_N` in the Trainer's `default_root_dir`. A Trainer keeps it.
+    checkpoints, and without a logger a new `runs/version_N` in the Trainer's `default_root_dir`. It is chosen once per
+    Trainer.
     """
-    folder = vars(trainer).get(CHOSEN)
+    folder = vars(trainer).get(RUN_FOLDER_ATTRIBUTE)
     if folder is None:
-        is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # set by Lightning before processes meet
+        is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # set by Lightning before the process group exists
         folder = choose_folder(trainer) if is_first else ""
     folder = trainer.strategy.broadcast(folder)
-    vars(trainer)[CHOSEN] = folder or None
+    vars(trainer)[RUN_FOLDER_ATTRIBUTE] = folder or None
     return Path(folder)
 
 
 def choose_folder(trainer: Trainer) -> str:
-    """The folder of a new run; a numbered one is made at once, so that no other run takes it."""
+    """The folder of a new run; a numbered folder is created immediately, to reserve it."""
     logger = trainer.loggers[0] if trainer.loggers else None
     if isinstance(logger, CSVLogger | TensorBoardLogger):
         return str(logger.log_dir)
@@ -44,14 +45,14 @@ def choose_folder(trainer: Trainer) -> str:
 
 
 def new_folder(parent: Path) -> Path:
-    """Makes `version_N` with the lowest N above those in `parent`."""
+    """Creates `version_N`, with N one above the highest number in `parent`."""
     numbers = [int(path.name[8:]) for path in parent.glob("version_*") if path.name[8:].isdecimal()]
     for number in count(max(numbers, default=-1) + 1):
         folder = parent / f"version_{number}"
         try:
             folder.mkdir(parents=True)
-        except FileExistsError:  # another run was faster
-            if not folder.exists():  # a file stands where `parent` should be
+        except FileExistsError:  # another run created it first
+            if not folder.exists():  # `parent` is a file
                 raise
         else:
             return folder
@@ -59,19 +60,19 @@ def new_folder(parent: Path) -> Path:
 
 
 def keeps_files(trainer: Trainer) -> bool:
-    """Whether a run leaves files; with `fast_dev_run` it does not."""
-    return not trainer.fast_dev_run  # type: ignore[attr-defined]  # Lightning sets it
+    """Whether a run writes files; False with `fast_dev_run`."""
+    return not is_trial_run(trainer)
 
 
 def output_path(trainer: Trainer, name: str) -> Path:
-    """Path of a file in the run's folder, which is made; all processes must ask for it."""
+    """Path of a file in the run's folder, which is created. Must be called on all processes."""
     folder = run_folder(trainer)
     folder.mkdir(parents=True, exist_ok=True)
     return folder / name
 
 
 def free_paths(*paths: Path) -> list[Path]:
-    """The paths, or, where one of them exists, all with the first number that is free: report-1.html."""
+    """The paths, or, if one of them exists, all of them with the first unused number: report-1.html."""
     for number in count():
         free = [path.with_name(f"{path.stem}-{number}{path.suffix}") if number else path for path in paths]
         if not any(path.exists() or path.is_symlink() for path in free):
@@ -80,17 +81,17 @@ def free_paths(*paths: Path) -> list[Path]:
 
 
 def file_name(*parts: str) -> str:
-    """The parts that are not empty, joined by "_", without what is no part of a file's name, such as "/"."""
+    """Joins the non-empty parts by "_", and replaces characters that file names cannot contain, such as "/"."""
     return re.sub(r'[/\\:*?"<>|\x00-\x1f]', "_", "_".join(filter(None, parts)))
 
 
 def print_path(what: str, path: Path) -> None:
-    """Prints one line: what was written, and where."""
+    """Prints one line: what was written, and its path."""
     Console(soft_wrap=True, highlight=False).print(f"{what}: {path}", markup=False)
 
 
 def save_picture(trainer: Trainer, figure: Figure, path: Path, what: str) -> None:
-    """Writes a picture beside those that exist, prints where, and gives it to loggers that take pictures."""
+    """Saves a figure under an unused name, prints its path, and logs it to loggers that support images."""
     key = path.stem
     (path,) = free_paths(path)
     figure.savefig(path, dpi=110)

@@ -1,4 +1,4 @@
-"""Says what is about to be trained, how fast it goes, and what came of it."""
+"""Prints a summary before and after training, and logs throughput."""
 
 import time
 from typing import Any
@@ -6,121 +6,99 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
+from lightning_recall import _lightning
 from lightning_recall._lightning import Callback, LightningModule, ModelCheckpoint, Trainer, rank_zero_only
-from lightning_recall.callbacks.step_memory import num_rows, step_memory
-
-MIB = 2**20
+from lightning_recall.batch import chunks_of_batch
+from lightning_recall.callbacks.output import keeps_files
 
 
 class RunSummary(Callback):
-    """A table before the first step, images per second in the progress bar, and a table after the training.
+    """Prints a table before the first step and one after training, and logs images per second.
 
-    The first tells network, loss, batch, chunks, processes, precision, number of steps, and the memory that a step
-    takes about (`step_memory`; of modules that have a `chunk_size`, as `RetrievalModule` has). The last tells the
-    scores of the last validation, and the best one that a ModelCheckpoint has kept. `images/s`, of all processes and
-    with the time for loading, is logged too. Batches that are neither a pair (inputs, labels) nor a list of such
-    chunks are not counted.
+    The first table lists network, number of steps, device, Lightning package and batch. A module may define
+    `training_summary(batch)`, a dict of more rows, as `RetrievalModule` does for loss, chunks and memory; a row with
+    the name of one of ours replaces it. It is called on all processes with the first batch. The last table lists the
+    scores of the last validation and the best score of each ModelCheckpoint. `images/s`, summed over processes and
+    including data loading, is logged and shown in the progress bar. A batch is a pair (inputs, labels) or a list of
+    such chunks; other batch types are not counted.
 
     `lightning-recall` adds it to every run.
     """
 
     def __init__(self) -> None:
-        self.told = False
-        self.started = 0.0
+        self.printed = False
+        self.start_time = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Each training is told once."""
-        self.told = False
+        """Resets the flag, so that each fit prints once."""
+        self.printed = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The time begins."""
-        self.started = time.perf_counter()
+        """Starts the timer."""
+        self.start_time = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A validation within the training does not count."""
-        self.started = time.perf_counter()
+        """Restarts the timer, so that validation time is excluded."""
+        self.start_time = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Tells what is trained, now that a batch is there."""
-        if not self.told:
-            self.told = True
-            print_rows("Training", {**about_network(trainer, pl_module), **about_batch(trainer, pl_module, batch)})
+        """Prints the summary at the first batch."""
+        if not self.printed:
+            self.printed = True
+            print_rows("Training", {**run_rows(trainer, pl_module), **batch_rows(trainer, batch, pl_module)})
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Logs images per second."""
-        size, now = trainer.world_size * sum(len(labels) for _, labels in chunks_of(batch)), time.perf_counter()
+        size = trainer.world_size * sum(len(labels) for _, labels in chunks_of_batch(batch))
+        now = time.perf_counter()
         if size:
-            pl_module.log("images/s", size / (now - self.started), prog_bar=True, batch_size=size)
-        self.started = now
+            pl_module.log("images/s", size / (now - self.start_time), prog_bar=True, batch_size=size)
+        self.start_time = now
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tells the last scores and the best."""
+        """Prints the last and the best validation scores."""
         logged = trainer.callback_metrics
         rows = {key: f"{float(logged[key]):.4f}" for key in logged if key.startswith("val/")}
         for checkpoint in trainer.checkpoint_callbacks:
             if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_score is not None:
                 rows[f"best {checkpoint.monitor}"] = f"{float(checkpoint.best_model_score):.4f}"
-        if rows and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning sets it
+        if rows and keeps_files(trainer):
             print_rows("Last validation", rows)
 
 
-def chunks_of(batch: Any) -> list[tuple[Any, Tensor]]:
-    """VirtualPairs (inputs, labels) of a training batch: one, or a list of chunks; none if it is something else."""
-    chunks = batch if isinstance(batch, list | tuple) else []
-    if len(chunks) == 2 and isinstance(chunks[1], Tensor):
-        chunks = [batch]
-    pairs = all(isinstance(chunk, list | tuple) and len(chunk) == 2 for chunk in chunks)
-    if not (pairs and all(isinstance(labels, Tensor) and labels.ndim > 0 for _, labels in chunks)):
-        return []
-    return [(inputs, labels) for inputs, labels in chunks]
-
-
-def about_network(trainer: Trainer, pl_module: LightningModule) -> dict[str, str]:
-    """What is trained, for how long and where."""
+def run_rows(trainer: Trainer, pl_module: LightningModule) -> dict[str, str]:
+    """Rows of the summary that do not depend on the batch."""
     parameters = list(pl_module.parameters())
-    total, learned = (sum(p.numel() for p in some) for some in (parameters, [p for p in parameters if p.requires_grad]))
-    network, loss = (getattr(pl_module, name, None) for name in ("embedder", "loss"))
+    total = sum(p.numel() for p in parameters)
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
     device = torch.cuda.get_device_name(pl_module.device) if pl_module.device.type == "cuda" else pl_module.device.type
     processes = f"{trainer.world_size} processes" if trainer.world_size > 1 else "1 process"
-    steps, epoch = trainer.estimated_stepping_batches, trainer.num_training_batches
+    steps, batches_per_epoch = trainer.estimated_stepping_batches, trainer.num_training_batches
     return {
-        "network": f"{type(network or pl_module).__name__}, {total / 1e6:,.2f} million parameters, "
-        f"{learned / 1e6:,.2f} of them trained",
-        "loss": type(loss).__name__ if loss is not None else "the module's own",
-        "steps": f"{steps:,.0f}, of {epoch:,} batches an epoch",
+        "network": f"{type(pl_module).__name__}, {total / 1e6:,.2f} million parameters, {trainable / 1e6:,.2f} million "
+        "trainable",
+        "steps": f"{steps:,.0f}, {batches_per_epoch:,} batches per epoch",
         "device": f"{device}, {processes}, precision {trainer.precision}",
+        "Lightning": f"{_lightning.NAME} {_lightning.version()}",
     }
 
 
-def about_batch(trainer: Trainer, pl_module: LightningModule, batch: Any) -> dict[str, str]:
-    """The batch, how it is cut into chunks, and the memory of a step."""
-    chunks = chunks_of(batch)
-    if not chunks:
-        return {}
-    labels = torch.cat([labels for _, labels in chunks])
-    images = trainer.world_size * len(labels)
-    classes = f" of {len(set(labels.tolist())):,} classes" if labels.ndim == 1 else ""  # else several labels an image
-    each = " on each process" if trainer.world_size > 1 else ""
-    rows = {"batch": f"{images:,} images" + (f", {len(labels):,}{classes}{each}" if each else classes)}
-    chunk_size = getattr(pl_module, "chunk_size", None)
-    if chunk_size == "auto":
-        rows["chunk_size"] = "auto: tried out at the first step"
-    elif isinstance(chunk_size, int):
-        sizes = [min(chunk_size, len(labels)) for _, labels in chunks]
-        passes = sum(-(-len(labels) // chunk_size) for _, labels in chunks)
-        rows["chunks"] = f"{passes:,} of at most {max(sizes):,} images{each}"
-        if num_rows(chunks[0][0]) == 0:
-            return rows
-        needed = step_memory(trainer, pl_module, chunks[0][0], max(sizes))  # on all processes: BatchNorm may meet there
-        rows["memory"] = (
-            f"about {sum(needed) / MIB:,.0f} MiB: {needed.weights / MIB:,.0f} for weights, gradients and optimizer, "
-            f"{needed.activations / MIB:,.0f} for a chunk"
-        )
-    return rows
+def batch_rows(trainer: Trainer, batch: Any, pl_module: LightningModule) -> dict[str, str]:
+    """Rows of the summary that depend on the batch: its size, and what the module adds."""
+    rows = {}
+    chunks = chunks_of_batch(batch)
+    if chunks:
+        labels = torch.cat([labels for _, labels in chunks])
+        images = trainer.world_size * len(labels)
+        classes = f" of {len(set(labels.tolist())):,} classes" if labels.ndim == 1 else ""  # multi-label otherwise
+        is_split = trainer.world_size > 1
+        local = f", {len(labels):,}{classes} on each process" if is_split else classes
+        rows["batch"] = f"{images:,} images{local}"
+    training_summary = getattr(pl_module, "training_summary", None)
+    return {**rows, **training_summary(batch)} if callable(training_summary) else rows
 
 
 @rank_zero_only

@@ -12,38 +12,38 @@ from lightning_recall.data.attributes import attribute_of
 from lightning_recall.search.result import SearchResult
 
 
-def write_tables(searched: SearchResult, dataset: Any, prefix: Path) -> Path:
-    """Writes PREFIX_queries.csv and, where labels tell the classes, PREFIX_classes.csv; beside those that exist.
+def write_tables(result: SearchResult, dataset: Any, prefix: Path) -> Path:
+    """Writes PREFIX_queries.csv and, if there are class labels, PREFIX_classes.csv; existing files are not overwritten.
 
-    A query's row has its place in the data set and, where the data set knows `paths` (N,), its file; its label; the
-    rank of the first relevant item; and each score. A class's row has its label, its number of queries and their means.
+    Each query row has its data set index, path (if the data set has `paths` (N,)), label, rank of the first relevant
+    item, and scores. Each class row has the label, the number of queries and their mean scores.
 
     Returns:
-        The path of the first.
+        Path of PREFIX_queries.csv.
     """
-    scores = {name: values.cpu().numpy() for name, values in searched.scores.items()}
-    queries = searched.queries.cpu()
+    scores = {name: values.cpu().numpy() for name, values in result.scores.items()}
+    queries = result.queries.cpu()
     columns: dict[str, Any] = {}
-    if searched.indices is not None:
-        columns["index"] = searched.indices.cpu()[queries].numpy()
+    if result.indices is not None:
+        columns["index"] = result.indices.cpu()[queries].numpy()
         paths = attribute_of(dataset, "paths")
         if paths is not None:
             columns["path"] = [os.fsdecode(paths[index]) for index in columns["index"]]
-    if searched.labels is not None:
-        columns["label"] = labels = searched.labels.cpu()[queries].numpy()
-    columns |= {"first_rank": searched.first_ranks.cpu().numpy(), **scores}
-    kinds = ("queries", "classes")
-    path, of_classes = free_paths(*(prefix.with_name(f"{prefix.name}_{kind}.csv") for kind in kinds))
-    write(path, columns)
-    if searched.labels is not None:
-        classes, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
-        means = {name: np.bincount(place, weights=values) / counts for name, values in scores.items()}
-        write(of_classes, {"label": classes, "queries": counts, **means})
+    if result.labels is not None:
+        columns["label"] = labels = result.labels.cpu()[queries].numpy()
+    columns |= {"first_rank": result.first_ranks.cpu().numpy(), **scores}
+    tables = ("queries", "classes")
+    path, path_of_classes = free_paths(*(prefix.with_name(f"{prefix.name}_{table}.csv") for table in tables))
+    _write(path, columns)
+    if result.labels is not None:
+        classes, class_index, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        means = {name: np.bincount(class_index, weights=values) / counts for name, values in scores.items()}
+        _write(path_of_classes, {"label": classes, "queries": counts, **means})
     return path
 
 
-def write(path: Path, columns: dict[str, Any]) -> None:
-    """Writes columns of equal length under their names; numbers to 6 digits."""
+def _write(path: Path, columns: dict[str, Any]) -> None:
+    """Writes columns with a header; floats have 6 significant digits."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)

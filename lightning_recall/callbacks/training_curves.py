@@ -1,25 +1,22 @@
-"""Draws loss and Recall@k over the training."""
+"""Records loss and Recall@k during training, and plots them against training steps."""
 
 from typing import Any
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_recall._lightning import Callback, LightningModule, Trainer
 from lightning_recall.callbacks.output import free_paths, keeps_files, output_path, print_path
-
-Points = list[tuple[int, float]]
-"""(optimizer step, value)"""
+from lightning_recall.plots.training_curves import draw_training_curves
 
 
 class TrainingCurves(Callback):
     """After training, writes `training_curves.png`: the loss of each step, and Recall@k of each validation.
 
-    The curves are kept in checkpoints, so that a resumed training draws all of them.
+    Checkpoints hold the curves, so that a resumed training draws all of them.
 
     Args:
         loss: key of the logged training loss.
-        scores: beginning of the keys of the validation scores.
+        scores: prefix of the validation metric keys.
     """
 
     def __init__(self, loss: str = "train/loss", scores: str = "val/recall@") -> None:
@@ -30,25 +27,24 @@ class TrainingCurves(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Notes the loss."""
-        self.note(trainer, self.loss)
+        """Records the loss."""
+        self._record(trainer, self.loss)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes the scores of a validation within the training."""
+        """Records the validation scores."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             for key in trainer.callback_metrics:
                 if key.startswith(self.scores):
-                    self.note(trainer, key)
+                    self._record(trainer, key)
 
-    def note(self, trainer: Trainer, key: str) -> None:
-        """Adds the logged value of `key` at this step; it stays on its device until it is needed."""
+    def _record(self, trainer: Trainer, key: str) -> None:
+        """Records the logged value of `key` at this step. The value is kept on its device to avoid a sync."""
         if key in trainer.callback_metrics:
-            self.points.setdefault(key, []).append(
-                (trainer.global_step, trainer.callback_metrics[key].detach().clone())
-            )
+            value = trainer.callback_metrics[key].detach().clone()
+            self.points.setdefault(key, []).append((trainer.global_step, value))
 
-    def curves(self) -> dict[str, Points]:
-        """Points of all curves as numbers."""
+    def curves(self) -> dict[str, list[tuple[int, float]]]:
+        """The points (optimizer step, value) of all curves."""
         return {key: [(step, float(value)) for step, value in points] for key, points in self.points.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -56,38 +52,17 @@ class TrainingCurves(Callback):
         return self.curves()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up the curves of a checkpoint."""
+        """Restores the curves from a checkpoint."""
         self.points = {key: list(points) for key, points in state_dict.items()}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws."""
+        """Writes the plot."""
         if not keeps_files(trainer):
             return
-        path = output_path(trainer, "training_curves.png")  # asks all processes
+        path = output_path(trainer, "training_curves.png")  # must be called on all processes
         curves = self.curves()
         if not trainer.is_global_zero or not curves:
             return
         (path,) = free_paths(path)
-        draw_curves(curves, self.loss).savefig(path, dpi=110)
+        draw_training_curves(curves, self.loss).savefig(path, dpi=110)
         print_path("Loss and Recall@k over the training", path)
-
-
-def draw_curves(curves: dict[str, Points], loss: str) -> Figure:
-    """Two panels: the loss, and all other curves, in percent."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    styles = ("solid", "dashed", "dashdot", "dotted")
-    if loss in curves:
-        left.plot(*zip(*curves[loss], strict=True), linewidth=0.8)
-    others = sorted((key for key in curves if key != loss), key=lambda key: curves[key][-1][1])
-    for number, key in enumerate(others):
-        steps, values = zip(*curves[key], strict=True)
-        percent = [100 * value for value in values]
-        right.plot(steps, percent, linestyle=styles[number % 4], marker=".", label=f"{key}: {percent[-1]:.1f}")
-    left.set(xlabel="step", ylabel=loss, title="Training loss", ylim=(0, None))
-    right.set(xlabel="step", ylabel="%", title="Recall@k on the validation classes")
-    if others:
-        right.legend(loc="lower right")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    return figure

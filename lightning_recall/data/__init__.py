@@ -1,1 +1,9 @@
-"""Images as data sets: files, transforms, batches in chunks, and the checks of what a user gives."""
+"""Images as data sets: files, transforms, batches in chunks, and checks of what users pass."""
+
+from lightning_recall.data.attributes import RetrievalDataset
+from lightning_recall.data.chunk_loader import ChunkLoader
+from lightning_recall.data.image_files import ImageFiles, read_image
+from lightning_recall.data.images_in_memory import ImagesInMemory
+from lightning_recall.data.transforms import ImageTransforms
+
+__all__ = ["ChunkLoader", "ImageFiles", "ImageTransforms", "ImagesInMemory", "RetrievalDataset", "read_image"]

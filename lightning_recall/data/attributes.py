@@ -1,27 +1,63 @@
-"""What a data set says of its rows, also through `Subset` and `ConcatDataset`."""
+"""What a data set may say about its items, and how to read it, also through `Subset` and `ConcatDataset`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
+from typing_extensions import Self
 
-MAX_WRAPPED = 1_000  # entries of a list that may be data sets; a list of all files may have millions
-ROLES = ("is_query", "is_gallery", "groups")
+MAX_WRAPPED = 1_000  # entries of a list that are checked for data sets; a list of all files may have millions
+EVALUATION_ATTRIBUTES = ("is_query", "is_gallery", "groups")
+"""attributes with an entry for each item that evaluation reads"""
+
+
+class RetrievalDataset(Protocol):
+    """A map-style data set of N items (image, label) whose labels are known without loading an image.
+
+    `ImageFiles` and `ImagesInMemory` are such data sets. Data modules need what this class declares. The following
+    attributes are optional: a data set may lack them, or set them to None.
+
+    - `super_labels`, (N,) integers: super-class of each item. The data module passes it to the sampler, which reads it
+      if `super_classes` is set.
+    - `is_query`, (N,) bool: whether an item is a query in evaluation. None: all are. `RetrievalEvaluation` reads it.
+    - `is_gallery`, (N,) bool: whether an item can be retrieved. None: all can. `RetrievalEvaluation` reads it.
+    - `groups`, (N,) integers, such as cameras: items with both the label and the group of the query are ignored.
+      `RetrievalEvaluation` reads it.
+    - `ground_truth`, one tuple (easy, hard, junk) of lists of gallery indices for each query, as in revisited Oxford:
+      `RetrievalEvaluation` then computes mAP, and ignores the labels.
+    - `paths`, (N,) str or bytes: file of each item. `EmbeddingWriter` and the tables of the results read it.
+    - `class_names`, a tuple of str: name of each label. Messages use it.
+    - `unreadable`, a tensor (N,) bool, in shared memory: True for files that could not be read. The data set sets it,
+      and the data module reports it at the end.
+
+    Attributes:
+        labels: (N,) int64: class of each item. The data module splits classes by it, and passes it to the sampler.
+    """
+
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]: ...
+
+    def select(self, indices: Any, training: bool = False) -> Self:
+        """A subset, by mask (N,) or indices (M,), with the transform for training or for evaluation."""
 
 
 def attribute_of(dataset: Any, name: str) -> Any:
-    """Values (N,) of an attribute, such as `paths`, for the rows of a data set; None if it has none.
+    """Values (N,) of an attribute with an entry for each item, such as `paths`; None if the data set lacks it.
 
-    A `Subset` (`random_split` makes them) has those of its rows, a `ConcatDataset` those of its parts.
+    A `Subset`, as from `random_split`, returns the values of its indices; a `ConcatDataset` concatenates those of its
+    parts.
 
     Raises:
-        ValueError: for roles that only some parts of a `ConcatDataset` have, and for the ground truth of a part or a
-            combination of data sets, whose row numbers it holds.
+        ValueError: if only some parts of a `ConcatDataset` have an attribute that evaluation reads.
     """
     values = getattr(dataset, name, None)
     if values is None and isinstance(dataset, Subset):
@@ -30,10 +66,10 @@ def attribute_of(dataset: Any, name: str) -> Any:
     elif values is None and isinstance(dataset, ConcatDataset):
         parts = [attribute_of(part, name) for part in dataset.datasets]
         missing = [number for number, part in enumerate(parts) if part is None]
-        if missing and len(missing) < len(parts) and name in ROLES:
+        if missing and len(missing) < len(parts) and name in EVALUATION_ATTRIBUTES:
             raise ValueError(
-                f"Only some of the {len(parts)} data sets in a ConcatDataset have {name}, number {missing[0]} has not: "
-                "give all of them one, or none."
+                f"Only some of the {len(parts)} data sets in a ConcatDataset have {name}; number {missing[0]} lacks "
+                f"it. Give {name} to all of them or to none."
             )
         values = None if missing else np.concatenate([np.asarray(part) for part in parts])
     return values
@@ -43,19 +79,19 @@ def ground_truth_of(dataset: Any) -> Any:
     """The `ground_truth` of a data set; None if it has none.
 
     Raises:
-        ValueError: if a part of this data set has one: the row numbers in it are others here.
+        ValueError: if a wrapped data set has one: its indices are not valid for the wrapper.
     """
     truth = getattr(dataset, "ground_truth", None)
     if truth is None and any(getattr(leaf, "ground_truth", None) is not None for leaf in leaves(dataset)):
         raise ValueError(
-            f"The ground truth of a data set holds row numbers, which a {type(dataset).__name__} changes: "
+            f"The ground truth of a data set holds indices, which are not valid for a {type(dataset).__name__}: "
             "evaluate the whole data set by itself."
         )
     return truth
 
 
 def leaves(dataset: Any) -> list[Any]:
-    """The data sets that a nest of `Subset` and `ConcatDataset` is made of."""
+    """The innermost data sets of nested `Subset` and `ConcatDataset`."""
     if isinstance(dataset, Subset):
         return leaves(dataset.dataset)
     if isinstance(dataset, ConcatDataset):
@@ -64,14 +100,14 @@ def leaves(dataset: Any) -> list[Any]:
 
 
 def labels_of(dataset: Any) -> Tensor | None:
-    """Labels (N,), integers, that a data set knows without loading an item; None if it knows none.
+    """Integer labels (N,) that are available without loading items; None if there are none.
 
     They are `labels`, `targets` (torchvision) or the last tensor of a `TensorDataset`.
     """
     for name in ("labels", "targets", "tensors"):
-        with suppress(TypeError, ValueError, RuntimeError, IndexError):  # of these names, but something else
+        with suppress(TypeError, ValueError, RuntimeError, IndexError):  # the attribute exists but is not an array
             values = torch.as_tensor(
-                np.asarray(rows_of_tensors(dataset) if name == "tensors" else attribute_of(dataset, name))
+                np.asarray(last_tensor_of(dataset) if name == "tensors" else attribute_of(dataset, name))
             )
             is_integer = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
             if is_integer and values.shape == (len(dataset),):
@@ -79,69 +115,86 @@ def labels_of(dataset: Any) -> Tensor | None:
     return None
 
 
-def rows_of_tensors(dataset: Any) -> Any:
+def last_tensor_of(dataset: Any) -> Any:
     """The last tensor (N, ...) of a TensorDataset, also through Subset and ConcatDataset; None if there is none."""
     if isinstance(dataset, Subset):
-        whole = rows_of_tensors(dataset.dataset)
+        whole = last_tensor_of(dataset.dataset)
         return None if whole is None else np.asarray(whole)[np.asarray(dataset.indices, dtype=np.int64)]
     if isinstance(dataset, ConcatDataset):
-        return np.concatenate([np.asarray(rows_of_tensors(part)) for part in dataset.datasets])
+        return np.concatenate([np.asarray(last_tensor_of(part)) for part in dataset.datasets])
     return dataset.tensors[-1] if isinstance(dataset, TensorDataset) and dataset.tensors else None
 
 
 def check_wrapped(dataset: Any) -> None:
-    """Refuses a wrapper of one's own around a data set with roles or a ground truth: which are its rows is not known.
+    """Rejects other wrappers of a data set with roles or a ground truth, since their item order is unknown.
 
-    A wrapper that has the attribute itself, even None, says what its rows are.
+    Wrappers that define the attribute themselves, even as None, are accepted.
 
     Raises:
-        ValueError: in that case.
+        ValueError: for such a wrapper.
     """
-    names = (*ROLES, "ground_truth")
+    names = (*EVALUATION_ATTRIBUTES, "ground_truth")
     for leaf in leaves(dataset):
-        found = wrapped_role(leaf, names, set())
+        found = hidden_attribute(leaf, names, set())
         if found:
-            attribute, role = found
+            holder, name = found
+            kind = type(leaf).__name__
             raise ValueError(
-                f"{type(leaf).__name__} has no {role}, but the data set in its attribute {attribute} has: give "
-                f"{type(leaf).__name__} an attribute {role} with a value for each of its own items, or {role} = None "
-                "if it shall not have it."
+                f"{kind} has no {name}, but the data set in its attribute {holder} has it: give {kind} an attribute "
+                f"{name} with an entry for each of its own items, or set {name} = None to ignore it."
             )
 
 
-def wrapped_role(leaf: Any, names: tuple[str, ...], seen: set[int]) -> tuple[str, str] | None:
-    """The attribute of a data set that holds one with a role that it has not, and this role; None if there is none."""
+def hidden_attribute(leaf: Any, names: tuple[str, ...], seen: set[int]) -> tuple[str, str] | None:
+    """Finds one of `names` that a wrapped data set has and its wrapper lacks.
+
+    Args:
+        leaf: a data set that may wrap others.
+        names: of attributes.
+        seen: ids of the data sets that are checked already.
+
+    Returns:
+        The attribute in which the wrapper holds the data set, and the name; None if there is none.
+    """
     names = tuple(name for name in names if not hasattr(leaf, name))
     if id(leaf) in seen:
         return None
     seen.add(id(leaf))
-    for attribute, value in getattr(leaf, "__dict__", {}).items():
-        parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
-        held = [part for part in islice(parts, MAX_WRAPPED) if is_dataset(part)]
-        for inner in [inner for part in held for inner in leaves(part)]:
-            role = next((name for name in names if getattr(inner, name, None) is not None), None)
-            deeper = None if role else wrapped_role(inner, names, seen)
-            if role or deeper:
-                return (attribute, role) if role else (f"{attribute}.{deeper[0]}", deeper[1])  # type: ignore[index]  # without a role, deeper is a pair
+    for holder, inner in wrapped_datasets(leaf):
+        name = next((name for name in names if getattr(inner, name, None) is not None), None)
+        if name:
+            return holder, name
+        deeper = hidden_attribute(inner, names, seen)
+        if deeper:
+            return f"{holder}.{deeper[0]}", deeper[1]
     return None
 
 
+def wrapped_datasets(dataset: Any) -> Iterator[tuple[str, Any]]:
+    """The innermost data sets in the attributes of another one, also in lists and dicts, with the attributes' names."""
+    for name, value in getattr(dataset, "__dict__", {}).items():
+        values = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
+        for part in islice(values, MAX_WRAPPED):
+            if is_dataset(part):
+                yield from ((name, leaf) for leaf in leaves(part))
+
+
 def is_dataset(value: Any) -> bool:
-    """Whether a value may be a data set: it has items and attributes, and is no array."""
+    """Whether a value looks like a data set: indexable, with attributes, and not an array."""
     has_items = hasattr(value, "__getitem__") and hasattr(value, "__len__")
     return has_items and hasattr(value, "__dict__") and not isinstance(value, Tensor | np.ndarray | type)
 
 
 def roles_of(dataset: Any) -> dict[str, Tensor]:
-    """Which rows (N,) are queries, which are searched, and in which group each is, as far as a data set says so.
+    """`is_query`, `is_gallery` and `groups` (N,): those that the data set defines.
 
     Raises:
-        ValueError: if it does not say so for each of its rows, or only a data set that it wraps says so.
+        ValueError: if one of them does not have N entries, or only a wrapped data set has it.
     """
     check_wrapped(dataset)
-    found = {name: attribute_of(dataset, name) for name in ROLES}
+    found = {name: attribute_of(dataset, name) for name in EVALUATION_ATTRIBUTES}
     roles = {name: torch.as_tensor(values) for name, values in found.items() if values is not None}
     for name, values in roles.items():
         if len(values) != len(dataset):
-            raise ValueError(f"{name} has {len(values)} entries, but the data set {len(dataset)} items.")
+            raise ValueError(f"{name} has {len(values)} entries, but the data set has {len(dataset)} items.")
     return roles

@@ -8,19 +8,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_recall.data.columns import select_rows
+from lightning_recall.data.columns import select_items
 from lightning_recall.data.image_files import integer_labels
 
 
 class ImagesInMemory(Dataset[tuple[Tensor, Tensor]]):
     """Images (N, C, H, W) uint8 and labels (N,) int64, held in memory.
 
-    `is_query`, `is_gallery`, `groups` and `super_labels`, each (N,), may be set as attributes; `ImageFiles` says what
-    they mean.
+    `is_query`, `is_gallery`, `groups` and `super_labels`, each (N,), may be set as attributes; see `RetrievalDataset`
+    for their meaning.
 
     Attributes:
-        columns: names of the attributes that have an entry for each image: `select` takes the entries of its rows. A
-            subclass adds those of its own.
+        columns: names of the attributes that have an entry for each image, which `select` therefore indexes. A
+            subclass adds its own.
 
     Raises:
         ValueError: for images of another shape or type, or labels that are not N integers.
@@ -29,7 +29,7 @@ class ImagesInMemory(Dataset[tuple[Tensor, Tensor]]):
     columns: ClassVar[tuple[str, ...]] = ("images", "labels", "super_labels", "is_query", "is_gallery", "groups")
 
     def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-        images = np.asarray(images)  # of a tensor, too
+        images = np.asarray(images)  # also accepts a tensor
         if images.dtype != np.uint8 or images.ndim != 4:
             raise ValueError(f"images must be uint8 of shape (N, C, H, W), got {images.dtype} {images.shape}.")
         self.images = torch.from_numpy(images)
@@ -43,13 +43,13 @@ class ImagesInMemory(Dataset[tuple[Tensor, Tensor]]):
         return self.images[index], torch.tensor(self.labels[index])
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
-        """Many at a time."""
+        """Returns a batch of items at once."""
         return list(zip(self.images[indices], torch.from_numpy(self.labels[indices]), strict=True))
 
-    def select(self, rows: Any, training: bool = False) -> "ImagesInMemory":
-        """Some rows, by a mask (N,) or by their numbers, with their entries in all columns.
+    def select(self, indices: Any, training: bool = False) -> "ImagesInMemory":
+        """A subset, by mask (N,) or indices (M,), with its entries in all columns.
 
         Raises:
             ValueError: for an attribute that has as many entries as there are images, but is not in `columns`.
         """
-        return select_rows(self, rows)
+        return select_items(self, indices)

@@ -1,22 +1,22 @@
-"""How messages write numbers, names and paths."""
+"""Formats numbers, names and paths for messages."""
 
 import os
 import reprlib
 
-LONGEST = 130  # characters of a path in a message: three of them and a sentence stay below 500
+LONGEST = 130  # characters of a path, so that a message with three paths stays below 500 characters
 
 shortened = reprlib.Repr()
 shortened.maxstring = 120
 quote = shortened.repr
-"""A value in quotes for a message, its middle left out where it is long."""
+"""`repr` that leaves out the middle of long values"""
 
 
-def short(path: str | os.PathLike[str] | Exception, longest: int = LONGEST) -> str:
-    """A path, or an error with a path in it, its middle left out where it has more than `longest` characters."""
+def shorten(path: str | os.PathLike[str] | Exception, longest: int = LONGEST) -> str:
+    """Shortens a path or an error message to `longest` characters by leaving out the middle."""
     text = str(path)
     return text if len(text) <= longest else f"{text[: longest // 2 - 3]}...{text[-(longest // 2) :]}"
 
 
-def counted(number: int, name: str, names: str | None = None) -> str:
-    """A number and what it counts: "1 file", "1,200 files"; `names` where the plural has another ending."""
+def pluralize(number: int, name: str, names: str | None = None) -> str:
+    """Formats a count with its noun: "1 file", "1,200 files"; `names` is an irregular plural."""
     return f"{number:,} {name if number == 1 else names or name + 's'}"

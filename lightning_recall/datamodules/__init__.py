@@ -1,7 +1,5 @@
-"""Data modules: one file per benchmark, and for images of your own."""
+"""Data modules for benchmarks, one file each, and for your own images."""
 
-from lightning_recall.data.chunk_loader import ChunkLoader
-from lightning_recall.data.image_files import ImageFiles, ImageTransforms, read_image
 from lightning_recall.datamodules.base import RetrievalDataModule
 from lightning_recall.datamodules.cars196 import Cars196DataModule
 from lightning_recall.datamodules.cub import CUB200DataModule
@@ -19,13 +17,10 @@ from lightning_recall.datamodules.vehicle_id import VehicleIDDataModule
 __all__ = [
     "CUB200DataModule",
     "Cars196DataModule",
-    "ChunkLoader",
     "GlyphsDataModule",
     "INaturalist2018DataModule",
-    "ImageFiles",
     "ImageFolderDataModule",
     "ImageTableDataModule",
-    "ImageTransforms",
     "InShopDataModule",
     "LandmarksDataModule",
     "OmniglotDataModule",
@@ -33,5 +28,4 @@ __all__ = [
     "RevisitedDataModule",
     "SOPDataModule",
     "VehicleIDDataModule",
-    "read_image",
 ]

@@ -1,77 +1,61 @@
-"""What all data modules share: class-disjoint splits, class-balanced training batches, plain evaluation loaders."""
+"""Base of the data modules: class-disjoint splits, class-balanced training batches, and evaluation loaders."""
 
 import warnings
 from collections.abc import Callable, Mapping
 from itertools import compress
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader
-from typing_extensions import Self
 
 from lightning_recall._lightning import LightningDataModule, rank_zero_warn
-from lightning_recall.data.chunk_loader import ChunkLoader
+from lightning_recall.checks import check_integer
+from lightning_recall.data import ChunkLoader, ImageFiles, ImagesInMemory, RetrievalDataset
 from lightning_recall.data.duplicates import find_duplicates, without_repeated
-from lightning_recall.data.image_files import ImageFiles
-from lightning_recall.data.images_in_memory import ImagesInMemory as ImagesInMemory
-from lightning_recall.data.messages import counted
+from lightning_recall.data.messages import pluralize
 from lightning_recall.datamodules.splits import held_out_classes
-from lightning_recall.datamodules.summary import check_queries, named, report
+from lightning_recall.datamodules.summary import check_queries, log_sizes, named_test_sets
 from lightning_recall.samplers import ClassBalancedBatchSampler
-from lightning_recall.samplers.checks import check_integer
 
-
-class LabeledDataset(Protocol):
-    """A map-style data set of (image, label) that knows its labels (N,) without loading an image."""
-
-    labels: NDArray[np.int64]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Any]: ...
-
-    def select(self, rows: Any, training: bool = False) -> Self:
-        """Some rows, by a mask (N,) or by their numbers, transformed for training or for evaluation."""
-
-
-SamplerCallable = Callable[[NDArray[np.int64], int, int], ClassBalancedBatchSampler]
+SamplerFactory = Callable[[NDArray[np.int64], int, int], ClassBalancedBatchSampler]
 """labels (N,) or (N, 2), batch_size, samples_per_class -> sampler"""
 
 
 class RetrievalDataModule(LightningDataModule):
-    """Base of the data modules: a subclass reads its data sets, this splits classes off and makes the loaders.
+    """Base of the data modules: a subclass reads the data sets; this class splits them and builds the loaders.
 
-    A subclass overrides `read`, and `prepare_data` (once per machine) where there is something to prepare. Classes of
-    training, validation and test are disjoint: a network is judged on classes that it has never seen.
+    A subclass overrides `read`, and `prepare_data` (called once per machine) if needed. The data sets are
+    `RetrievalDataset`s, whose optional attributes mark queries and gallery, cameras and super-classes. Training,
+    validation and test have disjoint classes: evaluation uses unseen classes.
 
     A training batch is a list of chunks (images (c, C, H, W) uint8, labels (c,)), together `batch_size` images over
-    all processes. A batch of evaluation is one such pair, in the order of the data set.
+    all processes. An evaluation batch is one such pair, in the order of the data set.
 
     Args:
         batch_size: images that the loss compares, over all processes; a multiple of `samples_per_class`.
-        samples_per_class: images of each class in a batch, from 2.
-        chunk_size: images that a worker loads at a time, per process; under `lightning-recall` it is that of the model.
+        samples_per_class: images of each class in a batch, at least 2.
+        chunk_size: images that a worker loads at a time, per process; the command line links it to the model's
+            `chunk_size`.
         eval_batch_size: images in one pass of validation and test, per process.
-        val_classes: how many of the training classes are set aside to choose checkpoints by: a share below 1, or a
-            number; 0: none, for a training on all classes without validation.
+        val_classes: fraction (below 1) or number of the training classes that are held out for validation; 0: none, to
+            train on all classes without validation.
         num_workers: loader processes; 0 loads in the training process.
-        seed: of the validation split, and of the batches unless the sampler has a seed of its own, other than 0.
-        sampler: how batches are drawn: `ClassBalancedBatchSampler` with other settings, or another one of the kind.
-            With the trainer's `overfit_batches` it never reshuffles.
-        check_duplicates: whether the set-up looks for files that are listed or linked twice, which it leaves out, or
-            refuses if their labels or splits differ; and for exact copies, of files and of images in memory, which it
-            counts and keeps. It asks for the size of every file, and reads a part of those of one size.
+        seed: seed of the validation split, and of the sampler unless its own seed is not 0.
+        sampler: `ClassBalancedBatchSampler` with other settings, or another sampler with the same interface. With the
+            Trainer's `overfit_batches`, reshuffling is disabled.
+        check_duplicates: whether setup searches for duplicate files (dropped, or an error if labels or splits differ)
+            and for exact copies of files and of images in memory (reported but kept). It queries the size of every
+            file and partly reads files of equal size.
 
     Raises:
-        ValueError: for a number that is no integer or too small.
+        ValueError: for a value that is not an integer or is too small.
     """
 
-    train_data: LabeledDataset | None
-    val_data: LabeledDataset | None
-    test_data: LabeledDataset | Mapping[str, LabeledDataset] | None
+    train_data: RetrievalDataset | None
+    val_data: RetrievalDataset | None
+    test_data: RetrievalDataset | Mapping[str, RetrievalDataset] | None
 
     def __init__(
         self,
@@ -82,7 +66,7 @@ class RetrievalDataModule(LightningDataModule):
         val_classes: float = 0.1,
         num_workers: int = 0,
         seed: int = 0,
-        sampler: SamplerCallable | None = None,
+        sampler: SamplerFactory | None = None,
         check_duplicates: bool = True,
     ) -> None:
         super().__init__()
@@ -105,36 +89,36 @@ class RetrievalDataModule(LightningDataModule):
         self.check_duplicates = check_duplicates
 
     def read(self) -> dict[str, Any]:
-        """The data sets under "train", "val" and "test", those that there are.
+        """Returns the data sets under the keys "train", "val" and "test"; each is optional.
 
-        "test" may be a dict of several, by name. Without "val", classes of "train" are set aside.
+        "test" may be a dict of several data sets by name. Without "val", classes of "train" are held out.
         """
-        raise NotImplementedError(f"{type(self).__name__} must override read() with the data sets that it has.")
+        raise NotImplementedError(f"{type(self).__name__} must override read().")
 
     def setup(self, stage: str) -> None:
-        """Reads the data sets, sets classes aside for validation, and says what there is."""
+        """Reads the data sets, holds out validation classes, drops duplicates, and logs the sizes."""
         if hasattr(self, "test_data"):
             return
         data = self.read()
         train, val, test = data.get("train"), data.get("val"), data.get("test")
-        for name, part in (("training", train), ("validation", val), *named(test)):
+        for name, part in (("training", train), ("validation", val), *named_test_sets(test)):
             if part is not None and not len(part):
-                raise ValueError(f"{type(self).__name__} has no image for {name}: look into its lists and folders.")
+                raise ValueError(f"{type(self).__name__} has no images for {name}: check its lists and folders.")
         if train is not None and val is None and self.val_classes:
-            held = held_out_classes(train.labels, self.val_classes, self.seed)
-            train, val = train.select(~held, training=True), train.select(held)
+            is_val = held_out_classes(train.labels, self.val_classes, self.seed)
+            train, val = train.select(~is_val, training=True), train.select(is_val)
         elif train is not None:
             train = train.select(slice(None), training=True)
         train, val, test = self._without_duplicates(train, val, test)
-        for name, part in (("training", train), ("validation", val), *named(test)):
+        for name, part in (("training", train), ("validation", val), *named_test_sets(test)):
             if part is not None:
-                report(name, part)
+                log_sizes(name, part)
             if part is not None and name != "training" and not hasattr(part, "ground_truth"):
                 check_queries(name, part, required=stage != "predict")
         self.train_data, self.val_data, self.test_data = train, val, test
 
     def _without_duplicates(self, train: Any, val: Any, test: Any) -> tuple[Any, Any, Any]:
-        """Leaves out files that are there twice, and warns of copies; one process looks for all."""
+        """Drops duplicate files and warns about copies; only rank 0 searches."""
         tests = dict(test) if isinstance(test, Mapping) else {"": test}
         parts = [("training", train), ("validation", val), *((f"test {name}".rstrip(), tests[name]) for name in tests)]
         is_checked = [
@@ -143,11 +127,11 @@ class RetrievalDataModule(LightningDataModule):
         if not (self.check_duplicates and any(is_checked)):
             return train, val, test
         strategy = getattr(self.trainer, "strategy", None)
-        looks = strategy is None or strategy.is_global_zero
-        found = find_duplicates(list(compress(parts, is_checked))) if looks else None
+        is_rank_zero = strategy is None or strategy.is_global_zero
+        found = find_duplicates(list(compress(parts, is_checked))) if is_rank_zero else None
         if strategy is not None:
             found = strategy.broadcast(found)
-        assert found is not None  # process 0 has looked
+        assert found is not None  # rank 0 has searched
         if found.error is not None:
             raise ValueError(found.error)
         for sentence in found.warnings:
@@ -161,9 +145,11 @@ class RetrievalDataModule(LightningDataModule):
         return kept[0], kept[1], tests if isinstance(test, Mapping) else tests[""]
 
     def train_dataloader(self) -> ChunkLoader:
-        """Class-balanced batches as lists of chunks; each process loads its share of the same batches."""
+        """Class-balanced batches as lists of chunks; each process loads its slice of every batch."""
         if self.train_data is None:
-            raise ValueError(f"{type(self).__name__} has no training images: it is for validate, test and predict.")
+            raise ValueError(
+                f"{type(self).__name__} has no training images: use it only for validate, test and predict."
+            )
         labels = self.train_data.labels
         super_labels = getattr(self.train_data, "super_labels", None)
         if super_labels is not None:
@@ -174,13 +160,13 @@ class RetrievalDataModule(LightningDataModule):
         return ChunkLoader(self.train_data, sampler, self.chunk_size, num_workers=self.num_workers)
 
     def val_dataloader(self) -> Any:
-        """The classes set aside from training."""
+        """The held-out classes of the training set."""
         return [] if self.val_data is None else self._eval_loader(self.val_data)
 
     def test_dataloader(self) -> Any:
-        """The unseen classes; a dict of dataloaders where there are several test sets."""
+        """The unseen classes; a dict of dataloaders if there are several test sets."""
         if self.test_data is None:
-            raise ValueError(f"{type(self).__name__} has no test images of its own: test with another data module.")
+            raise ValueError(f"{type(self).__name__} has no test images: use another data module for testing.")
         if isinstance(self.test_data, Mapping):
             return {name: self._eval_loader(data) for name, data in self.test_data.items()}
         return self._eval_loader(self.test_data)
@@ -190,20 +176,21 @@ class RetrievalDataModule(LightningDataModule):
         return self.test_dataloader()
 
     def teardown(self, stage: str) -> None:
-        """Says how many files this process could not read, and forgets them."""
+        """Warns how many files this process could not read, and resets the count."""
         train, val, test = (getattr(self, f"{part}_data", None) for part in ("train", "val", "test"))
-        parts = [("training", train), ("validation", val), *named(test)]
+        parts = [("training", train), ("validation", val), *named_test_sets(test)]
         for name, part in parts:
-            marks = getattr(part, "unreadable", None)
-            if marks is not None and marks.any():
-                unread = f"{int(marks.sum()):,} of {counted(len(marks), 'image file')} could not be read."
-                warnings.warn(f"{name}: {unread}", stacklevel=2)  # by every process: each has read others
-                marks.zero_()
+            mask = getattr(part, "unreadable", None)
+            if mask is not None and mask.any():
+                unread = f"{int(mask.sum()):,} of {pluralize(len(mask), 'image file')} could not be read."
+                warnings.warn(f"{name}: {unread}", stacklevel=2)  # on every process, since each reads different files
+                mask.zero_()
 
-    def _eval_loader(self, data: LabeledDataset) -> DataLoader[Any]:
-        generator = torch.Generator()  # else a pass would draw from torch's own, and a resumed training differ
+    def _eval_loader(self, data: RetrievalDataset) -> DataLoader[Any]:
+        # Without a generator, each pass draws from torch's global one, and resumed trainings differ.
+        generator = torch.Generator()
         return DataLoader(
-            data,  # type: ignore[arg-type]  # a Protocol that has what DataLoader calls
+            data,  # type: ignore[arg-type]  # the Protocol has the methods that DataLoader calls
             batch_size=self.eval_batch_size,
             num_workers=self.num_workers,
             generator=generator,

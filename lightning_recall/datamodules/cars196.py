@@ -5,38 +5,38 @@ from typing import Any
 
 import numpy as np
 
-from lightning_recall.data.image_files import ImageFiles, ImageTransforms
+from lightning_recall.data import ImageFiles, ImageTransforms
 from lightning_recall.data.tables import check_counts, check_files, integers, read_columns, require_path, user_path
 from lightning_recall.datamodules.base import RetrievalDataModule
 
 SOURCE = (
-    "root must hold one of the three forms in which the data set goes around: cars_annos.mat and car_ims/; or devkit/ "
-    "with cars_train_annos.mat and cars_test_annos_withlabels.mat, cars_train/ and cars_test/; or, from Kaggle, "
+    "root must contain one of the three distributed layouts: cars_annos.mat and car_ims/; or devkit/ with "
+    "cars_train_annos.mat and cars_test_annos_withlabels.mat, cars_train/ and cars_test/; or, from Kaggle, "
     "names.csv, anno_train.csv, anno_test.csv and car_data/."
 )
 TRAIN_CLASSES = 98
 Rows = list[tuple[str, int]]
-"""path, class from 1"""
+"""(path, class from 1) of each image"""
 
 
 class Cars196DataModule(RetrievalDataModule):
-    """Finds other pictures of a car's make, model and year: 16,185 images of 196 of them.
+    """Cars196: 16,185 images of 196 car models; retrieves images of the same make, model and year.
 
-    The first 98 classes are for training, 8,054 images, the others for the test, 8,131; every test image queries all
-    the others, Recall@1, 2, 4 and 8. The parts for classification that the files are named after are not used.
-    `val_classes` of the training classes are set aside for validation.
+    Train: 8,054 images of the first 98 classes. Test: 8,131 images of the other 98; every test image is a query against
+    all others, Recall@1, 2, 4 and 8. The train/test split for classification is not used. `val_classes` of the training
+    classes are held out for validation.
 
     Source: Krause, Stark, Deng, Fei-Fei, "3D Object Representations for Fine-Grained Categorization", 3dRR 2013.
-    Licence: non-commercial research. The original site is gone; three forms of the data go around, and which one is
-    there is found by looking. Reading the .mat files needs scipy (`pip install scipy`).
+    Licence: non-commercial research. The original site is offline; three layouts of the data are in use, and the
+    layout is detected automatically. Reading the .mat files needs scipy (`pip install scipy`).
 
     Args:
         root: folder that holds the annotations and the images.
-        transforms: how files become tensors.
+        transforms: image loading and transforms.
         kwargs: for `RetrievalDataModule`.
 
     Raises:
-        ValueError: if annotations or an image are not there, or have no labels; when the data are set up.
+        ValueError: at setup, if annotations or images are missing, or annotations have no labels.
         ImportError: if scipy is needed and not installed.
     """
 
@@ -46,9 +46,9 @@ class Cars196DataModule(RetrievalDataModule):
         self.transforms = transforms or ImageTransforms()
 
     def read(self) -> dict[str, ImageFiles]:
-        """Classes 1 to 98 for training, the others for the test."""
-        forms = {"cars_annos.mat": read_one_mat, "devkit": read_devkit, "names.csv": read_kaggle}
-        found = [(self.root / name, read) for name, read in forms.items() if (self.root / name).exists()]
+        """Uses classes 1 to 98 for training, the others for the test."""
+        layouts = {"cars_annos.mat": read_one_mat, "devkit": read_devkit, "names.csv": read_kaggle}
+        found = [(self.root / name, read) for name, read in layouts.items() if (self.root / name).exists()]
         if not found:
             require_path(self.root / "cars_annos.mat", SOURCE)
         file, read = found[0]
@@ -63,12 +63,12 @@ class Cars196DataModule(RetrievalDataModule):
 
 
 def read_one_mat(root: Path) -> Rows:
-    """The form of one annotation file: images car_ims/000001.jpg, ..."""
+    """The layout with a single annotation file: images car_ims/000001.jpg, ..."""
     return read_mat(root / "cars_annos.mat", "relative_im_path", "")
 
 
 def read_devkit(root: Path) -> Rows:
-    """The form of two annotation files, of which that of the test must be the one with labels."""
+    """The layout with two annotation files; the test file must be the one with labels."""
     rows: Rows = []
     for part, name in (("train", "cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat")):
         file = next((file for file in (root / "devkit" / name, root / name) if file.exists()), root / "devkit" / name)
@@ -77,7 +77,7 @@ def read_devkit(root: Path) -> Rows:
 
 
 def read_mat(file: Path, path_field: str, folder: str) -> Rows:
-    """Rows of a MATLAB struct array `annotations`, whose fields are looked up by name: their order differs."""
+    """Reads the MATLAB struct array `annotations` by field name, since the order of fields varies."""
     try:
         from scipy.io import loadmat
     except ImportError as error:
@@ -91,7 +91,7 @@ def read_mat(file: Path, path_field: str, folder: str) -> Rows:
 
 
 def read_kaggle(root: Path) -> Rows:
-    """The form of two CSV files without header, and a folder for each class."""
+    """The Kaggle layout: two CSV files without header and one folder per class."""
     (names,) = read_columns(require_path(root / "names.csv", SOURCE), ("name",), "\n", header=False)
     folder = next(
         (f for f in ("car_data/car_data", "car_data", "") if (root / f / "train").exists()), "car_data/car_data"

@@ -1,4 +1,4 @@
-"""Glyphs: the same character across typefaces, drawn on this machine, nothing downloaded."""
+"""Glyphs: the same character across typefaces, rendered locally without download."""
 
 import os
 import unicodedata
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from lightning_recall.data import ImagesInMemory
 from lightning_recall.data.augment import random_affine
-from lightning_recall.data.images_in_memory import ImagesInMemory
 from lightning_recall.data.tables import user_path
 from lightning_recall.datamodules.base import RetrievalDataModule
 
 IMAGE_SIZE = 32  # pixels
 FONT_SIZE = 24  # pixels per em: most characters fill the image without touching its border
-MIN_TYPEFACES = 12  # of the 16: enough images of every class
+MIN_TYPEFACES = 12  # of 16, so that every class has enough images
 TYPEFACES = tuple(
     f"{family}{style}"
     for family, styles in {
@@ -34,10 +34,10 @@ TYPEFACES = tuple(
 
 
 def draw_glyphs() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Draws every letter, number and symbol that at least 12 of matplotlib's 16 typefaces hold.
+    """Renders every letter, number and symbol that at least 12 of matplotlib's 16 typefaces contain.
 
-    A character that looks exactly like an earlier one in some typeface (Greek Alpha and Latin A) is left out, and so
-    is one that leaves the image blank.
+    Characters that are blank, or that render identically to an earlier one in some typeface (Greek Alpha and Latin A),
+    are excluded.
 
     Returns:
         Images (N, 32, 32) uint8, white on black, and labels (N,) int64: the characters' code points, in ascending
@@ -64,28 +64,29 @@ def draw_glyphs() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def draw(character: str, font: ImageFont.FreeTypeFont) -> NDArray[np.uint8]:
-    """One character in the middle of a black image, (32, 32) uint8."""
+    """Renders one character at the centre of a black image, (32, 32) uint8."""
     image = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE))
     ImageDraw.Draw(image).text((IMAGE_SIZE / 2, IMAGE_SIZE / 2), character, fill=255, font=font, anchor="mm")
     return np.asarray(image)
 
 
 class GlyphsDataModule(RetrievalDataModule):
-    """Finds a character in other typefaces: 2,055 characters, 27,656 images of 32 x 32 grey pixels.
+    """Retrieves the same character in other typefaces: 2,055 characters, 27,656 images of 32 x 32 grey pixels.
 
-    The images are drawn from the 16 typefaces that matplotlib carries (DejaVu Sans, Sans Mono and Serif, and STIX, in
-    four styles each) in about two seconds, and kept in the user's cache folder. Every second character, 1,028 of them,
-    is for the test, where each image queries all the others; of the 1,027 that are left, `val_classes` are set aside
-    for validation. Counts are those of matplotlib 3.8 to 3.11.
+    The images are rendered from the 16 typefaces in matplotlib (DejaVu Sans, Sans Mono and Serif, and STIX, in four
+    styles each) in about two seconds, and cached in the user's cache folder. Every second character, 1,028 of them, is
+    for the test, where each image is a query against all others; `val_classes` of the other 1,027 are held out for
+    validation. The counts hold for matplotlib 3.8 to 3.11.
 
-    Licence: drawings of the DejaVu fonts (Bitstream Vera licence) and the STIX fonts (their user licence); both allow
-    free use of what is drawn with them.
+    Licence: rendered from the DejaVu fonts (Bitstream Vera licence) and the STIX fonts (their user licence), which
+    both allow free use of images rendered with them.
 
     Args:
-        root: folder of the cached drawings; None: lightning_recall/ in $XDG_CACHE_HOME, or in ~/.cache.
-        augment: whether each training image is rotated, sheared, scaled and shifted a little, at random.
-        check_duplicates: whether the set-up counts exact copies. One in four images is a copy of one of the same
-            character, as many symbols look the same in several styles of a family; no two characters share a bitmap.
+        root: folder of the cached images; None: lightning_recall/ in $XDG_CACHE_HOME, or in ~/.cache.
+        augment: whether each training image is slightly rotated, sheared, scaled and shifted at random.
+        check_duplicates: whether setup counts exact copies. One in four images duplicates another image of the same
+            character, since many symbols look the same in several styles of a family; no two characters share a
+            bitmap.
         kwargs: for `RetrievalDataModule`.
     """
 
@@ -98,27 +99,28 @@ class GlyphsDataModule(RetrievalDataModule):
         self.augment = augment
 
     def prepare_data(self) -> None:
-        """Draws the images unless the cache has them."""
+        """Renders the images unless they are cached."""
         if self.file.exists():
             return
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(
-                f"Cannot keep the drawings in {self.file.parent}: choose another root. ({error})"
+                f"Cannot write the glyph cache to {self.file.parent}: choose another root. ({error})"
             ) from error
         images, labels = draw_glyphs()
-        unfinished = self.file.with_suffix(f".{os.getpid()}.npz")  # whoever is interrupted leaves no half of a file
+        # Writes to a temporary file, so that an interruption leaves no partial file.
+        unfinished = self.file.with_suffix(f".{os.getpid()}.npz")
         np.savez_compressed(unfinished, images=images, labels=labels)
         unfinished.replace(self.file)
 
     def read(self) -> dict[str, ImagesInMemory]:
-        """Every second character for the test."""
+        """Splits the characters: every second one is for the test."""
         with np.load(self.file) as arrays:
             images, labels = arrays["images"][:, None], arrays["labels"]  # (N, 1, 32, 32), (N,)
-        _, number = np.unique(labels, return_inverse=True)
+        _, character = np.unique(labels, return_inverse=True)
         data = ImagesInMemory(images, labels)
-        return {"train": data.select(number % 2 == 1), "test": data.select(number % 2 == 0)}
+        return {"train": data.select(character % 2 == 1), "test": data.select(character % 2 == 0)}
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augments a training batch, chunk by chunk, on the device."""

@@ -1,4 +1,4 @@
-"""Your own images, in a folder for each class."""
+"""Your own images in one folder per class."""
 
 import os
 from collections.abc import Iterator
@@ -9,46 +9,47 @@ from typing import Any, NoReturn
 from PIL import Image
 
 from lightning_recall._lightning import rank_zero_warn
-from lightning_recall.data.image_files import ImageFiles, ImageTransforms
-from lightning_recall.data.messages import counted, quote, short
+from lightning_recall.data import ImageFiles, ImageTransforms
+from lightning_recall.data.messages import pluralize, quote, shorten
 from lightning_recall.data.tables import require_path, user_path
 from lightning_recall.datamodules.base import RetrievalDataModule
 from lightning_recall.datamodules.splits import (
-    PART_NAMES,
-    PART_OF,
+    SPLIT_NAMES,
+    SPLIT_OF,
     check_class_names,
-    check_look_alikes,
+    check_split_like_names,
     image_files,
-    part_of,
+    split_by_name,
     split_classes,
-    split_parts,
+    split_of,
 )
 
-NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # Pillow opens them, but needs other programs
+NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+"""formats that Pillow opens, but decodes only with other programs"""
 SYSTEM_FILES = {"__macosx", "thumbs.db", "desktop.ini"}
 
 
 class ImageFolderDataModule(RetrievalDataModule):
-    """Finds other images of a class in a folder of your own.
+    """Data module for a folder of images with one subfolder per class.
 
-    Either root holds one folder for each class, and `test_classes` of them, drawn at random by `seed`, are the test; or
-    it holds folders `train` and `test` (and perhaps `val`), each with a folder for each class. Images may lie in
-    sub-folders of their class, linked ones too; hidden files, and those of operating systems, do not count. With
-    `query` and `gallery` instead of `test`, the images of the first search those of the second. `val_classes` of the
-    training classes are set aside for validation, unless there is `val`. Parts may also be called training, valid,
-    validation, dev, testing or queries, in upper or lower case.
+    Either root holds one folder per class, and `test_classes` of the classes, drawn with `seed`, form the test set; or
+    root holds folders `train` and `test` (and optionally `val`), each with one folder per class. Images may be in
+    subfolders of their class; symbolic links are followed, hidden and system files are ignored. With `query` and
+    `gallery` folders instead of `test`, queries are searched in the gallery. `val_classes` of the training classes are
+    held out for validation, unless there is `val`. Splits may also be called training, valid, validation, dev, testing
+    or queries, in upper or lower case.
 
-    Files are read whose suffix belongs to a format that Pillow decodes; others in the folders of classes are counted.
+    Files with a suffix that Pillow can decode are read; other files in class folders are reported.
 
     Args:
         root: the folder; ~ is the home folder.
-        test_classes: a share of the classes, or a number; only for folders without `train` and `test`.
-        transforms: how files become tensors.
+        test_classes: fraction or number of classes; only for folders without `train` and `test`.
+        transforms: image loading and transforms.
         kwargs: for `RetrievalDataModule`.
 
     Raises:
-        ValueError: for no folder, parts without `train`, a folder beside `train` that is no part, too few classes, a
-            class without images, or one class in two parts; when the data are set up.
+        ValueError: at setup, if root is not a folder, `train` is missing, an unknown folder is beside `train`, there
+            are too few classes, a class has no images, or a class is in two splits.
     """
 
     def __init__(
@@ -60,135 +61,133 @@ class ImageFolderDataModule(RetrievalDataModule):
         self.transforms = transforms or ImageTransforms()
 
     def read(self) -> dict[str, ImageFiles]:
-        """The parts that there are folders of, or classes drawn at random."""
-        if not require_path(
-            self.root, "Give the folder that holds a folder of images for each class as root."
-        ).is_dir():
-            raise ValueError(
-                f"{short(self.root)} is a file: give the folder that holds a folder of images for each class."
-            )
-        parts = part_folders(self.root)
+        """Reads the split folders, or splits classes at random."""
+        advice = "pass a folder that holds one folder of images per class as root."
+        if not require_path(self.root, advice.capitalize()).is_dir():
+            raise ValueError(f"{shorten(self.root)} is a file: {advice}")
+        folders = split_folders(self.root)
         names: list[str] = []
         paths: list[str] = []
         classes: list[str] = []
         skipped: list[str] = []
-        for name, folder in (parts or {"": self.root}).items():
+        for name, folder in (folders or {"": self.root}).items():
             more = list_images(folder, self.root, skipped)
             names, paths, classes = names + [name] * len(more[0]), paths + more[0], classes + more[1]
         check_class_names(classes, self.root)
         if skipped:
             suffixes = sorted({os.path.splitext(file)[1].lower() or "none" for file in skipped})
-            left_out = counted(len(skipped), "file is", "files are")
+            ignored = pluralize(len(skipped), "file is", "files are")
             first = "It is" if len(skipped) == 1 else "The first is"
             kinds = "Suffix" if len(suffixes) == 1 else "Suffixes"
             rank_zero_warn(
-                f"{short(self.root)}: {left_out} left out: beside the folders of the classes, or with a suffix of no "
-                f"image format that Pillow decodes. {first} {short(skipped[0])}. {kinds}: "
+                f"{shorten(self.root)}: {ignored} ignored: outside the class folders, or not an image format that "
+                f"Pillow decodes. {first} {shorten(skipped[0])}. {kinds}: "
                 f"{', '.join(suffix[:10] for suffix in suffixes[:6])}{' and others' if len(suffixes) > 6 else ''}."
             )
-        if parts:
-            return split_parts(self.root, names, paths, classes, self.transforms)
+        if folders:
+            return split_by_name(self.root, names, paths, classes, self.transforms)
         data = image_files(self.root, paths, classes, self.transforms)
         return split_classes(data, self.test_classes, self.seed)
 
 
-def part_folders(root: Path) -> dict[str, Path]:
-    """The folder of each part, in the order of `PART_NAMES`; none where root holds the classes.
+def split_folders(root: Path) -> dict[str, Path]:
+    """Folder of each split, in the order of `SPLIT_NAMES`; empty if root holds class folders.
 
     Raises:
-        ValueError: for parts without train, two folders of one part, or a folder beside train that is no part.
+        ValueError: for splits without train, two folders of one split, or an unknown folder beside train.
     """
-    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not hidden(entry.name))
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not is_hidden(entry.name))
     found: dict[str, Path] = {}
     for folder in folders:
-        part = part_of(folder.name)
-        if part in found:
+        split = split_of(folder.name)
+        if split in found:
             raise ValueError(
-                f"{short(root)} holds {found[part].name} and {folder.name}, which are the same part: keep one."
+                f"{shorten(root)} holds {found[split].name} and {folder.name}, which are the same split: keep one."
             )
-        if part:
-            found[part] = folder
-    parts = {part: found[part] for part in PART_NAMES if part in found}
-    if parts and "train" not in parts:
-        names = " and ".join(folder.name for folder in parts.values())
+        if split:
+            found[split] = folder
+    splits = {split: found[split] for split in SPLIT_NAMES if split in found}
+    if splits and "train" not in splits:
+        names = " and ".join(folder.name for folder in splits.values())
         raise ValueError(
-            f"{short(root)} holds {names}, but no train. It needs a folder for each class, of another name; or train "
-            "and test, or train, query and gallery, each with a folder for each class."
+            f"{shorten(root)} holds {names}, but no train. It must hold one folder per class, not named like a split; "
+            "or train and test, or train, query and gallery, each with one folder per class."
         )
     unknown = [folder.name for folder in folders if folder not in found.values()]
-    if parts and unknown:
+    if splits and unknown:
         raise ValueError(
-            f"{short(root)} holds {parts['train'].name} and {quote(unknown[0])}, which is no part. Beside it there may "
-            f"be {', '.join(name for name in PART_OF if PART_OF[name] != 'train')}. If {parts['train'].name} is a "
-            "class, give it another name."
+            f"{shorten(root)} holds {splits['train'].name} and {quote(unknown[0])}, which is not a split. Allowed "
+            f"folders beside {splits['train'].name} are "
+            f"{', '.join(name for name in SPLIT_OF if SPLIT_OF[name] != 'train')}. If {splits['train'].name} is a "
+            "class, rename it."
         )
-    if not parts:
-        check_look_alikes(unknown, root)
-    return parts
+    if not splits:
+        check_split_like_names(unknown, root)
+    return splits
 
 
 def list_images(folder: Path, root: Path, skipped: list[str]) -> tuple[list[str], list[str]]:
-    """Paths, from root, and classes of the images in the folders of a folder; adds other files to `skipped`."""
-    entries = sorted(entry for entry in folder.iterdir() if not hidden(entry.name))
-    skipped += [str(entry) for entry in entries if entry.suffix.lower() in suffixes() and not entry.is_dir()]
+    """Lists image paths (relative to root) and classes of the class folders; appends other files to `skipped`."""
+    entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
+    skipped += [str(entry) for entry in entries if entry.suffix.lower() in image_suffixes() and not entry.is_dir()]
     paths: list[str] = []
     names: list[str] = []
     for entry in entries:
         if not entry.is_dir():
             continue
         files = sorted(files_below(str(entry)), key=lambda file: file.split(os.sep))
-        images = [file for file in files if os.path.splitext(file)[1].lower() in suffixes()]
-        others = [file for file in files if os.path.splitext(file)[1].lower() not in suffixes()]
+        images = [file for file in files if os.path.splitext(file)[1].lower() in image_suffixes()]
+        others = [file for file in files if os.path.splitext(file)[1].lower() not in image_suffixes()]
         if not images:
-            found = f" It holds {counted(len(others), 'other file')}, such as {short(others[0])}." if others else ""
+            found = f" It holds {pluralize(len(others), 'other file')}, such as {shorten(others[0])}." if others else ""
             raise ValueError(
-                f"{short(entry)} holds no image, such as a .jpg or .png: remove the folder, or fill it.{found}"
+                f"{shorten(entry)} holds no image, such as a .jpg or .png: remove the folder or add images.{found}"
             )
         paths += [file.removeprefix(os.path.join(root, "")) for file in images]
         names += [entry.name] * len(images)
         skipped += others
     if not paths:
-        raise ValueError(f"{short(folder)} holds no folder: each class needs one, with its images.")
+        raise ValueError(f"{shorten(folder)} holds no folder: each class needs a folder with its images.")
     return paths, names
 
 
 def files_below(folder: str) -> Iterator[str]:
-    """Files in a folder and its sub-folders, hidden ones left out; a folder that several links lead to comes once.
+    """Yields non-hidden files recursively; a folder that several links lead to is visited once.
 
     Raises:
-        ValueError: for a folder that cannot be read, or a link back to a parent of the folder: it leads to the images
-            of other classes.
+        ValueError: for a folder that cannot be read, or a symbolic link to a parent folder, which would include other
+            classes.
     """
     seen: set[str] = set()
     parent = os.path.join(os.path.realpath(os.path.dirname(folder)), "")
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        real = os.path.realpath(place)
+    for path, folders, files in os.walk(folder, followlinks=True, onerror=raise_unreadable_folder):
+        real = os.path.realpath(path)
         if real in seen:
             folders.clear()
             continue
         if parent.startswith(os.path.join(real, "")):
             raise ValueError(
-                f"{short(place)} is a link that leads back to its parent folder {short(real)}, and so to the images of "
-                "other classes: remove it."
+                f"{shorten(path)} is a link to its parent folder {shorten(real)}, which would include other classes: "
+                "remove it."
             )
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not hidden(name))
-        yield from (os.path.join(place, file) for file in files if not hidden(file))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        yield from (os.path.join(path, file) for file in files if not is_hidden(file))
 
 
-def refuse(error: OSError) -> NoReturn:
-    """Raises ValueError for a folder that cannot be read: its images would be missing without a word."""
-    raise ValueError(f"Cannot read the folder {short(error.filename)}: {error.strerror}.") from error
+def raise_unreadable_folder(error: OSError) -> NoReturn:
+    """Raises ValueError for a folder that cannot be read, so that its images are not silently missing."""
+    raise ValueError(f"Cannot read the folder {shorten(error.filename)}: {error.strerror}.") from error
 
 
 @cache
-def suffixes() -> frozenset[str]:
-    """Suffixes, in lower case, of the formats that Pillow decodes without other programs."""
+def image_suffixes() -> frozenset[str]:
+    """Lower-case suffixes of the formats that Pillow decodes without other programs."""
     decoded = Image.registered_extensions().items()  # loads Pillow's plugins
     known = {suffix for suffix, name in decoded if name in Image.OPEN and name not in NOT_DECODED}
-    return frozenset(known | {".mpo"})  # JPEG files of several images
+    return frozenset(known | {".mpo"})  # JPEG files with several images
 
 
-def hidden(name: str) -> bool:
-    """Whether a file or folder is none of the user's: of an operating system, an editor, a version control."""
+def is_hidden(name: str) -> bool:
+    """Whether a name is hidden or belongs to the operating system, an editor or version control."""
     return name.startswith(".") or name.lower() in SYSTEM_FILES

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lightning_recall.data.image_files import ImageFiles, ImageTransforms
+from lightning_recall.data import ImageFiles, ImageTransforms
 from lightning_recall.data.tables import check_counts, check_files, encode_labels, read_columns, require_path, user_path
 from lightning_recall.datamodules.base import RetrievalDataModule
 
@@ -14,23 +14,24 @@ SOURCE = (
 
 
 class INaturalist2018DataModule(RetrievalDataModule):
-    """Finds other pictures of a species: 461,939 images of 8,142 plants, animals and fungi, of the long tail.
+    """iNaturalist 2018: 461,939 images of 8,142 species, long-tailed; retrieves images of the same species.
 
-    Training 325,846 images of 5,690 species, test 136,093 of 2,452 others, as `Inaturalist_train_set1.txt` and
-    `Inaturalist_test_set1.txt` have it; every test image queries all the others, Recall@1, 4, 16 and 32.
-    `val_classes` of the training species are set aside for validation. The 13 or so super-categories, such as "Aves",
-    are known to the sampler. Some species have less than 4 images: give the sampler `small_classes="drop"`.
+    Train: 325,846 images of 5,690 species. Test: 136,093 images of 2,452 other species, as in the lists of Smooth-AP,
+    `Inaturalist_train_set1.txt` and `Inaturalist_test_set1.txt`; every test image is a query against all others,
+    Recall@1, 4, 16 and 32. `val_classes` of the training species are held out for validation. The super-categories,
+    such as "Aves", are passed to the sampler as super-classes. Some species have fewer than 4 images: with
+    `samples_per_class=4`, use `small_classes="drop"`.
 
     Source: Van Horn et al., "The iNaturalist Species Classification and Detection Dataset", CVPR 2018; splits: Brown,
     Xie, Kalogeiton, Zisserman, "Smooth-AP", ECCV 2020. Licence: non-commercial research.
 
     Args:
-        root: folder that holds `train_val2018` and the splits, or a folder `Inat_dataset_splits` of them.
-        transforms: how files become tensors.
+        root: folder with `train_val2018` and the split files, or a subfolder `Inat_dataset_splits` with them.
+        transforms: image loading and transforms.
         kwargs: for `RetrievalDataModule`.
 
     Raises:
-        ValueError: if a list or an image is not there, or a list is broken; when the data are set up.
+        ValueError: at setup, if a list or an image is missing, or a list is malformed.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class INaturalist2018DataModule(RetrievalDataModule):
         self.transforms = transforms or ImageTransforms()
 
     def read(self) -> dict[str, ImageFiles]:
-        """Training and test; a species is the folder of its images, `train_val2018/SUPER-CATEGORY/SPECIES/`."""
+        """Reads both lists; the folders of an image are its classes, `train_val2018/SUPER-CATEGORY/SPECIES/`."""
         folder = self.root / "Inat_dataset_splits"
         folder = folder if folder.exists() else self.root
         files = [require_path(folder / f"Inaturalist_{split}_set1.txt", SOURCE) for split in ("train", "test")]

@@ -4,33 +4,33 @@ from typing import Any
 
 import numpy as np
 
-from lightning_recall.data.image_files import ImageFiles, ImageTransforms
+from lightning_recall.data import ImageFiles, ImageTransforms
 from lightning_recall.data.tables import check_counts, check_files, integers, read_columns, require_path, user_path
 from lightning_recall.datamodules.base import RetrievalDataModule
 
 SOURCE = (
-    "The images and train_clean.csv come from https://github.com/cvdfoundation/google-landmark: unpack the 500 train "
-    "archives so that root holds train_clean.csv and train/0/0/0/0001...jpg."
+    "Download train_clean.csv and the 500 train archives from https://github.com/cvdfoundation/google-landmark, and "
+    "unpack them so that root holds train_clean.csv and train/0/0/0/0001...jpg."
 )
 
 
 class LandmarksDataModule(RetrievalDataModule):
-    """Trains on landmarks: 1,580,470 images of 81,313 of them, Google Landmarks v2 clean.
+    """Google Landmarks v2 clean: 1,580,470 images of 81,313 landmarks, for training.
 
-    There is no test in it: test on revisited Oxford and Paris, with `RevisitedDataModule`. `val_classes` of the
-    landmarks are set aside for validation.
+    It has no test set: test on revisited Oxford and Paris, with `RevisitedDataModule`. `val_classes` of the landmarks
+    are held out for validation.
 
     Source: Weyand, Araujo, Cao, Sim, "Google Landmarks Dataset v2", CVPR 2020; cleaned: Ozaki, Yokoo, "Large-scale
     Landmark Retrieval/Recognition under a Noisy and Diverse Dataset", 2019. Licence: annotations CC BY 4.0; each image
-    has its own, and asks for its author's name (`train_attribution.csv`).
+    has its own licence and requires attribution (`train_attribution.csv`).
 
     Args:
         root: folder that holds `train_clean.csv` and `train`.
-        transforms: how files become tensors.
+        transforms: image loading and transforms.
         kwargs: for `RetrievalDataModule`.
 
     Raises:
-        ValueError: if the list or an image is not there, or the list is broken; when the data are set up.
+        ValueError: at setup, if the list or an image is missing, or the list is malformed.
     """
 
     def __init__(
@@ -41,12 +41,12 @@ class LandmarksDataModule(RetrievalDataModule):
         self.transforms = transforms or ImageTransforms()
 
     def read(self) -> dict[str, ImageFiles]:
-        """Training: each line of the list is a landmark and its images."""
+        """Reads the training list; each line holds a landmark and its images."""
         file = require_path(self.root / "train_clean.csv", SOURCE)
         landmarks, lists = read_columns(file, ("landmark_id", "images"), ",")
-        groups = [line.split() for line in lists]
-        paths = [f"train/{i[0]}/{i[1]}/{i[2]}/{i}.jpg".encode() for group in groups for i in group]
-        labels = np.repeat(integers(file, "landmark_id", landmarks), [len(group) for group in groups])
+        image_ids = [line.split() for line in lists]
+        paths = [f"train/{i[0]}/{i[1]}/{i[2]}/{i}.jpg".encode() for ids in image_ids for i in ids]
+        labels = np.repeat(integers(file, "landmark_id", landmarks), [len(ids) for ids in image_ids])
         data = ImageFiles(self.root, np.array(paths), labels, transforms=self.transforms)
         check_counts(file, data, 1_580_470, 81_313)
         check_files(data, SOURCE)

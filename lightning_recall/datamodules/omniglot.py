@@ -4,34 +4,35 @@ from typing import Any
 
 from torchvision.datasets import Omniglot
 
-from lightning_recall.data.image_files import ImageFiles, ImageTransforms
+from lightning_recall.data import ImageFiles, ImageTransforms
 from lightning_recall.data.tables import check_counts, encode_labels, require_path, user_path
 from lightning_recall.datamodules.base import RetrievalDataModule
 
 SOURCE = (
-    "It is downloaded by torchvision, or unpacked by hand from https://github.com/brendenlake/omniglot, "
-    "python/images_background.zip and images_evaluation.zip, in root/omniglot-py."
+    "torchvision downloads it; otherwise unpack python/images_background.zip and python/images_evaluation.zip of "
+    "https://github.com/brendenlake/omniglot manually in root/omniglot-py."
 )
-PARTS = {"train": "images_background", "test": "images_evaluation"}
+SPLITS = {"train": "images_background", "test": "images_evaluation"}
 
 
 class OmniglotDataModule(RetrievalDataModule):
-    """Finds a handwritten character by other hands: 32,460 drawings, 20 of each of 1,623 characters.
+    """Omniglot: 32,460 drawings of 1,623 characters, 20 each; retrieves drawings of the same character.
 
-    Training 19,280 drawings of the 964 characters of 30 alphabets, test 13,180 drawings of the 659 of 20 others; every
-    test image queries all the others. `val_classes` of the training characters are set aside for validation. The
-    alphabet is the super-class that the sampler knows. Grey, 32 x 32 pixels unless `images` says otherwise.
+    Train: 19,280 drawings of 964 characters in 30 alphabets. Test: 13,180 drawings of 659 characters in 20 other
+    alphabets; every test image is a query against all others. `val_classes` of the training characters are held out
+    for validation. The alphabet is passed to the sampler as the super-class. Images are grey, 32 x 32 pixels by
+    default.
 
     Source: Lake, Salakhutdinov, Tenenbaum, "Human-level concept learning through probabilistic program induction",
     Science 2015. Licence: MIT.
 
     Args:
-        root: folder to keep it in; 9 MB to download, 150 MB unpacked.
-        transforms: how files become tensors.
+        root: folder for the download of 9 MB, 150 MB unpacked.
+        transforms: image loading and transforms.
         kwargs: for `RetrievalDataModule`.
 
     Raises:
-        ValueError: if it is not there and cannot be downloaded.
+        ValueError: if the data are missing and cannot be downloaded.
     """
 
     def __init__(self, root: str = "data", transforms: ImageTransforms | None = None, **kwargs: Any) -> None:
@@ -40,17 +41,17 @@ class OmniglotDataModule(RetrievalDataModule):
         self.transforms = transforms or ImageTransforms(size=32, resize=32, min_scale=0.6, flip=False, mode="L")
 
     def prepare_data(self) -> None:
-        """Downloads what is not there."""
-        for part in PARTS.values():
+        """Downloads missing files."""
+        for part in SPLITS.values():
             if not (self.root / Omniglot.folder / part).exists():
                 try:
-                    Omniglot(str(self.root), background=part == PARTS["train"], download=True)
+                    Omniglot(str(self.root), background=part == SPLITS["train"], download=True)
                 except (OSError, RuntimeError) as error:
                     raise ValueError(f"Cannot download Omniglot to {self.root}: {error}. {SOURCE}") from error
 
     def read(self) -> dict[str, ImageFiles]:
-        """Training and test: ALPHABET/characterNN/*.png of both parts."""
-        folders = [require_path(self.root / Omniglot.folder / part, SOURCE) for part in PARTS.values()]
+        """Reads ALPHABET/characterNN/*.png of both splits."""
+        folders = [require_path(self.root / Omniglot.folder / part, SOURCE) for part in SPLITS.values()]
         files = [sorted(folder.glob("*/*/*.png")) for folder in folders]
         for folder, found in zip(folders, files, strict=True):
             if not found:

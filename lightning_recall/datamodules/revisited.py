@@ -7,15 +7,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lightning_recall.data.image_files import ImageFiles, ImageTransforms
+from lightning_recall.data import ImageFiles, ImageTransforms
 from lightning_recall.data.tables import check_files, read_columns, require_path, user_path
 from lightning_recall.datamodules.base import RetrievalDataModule
 
 SOURCE = (
-    "The ground truth and the images come from http://cmp.felk.cvut.cz/revisitop: root must hold NAME/gnd_NAME.pkl and "
-    "NAME/jpg/, NAME being roxford5k or rparis6k, and for distractors revisitop1m/revisitop1m.txt and revisitop1m/jpg/."
+    "Download the ground truth and the images from http://cmp.felk.cvut.cz/revisitop: root must hold NAME/gnd_NAME.pkl "
+    "and NAME/jpg/ with NAME roxford5k or rparis6k, and for distractors revisitop1m/revisitop1m.txt and "
+    "revisitop1m/jpg/."
 )
-HARMLESS = {
+ALLOWED_GLOBALS = {
     *(
         (module, name)
         for module in ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -27,43 +28,42 @@ HARMLESS = {
 }
 
 
-class PlainUnpickler(pickle.Unpickler):
-    """Reads numbers, strings, lists, dicts and arrays; anything else a file might run is refused."""
+class RestrictedUnpickler(pickle.Unpickler):
+    """Reads numbers, strings, lists, dicts and arrays; rejects all other globals, which could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Classes that arrays are made of."""
-        if (module, name) not in HARMLESS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no ground truth needs.")
+        """Allows only the classes that numpy arrays need."""
+        if (module, name) not in ALLOWED_GLOBALS:
+            raise pickle.UnpicklingError(f"it references {module}.{name}, which is not allowed.")
         return super().find_class(module, name)
 
 
 class RevisitedData(ImageFiles):
-    """Queries, then gallery; `ground_truth` tells of each query which gallery images are (easy, hard, junk)."""
+    """Queries, then gallery; `ground_truth` holds (easy, hard, junk) gallery indices of each query."""
 
     ground_truth: list[tuple[list[int], list[int], list[int]]]
 
 
 class RevisitedDataModule(RetrievalDataModule):
-    """Tests landmark retrieval: 70 queries in 4,993 images of Oxford, or in 6,322 of Paris, or in a million more.
+    """Revisited Oxford (4,993 images) or Paris (6,322), with 70 queries each and optionally a million distractors.
 
-    There is no training in it: train on `LandmarksDataModule`, for example. Queries are cut out by their box, and
-    images keep their shape, at most 1,024 pixels long, so that they are embedded one by one. `RetrievalEvaluation`
-    scores mAP and mP@k of the protocols Easy, Medium and Hard.
+    It has no training set: train on `LandmarksDataModule`, for example. Queries are cropped to their box, and images
+    keep their aspect ratio with a longer side of at most 1,024 pixels, so the batch size is 1. `RetrievalEvaluation`
+    computes mAP and mP@k of the protocols Easy, Medium and Hard.
 
     Source: Radenovic, Iscen, Tolias, Avrithis, Chum, "Revisiting Oxford and Paris: Large-Scale Image Retrieval
-    Benchmarking", CVPR 2018. Licence: the images are their Flickr authors'.
+    Benchmarking", CVPR 2018. Licence: the Flickr authors hold the copyright of the images.
 
     Args:
         root: folder that holds `roxford5k`, `rparis6k` and perhaps `revisitop1m`.
         benchmark: "roxford5k" or "rparis6k".
-        distractors: whether the 1,001,001 images of R1M are searched too.
-        transforms: how files become tensors.
-        eval_batch_size: images in one pass; more than one needs images of one size.
+        distractors: whether the 1,001,001 images of R1M are added to the gallery.
+        transforms: image loading and transforms.
+        eval_batch_size: images in one pass; values above 1 require images of equal size.
         kwargs: for `RetrievalDataModule`.
 
     Raises:
-        ValueError: if the ground truth or an image is not there, or the ground truth holds anything but data; when the
-            data are set up.
+        ValueError: at setup, if the ground truth or an image is missing, or the ground truth contains code.
     """
 
     def __init__(
@@ -82,17 +82,17 @@ class RevisitedDataModule(RetrievalDataModule):
         self.transforms = transforms or ImageTransforms(longest_side=1024)
 
     def read(self) -> dict[str, ImageFiles]:
-        """The test: queries, gallery and distractors, in this order."""
+        """Reads the test set: queries, gallery and distractors, in this order."""
         file = require_path(self.root / self.benchmark / f"gnd_{self.benchmark}.pkl", SOURCE)
         with file.open("rb") as opened:
             truth = read_ground_truth(file, opened)
         names = [*truth["qimlist"], *truth["imlist"]]
         paths = [f"{self.benchmark}/jpg/{name}.jpg" for name in names]
         if self.distractors:
-            (more,) = read_columns(
+            (distractor_names,) = read_columns(
                 require_path(self.root / "revisitop1m" / "revisitop1m.txt", SOURCE), ("path",), header=False
             )
-            paths += [f"revisitop1m/jpg/{name}" for name in more]
+            paths += [f"revisitop1m/jpg/{name}" for name in distractor_names]
         is_query = np.arange(len(paths)) < len(truth["qimlist"])
         boxes = np.full((len(paths), 4), np.nan)
         boxes[is_query] = [query["bbx"] for query in truth["gnd"]]
@@ -104,16 +104,16 @@ class RevisitedDataModule(RetrievalDataModule):
 
 
 def read_ground_truth(path: Path, file: BufferedReader) -> dict[str, Any]:
-    """The dict of a ground-truth file: imlist, qimlist and gnd.
+    """Reads the dict of a ground-truth file: imlist, qimlist and gnd.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if the file is not a valid ground truth.
     """
     try:
-        truth = PlainUnpickler(file, encoding="latin1").load()
+        truth = RestrictedUnpickler(file, encoding="latin1").load()
         missing = {"imlist", "qimlist", "gnd"} - set(truth)
         wrong = missing or any({"bbx", "easy", "hard", "junk"} - set(query) for query in truth["gnd"])
-    except Exception as error:  # a broken file raises anything
+    except Exception as error:  # a malformed file may raise any exception
         raise ValueError(f"{path} cannot be read as a ground truth: {error} {SOURCE}") from error
     if wrong:
         raise ValueError(f"{path} is not a ground truth of revisited Oxford and Paris. {SOURCE}")

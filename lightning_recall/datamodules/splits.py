@@ -1,4 +1,4 @@
-"""How images of your own are split into training, validation and test: by names of parts, or by classes at random."""
+"""Splits user images into training, validation and test, by split name or by random classes."""
 
 import re
 import unicodedata
@@ -10,62 +10,62 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_recall._lightning import rank_zero_warn
-from lightning_recall.data.image_files import ImageFiles, ImageTransforms
-from lightning_recall.data.messages import counted, quote, short
+from lightning_recall.data import ImageFiles, ImageTransforms
+from lightning_recall.data.messages import pluralize, quote, shorten
 from lightning_recall.data.tables import encode_labels
 
-PART_NAMES = {
+SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
     "query": ("query", "queries"),
     "gallery": ("gallery",),
 }
-PART_OF = {name: part for part, names in PART_NAMES.items() for name in names}
-"""part of each name, in lower case"""
-PART_WORDS = PART_OF | {"trn": "train", "vld": "val", "tst": "test", "probe": "query"}
-"""part of each word, in lower case, that makes the name of a folder look like that of a part"""
+SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+"""lower-case name -> split"""
+SPLIT_WORDS = SPLIT_OF | {"trn": "train", "vld": "val", "tst": "test", "probe": "query"}
+"""lower-case words in folder names that suggest a split -> split"""
 
 
-def part_of(name: str) -> str | None:
-    """The part that a folder or a cell names, in any case: train, val, test, query or gallery; None for other names."""
-    return PART_OF.get(name.lower())
+def split_of(name: str) -> str | None:
+    """Split named by a folder or CSV cell, in any case: train, val, test, query or gallery; None for other names."""
+    return SPLIT_OF.get(name.lower())
 
 
-def check_look_alikes(names: Sequence[str], root: Path) -> None:
-    """Raises ValueError where folders of classes have names that hold words for different parts, as `train_set`."""
-    example: dict[str, str] = {}  # part -> the first name that holds a word for it
+def check_split_like_names(names: Sequence[str], root: Path) -> None:
+    """Raises ValueError if class folders look like splits, such as `train_set` and `test_set`."""
+    example: dict[str, str] = {}  # split -> the first name with a word that suggests it
     for name in names:
         for word in re.findall("[a-z]+", name.lower()):
-            if word in PART_WORDS:
-                example.setdefault(PART_WORDS[word], name)
+            if word in SPLIT_WORDS:
+                example.setdefault(SPLIT_WORDS[word], name)
     found = list(dict.fromkeys(example.values()))
     if len(found) > 1:
-        names_found = ", ".join(quote(short(name, 40)) for name in found[:3])
+        names_found = ", ".join(quote(shorten(name, 40)) for name in found[:3])
         raise ValueError(
-            f"{short(root)} holds {names_found}, which look like parts of a data set. Name such "
-            f"folders {', '.join(PART_NAMES)}, with a folder for each class in each; if they are classes, give them "
+            f"{shorten(root)} holds {names_found}, which look like splits of a data set. If they are, name the "
+            f"folders {', '.join(SPLIT_NAMES)}, with one folder per class in each; if they are classes, give them "
             "names without these words."
         )
 
 
 def check_class_names(classes: Sequence[str], where: Path) -> None:
-    """Warns of two classes whose names differ only in case.
+    """Warns about two classes whose names differ only in case.
 
     Raises:
-        ValueError: for names that look the same: one has composed characters (NFC), the other has not.
+        ValueError: for class names that differ only in Unicode normalization.
     """
     names = sorted(set(classes))
     same = first_alike(names, lambda name: unicodedata.normalize("NFC", name))
     if same is not None:
         raise ValueError(
-            f"{short(where)}: two classes have names that look the same, coded as {ascii(same[0])[:99]} and "
-            f"{ascii(same[1])[:99]}. Give them one name if they are one class, else different ones."
+            f"{shorten(where)}: two class names look the same, but are encoded as {ascii(same[0])[:99]} and "
+            f"{ascii(same[1])[:99]}. Use one name if they are the same class, otherwise rename one."
         )
     alike = first_alike(names, lambda name: unicodedata.normalize("NFC", name.casefold()))
     if alike is not None:
         rank_zero_warn(
-            f"{short(where)}: the names of the classes {quote(alike[0])} and {quote(alike[1])} differ only in case."
+            f"{shorten(where)}: the names of the classes {quote(alike[0])} and {quote(alike[1])} differ only in case."
         )
 
 
@@ -76,7 +76,7 @@ def first_alike(names: Sequence[str], key: Callable[[str], str]) -> tuple[str, s
 
 
 def image_files(root: Path, paths: list[str], classes: list[str], transforms: ImageTransforms) -> ImageFiles:
-    """Image files whose labels number the names of their classes in alphabetical order."""
+    """`ImageFiles` with labels encoded from class names in alphabetical order."""
     (labels,) = encode_labels(classes)
     data = ImageFiles(root, paths, labels, transforms=transforms)
     data.class_names = tuple(sorted(set(classes)))
@@ -84,7 +84,7 @@ def image_files(root: Path, paths: list[str], classes: list[str], transforms: Im
 
 
 def split_classes(data: ImageFiles, test_classes: float, seed: int) -> dict[str, ImageFiles]:
-    """Some classes for the test, the others for training.
+    """Uses random classes for the test and the others for training.
 
     Raises:
         ValueError: for fewer than 4 classes, or a number that leaves too few.
@@ -92,76 +92,77 @@ def split_classes(data: ImageFiles, test_classes: float, seed: int) -> dict[str,
     count = len(np.unique(data.labels))
     if count < 4:
         raise ValueError(
-            f"{short(data.root)} holds {counted(count, 'class', 'classes')}: training needs 2, validation and test "
-            "one each, and all should have many more."
+            f"{shorten(data.root)} holds {pluralize(count, 'class', 'classes')}: training needs 2, validation and test "
+            "one each, and in practice many more."
         )
-    test = held_out_classes(data.labels, test_classes, seed, "test_classes", "test")
-    return {"train": data.select(~test), "test": data.select(test)}
+    is_test = held_out_classes(data.labels, test_classes, seed, "test_classes", "test")
+    return {"train": data.select(~is_test), "test": data.select(is_test)}
 
 
-def split_parts(
-    root: Path, parts: list[str], paths: list[str], classes: list[str], transforms: ImageTransforms
+def split_by_name(
+    root: Path, splits: list[str], paths: list[str], classes: list[str], transforms: ImageTransforms
 ) -> dict[str, ImageFiles]:
-    """Splits images by the part that each belongs to: train, val, test, or query and gallery.
+    """Splits images by their split name: train, val, test, or query and gallery.
 
     Raises:
-        ValueError: if a class is in two parts, or only one of query and gallery is there, or these beside test.
+        ValueError: if a class is in two splits, or only one of query and gallery is present, or they are combined with
+            test.
     """
-    part = np.array(parts)
+    split = np.array(splits)
     data = image_files(root, paths, classes, transforms)
-    searched = {"query", "gallery"} & set(parts)
-    if searched and (len(searched) < 2 or "test" in parts):
+    roles = {"query", "gallery"} & set(splits)
+    if roles and (len(roles) < 2 or "test" in splits):
         raise ValueError(
-            f"{short(root)} has {' and '.join(sorted(set(parts)))}: a test is `test`, or `query` and `gallery`."
+            f"{shorten(root)} has {' and '.join(sorted(set(splits)))}: use either test, or query and gallery."
         )
-    role = np.where(np.isin(part, ("query", "gallery")), "test", part)
-    split = {name: data.select(role == name) for name in ("train", "val", "test") if name in role}
-    if searched:
-        split["test"].is_query, split["test"].is_gallery = (
-            part[role == "test"] == "query",
-            part[role == "test"] == "gallery",
+    use = np.where(np.isin(split, ("query", "gallery")), "test", split)
+    parts = {name: data.select(use == name) for name in ("train", "val", "test") if name in use}
+    if roles:
+        parts["test"].is_query, parts["test"].is_gallery = (
+            split[use == "test"] == "query",
+            split[use == "test"] == "gallery",
         )
     for name, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        if not {name, other} <= set(split):
+        if not {name, other} <= set(parts):
             continue
-        both = np.intersect1d(split[name].labels, split[other].labels)
+        both = np.intersect1d(parts[name].labels, parts[other].labels)
         if len(both):
             example = classes[int(np.flatnonzero(data.labels == both[0])[0])]
-            number = counted(len(both), "class is", "classes are")
+            number = pluralize(len(both), "class is", "classes are")
             raise ValueError(
-                f"{short(root)}: {number} in {name} and in {other}, such as {quote(example)}. Retrieval is judged on "
-                "classes that the training has not seen: give different ones."
+                f"{shorten(root)}: {number} in {name} and in {other}, such as {quote(example)}. Evaluation needs "
+                "unseen classes: use different classes."
             )
-    return split
+    return parts
 
 
 def held_out_classes(
     labels: Sequence[int] | NDArray[np.int64],
-    share: Any,
+    size: Any,
     seed: int,
     name: str = "val_classes",
-    part: str = "validation",
+    split: str = "validation",
 ) -> NDArray[np.bool_]:
-    """Chooses classes at random and marks their rows: (N,) bool, True for those set aside.
+    """Chooses classes at random and marks their items: (N,) bool, True for held-out classes.
 
     Args:
-        labels: (N,) of all.
-        share: of the classes, above 0 and below 1, of which it makes one at least; or a number of them, from 1.
-        seed: of the choice.
-        name: of the setting, for the error.
-        part: what they are set aside for, likewise.
+        labels: (N,) labels.
+        size: fraction of the classes, above 0 and below 1, at least one class; or number of classes, at least 1.
+        seed: of the random choice.
+        name: name of the argument, for error messages.
+        split: name of the held-out split, for error messages.
 
     Raises:
-        ValueError: if no class would be set aside, or none be left, or for a number that is not whole.
+        ValueError: if no class is held out, no class is left, or the number is not an integer.
     """
-    is_number = isinstance(share, (int, float, np.number))
-    if not (is_number and (0 < share < 1 or share == share // 1)):
-        raise ValueError(f"{name} must be a share below 1 or a whole number of classes, got {share!r}.")
+    is_number = isinstance(size, (int, float, np.number))
+    if not (is_number and (0 < size < 1 or size == size // 1)):
+        raise ValueError(f"{name} must be a fraction below 1 or an integer, got {size!r}.")
     classes = np.unique(np.asarray(labels))
-    count = max(round(share * len(classes)), 1) if 0 < share < 1 else int(share)
+    count = max(round(size * len(classes)), 1) if 0 < size < 1 else int(size)
     if not 0 < count < len(classes):
         raise ValueError(
-            f"{name}={share} sets {count} of {counted(len(classes), 'class', 'classes')} aside; it must leave at least "
-            f"one for {part} and one for training."
+            f"{name}={size} holds out {count} of {pluralize(len(classes), 'class', 'classes')}; it must leave at least "
+            f"one for {split} and one for training."
         )
     return np.isin(labels, np.random.default_rng(seed).permutation(classes)[:count])

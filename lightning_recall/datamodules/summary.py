@@ -1,4 +1,4 @@
-"""What is said of the data sets once they are read."""
+"""Logs data set sizes and warns about queries without relevant items."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,55 +6,54 @@ from typing import Any
 import numpy as np
 
 from lightning_recall._lightning import rank_zero_info, rank_zero_warn
-from lightning_recall.data.messages import counted, short
+from lightning_recall.data.messages import pluralize, shorten
 
 
-def named(test_data: Any) -> list[tuple[str, Any]]:
-    """Names and data sets of a test: "test" if there is but one."""
+def named_test_sets(test_data: Any) -> list[tuple[str, Any]]:
+    """Names and data sets of a test: "test NAME" for each of several, "test" if there is only one."""
     if isinstance(test_data, Mapping):
         return [(f"test {name}", data) for name, data in test_data.items()]
     return [("test", test_data)]
 
 
-def report(name: str, data: Any) -> None:
-    """Says how many images, and classes or queries, there are."""
+def log_sizes(name: str, data: Any) -> None:
+    """Logs the numbers of images, and of classes or queries."""
     if hasattr(data, "ground_truth"):
         queries = len(data.ground_truth)
-        rank_zero_info(f"{name}: {counted(queries, 'query', 'queries')} and {counted(len(data) - queries, 'image')}")
+        images = pluralize(len(data) - queries, "image")
+        rank_zero_info(f"{name}: {pluralize(queries, 'query', 'queries')} and {images}")
         return
     _, counts = np.unique(data.labels, return_counts=True)
     each = f"{counts.min():,}" + (f" to {counts.max():,}" if counts.min() < counts.max() else "")
     rank_zero_info(
-        f"{name}: {counted(len(data), 'image')} of {counted(len(counts), 'class', 'classes')}, {each} of each"
+        f"{name}: {pluralize(len(data), 'image')} of {pluralize(len(counts), 'class', 'classes')}, {each} per class"
     )
 
 
 def check_queries(name: str, data: Any, required: bool) -> None:
-    """Warns of queries that have no other image of their class to find: they are not counted.
+    """Warns about queries without a relevant item, which are not scored.
 
     Raises:
-        ValueError: if that is so for all, and one is required.
+        ValueError: if no query has a relevant item and `required` is set.
     """
     everything = np.ones(len(data), dtype=np.bool_)
     is_query, is_gallery = (
-        everything if marks is None else np.asarray(marks)
-        for marks in (getattr(data, "is_query", None), getattr(data, "is_gallery", None))
+        everything if mask is None else np.asarray(mask)
+        for mask in (getattr(data, "is_query", None), getattr(data, "is_gallery", None))
     )
     classes, class_of = np.unique(data.labels, return_inverse=True)
-    in_gallery = (
-        np.bincount(class_of, is_gallery, len(classes))[class_of] - is_gallery
-    )  # (N,), besides the image itself
-    lost = np.flatnonzero(is_query & (in_gallery == 0))
+    relevant = np.bincount(class_of, is_gallery, len(classes))[class_of] - is_gallery  # (N,), without the image itself
+    without_match = np.flatnonzero(is_query & (relevant == 0))
     total = int(is_query.sum())
-    if len(lost) == total and required:
+    if len(without_match) == total and required:
         raise ValueError(
-            f"{name}: none of {counted(total, 'query', 'queries')} has another image of its class to find, so nothing "
-            "can be scored. Give more classes, of two images or more."
+            f"{name}: none of {pluralize(total, 'query', 'queries')} has another image of its class to find, so "
+            "nothing can be scored. At least one class needs two images."
         )
-    if len(lost):
-        example = f", such as {short(data.path(lost[0]))}" if hasattr(data, "path") else ""
-        have, their, they = ("has", "its", "it is") if len(lost) == 1 else ("have", "their", "they are")
+    if len(without_match):
+        example = f", such as {shorten(data.path(without_match[0]))}" if hasattr(data, "path") else ""
+        have, their, they = ("has", "its", "it is") if len(without_match) == 1 else ("have", "their", "they are")
         rank_zero_warn(
-            f"{name}: {len(lost):,} of {counted(total, 'query', 'queries')} {have} no other image of {their} class to "
-            f"find{example}: {they} not counted."
+            f"{name}: {len(without_match):,} of {pluralize(total, 'query', 'queries')} {have} no other image of "
+            f"{their} class to find{example}: {they} not scored."
         )

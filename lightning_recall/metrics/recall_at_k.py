@@ -7,28 +7,30 @@ from lightning_recall.metrics.retrieval_scores import RetrievalScores
 
 
 class RecallAtK(RetrievalScores):
-    """Share of the queries that find an item of their own class among their k nearest, leave-one-out.
+    """Fraction of queries with a same-class item among their k nearest neighbours, leave-one-out.
 
-    This is the number that retrieval benchmarks report as Recall@k. It is a hit rate, not the share of relevant items
-    found, which is `torchmetrics.retrieval.RetrievalRecall` and `RetrievalScores(["fraction_retrieved"])`. All else is as in
-    `RetrievalScores`: ties count against the query, queries and gallery may be told apart, an index counts once.
+    Retrieval benchmarks report this number as Recall@k. It is a hit rate. It differs from
+    `torchmetrics.retrieval.RetrievalRecall`, the fraction of relevant items retrieved, which is
+    `RetrievalScores(["fraction_retrieved"])`. The rest is as in `RetrievalScores`: ties count against the query,
+    queries and gallery may be separate sets, duplicate indices count once.
 
     Args:
-        ks: cut-offs, integers from 1. One integer, as in `RecallAtK(1)`, gives a scalar, which `self.log`,
-            `MetricCollection`, `MetricTracker` and their like take; a sequence gives a dict, even of one.
-        normalize: whether to scale embeddings to unit length, on by default; off ranks by dot products.
-        ignore_index: items with this label are left out, neither queries nor retrieved; None: there are none.
-        kwargs: for `RetrievalScores` and `torchmetrics.Metric`.
+        ks: cut-offs, integers, at least 1. One integer, as in `RecallAtK(1)`, gives a scalar, which `self.log`,
+            `MetricCollection`, `MetricTracker` and similar tools accept; a sequence gives a dict, even with one
+            cut-off.
+        normalize: True, the default, ranks by cosine similarity. False ranks by dot product.
+        ignore_index: items with this label are excluded from queries and gallery; None excludes nothing.
+        kwargs: keyword arguments passed to `RetrievalScores` and `torchmetrics.Metric`.
 
     Shapes: `update` takes embeddings (B, D), labels (B,) and, optionally, indices, is_query, is_gallery and groups
     (B,); `compute` gives {"recall@1": scalar in [0, 1], ...}, or a scalar for one integer as `ks`.
 
     In a LightningModule call `metric.update(...)` with every batch. Then `self.log("val/recall@1", metric)` logs a
-    scalar, and Lightning resets it after the epoch. A dict is logged at the end of the epoch, by
-    `self.log_dict(metric.compute(), sync_dist=True)` and `metric.reset()`.
+    scalar, and Lightning resets the metric after the epoch. To log a dict, call
+    `self.log_dict(metric.compute(), sync_dist=True)` in `on_validation_epoch_end`, then `metric.reset()`.
 
-    torchmetrics' `BootStrapper` draws items with replacement, so that an item finds its own copy: give `update` the
-    indices of the items with every batch, and copies count once.
+    torchmetrics' `BootStrapper` draws items with replacement, so an item can retrieve its own duplicate; pass indices
+    to `update` so duplicates count once.
 
     Raises:
         ValueError: as `RetrievalScores` does.

@@ -1,61 +1,60 @@
-"""What a query scores, from the ranks of its relevant items."""
+"""Per-query retrieval scores, computed from the ranks of relevant items."""
 
-from collections.abc import Callable, Iterable, Sequence
-from numbers import Integral
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from lightning_recall.checks import checked_ks
 from lightning_recall.search.relevant_ranks import RelevantRanks
 
 
-def mean_over_relevant(matches: RelevantRanks, values: Tensor) -> Tensor:
+def mean_over_relevant(ranks: RelevantRanks, values: Tensor) -> Tensor:
     """Mean (q,) of values (P,), one for each rank, over all relevant items of each query."""
-    total = torch.zeros(len(matches.queries), dtype=torch.float64, device=values.device)
-    return total.index_add_(0, matches.query, values.double()) / matches.num_relevant
+    total = torch.zeros(len(ranks.queries), dtype=torch.float64, device=values.device)
+    return total.index_add_(0, ranks.query, values.double()) / ranks.num_relevant
 
 
-def found_within(matches: RelevantRanks, cut: Tensor | int) -> Tensor:
-    """How many relevant items (q,) stand among the first `cut`, a number or one for each query (q,)."""
-    within = matches.ranks <= (cut if isinstance(cut, int) else cut[matches.query])
-    return torch.zeros_like(matches.num_relevant).index_add_(0, matches.query, within.long())
+def num_relevant_within(ranks: RelevantRanks, cut: Tensor | int) -> Tensor:
+    """How many relevant items (q,) are ranked within the first `cut`, an integer or a tensor (q,)."""
+    is_within = ranks.rank <= (cut if isinstance(cut, int) else cut[ranks.query])
+    return torch.zeros_like(ranks.num_relevant).index_add_(0, ranks.query, is_within.long())
 
 
-def recall(matches: RelevantRanks, k: int) -> Tensor:
+def recall(ranks: RelevantRanks, k: int) -> Tensor:
     """1 if any of the first k is relevant, else 0: the hit rate that retrieval benchmarks report."""
-    return (found_within(matches, k) > 0).double()
+    return (num_relevant_within(ranks, k) > 0).double()
 
 
-def fraction_retrieved(matches: RelevantRanks, k: int) -> Tensor:
-    """Share of the relevant items that stand among the first k: the recall of information retrieval."""
-    return found_within(matches, k) / matches.num_relevant.double()
+def fraction_retrieved(ranks: RelevantRanks, k: int) -> Tensor:
+    """Fraction of relevant items ranked in the top k: the recall of information retrieval."""
+    return num_relevant_within(ranks, k) / ranks.num_relevant.double()
 
 
-def precision(matches: RelevantRanks, k: int) -> Tensor:
-    """Share of relevant items among the first k. With fewer than k to find, or to search, it cannot be 1."""
-    return found_within(matches, k) / torch.tensor(k, dtype=torch.float64)
+def precision(ranks: RelevantRanks, k: int) -> Tensor:
+    """Fraction of the top k that are relevant. Below 1 if there are fewer than k relevant items."""
+    return num_relevant_within(ranks, k) / torch.tensor(k, dtype=torch.float64)
 
 
-def r_precision(matches: RelevantRanks) -> Tensor:
+def r_precision(ranks: RelevantRanks) -> Tensor:
     """Precision at R, the number of relevant items."""
-    return found_within(matches, matches.num_relevant) / matches.num_relevant.double()
+    return num_relevant_within(ranks, ranks.num_relevant) / ranks.num_relevant.double()
 
 
-def map_at_r(matches: RelevantRanks) -> Tensor:
-    """Mean over the first R places of the precision there if the item is relevant, else 0 (Musgrave et al., 2020)."""
-    precisions = (matches.place + 1) / matches.ranks.double()
-    return mean_over_relevant(matches, precisions * (matches.ranks <= matches.num_relevant[matches.query]))
+def map_at_r(ranks: RelevantRanks) -> Tensor:
+    """Mean over ranks i = 1..R of precision@i if item i is relevant, else 0 (Musgrave et al., 2020)."""
+    precisions = (ranks.position + 1) / ranks.rank.double()
+    return mean_over_relevant(ranks, precisions * (ranks.rank <= ranks.num_relevant[ranks.query]))
 
 
-def average_precision(matches: RelevantRanks) -> Tensor:
+def average_precision(ranks: RelevantRanks) -> Tensor:
     """Mean of the precision at each relevant item."""
-    return mean_over_relevant(matches, (matches.place + 1) / matches.ranks.double())
+    return mean_over_relevant(ranks, (ranks.position + 1) / ranks.rank.double())
 
 
-def reciprocal_rank(matches: RelevantRanks) -> Tensor:
+def reciprocal_rank(ranks: RelevantRanks) -> Tensor:
     """1 over the rank of the first relevant item."""
-    return 1 / matches.ranks[matches.place == 0].double()
+    return 1 / ranks.rank[ranks.position == 0].double()
 
 
 AT_K: dict[str, Callable[[RelevantRanks, int], Tensor]] = {
@@ -63,7 +62,7 @@ AT_K: dict[str, Callable[[RelevantRanks, int], Tensor]] = {
     "fraction_retrieved": fraction_retrieved,
     "precision": precision,
 }
-"""Scores at a cut-off, logged as name@k"""
+"""scores at a cut-off, logged as name@k"""
 
 OVERALL: dict[str, Callable[[RelevantRanks], Tensor]] = {
     "map@r": map_at_r,
@@ -71,43 +70,35 @@ OVERALL: dict[str, Callable[[RelevantRanks], Tensor]] = {
     "map": average_precision,
     "mrr": reciprocal_rank,
 }
-"""Scores without a cut-off"""
+"""scores without a cut-off"""
 
-OF_THE_FIRST = {"recall", "mrr"}
-"""Scores that need only the rank of the first relevant item, which is faster to find than those of all"""
+FIRST_RANK_SCORES = {"recall", "mrr"}
+"""scores that need only the rank of the first relevant item, which is faster to find than all ranks"""
 
 
-def check_scores(scores: str | Sequence[str], ks: int | Sequence[int]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Scores and cut-offs as tuples of strings and integers; one alone may be given as it is.
+def checked_scores(scores: str | Sequence[str], ks: int | Sequence[int]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Scores and cut-offs as tuples of strings and integers; a single name or integer is also accepted.
 
     Raises:
-        ValueError: if any is wrong, given twice, or none is given.
+        ValueError: if there is no name, a name is unknown or repeated, or `ks` are not distinct positive integers.
     """
     names = (scores,) if isinstance(scores, str) else tuple(scores)
     if not names or any(name not in AT_K and name not in OVERALL for name in names) or len(set(names)) < len(names):
-        raise ValueError(f"scores must be some of {', '.join([*AT_K, *OVERALL])}, each once, got {names}.")
-    return names, check_ks(ks)
+        raise ValueError(f"scores must be distinct names from {', '.join([*AT_K, *OVERALL])}, got {names}.")
+    return names, checked_ks(ks)
 
 
-def check_ks(ks: int | Sequence[int]) -> tuple[int, ...]:
-    """Cut-offs as a tuple of integers, from one integer or several, numpy's too.
-
-    Raises:
-        ValueError: if any is no integer from 1 or given twice, or none is given.
-    """
-    given: tuple[Any, ...] = tuple(ks) if isinstance(ks, Iterable) else (ks,)
-    integers = [int(k) for k in given if type(k) is not bool and isinstance(k, Integral)]
-    if not given or len(integers) < len(given) or min(integers) < 1 or len(set(integers)) < len(integers):
-        raise ValueError(f"ks must be one or more different integers from 1, got {ks!r}.")
-    return tuple(integers)
+def score_names(scores: Sequence[str], ks: Sequence[int]) -> list[str]:
+    """Keys of the scores, in order: "recall@1", "map@r", ..."""
+    return [key for name in scores for key in ([f"{name}@{k}" for k in ks] if name in AT_K else [name])]
 
 
-def score(matches: RelevantRanks, scores: Sequence[str], ks: Sequence[int]) -> dict[str, Tensor]:
+def score(ranks: RelevantRanks, scores: Sequence[str], ks: Sequence[int]) -> dict[str, Tensor]:
     """Each score of each query (q,), float64: {"recall@1": ..., "map@r": ...}."""
     values = {}
     for name in scores:
         if name in AT_K:
-            values.update({f"{name}@{k}": AT_K[name](matches, k) for k in ks})
+            values.update({f"{name}@{k}": AT_K[name](ranks, k) for k in ks})
         else:
-            values[name] = OVERALL[name](matches)
+            values[name] = OVERALL[name](ranks)
     return values

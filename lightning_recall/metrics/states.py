@@ -1,4 +1,4 @@
-"""What a metric keeps of each item until it computes: rows of embeddings, and columns beside them."""
+"""Metric states: embeddings and per-item columns (labels, indices, ...) collected until compute()."""
 
 from collections.abc import Callable, Mapping
 from functools import reduce
@@ -9,36 +9,43 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
 
-from lightning_recall.search.embedding_blocks import BLOCK_ROWS
-from lightning_recall.search.inputs import FLOATS, check_finite
+from lightning_recall.checks import check_finite
+from lightning_recall.search.embedding_blocks import BLOCK_SIZE
+from lightning_recall.search.inputs import FLOAT_DTYPES
 
-INTEGERS, FLAGS = torch.int64, torch.bool
 COLUMNS = {
-    "labels": INTEGERS,
-    "indices": INTEGERS,
-    "groups": INTEGERS,
-    "ignored": INTEGERS,
-    "is_query": FLAGS,
-    "is_gallery": FLAGS,
+    "labels": torch.int64,
+    "indices": torch.int64,
+    "groups": torch.int64,
+    "is_query": torch.bool,
+    "is_gallery": torch.bool,
 }
-"""name of a state -> its type"""
+"""name of a state -> its dtype"""
 
 
-def add_states(metric: Metric, *names: str) -> None:
-    """Adds empty states for the embeddings and the named columns."""
-    for name in ("embeddings", *names):
+def add_states(metric: Metric) -> None:
+    """Adds empty states for the embeddings and all columns."""
+    for name in ("embeddings", *COLUMNS):
         metric.add_state(name, default=[], dist_reduce_fx="cat")
 
 
-def columns_of(metric: Metric) -> list[str]:
-    """Names of the columns that a metric keeps."""
-    return [name for name in COLUMNS if hasattr(metric, name)]
+def check_same_columns(metric: Metric, columns: Mapping[str, Tensor | None]) -> None:
+    """Raises ValueError unless optional tensors are passed to every `update` or to none.
+
+    Args:
+        metric: holds the tensors of earlier batches.
+        columns: tensors of this batch.
+    """
+    is_first = len(metric.metric_state["labels"]) == 0
+    for name, values in columns.items():
+        if not is_first and (values is not None) != (len(getattr(metric, name)) > 0):
+            raise ValueError(f"Pass {name} to every update() or to none.")
 
 
-def append_rows(metric: Metric, embeddings: Tensor, **columns: Tensor | None) -> None:
-    """Keeps a copy of a batch, all on the device of its embeddings; columns that are None are left as they are.
+def append_batch(metric: Metric, embeddings: Tensor, **columns: Tensor | None) -> None:
+    """Appends a copy of the batch to the states, on the embeddings' device; columns that are None are skipped.
 
-    A copy, since embeddings may be a view of far more than them, or be overwritten.
+    Copies, because embeddings may be a view into a larger tensor or may be overwritten.
     """
     states: dict[str, list[Tensor]] = {name: getattr(metric, name) for name in ("embeddings", *columns)}
     states["embeddings"].append(embeddings.detach().clone())
@@ -47,117 +54,133 @@ def append_rows(metric: Metric, embeddings: Tensor, **columns: Tensor | None) ->
             states[name].append(values.detach().to(embeddings.device, COLUMNS[name], copy=True))
 
 
-def gathered_rows(metric: Metric, ignore_index: int | None = None) -> dict[str, Tensor]:
-    """All that was added, each item once: {"embeddings": (N, D), "labels": (N,), ...}; columns never given are missing.
+def check_updated(metric: Metric) -> None:
+    """Raises ValueError if a metric has no states, because `update` was never called."""
+    if len(metric.metric_state["embeddings"]) == 0:
+        raise ValueError(f"{type(metric).__name__}.compute() was called before any item was added with update().")
 
-    Items with the label `ignore_index` are left out. If there are indices, items are in their order.
+
+def concatenated_states(metric: Metric, ignore_index: int | None = None) -> dict[str, Tensor]:
+    """Concatenates the states and removes duplicates; columns that were never passed are omitted.
+
+    Drops items labelled `ignore_index`. Sorts by index if indices were passed.
+
+    Returns:
+        {"embeddings": (N, D), "labels": (N,), ...}.
 
     Raises:
-        ValueError: if nothing was added, or what was added does not fit.
+        ValueError: if `update` was never called, or the columns have different lengths.
     """
-    names = ["embeddings", *columns_of(metric)]
-    known = {name: dim_zero_cat(getattr(metric, name)) for name in names if len(getattr(metric, name)) > 0}
-    if not known:
-        raise ValueError("Scores of nothing: no batch was added with update().")
-    for name, values in known.items():
-        if len(values) != len(known["embeddings"]):
-            raise ValueError(f"Give {name} with every batch, or with none.")
-    if known["embeddings"].device.type == "mps":  # which has no float64
-        known = {name: values.cpu() for name, values in known.items()}
+    check_updated(metric)
+    names = ("embeddings", *COLUMNS)
+    states = {name: dim_zero_cat(getattr(metric, name)) for name in names if len(getattr(metric, name)) > 0}
+    for name, values in states.items():
+        if len(values) != len(states["embeddings"]):
+            raise ValueError(f"Pass {name} to every update() or to none.")
+    if states["embeddings"].device.type == "mps":  # MPS does not support float64
+        states = {name: values.cpu() for name, values in states.items()}
     if ignore_index is not None:
-        kept = known["labels"] != ignore_index  # (N,)
-        known = known if bool(kept.all()) else {name: values[kept] for name, values in known.items()}
-    check_finite(known["embeddings"])
-    return once_each(known) if "indices" in known else known
+        is_kept = states["labels"] != ignore_index  # (N,)
+        states = states if bool(is_kept.all()) else {name: values[is_kept] for name, values in states.items()}
+    check_finite(states["embeddings"])
+    return deduplicate(states) if "indices" in states else states
 
 
-def once_each(known: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each item once, by ascending index; of an index that was given more than once, the first.
+def deduplicate(states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Keeps the first item for each index, sorted by index.
 
     Args:
-        known: embeddings (N, D), indices (N,) and other columns (N,).
+        states: embeddings (N, D), indices (N,) and other columns (N,).
 
     Raises:
-        ValueError: if an index was given with different columns.
+        ValueError: if items with the same index differ in a column.
     """
-    indices = known["indices"]
-    once = first_of_each(indices)  # (M,)
-    first = once[torch.searchsorted(indices[once], indices)]  # (N,) where each row's index was given first
-    rows = torch.arange(len(indices), device=indices.device)
-    again = (first != rows).nonzero().squeeze(1)
-    for name, values in known.items():
-        differs = again[values[again] != values[first[again]]] if name != "embeddings" else again[:0]
-        if len(differs):
+    indices = states["indices"]
+    firsts = first_of_each(indices)  # (M,)
+    first_of = firsts[torch.searchsorted(indices[firsts], indices)]  # (N,) first item with the same index
+    items = torch.arange(len(indices), device=indices.device)
+    duplicates = (first_of != items).nonzero().squeeze(1)
+    for name, values in states.items():
+        if name == "embeddings":
+            continue
+        different = duplicates[values[duplicates] != values[first_of[duplicates]]]
+        if len(different):
             raise ValueError(
-                f"Index {int(indices[differs[0]])} was given twice, with different {name}: `indices` must be places "
-                "in the whole data set, not in a batch or in a part of the data."
+                f"Index {int(indices[different[0]])} was passed twice, with different {name}: `indices` must be "
+                "positions in the whole data set, not in a batch or subset."
             )
-    warn_if_embeddings_differ(known["embeddings"], indices, again, first)
-    return dict(known) if torch.equal(once, rows) else {name: values[once] for name, values in known.items()}
+    warn_if_embeddings_differ(states["embeddings"], indices, duplicates, first_of)
+    return dict(states) if torch.equal(firsts, items) else {name: values[firsts] for name, values in states.items()}
 
 
-def warn_if_embeddings_differ(embeddings: Tensor, indices: Tensor, again: Tensor, first: Tensor) -> None:
-    """Warns where an item's second embedding is further from its first than a tenth of its length.
+def warn_if_embeddings_differ(embeddings: Tensor, indices: Tensor, duplicates: Tensor, first_of: Tensor) -> None:
+    """Warns if duplicate embeddings of an item differ by more than 10% of the norm.
 
     Rounding differs between batches, so they need not be equal.
 
     Args:
         embeddings: (N, D).
         indices: (N,) of the items.
-        again: (A,) rows whose items were given before.
-        first: (N,) where each row's item was given first.
+        duplicates: (A,) items whose index was passed before.
+        first_of: (N,) first item with the same index.
     """
-    for part in torch.split(again, BLOCK_ROWS):
-        before, now = embeddings[first[part]].double(), embeddings[part].double()
+    for part in torch.split(duplicates, BLOCK_SIZE):
+        before, now = embeddings[first_of[part]].double(), embeddings[part].double()
         far = part[(now - before).norm(dim=1) > 0.1 * before.norm(dim=1)]
         if len(far):
             rank_zero_warn(
-                f"Index {int(indices[far[0]])} was given twice, with different embeddings; the first counts. Evaluate "
-                "in eval mode without random augmentation, and give places in the whole data set as indices."
+                f"Index {int(indices[far[0]])} was passed twice, with different embeddings; the first one counts. "
+                "Evaluate in eval mode without random augmentation, and pass positions in the whole data set."
             )
             return
 
 
 def first_of_each(indices: Tensor) -> Tensor:
-    """Places (M,) at which each of the M different values of `indices` (N,) stands first, by ascending value."""
+    """Position (M,) of the first occurrence of each unique value of `indices` (N,), sorted by value.
+
+    >>> first_of_each(torch.tensor([7, 5, 7]))
+    tensor([1, 0])
+    """
     order = torch.argsort(indices, stable=True)
     ordered = indices[order]
-    return order[torch.cat([ordered[:1] == ordered[:1], ordered[1:] != ordered[:-1]])]
+    is_new = torch.ones_like(ordered, dtype=torch.bool)
+    is_new[1:] = ordered[1:] != ordered[:-1]
+    return order[is_new]
 
 
-def complete_states(metric: Metric, gather: Callable[..., list[Tensor]], group: Any) -> None:
-    """Gives a process without rows the empty states that it needs, since a gather takes equal types and widths.
+def add_empty_states(metric: Metric, gather: Callable[..., list[Tensor]], group: Any) -> None:
+    """Adds empty states on processes without data, because gather needs equal dtypes and dimensions.
 
     Args:
-        metric: whose states are about to be gathered.
-        gather: one tensor of each process, given one's own and the group.
-        group: of the processes.
+        metric: metric whose states are about to be gathered.
+        gather: function (tensor, group) -> list of each process's tensor.
+        group: process group.
 
     Raises:
-        ValueError: on every process, if their embeddings differ in width.
+        ValueError: on every process, if their embeddings differ in dimension.
     """
-    names = columns_of(metric)
     pieces = [*metric.metric_state["embeddings"]]
-    dtype = reduce(torch.promote_types, (piece.dtype for piece in pieces)) if pieces else FLOATS[0]
-    kind = (FLOATS.index(dtype), pieces[0].shape[1] if pieces else -1)
-    given = [len(getattr(metric, name)) > 0 for name in names]
-    every = torch.stack(gather(torch.tensor([*kind, *given], device=metric.device), group=group)).tolist()
-    holding = [row for row in every if row[1] >= 0]
-    if not holding:
+    dtype = reduce(torch.promote_types, (piece.dtype for piece in pieces)) if pieces else FLOAT_DTYPES[0]
+    kind = (FLOAT_DTYPES.index(dtype), pieces[0].shape[1] if pieces else -1)
+    is_passed = [len(getattr(metric, name)) > 0 for name in COLUMNS]
+    everywhere = torch.stack(gather(torch.tensor([*kind, *is_passed], device=metric.device), group=group)).tolist()
+    non_empty = [row for row in everywhere if row[1] >= 0]
+    if not non_empty:
         return
-    if len({row[1] for row in holding}) > 1:
-        raise ValueError(f"embeddings must be of one width, got {[row[1] for row in holding]} on different processes.")
-    dtype = reduce(torch.promote_types, (FLOATS[row[0]] for row in holding))
-    pieces = pieces or [torch.zeros(0, holding[0][1], device=metric.device)]
+    if len({row[1] for row in non_empty}) > 1:
+        dims = [row[1] for row in non_empty]
+        raise ValueError(f"embeddings must have the same dimension on all processes, got {dims}.")
+    dtype = reduce(torch.promote_types, (FLOAT_DTYPES[row[0]] for row in non_empty))
+    pieces = pieces or [torch.zeros(0, non_empty[0][1], device=metric.device)]
     metric.embeddings = [dim_zero_cat(pieces).to(dtype)]
-    for place, name in enumerate(names, start=2):
-        if any(row[place] for row in every) and not getattr(metric, name):
+    for column, name in enumerate(COLUMNS, start=2):
+        if any(row[column] for row in everywhere) and not getattr(metric, name):
             setattr(metric, name, [torch.zeros(0, dtype=COLUMNS[name], device=metric.device)])
 
 
-def restore_columns(metric: Metric, change: Callable[[], Any]) -> None:
-    """Changes a metric's type; its columns stay integers and bools, which other types could not tell apart."""
-    kept = {name: getattr(metric, name) for name in columns_of(metric)}
-    change()
-    for name, state in kept.items():
-        setattr(metric, name, state)
+def keep_columns(metric: Metric, convert: Callable[[], Any]) -> None:
+    """Converts a metric's dtype, but not its columns: a float dtype cannot represent large integers exactly."""
+    columns = {name: getattr(metric, name) for name in COLUMNS}
+    convert()
+    for name, values in columns.items():
+        setattr(metric, name, values)

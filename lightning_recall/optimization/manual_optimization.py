@@ -1,76 +1,91 @@
-"""What the Trainer leaves undone in manual optimization: clipping, accumulation, schedulers."""
+"""Gradient clipping, accumulation and schedulers for manual optimization, with one optimizer or several."""
 
+from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_recall._lightning import (
     BaseFinetuning,
     Callback,
-    GradientAccumulationScheduler,
-    LearningRateFinder,
     LightningModule,
     LRSchedulerCallable,
     OptimizerCallable,
-    ReduceLROnPlateau,
-    Trainer,
+    attached_trainer,
+    backward_is_skipped,
     callbacks_of,
 )
-from lightning_recall.optimization.resuming import (
-    check_callbacks,
-    check_no_finder,
-    check_parameters,
-    check_settings,
-    check_waiting,
-    optimization_settings,
+from lightning_recall.optimization import resuming, trainer_checks
+from lightning_recall.optimization.gradients import add_gradients, gradient_scale, scale_again, zero_gradients
+from lightning_recall.optimization.optimizer_settings import (
+    SHARED,
+    OptimizerProgress,
+    OptimizerSettings,
+    check_losses,
+    check_optimizers,
+    parameters_of,
 )
-from lightning_recall.optimization.schedules import check_schedules
+from lightning_recall.optimization.parameter_groups import ParameterGroup, build_optimizer, split_parameters
+from lightning_recall.optimization.schedules import check_schedules, due_plateaus, due_schedulers
 
 
 class ManualOptimization(LightningModule):
-    """Turns one loss a batch into optimizer steps, with all that automatic optimization does besides.
+    """Runs backward passes and optimizer steps, with the features of automatic optimization.
 
-    A subclass computes a loss and calls `optimize`. Schedulers step by the batch or by the epoch, gradients are clipped
-    where they are no longer scaled by mixed precision, several batches may make one step, and a checkpoint between
-    them keeps the gradients. `gradient_clip_val` and `accumulate_grad_batches` are arguments of the module, not of the
-    Trainer. `training_step` should return `{"loss": loss.detach()}`, which LearningRateFinder and SpikeDetection read.
+    A subclass computes a loss in `training_step` and calls `optimize`. Schedulers step by the batch or by the epoch.
+    Gradients are clipped after unscaling. Gradients can be accumulated, and checkpoints save accumulated gradients.
+    `gradient_clip_val` and `accumulate_grad_batches` are arguments of the module, not of the Trainer. `training_step`
+    should return `{"loss": loss.detach()}`, which LearningRateFinder and SpikeDetection read.
 
-    `configure_optimizers` may be overridden with any optimizers and schedulers, with interval and frequency, as
-    Lightning takes them; `global_step` counts the steps of every optimizer. `optimizer_step`, `optimizer_zero_grad`,
+    `configure_optimizers` may be overridden with any optimizers and schedulers, with interval and frequency, as in
+    Lightning; `global_step` counts the steps of every optimizer. `optimizer_step`, `optimizer_zero_grad`,
     `on_before_zero_grad`, `configure_gradient_clipping` and `lr_scheduler_step` may be overridden as in automatic
-    optimization, and are called in its order, with one difference: when `optimizer_step` is called the gradients are
-    there already, and its closure does nothing. Overrides of the other hooks defined here must call `super()`.
+    optimization. They are called in the same order, but backward runs before `optimizer_step`, whose closure is a
+    no-op. Overrides of the other hooks defined here must call `super()`.
 
-    A resumed training keeps the optimizer and schedule of its checkpoint: other settings are refused.
+    Several optimizers share each loss, unless `__init__` sets `optimizer_settings`: a name and `OptimizerSettings` for
+    each optimizer, in the order of `configure_optimizers`. Each optimizer then has its own losses, clipping,
+    accumulation, cadence and schedulers, and `optimize` takes the losses by name:
 
-    After `Tuner.lr_find` the attribute `lr` is the learning rate of all parameters but those of `loss_lr`; None, the
-    default: the optimizer's own.
+        self.optimizer_settings = {"critic": OptimizerSettings(0.1), "generator": OptimizerSettings(every_n_batches=5)}
+        ...
+        self.optimize({"critic": critic_loss})  # steps the critic
+        if self.is_due("generator"):
+            self.optimize({"generator": self.generator_loss(batch)})
+
+    Resuming restores optimizers and schedulers from the checkpoint; different settings raise an error.
+
+    `lr` is set by `Tuner.lr_find`. It applies to all parameter groups without their own learning rate; None, the
+    default, uses the optimizer's.
 
     Args:
-        optimizer: parameters -> optimizer; None: AdamW with a learning rate of 1e-4.
-        loss_lr: learning rate of the parameters of `self.loss`, such as proxies; None: as the others'.
-        lr_scheduler: optimizer -> scheduler, or several that step together, such as a warm-up and a decay; None: a
-            constant learning rate. For `ReduceLROnPlateau` take `pytorch_lightning.cli.ReduceLROnPlateau`, which tells
-            its monitor.
+        optimizer: callable that builds the optimizer from `parameter_groups()`; None: AdamW with a learning rate of
+            1e-4.
+        lr_scheduler: callable that builds a scheduler from the optimizer, or several whose schedulers step together,
+            such as a warm-up and a decay; None: a constant learning rate. For `ReduceLROnPlateau` use
+            `pytorch_lightning.cli.ReduceLROnPlateau`, which has a `monitor` argument.
         lr_interval: whether schedulers step after every "epoch" or every optimizer "step".
-        lr_frequency: of how many epochs or steps a scheduler steps after the last, from 1.
-        gradient_clip_val: largest norm, or value, of the gradient; None: not clipped.
-        gradient_clip_algorithm: whether that is the "norm" of the whole gradient, or the "value" of each number in it.
-        accumulate_grad_batches: how many batches make one step, on the mean of their gradients, from 1. The last step
-            of an epoch may have fewer.
+        lr_frequency: step the scheduler every `lr_frequency` epochs or steps, from 1.
+        gradient_clip_val: maximum norm, or value, of the gradient; None: no clipping.
+        gradient_clip_algorithm: clips the "norm" of the whole gradient, or clips each gradient element ("value").
+        accumulate_grad_batches: number of batches whose gradients are averaged for one step, from 1. The last step of
+            an epoch may have fewer.
 
     Raises:
-        ValueError: for numbers out of range; when the training starts, for a plateau by the step, schedules that cannot
-            work or overrule `loss_lr` or `lr`, arguments given to the Trainer instead of the module, and a resumed
-            training whose optimizer or schedule is not the checkpoint's.
+        ValueError: for numbers out of range; when training starts, for ReduceLROnPlateau with `lr_interval="step"`,
+            schedulers that end before the training or override the learning rates of parameter groups or `lr`,
+            arguments given to the Trainer instead of the module, and optimizers that differ from `optimizer_settings`
+            or from the checkpoint.
     """
+
+    read_once: ClassVar[tuple[str, ...]] = ("optimizer", "lr", "lr_scheduler", "lr_interval", "lr_frequency")
+    """attributes that only `configure_optimizers` reads, so that later changes have no effect"""
 
     def __init__(
         self,
         optimizer: OptimizerCallable | None = None,
-        loss_lr: float | None = None,
         lr_scheduler: LRSchedulerCallable | list[LRSchedulerCallable] | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
         lr_frequency: int = 1,
@@ -79,229 +94,206 @@ class ManualOptimization(LightningModule):
         accumulate_grad_batches: int = 1,
     ) -> None:
         super().__init__()
-        if gradient_clip_val is not None and not gradient_clip_val > 0:
-            raise ValueError(f"gradient_clip_val must be above 0, or None for no clipping, got {gradient_clip_val}.")
-        if accumulate_grad_batches < 1 or lr_frequency < 1:
-            raise ValueError(
-                "accumulate_grad_batches and lr_frequency must be at least 1, "
-                f"got {accumulate_grad_batches} and {lr_frequency}."
-            )
+        if lr_frequency < 1:
+            raise ValueError(f"lr_frequency must be at least 1, got {lr_frequency}.")
         self.automatic_optimization = False
         self.optimizer = optimizer
-        self.loss_lr = loss_lr
         self.lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
         self.lr_frequency = lr_frequency
         self.gradient_clip_val = gradient_clip_val
         self.gradient_clip_algorithm = gradient_clip_algorithm
         self.accumulate_grad_batches = accumulate_grad_batches
+        self.shared_settings()  # checks them
+        self.optimizer_settings: dict[str, OptimizerSettings] = {}
         self.lr: float | None = None  # set by Tuner.lr_find
-        self.accumulated = 0  # batches whose gradients wait for a step
-        self.ended_epochs = 0  # that schedulers have seen the end of
-        self.resumed_gradients: dict[str, Tensor] = {}
-        self.resumed_metrics: dict[str, Tensor] = {}
-        self.resumed_from: dict[str, Any] | None = None  # a checkpoint that is yet to be compared
-        self.settings: dict[str, Any] = {}  # of optimizers and schedulers, as configured
+        self.progress: dict[str, OptimizerProgress] = defaultdict(OptimizerProgress)
+        self.resumed: resuming.SavedOptimization | None = None
+        self.configured: dict[str, Any] = {}  # settings of optimizers and schedulers
         self.clipped = False
 
-    def optimize(self, loss: Tensor) -> None:
-        """Adds the gradient of a batch's loss, and makes a step where one is due."""
-        if getattr(self.trainer.fit_loop, "_skip_backward", False):
-            return  # StochasticWeightAveraging lets an epoch pass for the statistics of BatchNorm only
-        optimizers = self.optimizers()
+    def optimize(self, losses: Tensor | dict[str, Tensor]) -> None:
+        """Adds the gradients of a batch's losses, and steps the optimizers that are due.
+
+        A named loss only changes the gradients of its optimizer's parameters, averaged over the processes (DDP). All
+        backward passes come before the first step, so losses in one call may share a graph. A loss of a later call must
+        be computed after the steps of the earlier one, wherever it depends on the parameters that they change.
+
+        Args:
+            losses: the loss of all optimizers; or name of an optimizer -> its loss.
+
+        Raises:
+            ValueError: for names that are not in `optimizer_settings`, or a single loss where it has names.
+        """
+        if backward_is_skipped(self.trainer):
+            return
+        losses = {SHARED: losses} if isinstance(losses, Tensor) else losses
+        check_losses(losses, self.optimizer_settings)
+        used = [name for name in losses if self.uses_batch(name)]
+        for name in used:
+            self.add_loss(name, losses[name], retain_graph=name != used[-1])
+        for name in losses:
+            accumulated = self.progress[name].accumulated_batches
+            is_full = accumulated == self.settings_of(name).accumulate_grad_batches
+            if accumulated and (is_full or self.trainer.is_last_batch):
+                self.step_optimizers(name)
+            if self.trainer.is_last_batch:  # must happen here: a checkpoint may be saved in on_train_batch_end
+                self.end_epoch(name)
+
+    def is_due(self, name: str) -> bool:
+        """Whether `optimize` needs the loss of an optimizer in this batch, which depends on `every_n_batches`."""
+        return self.uses_batch(name) or (self.trainer.is_last_batch and self.progress[name].accumulated_batches > 0)
+
+    def uses_batch(self, name: str) -> bool:
+        """Whether an optimizer uses this batch."""
+        return (self.trainer.fit_loop.total_batch_idx + 1) % self.settings_of(name).every_n_batches == 0
+
+    def shared_settings(self) -> OptimizerSettings:
+        """The settings that are arguments of the module."""
+        return OptimizerSettings(self.gradient_clip_val, self.gradient_clip_algorithm, self.accumulate_grad_batches)
+
+    def settings_of(self, name: str) -> OptimizerSettings:
+        """The settings of an optimizer, or of all if they share each loss."""
+        return self.shared_settings() if name == SHARED else self.optimizer_settings[name]
+
+    def optimizers_of(self, name: str) -> list[Any]:
+        """The optimizer of a name as a list, or all if they share each loss."""
+        optimizers: Any = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-        waiting, self.accumulated = self.accumulated, 0  # if backward fails, the next batch starts anew
-        if waiting == 0:
-            self.zero_gradients(optimizers)
-        self.manual_backward(loss / self.accumulate_grad_batches)
-        self.accumulated = waiting + 1
-        if self.accumulated == self.accumulate_grad_batches or self.trainer.is_last_batch:
-            self.step_optimizers(optimizers)
-        if self.trainer.is_last_batch:  # and not later: a checkpoint may be saved when the batch ends
-            self.end_epoch()
+        return optimizers if name == SHARED else [optimizers[list(self.optimizer_settings).index(name)]]
 
-    def zero_gradients(self, optimizers: list[Any]) -> None:
-        """Frees the gradients of the last step, by the hooks of automatic optimization."""
-        for optimizer in optimizers:
-            for callback in callbacks_of(self.trainer):
-                callback.on_before_zero_grad(self.trainer, self, optimizer.optimizer)
-            self.on_before_zero_grad(optimizer.optimizer)
-            self.optimizer_zero_grad(self.current_epoch, self.trainer.fit_loop.batch_idx, optimizer.optimizer)
+    def add_loss(self, name: str, loss: Tensor, retain_graph: bool) -> None:
+        """Adds the gradient of a loss, divided by `accumulate_grad_batches`."""
+        optimizers, progress = self.optimizers_of(name), self.progress[name]
+        accumulated, progress.accumulated_batches = progress.accumulated_batches, 0  # stays 0 if backward fails
+        if accumulated == 0:
+            zero_gradients(self, optimizers)
+        loss = loss / self.settings_of(name).accumulate_grad_batches
+        if name == SHARED:
+            self.manual_backward(loss)
+        else:
+            add_gradients(self, loss, parameters_of(optimizers[0]), retain_graph)
+        progress.accumulated_batches = accumulated + 1
 
-    def step_optimizers(self, optimizers: list[Any]) -> None:
-        """A step with the gradients that wait."""
-        self.clipped = False
+    def step_optimizers(self, name: str) -> None:
+        """Steps an optimizer, or all if they share each loss, with the accumulated gradients; then their schedulers."""
+        optimizers, progress, start = self.optimizers_of(name), self.progress[name], self.trainer.global_step
+        scale = gradient_scale(self.trainer, self.device) if name == SHARED and len(optimizers) > 1 else None
         for optimizer in optimizers:
-            before = self.trainer.global_step
+            if name != SHARED or scale is not None:  # a step of another optimizer may have changed the scale
+                scale_again(self, parameters_of(optimizer), scale)
+            before, self.clipped = self.trainer.global_step, False
             self.optimizer_step(self.current_epoch, self.trainer.fit_loop.batch_idx, optimizer, lambda: None)
-            if self.gradient_clip_val is not None and not self.clipped and self.trainer.global_step > before:
+            clips = self.settings_of(name).gradient_clip_val is not None
+            if clips and not self.clipped and self.trainer.global_step > before:
                 raise ValueError(f"{type(self).__name__}.on_before_optimizer_step must call super(), which clips.")
-        self.accumulated = 0
-        self.step_schedulers("step", self.trainer.global_step // len(optimizers))
+        progress.accumulated_batches = 0
+        if name == SHARED:
+            self.step_schedulers("step", self.trainer.global_step // len(optimizers), name)
+        elif self.trainer.global_step > start:
+            progress.steps += 1
+            self.step_schedulers("step", progress.steps, name)
 
-    def end_epoch(self) -> None:
-        """Steps the epoch's schedulers, once."""
-        if self.ended_epochs <= self.current_epoch:
-            self.ended_epochs = self.current_epoch + 1
-            self.step_schedulers("epoch", self.ended_epochs)
+    def step_schedulers(self, interval: Literal["step", "epoch"], count: int, name: str) -> None:
+        """Steps the schedulers with this interval, after `count` steps or epochs; on_train_epoch_end steps plateaus."""
+        optimizer = None if name == SHARED else self.optimizers_of(name)[0].optimizer
+        for scheduler in due_schedulers(self.trainer, interval, count, optimizer):
+            self.lr_scheduler_step(scheduler, None)
+
+    def end_epoch(self, name: str) -> None:
+        """Steps the schedulers with the interval "epoch", once per epoch."""
+        progress = self.progress[name]
+        if progress.scheduled_epochs <= self.current_epoch:
+            progress.scheduled_epochs = self.current_epoch + 1
+            self.step_schedulers("epoch", progress.scheduled_epochs, name)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Parameter groups of the optimizer; override it to give parts of the module their own learning rate."""
+        return split_parameters(self)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer and schedulers that were asked for."""
-        loss = getattr(self, "loss", None)
-        of_loss = list(loss.parameters()) if isinstance(loss, nn.Module) and self.loss_lr is not None else []
-        known = {id(p) for p in of_loss}
-        groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if id(p) not in known]}]
-        if of_loss:
-            groups.append({"params": of_loss, "lr": self.loss_lr})
-        if self.lr is not None:
-            groups[0]["lr"] = self.lr
-        for group in groups:
-            group["params"] = [p for p in group["params"] if p.requires_grad]
-        optimizer = self.optimizer(groups) if self.optimizer else torch.optim.AdamW(groups, lr=1e-4)
-        wanted = self.lr_scheduler if isinstance(self.lr_scheduler, Sequence) else [self.lr_scheduler]
-        before = [group["lr"] for group in optimizer.param_groups]
-        schedulers = [make(optimizer) for make in wanted if make is not None]
-        after = [float(group["lr"]) for group in optimizer.param_groups]
-        if of_loss and schedulers and len(set(after)) == 1 < len(set(map(float, before))):
-            raise ValueError(
-                f"{type(schedulers[-1]).__name__} sets a learning rate of its own for all parameters, so that loss_lr "
-                f"would do nothing: give it one for the network and one for the loss, such as max_lr: {before}."
-            )
-        if self.lr is not None and optimizer.param_groups[0].get("initial_lr", self.lr) != self.lr:
-            raise ValueError(
-                f"{type(schedulers[-1]).__name__} sets a learning rate of its own, so that lr={self.lr:.3g} would do "
-                "nothing: give it to the scheduler, such as max_lr, and set lr to None."
-            )
+        """Builds the optimizer and schedulers."""
+        factories = self.lr_scheduler if isinstance(self.lr_scheduler, Sequence) else [self.lr_scheduler]
+        optimizer, schedulers = build_optimizer(self.parameter_groups(), self.optimizer, factories, self.lr)
         timing = {"interval": self.lr_interval, "frequency": self.lr_frequency}
         return [optimizer], [{"scheduler": scheduler, **timing} for scheduler in schedulers]
 
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
-        """Refuses settings of the Trainer that are arguments of the module: Lightning asks for callbacks first."""
+        """Checks the Trainer's settings: called here because `configure_callbacks` is the first hook."""
         if self.trainer.state.fn == "fit":
-            refuse_automatic_settings(self.trainer, self.accumulate_grad_batches)
+            trainer_checks.check_trainer_settings(self.trainer, self.accumulate_grad_batches)
         return super().configure_callbacks()
 
     def setup(self, stage: str) -> None:
-        """Forgets what a checkpoint loaded outside of a training has left."""
-        self.accumulated, self.ended_epochs, self.resumed_gradients, self.resumed_metrics = 0, 0, {}, {}
-        self.resumed_from = None
+        """Resets state left over from a previously loaded checkpoint."""
+        self.progress, self.resumed = defaultdict(OptimizerProgress), None
 
     def on_fit_start(self) -> None:
-        """Compares the optimizers and schedulers with those of the checkpoint, which then replace them."""
-        saved, self.resumed_from = self.resumed_from, None
+        """Checks the optimizers, also against the checkpoint, before Lightning restores it."""
+        if self.optimizer_settings:
+            check_optimizers(self.trainer, self.optimizer_settings, self.shared_settings())
         managed = any(isinstance(callback, BaseFinetuning) for callback in callbacks_of(self.trainer))
-        self.settings = {} if managed else optimization_settings(self.trainer)  # else its groups are not ours
-        if saved is not None:
-            check_waiting(saved["accumulate_grad_batches"], self.accumulate_grad_batches)
-        if saved is not None and not managed:
-            if saved["settings"]:
-                check_settings(saved["settings"], self.trainer)
-            check_parameters(saved["optimizers"], self.trainer)
+        self.configured = {} if managed else resuming.optimization_settings(self.trainer)  # it changes the groups
+        if self.resumed is not None:
+            resuming.check_names([*self.progress], [*self.accumulations()])
+            resuming.check_accumulation(self.resumed.accumulations, self.accumulations())
+            if not managed:
+                resuming.check_settings(self.resumed.settings, self.trainer)
+                resuming.check_parameters(self.resumed.optimizers, self.trainer)
+            self.resumed.optimizers = None  # frees their memory
+
+    def accumulations(self) -> dict[str, int]:
+        """Name of each optimizer -> its accumulate_grad_batches."""
+        names = list(self.optimizer_settings) or [SHARED]
+        return {name: self.settings_of(name).accumulate_grad_batches for name in names}
 
     def on_train_start(self) -> None:
-        """Refuses schedules that cannot work with this training, new or resumed; takes up gradients that wait."""
-        if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in self.trainer.optimizers):
-            raise ValueError("LBFGS computes the loss several times a step, which a large batch cannot: take another.")
-        check_schedules(self.trainer, self.accumulate_grad_batches)
-        for callback in self.trainer.checkpoint_callbacks:
-            if getattr(callback, "_train_time_interval", None) is not None:
-                raise ValueError(
-                    "ModelCheckpoint(train_time_interval=...) saves nothing in manual optimization: give "
-                    "every_n_train_steps or every_n_epochs."
-                )
-        for name, parameter in self.named_parameters():
-            if name in self.resumed_gradients:
-                parameter.grad = self.resumed_gradients[name].to(parameter.device)
-        self.resumed_gradients = {}
+        """Checks schedulers and optimizers against the training; restores accumulated gradients."""
+        trainer_checks.check_optimizer_classes(self.trainer)
+        check_schedules(self.trainer, {name: self.settings_of(name) for name in self.accumulations()})
+        trainer_checks.check_checkpoint_times(self.trainer)
+        if self.resumed is not None:
+            self.resumed.restore_gradients(self)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clips the gradient: here, and not in `training_step`, it is no longer scaled by mixed precision."""
+        """Clips the gradient: here, unlike in `training_step`, it is not scaled by mixed precision."""
         self.clipped = True
-        algorithm = None if self.gradient_clip_val is None else self.gradient_clip_algorithm
-        self.configure_gradient_clipping(optimizer, self.gradient_clip_val, algorithm)
+        names = list(self.optimizer_settings)
+        settings = self.settings_of(names[self.trainer.optimizers.index(optimizer)] if names else SHARED)
+        algorithm = None if settings.gradient_clip_val is None else settings.gradient_clip_algorithm
+        self.configure_gradient_clipping(optimizer, settings.gradient_clip_val, algorithm)
 
     def on_validation_model_zero_grad(self) -> None:
-        """Frees the gradients before a validation, unless they wait for a step."""
-        if self.accumulated == 0:
+        """Frees the gradients before a validation, unless gradients are being accumulated."""
+        if not any(progress.accumulated_batches for progress in self.progress.values()):
             super().on_validation_model_zero_grad()
 
-    def step_schedulers(self, interval: str, count: int) -> None:
-        """Steps the schedulers of an interval, of which `count` are over; plateaus wait for the validation."""
-        for config in self.trainer.lr_scheduler_configs:
-            due = config.interval == interval and count % config.frequency == 0
-            if due and not isinstance(config.scheduler, ReduceLROnPlateau):
-                self.lr_scheduler_step(config.scheduler, None)
-
     def on_train_epoch_end(self) -> None:
-        """Shows plateau schedulers their monitors, those of validation only after a validation.
+        """Steps ReduceLROnPlateau with its monitored metric; validation metrics only after a validation.
 
-        Where the last batch made no step, because `training_step` or a hook skipped it, the other schedulers step now,
-        and gradients that wait are dropped, as in automatic optimization.
+        If the last batch was skipped, steps the other schedulers and discards accumulated gradients, as in automatic
+        optimization.
         """
-        self.accumulated = 0
-        self.end_epoch()
-        every = self.trainer.check_val_every_n_epoch
-        validated = every is not None and (self.current_epoch + 1) % every == 0
-        for config in self.trainer.lr_scheduler_configs:
-            scheduler = config.scheduler
-            if not isinstance(scheduler, ReduceLROnPlateau) or (self.current_epoch + 1) % config.frequency:
-                continue
-            known = every is None and scheduler.monitor in self.trainer.callback_metrics
-            if validated or known or not scheduler.monitor.startswith("val"):
-                self.lr_scheduler_step(scheduler, self.monitored(scheduler.monitor))
-        self.resumed_metrics = {}  # they were those of the epoch in which the checkpoint was saved
-
-    def monitored(self, name: str) -> Tensor:
-        """A metric that a plateau scheduler monitors."""
-        metrics = {**self.resumed_metrics, **self.trainer.callback_metrics}
-        if name not in metrics:
-            raise ValueError(f"ReduceLROnPlateau monitors {name!r}, but only {sorted(metrics)} are logged.")
-        return metrics[name]
+        for name in self.accumulations():
+            self.progress[name].accumulated_batches = 0
+            self.end_epoch(name)
+        earlier = {} if self.resumed is None else self.resumed.metrics
+        for scheduler, metric in due_plateaus(self.trainer, {**earlier, **self.trainer.callback_metrics}):
+            self.lr_scheduler_step(scheduler, metric)
+        self.resumed = None  # its metrics belong to the epoch that ends
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the gradients that wait for a step, and the metrics that a plateau scheduler waits for."""
-        checkpoint["ended_epochs"] = self.ended_epochs
-        checkpoint["optimization_settings"] = self.settings
+        """Saves accumulated gradients, the optimizers' progress and the metrics needed by ReduceLROnPlateau."""
+        checkpoint["optimization_settings"] = self.configured
         checkpoint["metrics"] = {name: torch.as_tensor(m) for name, m in self.trainer.callback_metrics.items()}
-        if self.accumulated:
+        checkpoint["optimizer_progress"] = {name: dict(vars(progress)) for name, progress in self.progress.items()}
+        if any(progress.accumulated_batches for progress in self.progress.values()):
             gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
-            checkpoint["accumulated"] = {"batches": self.accumulated, "gradients": gradients}
-            checkpoint["accumulated"]["accumulate_grad_batches"] = self.accumulate_grad_batches
+            checkpoint["accumulated"] = {"gradients": gradients, "accumulate_grad_batches": self.accumulations()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes up the gradients and metrics that were waited for."""
-        if self._trainer is not None:  # else of load_from_checkpoint
-            check_no_finder(self._trainer)
-            check_callbacks(checkpoint.get("callbacks"), self._trainer)
-        self.ended_epochs = checkpoint.get("ended_epochs", 0)
-        self.resumed_metrics = checkpoint.get("metrics", {})
-        waiting = checkpoint.get("accumulated", {"batches": 0, "gradients": {}})
-        self.accumulated, self.resumed_gradients = waiting["batches"], waiting["gradients"]
-        self.resumed_from = {
-            "optimizers": checkpoint.get("optimizer_states"),
-            "settings": checkpoint.get("optimization_settings", {}),
-            "accumulate_grad_batches": waiting.get("accumulate_grad_batches"),
-        }
-
-
-def refuse_automatic_settings(trainer: Trainer, accumulate_grad_batches: int) -> None:
-    """Raises ValueError for settings that Lightning knows in automatic optimization only, naming the module's own."""
-    for name, unset in (("gradient_clip_val", 0), ("gradient_clip_algorithm", None), ("accumulate_grad_batches", 1)):
-        value = getattr(trainer, name)
-        if value not in (None, unset):
-            value = getattr(value, "value", value)  # of an enum
-            raise ValueError(
-                f"The Trainer's {name}={value!r} does nothing in manual optimization: give {name}={value!r} to the "
-                f"module instead of the Trainer; in the command --model.{name} {value}."
-            )
-    for callback in callbacks_of(trainer):
-        if isinstance(callback, GradientAccumulationScheduler):
-            raise ValueError(
-                "GradientAccumulationScheduler does nothing in manual optimization: give accumulate_grad_batches to "
-                "the module; it is the same in all epochs."
-            )
-        if isinstance(callback, LearningRateFinder) and accumulate_grad_batches > 1:
-            raise ValueError(
-                "LearningRateFinder compares the losses of single batches: set the module's accumulate_grad_batches to "
-                f"1 while it runs, got {accumulate_grad_batches}."
-            )
+        """Restores accumulated gradients, progress and metrics."""
+        resuming.check_callbacks(checkpoint.get("callbacks"), attached_trainer(self))
+        for name, saved in checkpoint.get("optimizer_progress", {}).items():
+            self.progress[name] = OptimizerProgress(**saved)
+        self.resumed = resuming.SavedOptimization.from_checkpoint(checkpoint)

@@ -1,4 +1,4 @@
-"""Batches with the same number of images from each of their classes. Numpy, and torch for the number of processes."""
+"""Batches with the same number of images of each class. Uses numpy, and torch for the processes of a training."""
 
 from lightning_recall.samplers.class_balanced import ClassBalancedBatchSampler
 from lightning_recall.samplers.spread import most_batches

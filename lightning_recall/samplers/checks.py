@@ -1,28 +1,18 @@
-"""What the sampler takes: sizes, options and labels, or an error that says which to change."""
+"""Validates the sampler's arguments."""
 
-from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
+from lightning_recall.checks import check_integer
 from lightning_recall.samplers.pack_counts import FewClasses, SmallClasses, Tail
 
 EpochOrder = Literal["longest", "published"]
-Labels = Sequence[int] | Sequence[Sequence[int]] | NDArray[np.integer] | Tensor
-
-
-def check_integer(name: str, value: Any, least: int) -> None:
-    """Raises ValueError unless a number is an integer, and large enough."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise ValueError(f"{name} must be an integer, at least {least}, got {value!r}.")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}.")
 
 
 def check_sizes(batch_size: int, samples_per_class: int) -> None:
-    """Raises ValueError unless a batch can be cut into groups of two images or more, from two classes or more."""
+    """Raises ValueError unless a batch consists of two or more packs of two or more images."""
     check_integer("samples_per_class", samples_per_class, 2)  # so that each image has a positive
     check_integer("batch_size", batch_size, 1)
     if batch_size < 2 * samples_per_class or batch_size % samples_per_class:
@@ -39,7 +29,7 @@ def check_options(
     epoch_order: EpochOrder,
     super_classes: int | None,
 ) -> None:
-    """Raises ValueError for a value that an option does not have, or options that contradict each other."""
+    """Raises ValueError for invalid option values or incompatible options."""
     for name, value, kind in (
         ("small_classes", small_classes, SmallClasses),
         ("tail", tail, Tail),
@@ -56,28 +46,15 @@ def check_options(
         )
 
 
-def label_array(labels: Labels) -> NDArray[np.integer]:
-    """Labels as an array (N,) or (N, 2).
-
-    Raises:
-        ValueError: if they have another shape, or are no integers of 64 bits.
-    """
-    try:
-        array = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
-    except (TypeError, ValueError) as error:  # of lists of different lengths, and of bfloat16
-        raise ValueError(f"labels must be integers of shape (N,) or (N, 2): {error}.") from error
-    if array.shape[1:] not in {(), (2,)} or not array.shape or not np.issubdtype(array.dtype, np.integer):
-        first = f", the first {array.flat[0]!r}" if array.size else ""
-        raise ValueError(f"labels must be integers of shape (N,) or (N, 2), got {array.dtype} {array.shape}{first}.")
-    if array.size and array.max() > np.iinfo(np.int64).max:
-        raise ValueError(f"labels must be below 2**63, got {array.max()}.")
-    return array
-
-
 def super_class_of(
     labels: NDArray[np.integer], order: NDArray[np.int32], sizes: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Number from 0 of each class's super-class (C,), given the rows class by class (N,) and the classes' sizes (C,).
+    """Index (C,) of each class's super-class, from 0.
+
+    Args:
+        labels: (N, 2) class and super-class of each item.
+        order: (N,) indices of the items, sorted by class.
+        sizes: (C,) number of items of each class.
 
     Raises:
         ValueError: if `labels` are not (N, 2), or a class is in two super-classes.
@@ -89,15 +66,23 @@ def super_class_of(
     wrong = np.flatnonzero(sorted_labels[:, 1] != np.repeat(first[:, 1], sizes))
     if len(wrong):
         one, other = sorted_labels[wrong[0]], first[np.searchsorted(np.cumsum(sizes), wrong[0], side="right")]
-        raise ValueError(f"Class {one[0]} is in super-class {other[1]} and in {one[1]}: each needs one of its own.")
+        raise ValueError(
+            f"Class {one[0]} belongs to super-classes {other[1]} and {one[1]}; each class must belong to exactly one."
+        )
     return np.unique(first[:, 1], return_inverse=True)[1]
 
 
-def check_super_classes(super_classes: Any, super_of: NDArray[np.int64], num_classes: int) -> None:
-    """Raises ValueError for more super-classes in a batch than it has classes, or than there are."""
-    most = min(num_classes, len(np.unique(super_of)))
+def check_super_classes(super_classes: Any, super_of: NDArray[np.int64], num_packs: int) -> None:
+    """Raises ValueError if `super_classes` exceeds the packs in a batch or the number of super-classes.
+
+    Args:
+        super_classes: number of super-classes in a batch.
+        super_of: (C,) super-classes of the classes that can be drawn.
+        num_packs: packs in a batch.
+    """
+    most = min(num_packs, len(np.unique(super_of)))
     if not isinstance(super_classes, (int, np.integer)) or not 1 <= super_classes <= most:
         raise ValueError(
-            f"super_classes must be None or from 1 to {most}, the smaller of the classes in a batch ({num_classes}) "
-            f"and the super-classes with classes to draw ({len(np.unique(super_of))}), got {super_classes}."
+            f"super_classes must be None or from 1 to {most}, the smaller of the classes in a batch ({num_packs}) "
+            f"and the super-classes that contain usable classes ({len(np.unique(super_of))}), got {super_classes}."
         )

@@ -6,16 +6,18 @@ from heapq import heapreplace
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_recall.samplers.epochs import EpochSeed
+
 
 @dataclass(frozen=True)
 class PublishedEpoch:
-    """Each class is in every batch from its first on, until its images are used up and the next class replaces it.
+    """Each class is in consecutive batches until its images are used up; then the next class takes its slot.
 
     Attributes:
-        classes: (C,) in the order in which their turns come.
-        starts: (C,) first batch of each; never falls.
-        stops: (C,) the batch after its last.
-        length: batches.
+        classes: (C,) classes in the order in which they are drawn.
+        starts: (C,) index of each class's first batch, non-decreasing.
+        stops: (C,) index of the batch after each class's last one.
+        length: number of batches.
     """
 
     classes: NDArray[np.int64]
@@ -24,36 +26,59 @@ class PublishedEpoch:
     length: int
 
     def batch(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Classes of a batch, and the number of each one's group, both (num_classes,)."""
+        """The class of each pack in a batch, and the index of the pack within its class, both (num_packs,)."""
         at = np.flatnonzero((self.starts <= number) & (number < self.stops))
         return self.classes[at], number - self.starts[at]
 
 
-def published_epoch(
-    groups: NDArray[np.int64], num_classes: int, rng: np.random.Generator, least: int = 1
-) -> PublishedEpoch:
-    """Classes with `groups` (C,) take turns in random order; the epoch ends when fewer than `num_classes` are left.
+class PublishedPlan:
+    """Epochs of one length: that of the shortest of 20 random epochs.
 
-    An order that makes fewer than `least` batches is drawn anew.
+    Args:
+        packs: (C,) number of packs of each class.
+        num_packs: packs in a batch, each of another class.
+    """
+
+    def __init__(self, packs: NDArray[np.int64], num_packs: int) -> None:
+        self.packs = packs
+        self.num_packs = num_packs
+        rng = np.random.default_rng(0)
+        self._length = min(published_epoch(packs, num_packs, rng).length for _ in range(20))
+
+    def length(self, seed: EpochSeed) -> int:
+        """Number of batches of every epoch."""
+        return self._length
+
+    def draw(self, seed: EpochSeed, rng: np.random.Generator) -> PublishedEpoch:
+        """Draws an epoch of at least this length from a generator of its own."""
+        return published_epoch(self.packs, self.num_packs, np.random.default_rng((*seed, 1)), self._length)
+
+
+def published_epoch(
+    packs: NDArray[np.int64], num_packs: int, rng: np.random.Generator, min_length: int = 1
+) -> PublishedEpoch:
+    """Draws classes in random order, each for `packs` (C,) consecutive batches.
+
+    The epoch ends when fewer than `num_packs` classes are left. Orders that give fewer than `min_length` batches are
+    redrawn.
     """
     length = 0
-    while length < least:
-        classes = rng.permutation(np.flatnonzero(groups))
-        starts, length = turns(groups[classes], num_classes)
-    return PublishedEpoch(classes, starts, starts + groups[classes], length)
+    while length < min_length:
+        classes = rng.permutation(np.flatnonzero(packs))
+        starts, length = schedule_classes(packs[classes], num_packs)
+    return PublishedEpoch(classes, starts, starts + packs[classes], length)
 
 
-def common_length(groups: NDArray[np.int64], num_classes: int) -> int:
-    """Batches that an epoch of nearly every order has: the fewest of 20 orders."""
-    rng = np.random.default_rng(0)
-    return min(published_epoch(groups, num_classes, rng).length for _ in range(20))
+def schedule_classes(packs: NDArray[np.int64], num_packs: int) -> tuple[NDArray[np.int64], int]:
+    """Index (C,) of each class's first batch, and the number of full batches.
 
-
-def turns(groups: NDArray[np.int64], num_classes: int) -> tuple[NDArray[np.int64], int]:
-    """First batch (C,) of each class, given how many it is in, from 1; and the number of full batches."""
-    free = [0] * num_classes  # a heap: when each of a batch's places is free again
+    Args:
+        packs: (C,) number of batches that each class is in, at least 1.
+        num_packs: packs in a batch.
+    """
+    free = [0] * num_packs  # a heap: the index of the batch in which each slot becomes free
     starts = []
-    for count in groups.tolist():
+    for count in packs.tolist():
         starts.append(free[0])
         heapreplace(free, free[0] + count)
     return np.array(starts, np.int64), free[0]

@@ -1,45 +1,47 @@
-"""Epochs that spread the groups of every class evenly over their batches."""
+"""Epochs that spread the packs of every class evenly over their batches."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_recall.samplers.epochs import EpochSeed
 from lightning_recall.samplers.pack_counts import PackCounts
 
 
-def most_batches(groups: NDArray[np.int64], num_classes: int, per_batch: NDArray[np.int64] | int = 1) -> int:
-    """Largest number of batches of `num_classes` groups.
+def most_batches(packs: NDArray[np.int64], num_packs: int, per_batch: NDArray[np.int64] | int = 1) -> int:
+    """Largest number of batches of `num_packs` packs, if no pack is drawn twice.
 
     Args:
-        groups: (C,) how many groups each class has.
-        num_classes: groups in a batch.
-        per_batch: most groups of a class in a batch, of each class (C,) or of all; 1: no class twice.
+        packs: (C,) number of packs of each class; a pack is `samples_per_class` images of one class.
+        num_packs: packs in a batch.
+        per_batch: maximum number of packs of a class in a batch, per class (C,) or one value for all; 1: no class
+            twice in a batch.
     """
-    most = int(groups.sum()) // num_classes
-    while (drawn := int(np.minimum(groups, per_batch * most).sum())) < most * num_classes:
-        most = drawn // num_classes
+    most = int(packs.sum()) // num_packs
+    while (drawn := int(np.minimum(packs, per_batch * most).sum())) < most * num_packs:
+        most = drawn // num_packs
     return most
 
 
-def fewest_batches(groups: NDArray[np.int64], num_groups: int, per_batch: NDArray[np.int64]) -> int:
-    """Smallest number of batches of `num_groups` groups that draw all `groups` (C,), not counting what fills them."""
-    return max(-(-int(groups.sum()) // num_groups), int((-(-groups // np.maximum(per_batch, 1))).max()))
+def fewest_batches(packs: NDArray[np.int64], num_packs: int, per_batch: NDArray[np.int64]) -> int:
+    """Smallest number of batches of `num_packs` packs that contain all `packs` (C,) at least once."""
+    return max(-(-int(packs.sum()) // num_packs), int((-(-packs // np.maximum(per_batch, 1))).max()))
 
 
 @dataclass(frozen=True)
 class SpreadEpoch:
-    """An epoch as a row of groups, those of a class side by side: place p of the row is in batch p % length.
+    """A sequence of packs, class by class; the pack at position p goes to batch p % length.
 
-    A class with no more groups than there are batches is so never twice in a batch.
+    A class with no more packs than there are batches is therefore never twice in a batch.
 
     Attributes:
-        classes: (C,) in the order of the row.
-        ends: (C,) places at which they end.
-        counts: (C,) groups that they have in the row.
-        first: (C,) number of the first of these groups.
-        length: batches.
-        num_groups: groups in a batch.
+        classes: (C,) classes in the order of the sequence.
+        ends: (C,) position after each class's last pack.
+        counts: (C,) number of each class's packs in the sequence.
+        first: (C,) index of each class's first pack in this epoch.
+        length: number of batches.
+        num_packs: packs in a batch.
     """
 
     classes: NDArray[np.int64]
@@ -47,53 +49,91 @@ class SpreadEpoch:
     counts: NDArray[np.int64]
     first: NDArray[np.int64]
     length: int
-    num_groups: int
+    num_packs: int
 
     def batch(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Classes of a batch's groups, and the number of each group in its class, both (num_groups,).
+        """The class of each pack in a batch, and the index of the pack within its class, both (num_packs,).
 
-        Groups that a class has in one batch have numbers that follow one another.
+        Several packs of one class in a batch have consecutive indices.
         """
-        places = number + self.length * np.arange(self.num_groups)
-        at = np.searchsorted(self.ends, places, side="right")
-        row, column = np.divmod(places - self.ends[at] + self.counts[at], self.length)
-        whole, rest = np.divmod(self.counts[at], self.length)  # the first `rest` columns have one group more
+        positions = number + self.length * np.arange(self.num_packs)
+        at = np.searchsorted(self.ends, positions, side="right")
+        # A class's packs fill a table row by row, `length` columns wide; a column holds those of one batch.
+        row, column = np.divmod(positions - self.ends[at] + self.counts[at], self.length)
+        whole, rest = np.divmod(self.counts[at], self.length)  # the first `rest` columns have one pack more
         return self.classes[at], self.first[at] + whole * column + np.minimum(column, rest) + row
 
 
-def longest_epoch(groups: PackCounts, length: int, num_groups: int, rng: np.random.Generator) -> SpreadEpoch:
-    """No group is drawn twice; what does not fill a batch is left out."""
-    order = rng.permutation(len(groups.per_epoch))
-    counts = np.minimum(groups.per_epoch, groups.per_batch * length)[order]
-    return SpreadEpoch(order, np.cumsum(counts), counts, np.zeros_like(counts), length, num_groups)
+class SpreadPlan:
+    """Epochs with as many batches as possible and no pack twice; packs that do not fill a batch are dropped.
+
+    Args:
+        packs: number of packs of each class.
+        num_packs: packs in a batch.
+    """
+
+    def __init__(self, packs: PackCounts, num_packs: int) -> None:
+        self.packs = packs
+        self.num_packs = num_packs
+        self._length = most_batches(packs.per_epoch, num_packs, packs.per_batch)
+
+    def length(self, seed: EpochSeed) -> int:
+        """Number of batches of every epoch."""
+        return self._length
+
+    def draw(self, seed: EpochSeed, rng: np.random.Generator) -> SpreadEpoch:
+        """Draws an epoch from the generator of the images."""
+        order = rng.permutation(len(self.packs.per_epoch))
+        counts = np.minimum(self.packs.per_epoch, self.packs.per_batch * self._length)[order]
+        return SpreadEpoch(order, np.cumsum(counts), counts, np.zeros_like(counts), self._length, self.num_packs)
 
 
-def filled_epoch(
-    groups: PackCounts, drawn: NDArray[np.int64], num_groups: int, rng: np.random.Generator
-) -> SpreadEpoch:
-    """All groups are drawn that are not `drawn` (C,) yet; what is missing in the batches is drawn once more."""
-    length = fewest_batches(groups.per_epoch - drawn, num_groups, groups.per_batch)
-    counts = filled_counts(groups, drawn, length, num_groups, rng)
+class FilledPlan:
+    """Epochs with as few batches as possible that contain every pack; repeated packs fill these batches.
+
+    Args:
+        packs: number of packs of each class.
+        num_packs: packs in a batch.
+    """
+
+    def __init__(self, packs: PackCounts, num_packs: int) -> None:
+        self.packs = packs
+        self.num_packs = num_packs
+        self._length = fewest_batches(packs.per_epoch, num_packs, packs.per_batch)
+
+    def length(self, seed: EpochSeed) -> int:
+        """Number of batches of every epoch."""
+        return self._length
+
+    def draw(self, seed: EpochSeed, rng: np.random.Generator) -> SpreadEpoch:
+        """Draws an epoch from the generator of the images."""
+        return filled_epoch(self.packs, np.zeros_like(self.packs.per_epoch), self.num_packs, rng)
+
+
+def filled_epoch(packs: PackCounts, drawn: NDArray[np.int64], num_packs: int, rng: np.random.Generator) -> SpreadEpoch:
+    """Draws the packs that are not `drawn` (C,) yet, and fills the batches with repeated packs."""
+    length = fewest_batches(packs.per_epoch - drawn, num_packs, packs.per_batch)
+    counts = filled_counts(packs, drawn, length, num_packs, rng)
     order = rng.permutation(len(counts))
-    return SpreadEpoch(order, np.cumsum(counts[order]), counts[order], drawn[order], length, num_groups)
+    return SpreadEpoch(order, np.cumsum(counts[order]), counts[order], drawn[order], length, num_packs)
 
 
 def filled_counts(
-    groups: PackCounts, drawn: NDArray[np.int64], length: int, num_groups: int, rng: np.random.Generator
+    packs: PackCounts, drawn: NDArray[np.int64], length: int, num_packs: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Groups (C,) to draw of each class to fill `length` batches: as many passes over the images as go, then a part."""
+    """Number of packs (C,) per class that fill `length` batches: full passes over all images, then a part of one."""
 
-    def after(passes: int) -> NDArray[np.int64]:
-        counts: NDArray[np.int64] = np.minimum(groups.per_epoch * passes - drawn, groups.per_batch * length)
+    def counts_after(passes: int) -> NDArray[np.int64]:
+        counts: NDArray[np.int64] = np.minimum(packs.per_epoch * passes - drawn, packs.per_batch * length)
         return counts
 
-    low, high = 1, length * num_groups + 2  # passes that fit; passes that do not, unless no class may be drawn more
+    low, high = 1, length * num_packs + 2  # `low` passes fit; `high` do not, unless `per_batch` limits all classes
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if after(middle).sum() <= length * num_groups else (low, middle)
-    counts, more = after(low), after(high) - after(low)
-    missing = length * num_groups - int(counts.sum())
-    part = more * missing // max(int(more.sum()), 1)  # (C,) each class's part, rounded down
+        low, high = (middle, high) if counts_after(middle).sum() <= length * num_packs else (low, middle)
+    counts, more = counts_after(low), counts_after(high) - counts_after(low)
+    missing = length * num_packs - int(counts.sum())
+    part = more * missing // max(int(more.sum()), 1)  # (C,) each class's part of the missing packs, rounded down
     rounded_up = rng.permutation(np.flatnonzero(part < more))[: missing - int(part.sum())]
     counts += part
     counts[rounded_up] += 1

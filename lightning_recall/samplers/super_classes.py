@@ -5,18 +5,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_recall.samplers.epochs import EpochSeed
 from lightning_recall.samplers.pack_counts import PackCounts
 from lightning_recall.samplers.spread import SpreadEpoch, filled_epoch
+from lightning_recall.tensors import numpy_arange_within_groups
 
 
 @dataclass(frozen=True)
 class SuperClassEpoch:
-    """Batches of a few super-classes each, and those that draw what these leave.
+    """Batches from a few super-classes each, then batches that draw the remaining packs.
 
     Attributes:
-        classes: (B, num_groups) of the groups of each batch, in rising order.
-        numbers: (B, num_groups) of these groups in their classes.
-        rest: batches of any super-classes.
+        classes: (B, num_packs) class of each pack of each batch, ascending.
+        numbers: (B, num_packs) index of each pack within its class.
+        rest: extra batches from all super-classes, for `tail="fill"`.
     """
 
     classes: NDArray[np.int32]
@@ -25,74 +27,99 @@ class SuperClassEpoch:
 
     @property
     def length(self) -> int:
-        """Batches."""
+        """Number of batches."""
         return len(self.classes) + (self.rest.length if self.rest else 0)
 
     def batch(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Classes of a batch's groups, and the number of each group in its class, both (num_groups,)."""
+        """The class of each pack in a batch, and the index of the pack within its class, both (num_packs,)."""
         if self.rest and number >= len(self.classes):
             return self.rest.batch(number - len(self.classes))
         return self.classes[number].astype(np.int64), self.numbers[number].astype(np.int64)
 
 
-def super_class_epoch(
-    groups: PackCounts,
-    super_of: NDArray[np.int64],
-    num_super_classes: int,
-    num_groups: int,
-    fill: bool,
-    rng: np.random.Generator,
-) -> SuperClassEpoch:
-    """Batches of `num_groups` groups from `num_super_classes`, given each class's super-class (C,) from 0."""
-    batches = draw_batches(groups, super_of, num_super_classes, num_groups, rng)
-    classes = np.array(batches, np.int32).reshape(-1, num_groups)
-    drawn = np.bincount(classes.ravel(), minlength=len(super_of))  # (C,)
-    numbers = np.empty(classes.size, np.int32)
-    numbers[np.argsort(classes.ravel(), kind="stable")] = count_up(drawn)
-    rest = filled_epoch(groups, drawn, num_groups, rng) if fill and (drawn < groups.per_epoch).any() else None
-    return SuperClassEpoch(classes, numbers.reshape(classes.shape), rest)
+class SuperClassPlan:
+    """Epochs of different lengths, whose batches draw their classes from `num_super_classes` super-classes.
+
+    Args:
+        packs: number of packs of each class.
+        super_of: (C,) index of each class's super-class, from 0.
+        num_super_classes: super-classes in a batch.
+        num_packs: packs in a batch.
+        fill: whether further batches draw the packs that are left.
+    """
+
+    def __init__(
+        self, packs: PackCounts, super_of: NDArray[np.int64], num_super_classes: int, num_packs: int, fill: bool
+    ) -> None:
+        self.packs = packs
+        self.super_of = super_of
+        self.num_super_classes = num_super_classes
+        self.num_packs = num_packs
+        self.fill = fill
+        self._last: tuple[EpochSeed, SuperClassEpoch] | None = None  # the epoch that was drawn last, and its seed
+
+    def length(self, seed: EpochSeed) -> int:
+        """Number of batches of one epoch, which is drawn for it and kept."""
+        return self._draw(seed).length
+
+    def draw(self, seed: EpochSeed, rng: np.random.Generator) -> SuperClassEpoch:
+        """Draws an epoch from a generator of its own, so that `length` needs no shuffled images."""
+        return self._draw(seed)
+
+    def _draw(self, seed: EpochSeed) -> SuperClassEpoch:
+        if self._last is None or self._last[0] != seed:
+            self._last = seed, self._new_epoch(np.random.default_rng((*seed, 1)))
+        return self._last[1]
+
+    def _new_epoch(self, rng: np.random.Generator) -> SuperClassEpoch:
+        batches = draw_batches(self.packs, self.super_of, self.num_super_classes, self.num_packs, rng)
+        classes = np.array(batches, np.int32).reshape(-1, self.num_packs)
+        drawn = np.bincount(classes.ravel(), minlength=len(self.super_of))  # (C,)
+        numbers = np.empty(classes.size, np.int32)
+        numbers[np.argsort(classes.ravel(), kind="stable")] = numpy_arange_within_groups(drawn)
+        is_left = self.fill and bool((drawn < self.packs.per_epoch).any())
+        rest = filled_epoch(self.packs, drawn, self.num_packs, rng) if is_left else None
+        return SuperClassEpoch(classes, numbers.reshape(classes.shape), rest)
 
 
 def draw_batches(
-    groups: PackCounts,
+    packs: PackCounts,
     super_of: NDArray[np.int64],
     num_super_classes: int,
-    num_groups: int,
+    num_packs: int,
     rng: np.random.Generator,
 ) -> list[NDArray[np.int32]]:
-    """Classes (num_groups,) of batch after batch, until what is left fills none."""
-    left, room = groups.per_epoch.copy(), np.minimum(groups.per_epoch, groups.per_batch)  # (C,)
+    """Draws batches, each given by the classes (num_packs,) of its packs, until no full batch is left."""
+    remaining = packs.per_epoch.copy()  # (C,)
+    available = np.minimum(packs.per_epoch, packs.per_batch)  # (C,) packs that the next batch may draw of each class
     members = np.split(np.argsort(super_of, kind="stable"), np.cumsum(np.bincount(super_of))[:-1])
-    super_left = np.bincount(super_of, left).astype(np.int64)  # (S,)
-    super_room = np.bincount(super_of, room).astype(np.int64)  # (S,) groups that the next batch may have of each
+    super_remaining = np.bincount(super_of, remaining).astype(np.int64)  # (S,)
+    super_available = np.bincount(super_of, available).astype(np.int64)  # (S,)
     batches = []
-    while super_room.sum() >= num_groups:
-        order = np.flatnonzero(super_left)
-        order = order[weighted_order(super_left[order], rng)]
-        enough = int(np.searchsorted(np.cumsum(super_room[order]), num_groups)) + 1
+    while super_available.sum() >= num_packs:
+        order = np.flatnonzero(super_remaining)
+        order = order[weighted_order(super_remaining[order], rng)]
+        enough = int(np.searchsorted(np.cumsum(super_available[order]), num_packs)) + 1
         chosen = order[: max(num_super_classes, enough)]
         candidates = np.concatenate([members[s] for s in chosen])
-        candidates = np.repeat(candidates, room[candidates])  # a class once for each group that the batch may have
-        owner = np.repeat(np.arange(len(chosen)), super_room[chosen])
-        candidates = candidates[np.lexsort((rng.exponential(size=len(owner)) / left[candidates], owner))]
-        # Super-classes give a group each in turn; those that are there because the others had too few come last.
-        turn = count_up(super_room[chosen]) + len(owner) * np.maximum(owner - num_super_classes + 1, 0)
-        batch = np.sort(candidates[np.argsort(turn, kind="stable")[:num_groups]])
+        candidates = np.repeat(candidates, available[candidates])  # a class once for each of its available packs
+        owner = np.repeat(np.arange(len(chosen)), super_available[chosen])
+        candidates = candidates[np.lexsort((rng.exponential(size=len(owner)) / remaining[candidates], owner))]
+        # Round-robin over super-classes; additional super-classes, needed to fill the batch, come last.
+        turn = numpy_arange_within_groups(super_available[chosen]) + len(owner) * np.maximum(
+            owner - num_super_classes + 1, 0
+        )
+        batch = np.sort(candidates[np.argsort(turn, kind="stable")[:num_packs]])
         changed, count = np.unique(batch, return_counts=True)
-        left[changed] -= count
-        np.subtract.at(super_left, super_of[changed], count)
-        lost = room[changed] - np.minimum(left[changed], groups.per_batch[changed])
-        room[changed] -= lost
-        np.subtract.at(super_room, super_of[changed], lost)
+        remaining[changed] -= count
+        np.subtract.at(super_remaining, super_of[changed], count)
+        lost = available[changed] - np.minimum(remaining[changed], packs.per_batch[changed])
+        available[changed] -= lost
+        np.subtract.at(super_available, super_of[changed], lost)
         batches.append(batch.astype(np.int32))
     return batches
 
 
 def weighted_order(weights: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Random order (N,) in which the next is always drawn in proportion to its weight, above 0."""
+    """Weighted random permutation (N,); weights must be positive."""
     return np.argsort(rng.exponential(size=len(weights)) / weights)
-
-
-def count_up(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """0, 1, ..., count - 1 for each of the counts (C,), one after the other."""
-    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -1,1 +1,9 @@
-"""Exact search in blocks: ranks, nearest neighbours, re-ranking and query expansion. Plain torch."""
+"""Exact search in blocks: nearest neighbours, ranks of relevant items, query expansion and re-ranking. Plain torch."""
+
+from lightning_recall.search.embedding_blocks import EmbeddingBlocks
+from lightning_recall.search.neighbors import nearest
+from lightning_recall.search.query_expansion import expand_queries
+from lightning_recall.search.reranking import k_reciprocal_similarities
+from lightning_recall.search.result import SearchResult
+
+__all__ = ["EmbeddingBlocks", "SearchResult", "expand_queries", "k_reciprocal_similarities", "nearest"]

@@ -1,4 +1,4 @@
-"""Embeddings that lie in several pieces, or on disk, read a block of rows at a time."""
+"""Embeddings in several tensors or memory-mapped files, read in blocks."""
 
 from collections.abc import Sequence
 
@@ -7,93 +7,97 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Rows = Tensor | NDArray[np.floating] | Sequence[Tensor | NDArray[np.floating]]
-"""(N, D) of any float type, in one piece or in several, one above the other; memory-mapped ones are read blockwise"""
+from lightning_recall.tensors import at_least_float32
 
-BLOCK_ROWS = 4096  # read at a time where all are gone through
+EmbeddingsLike = Tensor | NDArray[np.floating] | Sequence[Tensor | NDArray[np.floating]]
+"""(N, D) of any float type: one tensor or array, or several to be concatenated along dim 0; may be memory-mapped"""
+
+BLOCK_SIZE = 4096  # embeddings per block when all are read
 
 
 class EmbeddingBlocks:
-    """Rows (N, D) in one or several pieces, of unit length as they are read.
+    """Embeddings (N, D) in one or more tensors or arrays; normalised to unit length when read.
 
     Args:
-        rows: the pieces, of any float types, on any devices.
-        normalize: whether each row is scaled to unit length; False: all by one factor, so that none is longer.
-        device: where blocks of rows are wanted.
+        embeddings: one tensor or array (N, D), or a list of them, with any float types and devices.
+        normalize: True: scale each embedding to unit length. False: divide all embeddings by the largest norm.
+        device: device on which embeddings are returned.
 
     Raises:
-        ValueError: for pieces that are no tensors or arrays, or no floating point matrices of equal width.
+        ValueError: if the pieces are not floating-point tensors or arrays (N, D) with the same D.
+
+    >>> EmbeddingBlocks([torch.tensor([[3.0, 4.0]]), np.array([[0.0, 2.0]])]).block(0, 2)
+    tensor([[0.6000, 0.8000],
+            [0.0000, 1.0000]])
     """
 
-    def __init__(self, rows: Rows, normalize: bool = True, device: torch.device | str = "cpu") -> None:
-        pieces = [rows] if isinstance(rows, Tensor | np.ndarray) else list(rows)
+    def __init__(self, embeddings: EmbeddingsLike, normalize: bool = True, device: torch.device | str = "cpu") -> None:
+        pieces = [embeddings] if isinstance(embeddings, Tensor | np.ndarray) else list(embeddings)
         for piece in pieces:
             if not isinstance(piece, Tensor | np.ndarray):
                 raise ValueError(f"Pieces must be tensors or arrays (N, D), got {type(piece).__name__}.")
-            floating = piece.is_floating_point() if isinstance(piece, Tensor) else piece.dtype.kind == "f"
-            if not floating:
+            is_floating = piece.is_floating_point() if isinstance(piece, Tensor) else piece.dtype.kind == "f"
+            if not is_floating:
                 raise ValueError(f"embeddings must be floating point, got {piece.dtype}.")
         shapes = {tuple(piece.shape[1:]) for piece in pieces}
         if len(shapes) > 1 or any(len(shape) != 1 for shape in shapes):
-            raise ValueError(f"Pieces must be matrices (N, D) of one width D, got {[tuple(p.shape) for p in pieces]}.")
+            raise ValueError(f"Pieces must be matrices (N, D) with the same D, got {[tuple(p.shape) for p in pieces]}.")
         self.pieces = [piece for piece in pieces if len(piece)]
         self.ends = np.cumsum([0, *(len(piece) for piece in self.pieces)])
         self.dim = int(next(iter(shapes))[0]) if shapes else 0
         self.device = torch.device(device)
-        self.scale = None if normalize else self.longest()
+        self.scale = None if normalize else self._max_norm()
 
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def longest(self) -> float:
-        """Length of the longest row; 1 if all are zero."""
-        starts = range(0, len(self), BLOCK_ROWS)
-        lengths = [float(self.raw(start, start + BLOCK_ROWS).double().norm(dim=1).max()) for start in starts]
-        return max(lengths, default=1.0) or 1.0
+    def _max_norm(self) -> float:
+        """The largest norm of an embedding; 1 if all are zero."""
+        starts = range(0, len(self), BLOCK_SIZE)
+        norms = [float(self._raw(start, start + BLOCK_SIZE).double().norm(dim=1).max()) for start in starts]
+        return max(norms, default=1.0) or 1.0
 
-    def raw(self, start: int, stop: int) -> Tensor:
-        """Rows from `start` to `stop` as they are."""
+    def _raw(self, start: int, stop: int) -> Tensor:
+        """Embeddings from `start` to `stop` without scaling, in their own type."""
         parts = []
         for piece, first in zip(self.pieces, self.ends[:-1], strict=True):
             part = piece[max(start - first, 0) : max(stop - first, 0)]
             if len(part):
-                parts.append(to_tensor(part).to(self.device))
+                parts.append(_to_tensor(part).to(self.device))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def block(self, start: int, stop: int) -> Tensor:
-        """Rows (stop - start, D) in fp32."""
-        rows = self.raw(start, stop)
-        return self.scaled(rows if rows.dtype == torch.float64 else rows.float()).float()
+        """Embeddings (stop - start, D) in float32."""
+        return self._scaled(at_least_float32(self._raw(start, stop))).float()
 
-    def rows(self, numbers: Tensor) -> Tensor:
-        """Rows (n, D) of these numbers (n,), in float64."""
+    def select(self, indices: Tensor) -> Tensor:
+        """Embeddings (n, D) at the given indices (n,), in float64."""
         if len(self.pieces) == 1:
-            return self.scaled(take(self.pieces[0], numbers).to(self.device).double())
-        found = torch.empty(len(numbers), self.dim, dtype=torch.float64, device=self.device)
-        of_piece = np.searchsorted(self.ends, numbers.cpu().numpy(), side="right") - 1
-        for piece in np.unique(of_piece):
-            here = torch.from_numpy(of_piece == piece).to(numbers.device)
-            part = take(self.pieces[piece], numbers[here] - int(self.ends[piece]))
-            found[here.to(self.device)] = part.to(self.device).double()
-        return self.scaled(found)
+            return self._scaled(_take(self.pieces[0], indices).to(self.device).double())
+        selected = torch.empty(len(indices), self.dim, dtype=torch.float64, device=self.device)
+        piece_of = np.searchsorted(self.ends, indices.cpu().numpy(), side="right") - 1
+        for piece in np.unique(piece_of):
+            in_piece = torch.from_numpy(piece_of == piece).to(indices.device)
+            part = _take(self.pieces[piece], indices[in_piece] - int(self.ends[piece]))
+            selected[in_piece.to(self.device)] = part.to(self.device).double()
+        return self._scaled(selected)
 
-    def scaled(self, rows: Tensor) -> Tensor:
-        """Rows (n, D) of unit length, or of at most unit length."""
+    def _scaled(self, embeddings: Tensor) -> Tensor:
+        """Scales embeddings (n, D) to unit length, or divides them by the largest norm if `normalize` is False."""
         if self.scale is not None:
-            return rows / self.scale
-        lengths: Tensor = torch.linalg.vector_norm(
-            rows, dim=1, keepdim=True, dtype=torch.float64
-        )  # fp16 would overflow
-        return rows / lengths.clamp(min=1e-12).to(rows.dtype)
+            return embeddings / self.scale
+        # in float64, because the squares of large float16 numbers overflow
+        norms: Tensor = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True, dtype=torch.float64)
+        return embeddings / norms.clamp(min=1e-12).to(embeddings.dtype)
 
 
-def to_tensor(part: Tensor | NDArray[np.floating]) -> Tensor:
-    """A tensor of these numbers; memory-mapped ones are read."""
+def _to_tensor(part: Tensor | NDArray[np.floating]) -> Tensor:
+    """Converts to a tensor; copies memory-mapped arrays into memory."""
     return part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
 
 
-def take(piece: Tensor | NDArray[np.floating], numbers: Tensor) -> Tensor:
-    """Rows of a piece by number (n,)."""
+def _take(piece: Tensor | NDArray[np.floating], indices: Tensor) -> Tensor:
+    """Selects embeddings of a piece by index (n,)."""
     if isinstance(piece, Tensor):
-        return piece.index_select(0, numbers.to(piece.device))
-    return torch.from_numpy(np.asarray(piece[numbers.cpu().numpy()]))
+        return piece.index_select(0, indices.to(piece.device))
+    return torch.from_numpy(np.asarray(piece[indices.cpu().numpy()]))

@@ -1,51 +1,62 @@
-"""The nearest items of each query, found blockwise."""
+"""The nearest items of each query, computed in blocks."""
 
 import torch
 from torch import Tensor
 
+from lightning_recall.checks import check_finite, check_integer
 from lightning_recall.search.embedding_blocks import EmbeddingBlocks
 from lightning_recall.search.ranks import block_shape, full_precision
 
 
 def nearest(queries: EmbeddingBlocks, gallery: EmbeddingBlocks, k: int) -> tuple[Tensor, Tensor]:
-    """Similarities (Q, k) in fp32, in descending order, and rows (Q, k) of the k nearest items of each query.
+    """Similarities (Q, k) in float32, in descending order, and gallery indices (Q, k) of each query's k nearest items.
 
-    No more than a block of similarities is held at a time. Of equally similar items any may come first.
+    Holds one block of similarities in memory. The order of ties is undefined.
 
     Args:
-        queries: Q rows.
-        gallery: G rows.
-        k: how many, from 1 to G.
+        queries: Q query embeddings.
+        gallery: G gallery embeddings.
+        k: number of neighbours, 1 to G.
 
     Raises:
-        ValueError: for another k, what is no `EmbeddingBlocks`, different widths, and embeddings with NaN or infinity.
+        ValueError: if k is out of range, an argument is not an `EmbeddingBlocks`, the dimensions differ, or embeddings
+            are not finite.
+
+    >>> gallery = EmbeddingBlocks(torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]))
+    >>> nearest(EmbeddingBlocks(torch.tensor([[0.0, 2.0]])), gallery, 2)
+    (tensor([[1.0000, 0.8000]]), tensor([[2, 1]]))
     """
+    _check(queries, gallery, k)
+    block_queries, block_items = block_shape(queries.device)
+    device = queries.device
+    blocks = [(torch.empty(0, k, device=device), torch.empty(0, k, dtype=torch.int64, device=device))]
+    with full_precision(device):
+        for start in range(0, len(queries), block_queries):
+            query_block = queries.block(start, min(start + block_queries, len(queries)))  # (q, D)
+            best = torch.empty(len(query_block), 0, device=device)
+            items = torch.empty(len(query_block), 0, dtype=torch.int64, device=device)
+            for first in range(0, len(gallery), block_items):
+                similarities = query_block @ gallery.block(first, min(first + block_items, len(gallery))).T  # (q, g)
+                top = similarities.topk(min(k, similarities.shape[1]), dim=1)
+                values, candidates = torch.cat([best, top.values], 1), torch.cat([items, top.indices + first], 1)
+                kept = values.topk(min(k, values.shape[1]), dim=1)
+                best, items = kept.values, candidates.gather(1, kept.indices)
+            blocks.append((best, items))
+    values, items = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    check_finite(values)
+    return values, items
+
+
+def _check(queries: EmbeddingBlocks, gallery: EmbeddingBlocks, k: int) -> None:
+    """Raises ValueError for arguments that `nearest` does not take."""
     for side in (queries, gallery):
         if not isinstance(side, EmbeddingBlocks):
             raise ValueError(
-                f"queries and gallery must be EmbeddingBlocks, got {type(side).__name__}: give nearest(EmbeddingBlocks(queries), "
-                "EmbeddingBlocks(gallery), k), where lightning_recall.search.embedding_blocks.EmbeddingBlocks takes a tensor or array (N, D)."
+                f"queries and gallery must be EmbeddingBlocks, got {type(side).__name__}: wrap them, "
+                "nearest(EmbeddingBlocks(queries), EmbeddingBlocks(gallery), k)."
             )
     if queries.dim != gallery.dim and len(queries):
-        raise ValueError(f"queries are of width {queries.dim} and the gallery of width {gallery.dim}.")
-    if isinstance(k, bool) or not hasattr(k, "__index__") or not 1 <= k <= len(gallery):
-        raise ValueError(f"k must be from 1 to the {len(gallery)} items of the gallery, got {k}.")
-    query_rows, gallery_rows = block_shape(queries.device)
-    device = queries.device
-    found = [(torch.empty(0, k, device=device), torch.empty(0, k, dtype=torch.int64, device=device))]
-    with full_precision(queries.device):
-        for start in range(0, len(queries), query_rows):
-            own = queries.block(start, min(start + query_rows, len(queries)))  # (q, D)
-            best = torch.empty(len(own), 0, device=own.device)
-            items = torch.empty(len(own), 0, dtype=torch.int64, device=own.device)
-            for first in range(0, len(gallery), gallery_rows):
-                similarities = own @ gallery.block(first, min(first + gallery_rows, len(gallery))).T  # (q, g)
-                top = similarities.topk(min(k, similarities.shape[1]), dim=1)
-                values, rows = torch.cat([best, top.values], 1), torch.cat([items, top.indices + first], 1)
-                kept = values.topk(min(k, values.shape[1]), dim=1)
-                best, items = kept.values, rows.gather(1, kept.indices)
-            found.append((best, items))
-    values, rows = (torch.cat(parts) for parts in zip(*found, strict=True))
-    if bool(values.isnan().any()):
-        raise ValueError("embeddings hold NaN or infinity: the network has diverged or its input is broken.")
-    return values, rows
+        raise ValueError(f"queries have dimension {queries.dim}, but the gallery has dimension {gallery.dim}.")
+    check_integer("k", k, 1)
+    if k > len(gallery):
+        raise ValueError(f"k must be at most {len(gallery)}, the size of the gallery, got {k}.")

@@ -1,4 +1,4 @@
-"""Searches again with what the first search found: alpha query expansion."""
+"""Alpha query expansion."""
 
 import torch
 import torch.nn.functional as F
@@ -8,28 +8,31 @@ from lightning_recall.search.embedding_blocks import EmbeddingBlocks
 from lightning_recall.search.inputs import check_matrices
 from lightning_recall.search.neighbors import nearest
 
+CHUNK_SIZE = 512  # queries whose neighbours' embeddings are held together
+
 
 def expand_queries(queries: Tensor, gallery: Tensor, k: int = 10, alpha: float = 3.0) -> Tensor:
     """Adds to each query its k nearest items, weighted by their similarity to the power alpha.
 
-    q' = q + sum over its k nearest z of max(s_qz, 0)^alpha z, scaled to length 1. alpha 0 weighs all alike, which is
-    average query expansion. Expanding the gallery by itself, `expand_queries(gallery, gallery, ...)`, is database-side
-    augmentation.
+    q' = q + sum over the k nearest items z of max(s_qz, 0)^alpha z, scaled to unit length. alpha = 0 gives equal
+    weights: average query expansion. Expanding the gallery by itself, `expand_queries(gallery, gallery, ...)`, is
+    database-side augmentation.
 
     Source: Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", PAMI 2019.
 
     Args:
-        queries: (Q, D).
-        gallery: (G, D).
-        k: how many neighbours, from 1 to G.
-        alpha: from 0.
+        queries: query embeddings (Q, D).
+        gallery: gallery embeddings (G, D).
+        k: number of neighbours, 1 to G.
+        alpha: exponent of the similarity weights, at least 0.
 
     Returns:
-        (Q, D), of unit length. For the scores, `RetrievalScores.update` takes them with is_query alone and the gallery
-        with is_gallery alone; where queries are searched themselves, `groups` of each item keep it from finding itself.
+        Expanded queries (Q, D) of unit length. To evaluate them, pass them to `RetrievalScores.update` with
+        is_gallery=False and the gallery with is_query=False. If the queries are also in the gallery, pass a unique
+        group per item to exclude self-matches.
 
     Raises:
-        ValueError: for a k or an alpha outside their range, and what are no floating point tensors of one width.
+        ValueError: if k or alpha is out of range, or the arguments are not floating-point matrices with the same D.
 
     >>> queries, gallery = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8], [-1.0, 0.0]])
     >>> expand_queries(queries, gallery, k=1, alpha=1.0)
@@ -37,13 +40,14 @@ def expand_queries(queries: Tensor, gallery: Tensor, k: int = 10, alpha: float =
     """
     check_matrices(queries=queries, gallery=gallery)
     if alpha < 0:
-        raise ValueError(f"alpha must be from 0, got {alpha}.")
-    own, searched = (EmbeddingBlocks(rows, device=queries.device) for rows in (queries, gallery))
-    similarities, items = nearest(own, searched, k)  # (Q, k)
+        raise ValueError(f"alpha must be at least 0, got {alpha}.")
+    query_blocks, gallery_blocks = (EmbeddingBlocks(side, device=queries.device) for side in (queries, gallery))
+    similarities, items = nearest(query_blocks, gallery_blocks, k)  # (Q, k)
     expanded = [queries.double()[:0]]
-    for start in range(0, len(queries), 512):
-        part = slice(start, start + 512)
-        neighbors = searched.rows(items[part].flatten()).view(*items[part].shape, -1)  # (q, k, D)
-        weights = similarities[part].double().clamp(min=0) ** alpha
-        expanded.append(own.rows(torch.arange(len(queries))[part]) + torch.einsum("qk,qkd->qd", weights, neighbors))
+    for start in range(0, len(queries), CHUNK_SIZE):
+        chunk = slice(start, start + CHUNK_SIZE)
+        neighbors = gallery_blocks.select(items[chunk].flatten()).view(*items[chunk].shape, -1)  # (q, k, D)
+        weights = similarities[chunk].double().clamp(min=0) ** alpha
+        own = query_blocks.select(torch.arange(len(queries))[chunk])  # (q, D)
+        expanded.append(own + torch.einsum("qk,qkd->qd", weights, neighbors))
     return F.normalize(torch.cat(expanded), dim=1).to(queries.dtype)

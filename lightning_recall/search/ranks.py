@@ -1,8 +1,8 @@
-"""Exact ranks by blockwise search: how many items stand ahead of each relevant one.
+"""Exact ranks by blockwise search: counts the items ranked ahead of each relevant one.
 
-Similarities are computed in fp32, a block at a time. Where one of them is too close to a relevant item's for fp32 to
-tell which is larger, both are compared in float64. So the ranks are those of float64, whatever the block size, the
-device and the number of processes.
+Similarities are computed in float32, a block at a time. Where one of them is too close to a relevant item's for float32
+to resolve which is larger, both are compared in float64. So the ranks are those of float64, for any block size, device
+and number of processes.
 """
 
 import math
@@ -14,28 +14,29 @@ import torch
 from torch import Tensor
 
 from lightning_recall.search.embedding_blocks import EmbeddingBlocks
+from lightning_recall.tensors import arange_within_groups
 
-QUERY_ROWS, GALLERY_ROWS = 512, 4096  # of a block of similarities: 8 MiB, which stay in cache
-DEVICE_QUERY_ROWS, DEVICE_GALLERY_ROWS = 2048, 32768  # on a GPU: 256 MiB, or it would wait for kernels to start
-PAIRS = 2**13  # compared in float64 at a time: 64 MiB at D = 512
-MANY_THRESHOLDS = 40  # relevant items of a query from which sorting a block's rows is faster than counting for each
+BLOCK_QUERIES, BLOCK_ITEMS = 512, 4096  # block size of the similarity matrix on CPU: 8 MiB, fits in cache
+DEVICE_BLOCK_QUERIES, DEVICE_BLOCK_ITEMS = 2048, 32768  # on GPU: 256 MiB; smaller blocks are launch-bound
+FLOAT64_PAIRS = 2**13  # pairs compared in float64 at a time: 64 MiB at D = 512
+MANY_THRESHOLDS = 40  # above this many relevant items per query, sorting a block is faster than counting for each
 
 
 class QueryItemPairs(NamedTuple):
-    """Queries (P,) and gallery items (P,), by row number, ordered by query."""
+    """Queries (P,) and gallery items (P,), by index, ordered by query."""
 
     query: Tensor
     item: Tensor
 
 
 def block_shape(device: torch.device) -> tuple[int, int]:
-    """Rows of queries and of the gallery whose similarities are held at a time."""
-    return (QUERY_ROWS, GALLERY_ROWS) if device.type == "cpu" else (DEVICE_QUERY_ROWS, DEVICE_GALLERY_ROWS)
+    """Number of queries and of gallery items in one block of the similarity matrix."""
+    return (BLOCK_QUERIES, BLOCK_ITEMS) if device.type == "cpu" else (DEVICE_BLOCK_QUERIES, DEVICE_BLOCK_ITEMS)
 
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Matrix products in true fp32: no autocast, no TF32, no bf16 in their place. What was set is restored."""
+    """Matrix products in true float32: no autocast, no TF32, no bf16; restores the previous setting on exit."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -46,139 +47,162 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 class RankCounter:
-    """Similarities of each query's relevant items, against which all others are compared.
+    """Counts, for each relevant item of each query, the items at least as similar to the query.
+
+    The similarity of a relevant item is a threshold; `num_ahead` (P,) holds the counts so far.
 
     Args:
-        similarity: (P,) float64, in descending order within a query.
-        counts: (Q,) of them that each query has, in order.
-        dim: D of the embeddings.
+        similarity: thresholds (P,) in float64, query by query, descending within a query.
+        counts: (Q,) number of thresholds per query.
+        dim: embedding dimension D.
     """
 
     def __init__(self, similarity: Tensor, counts: Tensor, dim: int) -> None:
         self.similarity = similarity
         self.counts = counts
         self.starts = counts.cumsum(0) - counts  # (Q,)
-        self.ahead = torch.zeros(len(similarity), dtype=torch.int64, device=similarity.device)  # (P,) counted so far
-        # 8 standard errors of a sum in order, which rounds by 0.23 sqrt(D) units in the last place for unit vectors,
-        # and the rounding of what is multiplied. The tie is what float64 cannot tell from equal.
-        self.doubt = (2 * dim**0.5 + 4) * 2.0**-24
+        self.num_ahead = torch.zeros(len(similarity), dtype=torch.int64, device=similarity.device)  # (P,)
+        # 8 standard errors of the float32 dot product (about 0.23 sqrt(D) units in the last place for unit vectors),
+        # plus the rounding of the inputs. Differences below `tie` count as ties in float64.
+        self.tolerance = (2 * dim**0.5 + 4) * 2.0**-24
         self.tie = dim * 2.0**-52
-        self.undecided: list[QueryItemPairs] = []  # (threshold, item) to be compared in float64
+        self.unresolved: list[QueryItemPairs] = []  # (threshold, item) to be compared in float64
         self.buffer = torch.empty(math.prod(block_shape(similarity.device)), device=similarity.device)
 
-    def count(self, rows: Tensor, similarities: Tensor, first_item: int) -> None:
-        """Counts the items ahead, in a block of similarities.
+    def count(self, queries: Tensor, similarities: Tensor, first_item: int) -> None:
+        """Counts the items ahead within a block of similarities.
 
         Args:
-            rows: (q,) queries, those with most thresholds first.
-            similarities: (q, g) fp32; minus infinity where an item does not count.
-            first_item: number of the block's first item.
+            queries: query indices (q,), sorted by number of thresholds, descending.
+            similarities: (q, g) float32; minus infinity for excluded items.
+            first_item: index of the block's first item.
         """
-        counts = self.counts[rows]
-        if len(rows) and float(counts.double().mean()) > MANY_THRESHOLDS:
-            self.count_sorted(rows, similarities, first_item)
+        counts = self.counts[queries]
+        if len(queries) and float(counts.double().mean()) > MANY_THRESHOLDS:
+            self._count_sorted(queries, similarities, first_item)
             return
-        buffer = view_of(self.buffer, similarities.shape)
-        for place in range(int(counts.max()) if len(rows) else 0):
-            rows_left = int((counts > place).sum())
-            slots = self.starts[rows[:rows_left]] + place  # (q,)
-            low, high = self.limits(slots)
-            block, out = similarities[:rows_left], buffer[:rows_left]
-            above = torch.gt(block, high[:, None], out=out).sum(1)  # into floats: four times as fast as into bool
-            ahead = torch.ge(block, low[:, None], out=out).sum(1)
-            self.ahead[slots] += above.long()
-            unclear = (above != ahead).nonzero().squeeze(1)
+        buffer = _view(self.buffer, similarities.shape)
+        for position in range(int(counts.max()) if len(queries) else 0):
+            num_queries = int((counts > position).sum())  # with more than `position` thresholds
+            thresholds = self.starts[queries[:num_queries]] + position  # (q,)
+            low, high = self._limits(thresholds)
+            block, out = similarities[:num_queries], buffer[:num_queries]
+            # a float buffer is four times faster than a bool one
+            above = torch.gt(block, high[:, None], out=out).sum(1)
+            not_below = torch.ge(block, low[:, None], out=out).sum(1)
+            self.num_ahead[thresholds] += above.long()
+            unclear = (above != not_below).nonzero().squeeze(1)
             if len(unclear):
                 values = block[unclear]
-                where, item = ((values >= low[unclear, None]) & (values <= high[unclear, None])).nonzero().unbind(1)
-                self.undecided.append(QueryItemPairs(slots[unclear[where]], item + first_item))
+                row, item = ((values >= low[unclear, None]) & (values <= high[unclear, None])).nonzero().unbind(1)
+                self.unresolved.append(QueryItemPairs(thresholds[unclear[row]], item + first_item))
 
-    def count_sorted(self, rows: Tensor, similarities: Tensor, first_item: int) -> None:
-        """As `count`, for queries with many thresholds."""
+    def _count_sorted(self, queries: Tensor, similarities: Tensor, first_item: int) -> None:
+        """Same as `count`, but sorts each block: faster for queries with many thresholds."""
         ordered, items = similarities.sort(1)
-        counts = self.counts[rows]
-        place = torch.arange(int(counts.max()), device=rows.device)
-        real = place < counts[:, None]  # (q, J)
-        slots = (self.starts[rows, None] + place).where(real, 0)
-        low, high = self.limits(slots)
+        counts = self.counts[queries]
+        position = torch.arange(int(counts.max()), device=queries.device)
+        is_valid = position < counts[:, None]  # (q, J), False for padding
+        thresholds = (self.starts[queries, None] + position).where(is_valid, 0)
+        low, high = self._limits(thresholds)
         first = torch.searchsorted(ordered, low)  # (q, J)
         last = torch.searchsorted(ordered, high, right=True)
-        self.ahead[slots[real]] += (ordered.shape[1] - last)[real]
-        row, column = (real & (last > first)).nonzero().unbind(1)
+        self.num_ahead[thresholds[is_valid]] += (ordered.shape[1] - last)[is_valid]
+        row, column = (is_valid & (last > first)).nonzero().unbind(1)
         width = (last - first)[row, column]
         start = first[row, column].repeat_interleave(width)
-        offset = torch.arange(len(start), device=rows.device) - (width.cumsum(0) - width).repeat_interleave(width)
-        found = items[row.repeat_interleave(width), start + offset]
-        self.undecided.append(QueryItemPairs(slots[row, column].repeat_interleave(width), found + first_item))
+        unclear = items[row.repeat_interleave(width), start + arange_within_groups(width)]
+        self.unresolved.append(QueryItemPairs(thresholds[row, column].repeat_interleave(width), unclear + first_item))
 
-    def limits(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Similarities in fp32 below which an item is surely behind, and above which it is surely ahead."""
-        at = self.similarity[slots]
-        return (at - self.doubt).float(), (at + self.doubt).float()
+    def _limits(self, thresholds: Tensor) -> tuple[Tensor, Tensor]:
+        """Float32 similarities below which an item is certainly behind, and above which it is certainly ahead."""
+        similarity = self.similarity[thresholds]
+        return (similarity - self.tolerance).float(), (similarity + self.tolerance).float()
 
     def resolve_in_float64(
         self, queries: EmbeddingBlocks, gallery: EmbeddingBlocks, query_of: Tensor, at_least: int = 1
     ) -> None:
-        """Compares what was in doubt in float64, if there are `at_least` so many; query_of (P,): of each threshold."""
-        if sum(len(pairs.item) for pairs in self.undecided) < at_least:
+        """Compares uncertain pairs in float64 once there are `at_least`; query_of (P,): each threshold's query."""
+        if sum(len(pairs.item) for pairs in self.unresolved) < at_least:
             return
-        slots, items = (torch.cat(parts) for parts in zip(*self.undecided, strict=True))
-        self.undecided = []
-        # a query's thresholds are often in doubt about the same items
-        pairs, pair_of = torch.unique(query_of[slots] * len(gallery) + items, return_inverse=True)
-        parts = torch.split(pairs, PAIRS)
-        exact = [(queries.rows(part // len(gallery)) * gallery.rows(part % len(gallery))).sum(1) for part in parts]
-        ahead = torch.cat(exact)[pair_of] >= self.similarity[slots] - self.tie
-        self.ahead.index_add_(0, slots, ahead.long())
+        thresholds, items = (torch.cat(parts) for parts in zip(*self.unresolved, strict=True))
+        self.unresolved = []
+        # a query's thresholds are often uncertain about the same items: each pair is computed once
+        pairs, pair_of = torch.unique(query_of[thresholds] * len(gallery) + items, return_inverse=True)
+        exact = [
+            (queries.select(part // len(gallery)) * gallery.select(part % len(gallery))).sum(1)
+            for part in torch.split(pairs, FLOAT64_PAIRS)
+        ]
+        is_ahead = torch.cat(exact)[pair_of] >= self.similarity[thresholds] - self.tie
+        self.num_ahead.index_add_(0, thresholds, is_ahead.long())
+
+
+class _ExcludedPairs:
+    """Pairs that are excluded from a similarity matrix, sorted by block.
+
+    Args:
+        row: rows (P,) of the matrix.
+        item: columns (P,) of the matrix.
+        shape: number of rows and columns of the whole matrix.
+        device: device of the matrix, which decides the size of a block.
+    """
+
+    def __init__(self, row: Tensor, item: Tensor, shape: tuple[int, int], device: torch.device) -> None:
+        block_queries, block_items = block_shape(device)
+        self.num_row_blocks = -(-shape[0] // block_queries)
+        num_blocks = self.num_row_blocks * -(-shape[1] // block_items)
+        block_of, order = (item // block_items * self.num_row_blocks + row // block_queries).sort()
+        self.row, self.item = row[order] % block_queries, item[order] % block_items
+        self.bounds = torch.searchsorted(block_of, torch.arange(num_blocks + 1, device=device)).tolist()
+
+    def mask(self, similarities: Tensor, row_block: int, item_block: int) -> None:
+        """Writes minus infinity to the excluded pairs of one block of similarities (q, g)."""
+        inside = slice(*self.bounds[item_block * self.num_row_blocks + row_block :][:2])
+        similarities[self.row[inside], self.item[inside]] = -torch.inf
 
 
 def count_ahead(
     queries: EmbeddingBlocks,
     gallery: EmbeddingBlocks,
-    thresholds: RankCounter,
-    hidden: QueryItemPairs,
-    rows: Tensor,
+    counter: RankCounter,
+    excluded: QueryItemPairs,
+    query_indices: Tensor,
 ) -> Iterator[int]:
     """Counts, for each threshold of some queries, the gallery items that are at least as similar to the query.
 
     Args:
-        queries: Q rows.
-        gallery: G rows.
-        thresholds: of all Q queries; takes the counts.
-        hidden: pairs that do not count: relevant ones, and those passed over.
-        rows: (q,) the queries that have thresholds.
+        queries: Q query embeddings.
+        gallery: G gallery embeddings.
+        counter: thresholds of all Q queries; updated in place.
+        excluded: pairs excluded from the count: relevant and ignored ones.
+        query_indices: (q,) the queries that have thresholds.
 
     Yields:
-        After each block of the gallery, how many similarities it had.
+        The number of similarities computed for each block of the gallery.
     """
-    query_rows, gallery_rows = block_shape(rows.device)
-    rows = rows[thresholds.counts[rows].argsort(descending=True, stable=True)]
-    place = torch.full((len(queries),), -1, device=rows.device)
-    place[rows] = torch.arange(len(rows), device=rows.device)
-    own = queries.rows(rows).float()  # (q, D)
-    query_of = torch.arange(len(queries), device=rows.device).repeat_interleave(thresholds.counts)
-    hidden_place, hidden_item = place[hidden.query], hidden.item
-    hidden_place, hidden_item = hidden_place[hidden_place >= 0], hidden_item[hidden_place >= 0]
-    num_blocks = -(-len(rows) // query_rows)
-    block_of = hidden_item // gallery_rows * num_blocks + hidden_place // query_rows
-    block_of, order = block_of.sort()
-    hidden_place, hidden_item = hidden_place[order] % query_rows, hidden_item[order] % gallery_rows
-    keys = torch.arange(num_blocks * -(-len(gallery) // gallery_rows) + 1, device=rows.device)
-    bounds = torch.searchsorted(block_of, keys).tolist()
-    buffer = torch.empty(query_rows * gallery_rows, device=rows.device)
-    for column, first in enumerate(range(0, len(gallery), gallery_rows)):
-        items = gallery.block(first, min(first + gallery_rows, len(gallery)))  # (g, D)
-        for number, part in enumerate(torch.split(own, query_rows)):
-            similarities = view_of(buffer, (len(part), len(items)))
+    device = query_indices.device
+    block_queries, block_items = block_shape(device)
+    query_indices = query_indices[counter.counts[query_indices].argsort(descending=True, stable=True)]
+    row_of = torch.full((len(queries),), -1, device=device)  # (Q,), -1 for queries without thresholds
+    row_of[query_indices] = torch.arange(len(query_indices), device=device)
+    query_embeddings = queries.select(query_indices).float()  # (q, D)
+    query_of = torch.arange(len(queries), device=device).repeat_interleave(counter.counts)  # (P,)
+    row, item = row_of[excluded.query], excluded.item
+    row, item = row[row >= 0], item[row >= 0]
+    excluded_pairs = _ExcludedPairs(row, item, (len(query_indices), len(gallery)), device)
+    buffer = torch.empty(block_queries * block_items, device=device)
+    for item_block, first in enumerate(range(0, len(gallery), block_items)):
+        items = gallery.block(first, min(first + block_items, len(gallery)))  # (g, D)
+        for row_block, part in enumerate(torch.split(query_embeddings, block_queries)):
+            similarities = _view(buffer, (len(part), len(items)))
             torch.mm(part, items.T, out=similarities)
-            here = slice(*bounds[column * num_blocks + number :][:2])
-            similarities[hidden_place[here], hidden_item[here]] = -torch.inf
-            thresholds.count(rows[number * query_rows :][:query_rows], similarities, first)
-            thresholds.resolve_in_float64(queries, gallery, query_of, at_least=PAIRS)
-        yield len(own) * len(items)
-    thresholds.resolve_in_float64(queries, gallery, query_of)
+            excluded_pairs.mask(similarities, row_block, item_block)
+            counter.count(query_indices[row_block * block_queries :][:block_queries], similarities, first)
+            counter.resolve_in_float64(queries, gallery, query_of, at_least=FLOAT64_PAIRS)
+        yield len(query_embeddings) * len(items)
+    counter.resolve_in_float64(queries, gallery, query_of)
 
 
-def view_of(buffer: Tensor, shape: Sequence[int]) -> Tensor:
-    """The first elements of a buffer as a matrix: new memory for each block would cost a third of its product."""
+def _view(buffer: Tensor, shape: Sequence[int]) -> Tensor:
+    """The first elements of a buffer as a matrix: allocating per block costs a third of the product's time."""
     return buffer[: shape[0] * shape[1]].view(*shape)

@@ -1,4 +1,4 @@
-"""Ranks of each query's relevant items, told by labels or pair by pair."""
+"""Ranks of each query's relevant items; relevance comes from labels or from a list of pairs."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,28 +9,30 @@ from tqdm.auto import tqdm
 
 from lightning_recall.search.embedding_blocks import EmbeddingBlocks
 from lightning_recall.search.ranks import QueryItemPairs, RankCounter, count_ahead, full_precision
+from lightning_recall.tensors import arange_within_groups
 
-QUERIES_AT_ONCE, PAIRS_AT_ONCE = 2**13, 2**22  # searched for together: 16 MiB of queries at D = 512, 160 MiB of pairs
+MAX_QUERIES, MAX_PAIRS = 2**13, 2**22  # per search chunk: 16 MiB of queries at D = 512, 160 MiB of pairs
 
-BAR = {"desc": "Searching", "unit": " similarities", "unit_scale": True, "delay": 2, "leave": False}
+PROGRESS_BAR_OPTIONS = {"desc": "Searching", "unit": " similarities", "unit_scale": True, "delay": 2, "leave": False}
 
 
 class RelevantRanks(NamedTuple):
-    """Where some queries find their relevant items.
+    """Ranks of the relevant items of some queries.
 
-    queries: (q,) row numbers, ascending, of those that have something to find.
-    num_relevant: (q,) how many relevant items each has.
-    ranks: (P,) of relevant items from 1, query by query, ascending; only the first of each query if no more were asked.
-    query: (P,) whose rank it is, as a place in `queries`.
-    place: (P,) from 0, how many relevant items stand before it.
-    item: (P,) the relevant items, rows of the gallery.
+    queries: (q,) indices of the queries with at least one relevant item, ascending.
+    num_relevant: (q,) number of relevant items per query.
+    query: (P,) index into `queries` that each rank belongs to.
+    rank: (P,) ranks of relevant items, starting at 1, query by query, ascending; only each query's best rank if `first`
+        is set.
+    position: (P,) number of relevant items ranked before this one.
+    item: (P,) gallery indices of the relevant items.
     """
 
     queries: Tensor
     num_relevant: Tensor
-    ranks: Tensor
     query: Tensor
-    place: Tensor
+    rank: Tensor
+    position: Tensor
     item: Tensor
 
 
@@ -39,50 +41,52 @@ def rank_pairs(
     gallery: EmbeddingBlocks,
     pairs: QueryItemPairs,
     similarity: Tensor,
-    ignored_pairs: Tensor,
+    is_ignored: Tensor,
     first: bool = False,
     bar: "tqdm[None] | None" = None,
 ) -> RelevantRanks:
-    """Ranks relevant items among the whole gallery, except what is passed over.
+    """Ranks relevant items in the whole gallery, without ignored pairs.
 
-    Of items that are equally similar, irrelevant ones stand first.
+    Ties: irrelevant items rank before relevant ones.
 
     Args:
-        queries: Q rows.
-        gallery: G rows.
-        pairs: (P,) relevant ones and those passed over; every other item of the gallery is irrelevant.
+        queries: query embeddings (Q, D).
+        gallery: gallery embeddings (G, D).
+        pairs: (P,) all relevant and all ignored pairs; every other item of the gallery is irrelevant.
         similarity: (P,) float64.
-        ignored_pairs: (P,) bool, which pairs count neither as right nor as wrong, such as a query and itself.
+        is_ignored: (P,) bool, mask of the pairs that are ignored in the ranking, such as a query and itself.
         first: whether to rank only each query's most similar relevant item, which is faster.
-        bar: progress, counted in similarities.
+        bar: progress bar, advanced by the number of computed similarities.
     """
-    query, item, similarity = pairs.query[~ignored_pairs], pairs.item[~ignored_pairs], similarity[~ignored_pairs]
+    query, item, similarity = pairs.query[~is_ignored], pairs.item[~is_ignored], similarity[~is_ignored]
     order = similarity.argsort(descending=True, stable=True)
     order = order[query[order].argsort(stable=True)]
     query, item, similarity = query[order], item[order], similarity[order]
     num_relevant = torch.bincount(query, minlength=len(queries))  # (Q,)
-    place = torch.arange(len(query), device=query.device) - (num_relevant.cumsum(0) - num_relevant)[query]
+    position = arange_within_groups(num_relevant)
     if first:
-        best = place == 0
-        query, item, similarity, place = query[best], item[best], similarity[best], place[best]
-    rows = num_relevant.nonzero().squeeze(1)  # (q,)
-    thresholds = RankCounter(similarity, num_relevant.clamp(max=1) if first else num_relevant, gallery.dim)
-    for done in count_ahead(queries, gallery, thresholds, pairs, rows):
+        is_best = position == 0
+        query, item, similarity, position = query[is_best], item[is_best], similarity[is_best], position[is_best]
+    query_indices = num_relevant.nonzero().squeeze(1)  # (q,)
+    counter = RankCounter(similarity, num_relevant.clamp(max=1) if first else num_relevant, gallery.dim)
+    for num_similarities in count_ahead(queries, gallery, counter, pairs, query_indices):
         if bar is not None:
-            bar.update(done)
-    ranks = thresholds.ahead + place + 1
-    return RelevantRanks(rows, num_relevant[rows], ranks, torch.searchsorted(rows, query), place, item)
+            bar.update(num_similarities)
+    rank = counter.num_ahead + position + 1
+    query = torch.searchsorted(query_indices, query)
+    return RelevantRanks(query_indices, num_relevant[query_indices], query, rank, position, item)
 
 
 class LabelledEmbeddings(NamedTuple):
-    """Rows (N, D) of embeddings and what they are of.
+    """Embeddings (N, D) with labels, ids and optional groups.
 
     labels: (N,) integers.
-    ids: (N,) integers; a query passes over the item that has its id: itself.
-    groups: (N,) integers; a query passes over items of its own label and group, such as its own camera's. None: none.
+    ids: (N,) integers; a query ignores the gallery item with its own id, which is itself.
+    groups: (N,) integers; a query ignores items with the same label and group, such as its own camera's. None: nothing
+        is ignored.
     """
 
-    rows: EmbeddingBlocks
+    embeddings: EmbeddingBlocks
     labels: Tensor
     ids: Tensor
     groups: Tensor | None = None
@@ -91,73 +95,83 @@ class LabelledEmbeddings(NamedTuple):
 def rank_by_label(
     queries: LabelledEmbeddings,
     gallery: LabelledEmbeddings,
-    share: tuple[int, int] = (0, 1),
+    rank_and_world_size: tuple[int, int] = (0, 1),
     first: bool = False,
     progress: bool = False,
 ) -> Iterator[RelevantRanks]:
     """Ranks, for each query, the items that have its label.
 
     Args:
-        queries: Q rows.
-        gallery: G rows.
-        share: (number, count): takes only this one of `count` parts of the queries.
+        queries: Q query embeddings.
+        gallery: G gallery embeddings.
+        rank_and_world_size: the process, and how many there are; ranks only this process's part of the queries.
         first: whether to rank only each query's most similar relevant item, which is faster.
-        progress: whether to show a bar, where it takes more than two seconds.
+        progress: whether to show a progress bar if the search takes longer than two seconds.
 
     Yields:
-        The matches of some queries at a time. Queries that have nothing to find are in none of them.
+        Ranks of one chunk of queries at a time. Queries without a relevant item are omitted.
     """
+    rank, world_size = rank_and_world_size
     gallery_labels, order = gallery.labels.sort(stable=True)
-    rows = queries.labels.argsort(stable=True).tensor_split(share[1])[share[0]]
-    labels = queries.labels[rows]
+    query_indices = queries.labels.argsort(stable=True).tensor_split(world_size)[rank]  # (q,)
+    labels = queries.labels[query_indices]
     starts = torch.searchsorted(gallery_labels, labels)  # (q,) where a query's label begins in the gallery
     counts = torch.searchsorted(gallery_labels, labels, right=True) - starts
-    total = counts.cumsum(0)
+    num_similarities = len(query_indices) * len(gallery.labels)
     with (
-        full_precision(rows.device),
-        tqdm(total=len(rows) * len(gallery.labels), disable=not progress, **BAR) as bar,
+        full_precision(query_indices.device),
+        tqdm(total=num_similarities, disable=not progress, **PROGRESS_BAR_OPTIONS) as bar,
     ):
-        begin = 0
-        while begin < len(rows):
-            before = int(total[begin] - counts[begin])
-            end = min(int(torch.searchsorted(total, before + PAIRS_AT_ONCE, right=True)), begin + QUERIES_AT_ONCE)
-            part = slice(begin, max(end, begin + 1))
-            query_rows, begins, sizes = rows[part], starts[part], counts[part]
-            query = query_rows.repeat_interleave(sizes)
-            offset = torch.arange(len(query), device=rows.device) + before
-            offset -= (total[part] - sizes - begins).repeat_interleave(sizes)
-            pairs = QueryItemPairs(query, order[offset])
-            own = queries.ids[pairs.query] == gallery.ids[pairs.item]
+        for part in _chunks(counts):
+            classes = _SortedClasses(query_indices[part], starts[part], counts[part], order)
+            pairs = classes.pairs()
+            is_ignored = queries.ids[pairs.query] == gallery.ids[pairs.item]
             if queries.groups is not None and gallery.groups is not None:
-                own |= queries.groups[pairs.query] == gallery.groups[pairs.item]
-            similarity = similarities_by_class(
-                queries.rows, gallery.rows, rows[part], starts[part], counts[part], order
-            )
-            yield rank_pairs(queries.rows, gallery.rows, pairs, similarity, own, first, bar)
-            begin = part.stop
+                is_ignored |= queries.groups[pairs.query] == gallery.groups[pairs.item]
+            similarity = classes.similarities(queries.embeddings, gallery.embeddings)
+            yield rank_pairs(queries.embeddings, gallery.embeddings, pairs, similarity, is_ignored, first, bar)
 
 
-def similarities_by_class(
-    queries: EmbeddingBlocks, gallery: EmbeddingBlocks, rows: Tensor, starts: Tensor, counts: Tensor, order: Tensor
-) -> Tensor:
-    """Similarities (P,) in float64 of queries, class by class, and all items of their class.
+def _chunks(counts: Tensor) -> Iterator[slice]:
+    """Slices of queries with `counts` (q,) relevant items, at most `MAX_QUERIES` and, if possible, `MAX_PAIRS` each."""
+    total = counts.cumsum(0)
+    begin = 0
+    while begin < len(counts):
+        before = int(total[begin] - counts[begin])
+        end = min(int(torch.searchsorted(total, before + MAX_PAIRS, right=True)), begin + MAX_QUERIES)
+        end = max(end, begin + 1)
+        yield slice(begin, end)
+        begin = end
 
-    Args:
-        queries: Q rows.
-        gallery: G rows.
-        rows: (q,) the queries, ordered by class.
-        starts: (q,) where the class begins in `order`.
-        counts: (q,) how many items it has.
-        order: (G,) gallery items, ordered by class.
+
+class _SortedClasses(NamedTuple):
+    """Queries, class by class, and where each one's class lies in the gallery.
+
+    queries: (q,) query indices, sorted by class.
+    starts: (q,) position in `order` at which the query's class begins.
+    counts: (q,) number of gallery items of the query's class.
+    order: (G,) gallery indices, sorted by class.
     """
-    _, sizes = torch.unique_consecutive(starts + len(order) * (counts == 0), return_counts=True)
-    firsts = sizes.cumsum(0) - sizes
-    parts = [torch.zeros(0, dtype=torch.float64, device=rows.device)]
-    own_rows = torch.split(queries.rows(rows), sizes.tolist())
-    for own, start, count in zip(
-        own_rows, starts[firsts].tolist(), counts[firsts].tolist(), strict=True
-    ):  # own: (c, D)
-        items = torch.split(order[start : start + count], QUERIES_AT_ONCE)
-        blocks = [own @ gallery.rows(part).T for part in items]
-        parts.append(torch.cat(blocks, dim=1).flatten())
-    return torch.cat(parts)
+
+    queries: Tensor
+    starts: Tensor
+    counts: Tensor
+    order: Tensor
+
+    def pairs(self) -> QueryItemPairs:
+        """Each query with all gallery items of its class (P,)."""
+        positions = arange_within_groups(self.counts) + self.starts.repeat_interleave(self.counts)
+        return QueryItemPairs(self.queries.repeat_interleave(self.counts), self.order[positions])
+
+    def similarities(self, queries: EmbeddingBlocks, gallery: EmbeddingBlocks) -> Tensor:
+        """Float64 similarities (P,) of these pairs, in the same order."""
+        _, sizes = torch.unique_consecutive(self.starts + len(self.order) * (self.counts == 0), return_counts=True)
+        firsts = sizes.cumsum(0) - sizes  # the first query of each class
+        parts = [torch.zeros(0, dtype=torch.float64, device=self.queries.device)]
+        queries_by_class = torch.split(queries.select(self.queries), sizes.tolist())
+        starts, counts = self.starts[firsts].tolist(), self.counts[firsts].tolist()
+        for class_queries, start, count in zip(queries_by_class, starts, counts, strict=True):  # (c, D)
+            items = torch.split(self.order[start : start + count], MAX_QUERIES)
+            blocks = [class_queries @ gallery.select(part).T for part in items]
+            parts.append(torch.cat(blocks, dim=1).flatten())
+        return torch.cat(parts)

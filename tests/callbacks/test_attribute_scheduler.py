@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 class Seen(Callback):
-    """Notes the settings that a batch is trained with."""
+    """Records the settings of each batch."""
 
     def __init__(self):
         self.settings = []
@@ -68,7 +68,7 @@ def test_settings_change_with_the_epochs_and_after_a_resume(tmp_path):
     assert settings == expected[2:]
 
 
-def test_values_that_are_no_numbers_stay_until_the_next():
+def test_values_other_than_numbers_hold_until_the_next():
     values = AttributeScheduler(
         {"a": {0: 0, 4: None}, "b": {2: "x", 3: 5}, "c": {0: [1], 2: [1, 2]}, "d": {0: False, 2: True}}
     )
@@ -79,26 +79,26 @@ def test_values_that_are_no_numbers_stay_until_the_next():
 
 
 @pytest.mark.parametrize("name", ["loss.nothing", "loss.losses.7.rank_temperature", "nothing.at.all"])
-def test_an_attribute_that_is_not_there_is_refused(tmp_path, name):
+def test_an_attribute_that_does_not_exist_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match=f"RetrievalModule has no attribute {name}"):
         fit(tmp_path, AttributeScheduler({name: {0: 1.0}}), 1)
 
 
-@pytest.mark.parametrize("settings", [{}, {"a": {}}, {"a": {-1: 2.0}}])
-def test_schedules_that_say_nothing_are_refused(settings):
-    with pytest.raises(ValueError, match="settings must hold a value"):
-        AttributeScheduler(settings)
+@pytest.mark.parametrize("schedules", [{}, {"a": {}}, {"a": {-1: 2.0}}])
+def test_empty_schedules_are_refused(schedules):
+    with pytest.raises(ValueError, match="schedules must map each attribute"):
+        AttributeScheduler(schedules)
 
 
 @pytest.mark.parametrize("name", ["embedder.weight", "embedder", "device"])
-def test_parts_of_a_module_are_no_settings(name):
+def test_parts_of_a_module_are_refused(name):
     module = RetrievalModule(nn.Linear(6, 4), RecallAtKLoss())
-    with pytest.raises(ValueError, match=f"{name} is no setting"):
+    with pytest.raises(ValueError, match=f"{name} is a parameter, buffer, module or read-only property"):
         AttributeScheduler({name: {0: 1.0}}).on_train_start(None, module)
 
 
 class Holder(nn.Module):
-    """Settings with and without a type."""
+    """Settings with and without an annotation."""
 
     def __init__(self, ks: Sequence[int] = (1, 2), temperature: float = 1, size: "int | str" = 4, other=1, real=1.0):
         super().__init__()
@@ -120,7 +120,7 @@ class Holder(nn.Module):
 def test_integers_stay_integers_and_real_numbers_real(name, points, expected):
     module, schedule = nn.Module(), AttributeScheduler({f"loss.{name}": points})
     module.loss = Holder()
-    for _ in range(2):  # a second fit begins with what the first one has set
+    for _ in range(2):  # a second fit starts with the values of the first one
         schedule.on_train_start(None, module)
         for epoch, value in enumerate(expected):
             schedule.on_train_epoch_start(SimpleNamespace(current_epoch=epoch), module)
@@ -159,10 +159,10 @@ def test_gradients_of_whole_batches_are_accumulated():
 
 
 @pytest.mark.parametrize("name", ["optimizer", "lr", "loss_lr", "lr_scheduler", "lr_interval", "lr_frequency"])
-def test_settings_that_the_optimizer_is_made_with_are_refused(name):
+def test_attributes_that_are_read_once_are_refused(name):
     module = RetrievalModule(nn.Linear(6, 4), RecallAtKLoss())
-    with pytest.raises(ValueError, match=f"{name} is read once, when the optimizer is made"):
+    with pytest.raises(ValueError, match=f"{name} is only read in configure_optimizers"):
         AttributeScheduler({name: {0: 1}}).on_train_start(None, module)
     other = nn.Module()
-    other.lr = 0.1  # what another module does with it is its own matter
+    other.lr = 0.1  # another module may read it in every epoch
     AttributeScheduler({"lr": {0: 1}}).on_train_start(None, other)

@@ -54,14 +54,14 @@ DO_NOT = {
 @pytest.mark.parametrize(
     ("name", "num_workers"), [*((name, 0) for name in (*KEEP, *DO_NOT)), ("padded", 1), ("sorted", 1)]
 )
-def test_it_sees_whether_the_order_is_kept(name, num_workers):
+def test_reordering_is_detected(name, num_workers):
     collate = CheckedCollate({**KEEP, **DO_NOT}[name])
     for batch in DataLoader([dict(item) for item in ITEMS], batch_size=6, collate_fn=collate, num_workers=num_workers):
         assert type(batch) is type({**KEEP, **DO_NOT}[name]([dict(item) for item in ITEMS]))
     assert bool(collate.keeps_order) == (name in KEEP)
 
 
-def test_once_out_of_order_it_stays_so():
+def test_one_reordered_batch_is_remembered():
     collate = CheckedCollate(by_length)
     collate(ITEMS[4:])  # lengths 2, 4: in order, but not if rotated
     assert not collate.keeps_order

@@ -53,7 +53,7 @@ class Data(pl.LightningDataModule):
 
 def trainer(tmp_path, callback, **kwargs):
     return pl.Trainer(
-        accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False, callbacks=[callback],
+        accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False, callbacks=callback,
         **{"devices": 1, **kwargs},
     )  # fmt: skip
 
@@ -74,7 +74,7 @@ def test_by_default_it_is_one_file_in_the_runs_folder(tmp_path, capsys):
         np.testing.assert_array_equal(arrays["embeddings"], 2 * IMAGES.numpy())
 
 
-def test_a_loader_of_ones_own_and_images_without_labels(tmp_path):
+def test_a_loader_passed_to_predict_and_images_without_labels(tmp_path):
     trainer(tmp_path, EmbeddingWriter(format="safetensors")).predict(Double(), DataLoader(IMAGES, batch_size=5))
     (path,) = (tmp_path / "runs/version_0/embeddings").glob("shard-*.safetensors")
     assert load_file(path).keys() == {"embeddings", "ids"}
@@ -83,7 +83,7 @@ def test_a_loader_of_ones_own_and_images_without_labels(tmp_path):
 
 @pytest.mark.parametrize("form", ["npz", "safetensors"])
 @pytest.mark.parametrize("dies_at", [2, 5])
-def test_an_interrupted_run_goes_on(form, dies_at, tmp_path):
+def test_an_interrupted_run_is_resumed(form, dies_at, tmp_path):
     folder = tmp_path / "kept"
     callback, module = EmbeddingWriter(str(folder), form, shard_size=6), Double(dies_at)
     with pytest.raises((SystemExit, KeyboardInterrupt, RuntimeError)):
@@ -92,7 +92,7 @@ def test_an_interrupted_run_goes_on(form, dies_at, tmp_path):
     assert module.seen == len(load_embeddings(folder)["ids"]) == 4 * dies_at  # nothing is lost
     again = Double()
     trainer(tmp_path, EmbeddingWriter(str(folder), form, shard_size=6)).predict(again, datamodule=Data())
-    assert again.seen == 23 - 4 * dies_at + min(16, 4 * dies_at)  # what is left, and up to 16 rows to compare
+    assert again.seen == 23 - 4 * dies_at + min(16, 4 * dies_at)  # what is left, and up to 16 items to compare
     assert_saved(folder)
     whole, files = Double(), sorted(path.name for path in folder.iterdir())
     predictions = trainer(tmp_path, EmbeddingWriter(str(folder), form)).predict(whole, datamodule=Data())
@@ -102,7 +102,7 @@ def test_an_interrupted_run_goes_on(form, dies_at, tmp_path):
     assert_saved(folder)
 
 
-def test_a_run_goes_on_with_other_processes(tmp_path):
+def test_a_run_is_resumed_with_another_number_of_processes(tmp_path):
     folder = str(tmp_path / "kept")
     with pytest.raises(RuntimeError, match="power cut"):
         trainer(tmp_path, EmbeddingWriter(folder, shard_size=4)).predict(Double(dies_at=3), datamodule=Data())
@@ -123,11 +123,11 @@ def test_several_dataloaders_have_folders(several, names, tmp_path):
         assert_saved(folder / names[1], -IMAGES[:9], LABELS[:9])
 
 
-def test_a_file_that_is_lost_is_made_again_and_no_other_overwritten(tmp_path):
+def test_a_lost_file_is_recomputed_and_no_other_is_overwritten(tmp_path):
     folder, data = tmp_path / "kept", Data()
     trainer(tmp_path, EmbeddingWriter(str(folder), shard_size=4)).predict(Double(), datamodule=data)
     (folder / "shard-00-00002.npz").unlink()
-    for seen in (16 + 4, 23):  # some to compare and those that are lost; a run without a folder of its own embeds all
+    for seen in (16 + 4, 23):  # 16 to compare and 4 that are lost; a run without `folder` embeds all
         module = Double()
         kept = EmbeddingWriter(str(folder) if seen == 20 else None, shard_size=4)
         trainer(tmp_path, kept).predict(module, datamodule=data)
@@ -138,9 +138,11 @@ def test_a_file_that_is_lost_is_made_again_and_no_other_overwritten(tmp_path):
 def test_what_is_embedded_again_counts_once(tmp_path):
     folder = tmp_path / "kept"
     loader = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=5)
-    for _ in range(2):  # a dataloader that is given to the Trainer is gone through as it is
-        trainer(tmp_path, EmbeddingWriter(str(folder))).predict(Double(), loader)
-    assert len(list(folder.glob("shard-*"))) == 1  # what is saved is compared, and not saved again
+    for seen in (23, 16):  # a dataloader that is passed to predict is reduced, too
+        module = Double()
+        trainer(tmp_path, EmbeddingWriter(str(folder))).predict(module, loader)
+        assert module.seen == seen
+    assert len(list(folder.glob("shard-*"))) == 1  # saved items are compared, and not saved again
     assert_saved(folder)
 
 
@@ -150,7 +152,7 @@ def test_embeddings_of_other_weights_are_not_mixed(tmp_path):
     other = Double()
     torch.nn.init.constant_(other.factor, 3)
     with pytest.raises(
-        ValueError, match=r"of another state: other weights\. Choose another folder, or delete this one"
+        ValueError, match=r"of a different model or data: changed weights\. Choose another folder, or delete this one"
     ):
         trainer(tmp_path, EmbeddingWriter(folder)).predict(other, datamodule=Data())
 
@@ -192,8 +194,8 @@ class Files(TensorDataset):
     def __len__(self):
         return len(self.paths)
 
-    def __getitem__(self, row):
-        return torch.full((3,), float(sum(self.paths[row]))), torch.tensor(self.labels[row])
+    def __getitem__(self, index):
+        return torch.full((3,), float(sum(self.paths[index]))), torch.tensor(self.labels[index])
 
 
 class Of(pl.LightningDataModule):
@@ -209,21 +211,21 @@ NAMES = [f"{letter}.jpg" for letter in "bcdefghijk"]
 OTHER_STATES = {
     "one more file": (
         lambda: Files("here", ["a.jpg", *NAMES]),
-        "number of items was 10 and is 11; file of row 0 was b.jpg",
+        "number of items was 10 and is 11; path of item 0 was b.jpg",
     ),
-    "another file": (lambda: Files("here", [*NAMES[:-1], "x.jpg"]), "file of row 9 was k.jpg and is x.jpg"),
-    "other order": (lambda: Files("here", NAMES[::-1]), "file of row 0 was b.jpg and is k.jpg"),
-    "another label": (lambda: Files("here", NAMES, [9, *range(9)]), "label of row 0 was 0 and is 9"),
+    "another file": (lambda: Files("here", [*NAMES[:-1], "x.jpg"]), "path of item 9 was k.jpg and is x.jpg"),
+    "other order": (lambda: Files("here", NAMES[::-1]), "path of item 0 was b.jpg and is k.jpg"),
+    "another label": (lambda: Files("here", NAMES, [9, *range(9)]), "label of item 0 was 0 and is 9"),
     "another folder": (lambda: Files("there", NAMES), r"folder was .*here and is .*there"),
     "other images": (lambda: Files("here", NAMES, transforms="whole"), "transforms was 'centre crop' and is 'whole'"),
     "a part": (lambda: Subset(Files("here", NAMES), range(9)), "number of items was 10 and is 9"),
-    "no paths": (lambda: TensorDataset(IMAGES[:10], LABELS[:10]), "files that are not known"),
+    "no paths": (lambda: TensorDataset(IMAGES[:10], LABELS[:10]), "paths were saved before but are now unavailable"),
 }
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["data module", "dataloader"])
 @pytest.mark.parametrize("name", OTHER_STATES)
-def test_embeddings_of_other_data_are_not_taken(name, given, tmp_path):
+def test_embeddings_of_other_data_are_refused(name, given, tmp_path):
     make, message = OTHER_STATES[name]
     folder = str(tmp_path / "kept")
     trainer(tmp_path, EmbeddingWriter(folder)).predict(Double(), datamodule=Of(Files("here", NAMES)))  # all of it
@@ -234,14 +236,14 @@ def test_embeddings_of_other_data_are_not_taken(name, given, tmp_path):
     assert module.seen == 0
 
 
-def test_tensors_and_settings_of_the_module_are_compared_too(tmp_path):
+def test_tensors_and_module_settings_are_compared(tmp_path):
     folder = str(tmp_path / "kept")
     trainer(tmp_path, EmbeddingWriter(folder)).predict(Double(), datamodule=Of(TensorDataset(IMAGES, LABELS)))
-    with pytest.raises(ValueError, match="other contents"):
+    with pytest.raises(ValueError, match="changed contents"):
         trainer(tmp_path, EmbeddingWriter(folder)).predict(Double(), datamodule=Of(TensorDataset(IMAGES + 1, LABELS)))
     module = Double()
     module.test_time_augmentation = torch.nn.Identity()
-    with pytest.raises(ValueError, match=r"state: test-time augmentation was none and is Identity\(\)\. Choose"):
+    with pytest.raises(ValueError, match=r"data: test-time augmentation was none and is Identity\(\)\. Choose"):
         trainer(tmp_path, EmbeddingWriter(folder)).predict(module, datamodule=Of(TensorDataset(IMAGES, LABELS)))
     with pytest.raises(ValueError, match="precision was 32-true and is bf16-mixed"):
         trainer(tmp_path, EmbeddingWriter(folder), precision="bf16-mixed").predict(
@@ -266,13 +268,13 @@ def test_the_same_state_is_found_again(tmp_path):
     assert load_embeddings(folder)["embeddings"][:, 0].tolist() == [2 * sum(map(ord, name)) for name in NAMES]
 
 
-def test_folders_that_do_not_say_their_state_are_refused(tmp_path):
+def test_folders_without_a_state_are_refused(tmp_path):
     folder = tmp_path / "kept"
     for spoil in (lambda path: path.unlink(), lambda path: path.write_text('{"weights": "of an earlier version"}')):
         shutil.rmtree(folder, ignore_errors=True)
         trainer(tmp_path, EmbeddingWriter(str(folder))).predict(Double(), datamodule=Data())
         spoil(folder / "about.json")
-        with pytest.raises(ValueError, match="it does not say of what weights and data"):
+        with pytest.raises(ValueError, match="no state was saved with them"):
             trainer(tmp_path, EmbeddingWriter(str(folder))).predict(Double(), datamodule=Data())
 
 
@@ -280,9 +282,11 @@ def test_other_dataloaders_are_refused(tmp_path):
     folder = str(tmp_path / "kept")
     trainer(tmp_path, EmbeddingWriter(folder)).predict(Double(), datamodule=Data("dict"))
     for several, names in (("list", r"\['0', '1'\]"), (None, r"\[''\]")):
-        with pytest.raises(ValueError, match=rf"it has the dataloaders \['one', 'two'\], not {names}"):
+        with pytest.raises(
+            ValueError, match=rf"it was made with the dataloaders \['one', 'two'\], now they are {names}"
+        ):
             trainer(tmp_path, EmbeddingWriter(folder)).predict(Double(), datamodule=Data(several))
-    with pytest.raises(ValueError, match="give one of its folders one, two"):
+    with pytest.raises(ValueError, match="pass one of its folders one, two"):
         load_embeddings(folder)
 
 
@@ -302,7 +306,7 @@ def test_a_damaged_file_is_named(form, tmp_path):
     trainer(tmp_path, EmbeddingWriter(str(folder), form, shard_size=8)).predict(Double(), datamodule=Data())
     path = folder / f"shard-00-00001.{form}"
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ValueError, match=rf"shard-00-00001\.{form} is damaged: delete it and predict again"):
+    with pytest.raises(ValueError, match=rf"shard-00-00001\.{form} is damaged: delete it and run predict again"):
         load_embeddings(folder)
     with pytest.raises(ValueError, match=rf"shard-00-00001\.{form} is damaged"):
         trainer(tmp_path, EmbeddingWriter(str(folder), form)).predict(Double(), datamodule=Data())
@@ -320,7 +324,7 @@ def test_a_file_with_other_numbers_of_ids_is_damaged(tmp_path):
 
 
 @pytest.mark.parametrize("other", [{"width": 4}, {"dtype": np.float16}, {"with_labels": True}])
-def test_shards_that_do_not_name_their_state_must_be_alike(other, tmp_path):
+def test_shards_without_a_state_must_be_alike(other, tmp_path):
     def write(number, width=3, dtype=np.float32, with_labels=False):
         arrays = {"embeddings": np.full((2, width), number, dtype), "ids": np.arange(2) + 2 * number}
         np.savez(tmp_path / f"shard-00-{number:05}.npz", **arrays, **({"labels": np.arange(2)} if with_labels else {}))
@@ -329,7 +333,7 @@ def test_shards_that_do_not_name_their_state_must_be_alike(other, tmp_path):
     write(1)
     assert load_embeddings(tmp_path)["embeddings"].tolist() == [[0.0] * 3] * 2 + [[1.0] * 3] * 2
     write(2, **other)
-    with pytest.raises(ValueError, match=r"shard-00-00000\.npz and shard-00-00002\.npz in .* were made with different"):
+    with pytest.raises(ValueError, match=r"shard-00-00000\.npz and shard-00-00002\.npz in .* come from different"):
         load_embeddings(tmp_path)
 
 
@@ -343,6 +347,33 @@ def test_shards_of_two_states_are_not_mixed(form, tmp_path):
     shutil.copy(second / f"shard-00-00000.{form}", first / f"shard-00-00001.{form}")
     with pytest.raises(ValueError, match=rf"shard-00-00000\.{form} and shard-00-00001\.{form} in .* different weights"):
         load_embeddings(first)
+
+
+class CountsOnDisk(Double):
+    """Notes the number of images of each batch in a file, for all processes."""
+
+    def __init__(self, path, dies_at=None):
+        super().__init__(dies_at)
+        self.path = path
+
+    def predict_step(self, batch, batch_idx):
+        with self.path.open("a") as file:
+            file.write(f"{len(batch[0])}\n")
+        return super().predict_step(batch, batch_idx)
+
+    def num_seen(self):
+        return sum(map(int, self.path.read_text().split()))
+
+
+class OtherSeeds(CountsOnDisk):
+    """Each process has other random numbers, as processes without `seed_everything` have."""
+
+    def setup(self, stage):
+        torch.manual_seed(self.global_rank)
+
+
+def ids_in(folder):
+    return load_embeddings(folder)["ids"] if any(folder.glob("shard-*")) else []
 
 
 class Parts:
@@ -367,34 +398,65 @@ class Parts:
     ],
     ids=["shuffle", "batch sampler", "workers", "batch_size None", "no BatchSampler"],
 )
-def test_ids_are_rows_in_whatever_order_a_loader_gives_them(order, processes, tmp_path):
+def test_ids_are_indices_in_whatever_order_a_loader_gives_them(order, processes, tmp_path):
     folder = tmp_path / "kept"
     several = {"devices": 2, "strategy": "ddp_fork", "use_distributed_sampler": False} if processes == 2 else {}
     loader = order(TensorDataset(IMAGES, LABELS))
-    trainer(tmp_path, EmbeddingWriter(str(folder)), **several).predict(Double(), loader, return_predictions=False)
+    trainer(tmp_path, EmbeddingWriter(str(folder), shard_size=6), **several).predict(
+        CountsOnDisk(tmp_path / "first"), loader, return_predictions=False
+    )
+    assert_saved(folder)
+    for path in folder.glob("shard-*-00000.npz"):
+        path.unlink()
+    module, num_saved = CountsOnDisk(tmp_path / "seen"), len(ids_in(folder))
+    trainer(tmp_path, EmbeddingWriter(str(folder)), **several).predict(module, loader, return_predictions=False)
+    assert_saved(folder)
+    repeated = isinstance(loader.batch_sampler, Parts)  # yields item 10 twice
+    assert module.num_seen() == processes * (23 - num_saved + min(16, num_saved) + repeated)
+
+
+@pytest.mark.filterwarnings("ignore:.*shuffling enabled")
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_processes_share_what_is_left_even_if_their_random_numbers_differ(shuffle, tmp_path):
+    folder, loader = tmp_path / "kept", DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4, shuffle=shuffle)
+    with pytest.raises(RuntimeError, match="power cut"):
+        trainer(tmp_path, EmbeddingWriter(str(folder), shard_size=4)).predict(OtherSeeds(tmp_path / "first", 3), loader)
+    run = trainer(tmp_path, EmbeddingWriter(str(folder), shard_size=4), devices=2, strategy="ddp_fork")
+    module = OtherSeeds(tmp_path / "seen")
+    run.predict(module, loader, return_predictions=False)
+    assert module.num_seen() == 23
     assert_saved(folder)
 
 
-def test_rows_that_are_not_known_are_refused(tmp_path):
+def test_unknown_indices_are_refused(tmp_path):
     loader = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4, num_workers=1, in_order=False)
-    with pytest.raises(ValueError, match="saves rows of the data set as ids: evaluate a map-style data set"):
+    with pytest.raises(
+        ValueError,
+        match=r"saves the index of each item .* dataloader 0 \(DataLoader\) cannot be recorded: use a map-style",
+    ):
         trainer(tmp_path, EmbeddingWriter()).predict(Double(), loader)
 
 
 @pytest.mark.parametrize("sampler", [SubsetRandomSampler(range(9)), [*range(9), *range(9), *range(5)]])
-def test_a_loader_with_an_order_of_its_own_does_not_go_on(sampler, tmp_path):
-    class SomeRows(Data):
+def test_a_sampler_of_some_items_is_resumed(sampler, tmp_path):
+    class SomeItems(Data):
         def predict_dataloader(self):
             return DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4, sampler=sampler)
 
     folder = str(tmp_path / "kept")
-    trainer(tmp_path, EmbeddingWriter(folder)).predict(Double(), datamodule=SomeRows())
+    trainer(tmp_path, EmbeddingWriter(folder, shard_size=4)).predict(Double(), datamodule=SomeItems())
     assert load_embeddings(folder)["ids"].tolist() == list(range(9))
-    with pytest.raises(ValueError, match="goes on only with a DataLoader that has a batch_size and neither a sampler"):
-        trainer(tmp_path, EmbeddingWriter(folder)).predict(Double(), datamodule=SomeRows())
+    for path in sorted((tmp_path / "kept").glob("shard-*"))[1:]:
+        path.unlink()
+    for drawn in (9 if isinstance(sampler, SubsetRandomSampler) else 23,) * 2:  # 4 are saved, then 9: all are compared
+        module = Double()
+        trainer(tmp_path, EmbeddingWriter(folder)).predict(module, datamodule=SomeItems())
+        assert module.seen == drawn
+        assert load_embeddings(folder)["ids"].tolist() == list(range(9))
+        assert len(list((tmp_path / "kept").glob("shard-*"))) == 2
 
 
-def test_a_second_predict_of_a_run_has_a_folder_of_its_own(tmp_path):
+def test_a_second_predict_of_a_run_has_a_new_folder(tmp_path):
     run = trainer(tmp_path, EmbeddingWriter())
     other = Double()
     torch.nn.init.constant_(other.factor, 4)
@@ -402,6 +464,16 @@ def test_a_second_predict_of_a_run_has_a_folder_of_its_own(tmp_path):
     run.predict(other, datamodule=Data())
     assert_saved(tmp_path / "runs/version_0/embeddings")
     assert torch.equal(load_embeddings(tmp_path / "runs/version_0/embeddings-1")["embeddings"], 4 * IMAGES)
+
+
+def test_of_several_writers_none_can_be_resumed(tmp_path):
+    writers = [EmbeddingWriter(str(tmp_path / form), form) for form in ("npz", "safetensors")]
+    trainer(tmp_path, writers).predict(Double(), datamodule=Data())
+    assert_saved(tmp_path / "npz")
+    assert_saved(tmp_path / "safetensors")
+    shutil.rmtree(tmp_path / "npz")
+    with pytest.raises(ValueError, match="safetensors holds embeddings: a Trainer can resume only one EmbeddingWriter"):
+        trainer(tmp_path, writers).predict(Double(), datamodule=Data())
 
 
 def test_two_processes_write_to_one_folder(tmp_path):
@@ -412,71 +484,76 @@ def test_two_processes_write_to_one_folder(tmp_path):
 
 
 class Holds:
-    """A data set of one's own, with any attributes."""
+    """A custom data set with any attributes."""
 
-    def __init__(self, rows, **attributes):
-        self._rows = rows
+    def __init__(self, values, **attributes):
+        self._values = values
         vars(self).update(attributes)
 
     def __len__(self):
-        return len(self._rows)
+        return len(self._values)
 
-    def __getitem__(self, row):
-        return torch.full((3,), float(self._rows[row]) + 1), 0
+    def __getitem__(self, index):
+        return torch.full((3,), float(self._values[index]) + 1), 0
 
 
 T = TensorDataset(torch.randn(40, 3), torch.arange(40))
-ROWS = np.arange(18)
-DISAGREE = r"The embedding of row 0 differs by .* of its length from the one in"
+VALUES = np.arange(18)
+DISAGREE = r"The embedding of item 0 differs from the saved one by .* of its norm, in"
 CHANGED_DATA = {
     "samples of ImageFolder": (
-        lambda: Holds(ROWS, samples=[(f"{row:02}.png", 0) for row in range(1, 19)]),
-        lambda: Holds(ROWS, samples=[(f"{row:02}.png", 0) for row in (*range(5), *range(6, 19))][:18]),
-        "file of row 0 was 01.png and is 00.png",
+        lambda: Holds(VALUES, samples=[(f"{n:02}.png", 0) for n in range(1, 19)]),
+        lambda: Holds(VALUES, samples=[(f"{n:02}.png", 0) for n in (*range(5), *range(6, 19))][:18]),
+        "path of item 0 was 01.png and is 00.png",
     ),
     "imgs": (
-        lambda: Holds(ROWS, imgs=[("a", 0)] * 18),
-        lambda: Holds(ROWS, imgs=[("a", 0)] * 17 + [("b", 0)]),
-        "file of row 17 was a and is b",
+        lambda: Holds(VALUES, imgs=[("a", 0)] * 18),
+        lambda: Holds(VALUES, imgs=[("a", 0)] * 17 + [("b", 0)]),
+        "path of item 17 was a and is b",
     ),
-    "rows of Subset": (
-        lambda: Subset(T, range(20)), lambda: Subset(T, range(20, 40)), "other nest of Subset and ConcatDataset",
+    "indices of Subset": (
+        lambda: Subset(T, range(20)), lambda: Subset(T, range(20, 40)), "changed Subset or ConcatDataset",
     ),
     "no Subset": (
-        lambda: Subset(T, range(39, -1, -1)), lambda: T, "other nest of Subset and ConcatDataset",
+        lambda: Subset(T, range(39, -1, -1)), lambda: T, "changed Subset or ConcatDataset",
     ),
     "order of ConcatDataset": (
         lambda: ConcatDataset([Subset(T, range(20)), T]),
         lambda: ConcatDataset([T, Subset(T, range(20))]),
-        "other nest of Subset and ConcatDataset",
+        "changed Subset or ConcatDataset",
     ),
     "order of equal lengths": (
-        lambda: ConcatDataset([Holds(ROWS, data=ROWS), Holds(ROWS, data=ROWS + 1)]),
-        lambda: ConcatDataset([Holds(ROWS, data=ROWS + 1), Holds(ROWS, data=ROWS)]),
-        "other contents",
+        lambda: ConcatDataset([Holds(VALUES, data=VALUES), Holds(VALUES, data=VALUES + 1)]),
+        lambda: ConcatDataset([Holds(VALUES, data=VALUES + 1), Holds(VALUES, data=VALUES)]),
+        "changed contents",
     ),
-    "numpy images": (lambda: Holds(ROWS, images=ROWS), lambda: Holds(ROWS, images=ROWS + 1), "other contents"),
-    "data": (lambda: Holds(ROWS, data=ROWS), lambda: Holds(ROWS, data=ROWS[::-1]), "other contents"),
+    "numpy images": (
+        lambda: Holds(VALUES, images=VALUES), lambda: Holds(VALUES, images=VALUES + 1), "changed contents",
+    ),
+    "data": (lambda: Holds(VALUES, data=VALUES), lambda: Holds(VALUES, data=VALUES[::-1]), "changed contents"),
     "targets": (
-        lambda: Holds(ROWS, targets=[0] * 18), lambda: Holds(ROWS, targets=[0] * 17 + [3]),
-        "label of row 17 was 0 and is 3",
+        lambda: Holds(VALUES, targets=[0] * 18), lambda: Holds(VALUES, targets=[0] * 17 + [3]),
+        "label of item 17 was 0 and is 3",
     ),
-    "wrapper": (lambda: Holds(ROWS), lambda: Holds(ROWS[::-1]), DISAGREE),
-    "list": (lambda: [(row, 0) for row in T.tensors[0]], lambda: [(row, 0) for row in -T.tensors[0]], DISAGREE),
+    "wrapper": (lambda: Holds(VALUES), lambda: Holds(VALUES[::-1]), DISAGREE),
+    "list": (
+        lambda: [(values, 0) for values in T.tensors[0]], lambda: [(values, 0) for values in -T.tensors[0]], DISAGREE,
+    ),
     "other width": (
-        lambda: [(row, 0) for row in T.tensors[0]],
-        lambda: [(row[:2], 0) for row in T.tensors[0]],
-        "The embedding of row 0 has 2 numbers, not the 3 of the one in",
+        lambda: [(values, 0) for values in T.tensors[0]],
+        lambda: [(values[:2], 0) for values in T.tensors[0]],
+        "The embedding of item 0 has dimension 2, but the saved one has dimension 3, in",
     ),
-    "last row": (
-        lambda: Holds(ROWS), lambda: Holds([*ROWS[:-1], 99]), "The embedding of row 17 differs by 456 % of its",
+    "last item": (
+        lambda: Holds(VALUES), lambda: Holds([*VALUES[:-1], 99]),
+        "The embedding of item 17 differs from the saved one by 456 % of its norm",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["data module", "dataloader"])
 @pytest.mark.parametrize("name", CHANGED_DATA)
-def test_changed_data_do_not_pass_for_those_of_the_folder(name, given, tmp_path):
+def test_changed_data_are_refused(name, given, tmp_path):
     first, second, message = CHANGED_DATA[name]
     folder = tmp_path / "kept"
     trainer(tmp_path, EmbeddingWriter(str(folder))).predict(Double(), datamodule=Of(first()))
@@ -506,7 +583,7 @@ def test_another_model_of_the_same_weights_writes_nothing(processes, tmp_path):
         trainer(tmp_path, EmbeddingWriter(str(folder))).predict(Scales(1.0, dies_at=3), datamodule=Data())
     several = {"devices": 2, "strategy": "ddp_fork"} if processes == 2 else {}
     error = ProcessRaisedException if processes == 2 else ValueError
-    with pytest.raises(error, match=r"The embedding of row \d differs by 5 % of its length"):
+    with pytest.raises(error, match=r"The embedding of item \d differs from the saved one by 5 % of its norm"):
         trainer(tmp_path, EmbeddingWriter(str(folder), shard_size=4), **several).predict(
             Scales(1.05), datamodule=Data(), return_predictions=False
         )
@@ -521,31 +598,39 @@ def test_another_model_of_the_same_weights_writes_nothing(processes, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*shuffling enabled")
-def test_all_saved_rows_of_a_dataloader_that_is_given_are_compared(tmp_path):
+def test_a_shuffled_dataloader_is_reduced_and_compared(tmp_path):
     folder = str(tmp_path / "kept")
-    rows = torch.arange(40)
-    trainer(tmp_path, EmbeddingWriter(folder)).predict(Double(), DataLoader(Holds(rows), batch_size=4))
-    changed = rows.clone()
-    changed[1] = 7  # not one of 16 evenly spaced rows
-    with pytest.raises(ValueError, match="The embedding of row 1 differs by"):
+    values = torch.arange(40)
+    trainer(tmp_path, EmbeddingWriter(folder, shard_size=8)).predict(Double(), DataLoader(Holds(values), batch_size=8))
+    (tmp_path / "kept/shard-00-00003.npz").unlink()
+    module = Double()
+    run = trainer(tmp_path, EmbeddingWriter(folder, shard_size=8))
+    predictions = run.predict(module, DataLoader(Holds(values), batch_size=8, shuffle=True))
+    assert [len(part) for part in predictions] == [8, 8, 8]  # 16 to compare, 8 that were lost
+    assert load_embeddings(folder)["embeddings"][:, 0].tolist() == [2 * (value + 1) for value in range(40)]
+    changed = values.clone()
+    changed[0] = 7
+    with pytest.raises(ValueError, match="The embedding of item 0 differs from the saved one by"):
         trainer(tmp_path, EmbeddingWriter(folder)).predict(
-            Double(), DataLoader(Holds(changed), batch_size=4, shuffle=True)
+            Double(), DataLoader(Holds(changed), batch_size=8, shuffle=True)
         )
 
 
-def test_rows_that_a_collate_function_sorts_are_refused(tmp_path):
+def test_items_that_a_collate_function_sorts_are_refused(tmp_path):
     def by_sum(items):
         return default_collate(sorted(items, key=lambda item: float(item[0].sum())))
 
     loader = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4, collate_fn=by_sum)
-    with pytest.raises(ValueError, match=r"saves rows of the data set as ids: .* keeps the order of the items"):
+    with pytest.raises(
+        ValueError, match=r"saves the index of each item .* those of batch 0 are unknown: .* keeps their order"
+    ):
         trainer(tmp_path, EmbeddingWriter()).predict(Double(), loader)
 
     class Sorts(Data):
         def predict_dataloader(self):
             return loader
 
-    with pytest.raises(ValueError, match="saves rows of the data set as ids"):
+    with pytest.raises(ValueError, match="saves the index of each item"):
         trainer(tmp_path, EmbeddingWriter()).predict(Double(), datamodule=Sorts())
 
 
@@ -559,7 +644,7 @@ def test_a_folder_may_be_in_the_home_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.05])
-def test_nothing_is_written_before_a_saved_row_was_compared(scale, tmp_path):
+def test_nothing_is_written_before_a_saved_item_is_compared(scale, tmp_path):
     folder = tmp_path / "kept"
     with pytest.raises(RuntimeError, match="power cut"):
         trainer(tmp_path, EmbeddingWriter(str(folder))).predict(Scales(1.0, dies_at=1), datamodule=Data())
@@ -569,12 +654,12 @@ def test_nothing_is_written_before_a_saved_row_was_compared(scale, tmp_path):
         run.predict(Scales(scale), backwards)
         assert_saved(folder)
         return
-    with pytest.raises(ValueError, match="The embedding of row 3 differs by 5 %"):
+    with pytest.raises(ValueError, match="The embedding of item 3 differs from the saved one by 5 %"):
         run.predict(Scales(scale), backwards)
     assert [path.name for path in folder.glob("shard-*")] == ["shard-00-00000.npz"]
 
 
-def test_a_process_without_a_saved_row_writes_nothing_of_another_model(tmp_path):
+def test_a_process_without_a_saved_item_writes_nothing_of_another_model(tmp_path):
     class First(Data):
         def predict_dataloader(self):
             return DataLoader(TensorDataset(IMAGES, LABELS), batch_size=1)
@@ -583,6 +668,6 @@ def test_a_process_without_a_saved_row_writes_nothing_of_another_model(tmp_path)
     with pytest.raises(RuntimeError, match="power cut"):
         trainer(tmp_path, EmbeddingWriter(str(folder))).predict(Scales(1.0, dies_at=1), datamodule=First())
     run = trainer(tmp_path, EmbeddingWriter(str(folder), shard_size=2), devices=2, strategy="ddp_fork")
-    with pytest.raises(ProcessRaisedException, match="The embedding of row 0 differs by 5 %"):
+    with pytest.raises(ProcessRaisedException, match="The embedding of item 0 differs from the saved one by 5 %"):
         run.predict(Scales(1.05), datamodule=First(), return_predictions=False)
     assert [path.name for path in folder.glob("shard-*")] == ["shard-00-00000.npz"]

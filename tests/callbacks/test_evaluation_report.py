@@ -26,7 +26,7 @@ class Flatten(pl.LightningModule):
 
 
 class Page(html.parser.HTMLParser):
-    """What a page loads, and the data that it holds."""
+    """The addresses that a page loads, and its data."""
 
     def __init__(self, text):
         super().__init__()
@@ -57,7 +57,7 @@ def report(tmp_path, channels=3, size=40, name='<b>a</b> & "b"'):
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 32), (3, 224)])
-def test_the_page_is_whole_and_tells_the_truth(channels, size, tmp_path, capsys):
+def test_the_page_holds_scores_images_and_queries(channels, size, tmp_path, capsys):
     text, scores = report(tmp_path, channels, size)
     assert str(tmp_path / "runs/version_0/report.html") in capsys.readouterr().out
     page = Page(text)
@@ -65,6 +65,7 @@ def test_the_page_is_whole_and_tells_the_truth(channels, size, tmp_path, capsys)
     assert all(address.startswith("data:") for address in page.addresses)
     assert not re.search(r"https?://|@import|url\(", text)
     assert "<b>a</b>" not in text  # names are text, not markup
+    assert text.count("&lt;b&gt;a&lt;/b&gt; &amp; ") == 3  # in the table, above the charts, among the options
     for value in scores.values():
         assert f"<td>{100 * value:.2f}</td>" in text
     data = json.loads(page.data)
@@ -72,9 +73,9 @@ def test_the_page_is_whole_and_tells_the_truth(channels, size, tmp_path, capsys)
     assert {(q["set"], q["choice"]) for q in data["queries"]} == {(s, c) for s in (0, 1) for c in ("worst", "random")}
     for query in data["queries"]:
         assert len(query["neighbors"]) == len(query["similarities"]) == 3
-        assert query["right"] == [n // 3 == query["image"] // 3 for n in query["neighbors"]]
+        assert query["relevant"] == [n // 3 == query["image"] // 3 for n in query["neighbors"]]
         assert query["label"] == str(query["image"] // 3)
-        assert (query["rank"] <= 3) == any(query["right"])
+        assert (query["rank"] <= 3) == any(query["relevant"])
         assert all(f"{query['set']}/{row}" in data["images"] for row in (query["image"], *query["neighbors"]))
     worst = [q["rank"] for q in data["queries"] if q["choice"] == "worst" and q["set"] == 0]
     assert worst == sorted(worst, reverse=True)
@@ -85,7 +86,7 @@ SCRIPT = """
 const look = () => ({
   count: document.getElementById("count").textContent,
   rows: document.querySelectorAll("#queries .row").length,
-  right: document.querySelectorAll("#queries figure.right").length,
+  right: document.querySelectorAll("#queries figure.relevant").length,
   broken: [...document.images].filter(image => image.complete && image.naturalWidth === 0).length,
 });
 const set = (name, value) => {
@@ -114,7 +115,7 @@ window.addEventListener("error", event => document.body.append("ERR" + "OR " + e
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome: apt install chromium")
-def test_a_browser_shows_and_filters_it(tmp_path):
+def test_a_browser_shows_and_filters_the_page(tmp_path):
     text, _ = report(tmp_path)
     data = json.loads(Page(text).data)
     (tmp_path / "driven.html").write_text(text.replace("</body>", SCRIPT + "</body>"))
@@ -130,15 +131,15 @@ def test_a_browser_shows_and_filters_it(tmp_path):
     assert seen["all"] == {
         "count": "4 of 4 queries",
         "rows": 4,
-        "right": sum(sum(q["right"]) for q in worst),
+        "right": sum(sum(q["relevant"]) for q in worst),
         "broken": 0,
     }
     assert seen["label"]["rows"] == sum(q["label"] == worst[0]["label"] for q in worst)
     assert seen["rank"]["count"] == f"{sum(q['rank'] >= 4 for q in worst)} of 4 queries"
-    assert seen["second"]["right"] == sum(sum(q["right"]) for q in second)
+    assert seen["second"]["right"] == sum(sum(q["relevant"]) for q in second)
 
 
-def test_thumbnails_are_small_and_keep_their_shape():
+def test_thumbnails_are_small_and_keep_their_aspect_ratio():
     image = thumbnail(np.ones((224, 448, 3)))
     assert image.size == (96, 48)
     assert thumbnail(np.ones((32, 32))).size == (32, 32)

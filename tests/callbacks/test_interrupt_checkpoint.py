@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 class Press(Callback):
-    """Sends SIGINT in the third step, or in validation: to one process, to all, or to the one that launched them."""
+    """Sends SIGINT in the third step, or in validation: to one process, to all, or to the launcher."""
 
     def __init__(self, step=2, to="one", times=1, stage="fit"):
         self.step, self.to, self.times, self.stage = step, to, times, stage
@@ -71,7 +71,7 @@ def fit(folder, *callbacks, ckpt_path=None, stage="fit", **kwargs):
     return module
 
 
-def test_a_training_goes_on_from_where_it_was_interrupted(tmp_path, capsys):
+def test_an_interrupted_training_is_resumed_exactly(tmp_path, capsys):
     handler = signal.getsignal(signal.SIGINT)
     whole = fit(tmp_path, devices=1)
     with pytest.raises(SystemExit):
@@ -86,7 +86,7 @@ def test_a_training_goes_on_from_where_it_was_interrupted(tmp_path, capsys):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_a_second_time_ends_at_once(tmp_path):
+def test_a_second_ctrl_c_stops_immediately(tmp_path):
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit):
         fit(tmp_path, InterruptCheckpoint(), Press(1, times=2), devices=1)
@@ -97,14 +97,14 @@ def test_a_second_time_ends_at_once(tmp_path):
 def test_a_workers_copy_of_the_handler_does_nothing(capsys):
     callback = InterruptCheckpoint()
     callback.process = os.getppid()
-    callback.ask()
-    assert not callback.asked
+    callback.request_stop()
+    assert not callback.stop_requested
     assert capsys.readouterr().out == ""
 
 
 def test_a_training_after_an_interrupted_one_runs(tmp_path):
     callback = InterruptCheckpoint()
-    callback.asked = True
+    callback.stop_requested = True
     fit(tmp_path, callback, devices=1)
     assert not (tmp_path / "runs").exists()
 
@@ -118,7 +118,7 @@ def test_outside_the_main_thread_it_does_nothing(tmp_path):
                 Trainer(accelerator="cpu", devices=2, strategy="ddp_fork", logger=False), None, "fit"
             )
             fit(tmp_path, InterruptCheckpoint(), devices=1)
-        except BaseException as error:  # a thread keeps it to itself
+        except BaseException as error:  # errors in a thread do not fail the test
             errors.append(error)
 
     thread = threading.Thread(target=work)
@@ -128,33 +128,33 @@ def test_outside_the_main_thread_it_does_nothing(tmp_path):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_a_launched_process_takes_one_key_for_one(monkeypatch):
+def test_a_launched_process_counts_one_ctrl_c_once(monkeypatch):
     clock = iter([10.0, 10.9, 11.1])
     monkeypatch.setattr("lightning_recall.callbacks.interrupt_checkpoint.time.monotonic", lambda: next(clock))
     callback = InterruptCheckpoint()
     callback.process, callback.previous = os.getpid(), exit_interrupted
-    callback.ask()
-    callback.ask()  # the same, from the launcher
-    assert callback.asked
+    callback.request_stop()
+    callback.request_stop()  # the same, from the launcher
+    assert callback.stop_requested
     with pytest.raises((SystemExit, KeyboardInterrupt)) as ended:
-        callback.ask()
+        callback.request_stop()
     assert getattr(ended.value, "code", None) == INTERRUPTED == 130
 
 
 @pytest.mark.parametrize("end", ["train_end", "exception"])
-def test_ctrl_c_is_given_back(end):
+def test_the_handler_is_restored(end):
     handler = signal.getsignal(signal.SIGINT)
     trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=None))
     callback = InterruptCheckpoint()
     callback.on_train_start(trainer, None)
-    assert signal.getsignal(signal.SIGINT) == callback.ask
+    assert signal.getsignal(signal.SIGINT) == callback.request_stop
     callback.on_exception(trainer, None, ValueError()) if end == "exception" else callback.on_train_end(trainer, None)
     ours, _ = signal.getsignal(signal.SIGINT), signal.signal(signal.SIGINT, handler)
     assert ours is handler
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_one_process_says_how_to_resume(rank, tmp_path, monkeypatch, capsys):
+def test_one_process_prints_how_to_resume(rank, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("lightning_recall.callbacks.interrupt_checkpoint.output_path", lambda _, name: tmp_path / name)
     saved, callback = [], InterruptCheckpoint()
     trainer = SimpleNamespace(
@@ -165,7 +165,7 @@ def test_one_process_says_how_to_resume(rank, tmp_path, monkeypatch, capsys):
     )
     callback.on_train_batch_end(trainer, None, None, None, 0)
     assert saved == []
-    callback.asked = True
+    callback.stop_requested = True
     with pytest.raises(KeyboardInterrupt):
         callback.on_train_batch_end(trainer, None, None, None, 0)
     assert saved == [tmp_path / "checkpoints" / "interrupted.ckpt"]  # on all processes
@@ -173,7 +173,7 @@ def test_one_process_says_how_to_resume(rank, tmp_path, monkeypatch, capsys):
 
 
 def run_of_its_own(folder, to, stage):
-    """What a launcher's process does."""
+    """Runs in the launcher process."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts pytest in the background ignores it
     torch.cuda._is_in_bad_fork = lambda: False  # torch refuses a fork in a fork, which matters to GPUs only
     torch.set_num_threads(1)

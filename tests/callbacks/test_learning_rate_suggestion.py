@@ -40,15 +40,15 @@ def test_it_is_printed_and_drawn_and_nothing_is_trained(tmp_path, capsys):
     assert (trainer.global_step, module.lr) == (0, None)
 
 
-def test_too_few_steps_say_so(tmp_path, capsys):
+def test_too_few_steps_give_no_suggestion(tmp_path, capsys):
     module, trainer = parts(LearningRateSuggestion(num_training_steps=5), folder=tmp_path)
     trainer.fit(module, LOADER, LOADER)
-    assert "The steps are too few to suggest a learning rate." in capsys.readouterr().out
+    assert "Too few steps to suggest a learning rate." in capsys.readouterr().out
 
 
 def test_epochs_that_end_before_the_steps_are_refused(tmp_path):
     module, trainer = parts(LearningRateSuggestion(), folder=tmp_path, max_epochs=2, limit_train_batches=6)
-    message = "takes 100 steps, but the training ends after 12: set max_epochs to at least 17, got 2, or num_training"
+    message = "needs 100 steps, but the training ends after 12: set max_epochs to at least 17, got 2, or num_training"
     with pytest.raises(ValueError, match=message):
         trainer.fit(module, LOADER, LOADER)
 

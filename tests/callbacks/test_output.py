@@ -9,7 +9,7 @@ from lightning_recall.callbacks.output import file_name, free_paths, new_folder,
 
 
 class OtherLogger(Logger):
-    """A service's: it has no log_dir."""
+    """A logger of an online service, without log_dir."""
 
     def __init__(self, save_dir, name, version):
         super().__init__()
@@ -31,7 +31,7 @@ def trainer(folder, logger=False, **kwargs):
     return Trainer(logger=logger, default_root_dir=folder, enable_checkpointing=False, **settings)
 
 
-def test_a_run_has_a_folder_of_its_own_whatever_the_logger(tmp_path):
+def test_each_run_has_its_folder_with_any_logger(tmp_path):
     (tmp_path / "config.yaml").write_text("mine")
     cases = (
         (lambda: False, "runs/version_0", "runs/version_1"),
@@ -58,12 +58,12 @@ def test_a_run_has_a_folder_of_its_own_whatever_the_logger(tmp_path):
     }
 
 
-def test_a_folder_has_the_next_number_and_is_nobody_elses(tmp_path, monkeypatch):
+def test_a_new_folder_has_the_next_number_and_is_reserved(tmp_path, monkeypatch):
     (tmp_path / "version_9").mkdir()
     (tmp_path / "version_two").mkdir()
     (tmp_path / "version_10").write_text("a file")
     assert new_folder(tmp_path).name == "version_11"
-    monkeypatch.setattr(type(tmp_path), "glob", lambda *_: [])  # another run makes version_9 after it was looked for
+    monkeypatch.setattr(type(tmp_path), "glob", lambda *_: [])  # another run creates version_9 in the meantime
     (tmp_path / "version_0").mkdir()
     assert new_folder(tmp_path).name == "version_1"
     with pytest.raises(OSError, match="version_"):
@@ -79,7 +79,7 @@ def test_no_file_is_overwritten(tmp_path):
     assert free_paths(tmp_path / "folder") == [tmp_path / "folder-1"]
 
 
-def test_a_picture_of_that_name_stays(tmp_path, capsys):
+def test_an_existing_picture_is_not_overwritten(tmp_path, capsys):
     (tmp_path / "x.png").write_text("mine")
     save_picture(SimpleNamespace(loggers=[]), Figure(), tmp_path / "x.png", "A picture")
     assert (tmp_path / "x.png").read_text() == "mine"
@@ -94,7 +94,7 @@ def test_names_of_dataloaders_become_names_of_files():
 
 
 class Notes(LightningModule):
-    """Notes the run's folder on each process."""
+    """Records the run's folder on each process."""
 
     def __init__(self, folder):
         super().__init__()
@@ -113,7 +113,7 @@ def test_all_processes_have_the_same_folder(tmp_path):
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
-def test_a_launcher_hands_on_the_folder_that_was_chosen_before_it(tmp_path):
+def test_launched_processes_inherit_the_folder(tmp_path):
     run = trainer(tmp_path, devices=2, strategy="ddp_fork")
     chosen = run_folder(run)
     run.test(Notes(tmp_path), [0, 0], verbose=False)

@@ -85,7 +85,7 @@ def test_logs_the_metric_of_any_module(output):
     assert results == {f"test/{name}": pytest.approx(value.item()) for name, value in expected.items()}
 
 
-def test_logits_that_a_step_returns_are_not_taken_for_embeddings():
+def test_logits_that_a_step_returns_are_not_used_as_embeddings():
     class Classifier(TheirModule):
         def test_step(self, batch, batch_idx):
             return torch.zeros(len(batch[0]), 3)
@@ -116,7 +116,7 @@ def test_baselines_are_the_pixels_and_the_first_weights():
         assert results[f"test/{name}recall@2"] == pytest.approx(expected["recall@2"].item())
     torch.testing.assert_close(scores_of(module.net(IMAGES)), after)  # the weights are the trained ones again
     (kept,) = evaluation.results  # pictures are of what the model found
-    assert torch.equal(kept.searched.embeddings, module.net(IMAGES).detach())
+    assert torch.equal(kept.search_result.embeddings, module.net(IMAGES).detach())
 
 
 def test_the_table_shows_percent(capsys):
@@ -147,12 +147,12 @@ def test_wrong_use_is_refused():
 
     with pytest.raises(ValueError, match=r"forward of GivesMaps must give embeddings \(12, D\)"):
         make_trainer(RetrievalEvaluation()).test(GivesMaps(), loader(), verbose=False)
-    with pytest.raises(ValueError, match=r"pair \(inputs, labels\), got a Tensor"):
+    with pytest.raises(ValueError, match=r"pair \(inputs, labels\), got a tensor"):
         make_trainer(RetrievalEvaluation()).test(TheirModule(), DataLoader(IMAGES), verbose=False)
     triples = DataLoader(TensorDataset(IMAGES, LABELS, LABELS), batch_size=9)
     with pytest.raises(ValueError, match="got a list of 3"):
         make_trainer(RetrievalEvaluation(baselines=True)).test(TheirModule(), triples, verbose=False)
-    with pytest.raises(ValueError, match="None of the 40 items has another of its class"):
+    with pytest.raises(ValueError, match="None of the 40 items has a same-class item"):
         make_trainer(RetrievalEvaluation()).test(TheirModule(), loader(torch.arange(40)), verbose=False)
 
 
@@ -163,8 +163,8 @@ def test_nan_embeddings_are_refused():
         make_trainer(RetrievalEvaluation()).test(TheirModule(), loader(images=images), verbose=False)
 
 
-class Told(TensorDataset):
-    """Even rows search, odd ones are searched; the last two could not be read."""
+class Shop(TensorDataset):
+    """Even items are queries, odd items the gallery; the last two images are unreadable."""
 
     def __init__(self):
         labels = LABELS.clone()
@@ -176,11 +176,11 @@ class Told(TensorDataset):
 
 def test_named_dataloaders_with_queries_and_gallery(capsys):
     module = TheirModule()
-    loaders = {"all": loader(), "shop": DataLoader(Told(), batch_size=12)}
+    loaders = {"all": loader(), "shop": DataLoader(Shop(), batch_size=12)}
     results = make_trainer(RetrievalEvaluation(ks=(1, 2))).test(module, loaders, verbose=False)
     scores = {key: value for result in results for key, value in result.items()}
     metric = RecallAtK((1, 2))
-    is_query = torch.from_numpy(Told().is_query)[:-2]
+    is_query = torch.from_numpy(Shop().is_query)[:-2]
     metric.update(module.net(IMAGES)[:-2], LABELS[:-2], None, is_query, ~is_query)
     expected = {f"test/shop/{name}": pytest.approx(value.item()) for name, value in metric.compute().items()}
     expected |= {f"test/all/{name}": pytest.approx(v.item()) for name, v in scores_of(module.net(IMAGES)).items()}
@@ -224,7 +224,7 @@ def test_other_scores_groups_and_tables(tmp_path, capsys):
     assert evaluation.results == []  # embeddings are not kept through a training
 
 
-def test_a_dataloader_without_a_batch_is_told():
+def test_a_dataloader_without_a_batch_is_refused():
     empty = DataLoader(TensorDataset(IMAGES[:0], LABELS[:0]), batch_size=12)
     with (
         pytest.raises(ValueError, match="no batch came from dataloader small"),
@@ -233,16 +233,18 @@ def test_a_dataloader_without_a_batch_is_told():
         make_trainer(RetrievalEvaluation()).test(TheirModule(), {"all": loader(), "small": empty}, verbose=False)
 
 
-def test_who_needs_it_says_so():
+def test_the_message_names_the_callback_that_needs_it():
     class Other(pl.Callback):
         pass
 
-    with pytest.raises(ValueError, match=r"Other shows what RetrievalEvaluation finds: add RetrievalEvaluation\(\)"):
+    with pytest.raises(
+        ValueError, match=r"Other needs RetrievalEvaluation: add RetrievalEvaluation\(\) to the callbacks"
+    ):
         results_of(make_trainer(), Other())
 
 
 def recall_at_1(embeddings, labels, is_query=None, is_gallery=None):
-    """By the definition, in numpy: the share of queries whose nearest other gallery item is of their class."""
+    """By the definition, in numpy: the fraction of queries whose nearest other gallery item is of their class."""
     unit = embeddings.numpy().astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     labels = np.asarray(labels)
@@ -258,7 +260,7 @@ def recall_at_1(embeddings, labels, is_query=None, is_gallery=None):
 
 
 class QueriesAndGallery(TensorDataset):
-    """Four images a class, of which one searches for the others."""
+    """Four images per class: one query and three in the gallery."""
 
     def __init__(self, size=40):
         generator = torch.Generator().manual_seed(7)
@@ -267,13 +269,13 @@ class QueriesAndGallery(TensorDataset):
         super().__init__(classes[labels] + 1.2 * torch.randn(size, 1, 3, 3, generator=generator), labels)
         self.is_query = np.arange(size) < size // 4
         self.is_gallery = ~self.is_query
-        self.paths = [f"{row}.jpg" for row in range(size)]
+        self.paths = [f"{index}.jpg" for index in range(size)]
 
-    def right_value(self, rows=None):
-        rows = slice(None) if rows is None else rows
+    def right_value(self, indices=None):
+        indices = slice(None) if indices is None else indices
         images, labels = self.tensors
-        roles = self.is_query[rows], self.is_gallery[rows]
-        return pytest.approx(recall_at_1(images[rows].flatten(1), labels[rows], *roles))
+        roles = self.is_query[indices], self.is_gallery[indices]
+        return pytest.approx(recall_at_1(images[indices].flatten(1), labels[indices], *roles))
 
 
 class Pixels(pl.LightningModule):
@@ -286,8 +288,8 @@ class Pixels(pl.LightningModule):
     test_step = validation_step
 
 
-def eights(rows):
-    return [rows[i : i + 8] for i in range(0, len(rows), 8)]
+def eights(indices):
+    return [indices[i : i + 8] for i in range(0, len(indices), 8)]
 
 
 QUERY_DATA = QueriesAndGallery()
@@ -297,10 +299,10 @@ ORDERS = {
     "shuffled by workers": lambda data: DataLoader(data, batch_size=16, shuffle=True, num_workers=2),
     "batch sampler": lambda data: DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), 16, False)),
     "list of batches": lambda data: DataLoader(data, batch_sampler=eights(torch.randperm(40).tolist())),
-    "lists of rows": lambda data: DataLoader(
+    "lists of indices": lambda data: DataLoader(
         data, batch_size=None, sampler=BatchSampler(RandomSampler(data), 7, False)
     ),
-    "repeated rows": lambda data: DataLoader(
+    "repeated indices": lambda data: DataLoader(
         data, batch_sampler=ClassBalancedBatchSampler(data.tensors[1], 12, 3, tail="fill")
     ),
 }
@@ -320,12 +322,13 @@ def test_queries_are_queries_in_whatever_order_a_loader_gives_them(order, tmp_pa
     assert [int(row["label"]) for row in rows] == list(range(10))
 
 
-def test_a_sampler_of_some_rows_scores_these_and_the_strategy_is_as_before():
-    rows = [*range(3, 10), *range(12, 40, 2)]
-    loader = DataLoader(QUERY_DATA, batch_size=4, sampler=torch.tensor(rows)[torch.randperm(len(rows))].tolist())
+def test_a_sampler_of_some_items_scores_these_and_the_strategy_is_restored():
+    indices = [*range(3, 10), *range(12, 40, 2)]
+    sampler = torch.tensor(indices)[torch.randperm(len(indices))].tolist()
+    loader = DataLoader(QUERY_DATA, batch_size=4, sampler=sampler)
     trainer = make_trainer(RetrievalEvaluation(ks=(1,)))
     results = trainer.test(Pixels(), loader, verbose=False)[0]
-    assert results["test/recall@1"] == QUERY_DATA.right_value(rows)
+    assert results["test/recall@1"] == QUERY_DATA.right_value(indices)
     assert "process_dataloader" not in vars(trainer.strategy)
 
 
@@ -396,7 +399,7 @@ class BatchesAsItems:
 
 
 def drops_some(items):
-    """A collate function that leaves out what it does not like."""
+    """A collate function that drops the items of a class."""
     return default_collate([item for item in items if item[1] != 4])
 
 
@@ -409,7 +412,7 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize("kind", UNKNOWN)
-def test_batches_without_row_numbers_are_scored(kind):
+def test_batches_with_unknown_indices_are_scored(kind):
     results = make_trainer(RetrievalEvaluation(ks=(1,))).test(Pixels(), UNKNOWN[kind](), verbose=False)[0]
     images, labels = QUERY_DATA.tensors
     assert results["test/recall@1"] == pytest.approx(recall_at_1(images.flatten(1), labels))
@@ -423,11 +426,9 @@ def test_items_that_a_collate_function_drops_are_not_scored():
 
 
 @pytest.mark.parametrize("kind", ["any order", "drops"])
-def test_queries_whose_rows_are_not_known_are_refused(kind):
+def test_queries_with_unknown_indices_are_refused(kind):
     settings = {"collate_fn": drops_some} if kind == "drops" else {"num_workers": 1, "in_order": False}
-    with pytest.raises(
-        ValueError, match=r"holds is needed, since it has is_query and is_gallery: evaluate a map-style"
-    ):
+    with pytest.raises(ValueError, match=r"are required, because it has is_query and is_gallery: use a map-style"):
         make_trainer(RetrievalEvaluation()).test(
             Pixels(), DataLoader(QUERY_DATA, batch_size=9, **settings), verbose=False
         )
@@ -438,23 +439,23 @@ def by_brightness(items):
     return default_collate(sorted(items, key=lambda item: float(item[0].sum())))
 
 
-def test_items_that_a_collate_function_sorts_are_scored_unless_their_rows_are_needed(tmp_path):
+def test_items_that_a_collate_function_sorts_are_scored_unless_indices_are_needed(tmp_path):
     images, labels = QUERY_DATA.tensors
     plain = DataLoader(PLAIN_DATA, batch_size=8, collate_fn=by_brightness)
     results = make_trainer(RetrievalEvaluation(ks=(1,))).test(Pixels(), plain, verbose=False)[0]
     assert results["test/recall@1"] == pytest.approx(recall_at_1(images.flatten(1), labels))
-    with pytest.raises(ValueError, match=r"tables=True names the rows .* keeps the order of the items"):
+    with pytest.raises(ValueError, match=r"tables=True lists the items .* keeps their order"):
         make_trainer(RetrievalEvaluation(tables=True), default_root_dir=tmp_path).test(Pixels(), plain, verbose=False)
     loader = DataLoader(QUERY_DATA, batch_size=8, collate_fn=by_brightness)
-    with pytest.raises(ValueError, match=r"since it has is_query and is_gallery: .* keeps the order of the items"):
+    with pytest.raises(ValueError, match=r"because it has is_query and is_gallery: .* keeps their order"):
         make_trainer(RetrievalEvaluation()).test(Pixels(), loader, verbose=False)
     images_only = make_trainer(RetrievalEvaluation(), RetrievedImages(2, 2), default_root_dir=tmp_path)
-    with pytest.raises(ValueError, match="No picture of a test whose rows are not known"):
+    with pytest.raises(ValueError, match="Cannot draw images: the data set indices of the batches are unknown"):
         images_only.test(Pixels(), plain, verbose=False)
 
 
 @pytest.mark.filterwarnings("ignore:.*shuffling enabled")
-def test_a_collate_function_that_keeps_the_order_leaves_the_rows_known():
+def test_a_collate_function_that_keeps_the_order_leaves_the_indices_known():
     loader = DataLoader(
         QUERY_DATA, batch_size=7, shuffle=True, num_workers=1, collate_fn=lambda items: default_collate(items)
     )
@@ -468,7 +469,7 @@ def test_a_hook_that_sorts_a_batch_shows_in_its_labels():
             order = batch[1].argsort(descending=True)
             return [part[order] for part in batch]
 
-    with pytest.raises(ValueError, match="since it has is_query and is_gallery"):
+    with pytest.raises(ValueError, match="because it has is_query and is_gallery"):
         make_trainer(RetrievalEvaluation()).test(Sorts(), DataLoader(QUERY_DATA, batch_size=9), verbose=False)
 
 
@@ -480,8 +481,8 @@ def test_a_wrapper_that_loses_the_queries_is_refused():
         def __len__(self):
             return len(self.base)
 
-        def __getitem__(self, row):
-            return self.base[row]
+        def __getitem__(self, index):
+            return self.base[index]
 
     data = Wrapper()
     with pytest.raises(ValueError, match="Wrapper has no is_query, but the data set in its attribute base has"):
@@ -491,36 +492,40 @@ def test_a_wrapper_that_loses_the_queries_is_refused():
     assert results[0]["test/recall@1"] == QUERY_DATA.right_value()
 
 
-def test_a_list_of_batches_and_single_items_say_what_to_do():
+def test_a_list_of_batches_and_single_items_raise_with_a_remedy():
     batches = Batches(PLAIN_DATA).batches
-    with pytest.raises(ValueError, match=r"give a list of batches as DataLoader\(batches, batch_size=None\)"):
+    with pytest.raises(ValueError, match=r"pass a list of batches as DataLoader\(batches, batch_size=None\)"):
         make_trainer(RetrievalEvaluation()).test(Pixels(), batches, verbose=False)
     results = make_trainer(RetrievalEvaluation(ks=(1,))).test(
         Pixels(), DataLoader(batches, batch_size=None), verbose=False
     )
     images, labels = QUERY_DATA.tensors
     assert results[0]["test/recall@1"] == pytest.approx(recall_at_1(images.flatten(1), labels))
-    with pytest.raises(ValueError, match="One label is that of an item, not of a batch: give the dataloader a batch_"):
+    with pytest.raises(
+        ValueError, match="A single label belongs to an item, not to a batch: give the dataloader a batch_"
+    ):
         make_trainer(RetrievalEvaluation()).test(Pixels(), DataLoader(PLAIN_DATA, batch_size=None), verbose=False)
 
 
 @pytest.mark.parametrize("kind", ["iterable", "any order"])
-def test_tables_without_row_numbers_are_refused_before_the_test(kind):
+def test_tables_with_unknown_indices_are_refused_before_the_test(kind):
     module = TheirModule()
-    with pytest.raises(ValueError, match=r"tables=True names the rows of the data set, but those of dataloader 0"):
+    with pytest.raises(
+        ValueError, match=r"tables=True lists the items of the data set by index, but the indices of dataloader 0"
+    ):
         make_trainer(RetrievalEvaluation(tables=True)).test(module, UNKNOWN[kind](), verbose=False)
     assert module.calls == 0
 
 
 class Everywhere(Pixels):
-    """Has every process go over all batches."""
+    """Gives all batches to every process."""
 
     def test_dataloader(self):
         return Batches(PLAIN_DATA)
 
 
-class Shares(WithLoader):
-    """Has every process go over batches of its own."""
+class Parts(WithLoader):
+    """Gives each process different batches."""
 
     def test_dataloader(self):
         return Batches(TensorDataset(*(part[self.global_rank :: 2] for part in QUERY_DATA.tensors)))
@@ -530,13 +535,13 @@ def test_processes_that_evaluate_the_same_batches_are_refused(tmp_path):
     two = {"devices": 2, "strategy": "ddp_fork"}
     with pytest.raises(ProcessRaisedException, match="All 2 processes evaluate the same items"):
         make_trainer(RetrievalEvaluation(), **two).test(Everywhere(), verbose=False)
-    make_trainer(RetrievalEvaluation(ks=(1,)), **two).test(Shares(tmp_path / "score"), verbose=False)
+    make_trainer(RetrievalEvaluation(ks=(1,)), **two).test(Parts(tmp_path / "score"), verbose=False)
     images, labels = QUERY_DATA.tensors
     assert float((tmp_path / "score").read_text()) == pytest.approx(recall_at_1(images.flatten(1), labels))
 
 
 class Reloads(TheirModule):
-    """Has another number of validation images in each epoch; notes what is logged of them."""
+    """Has a different number of validation images in each epoch; records the logged scores."""
 
     def __init__(self):
         super().__init__()
@@ -557,7 +562,7 @@ class Reloads(TheirModule):
 
 
 @pytest.mark.filterwarnings("ignore:.*shuffling enabled")
-def test_validations_of_a_training_know_their_rows_each_time():
+def test_each_validation_of_a_training_knows_its_indices():
     module = Reloads()
     make_trainer(RetrievalEvaluation(ks=(1,)), max_epochs=4, reload_dataloaders_every_n_epochs=1).fit(module, loader())
     assert [size for size, *_ in module.seen] == [40, 20, 60, 40]
@@ -572,15 +577,15 @@ class Words(TensorDataset):
         super().__init__(*QUERY_DATA.tensors)
         self.form = form
 
-    def __getitem__(self, row):
-        image, label = super().__getitem__(row)
-        inputs = {"ids": image, "more": (image, row)}
-        forms = {"pair": (inputs, label), "mapping": {**inputs, "labels": label}, "triple": (inputs, label, row)}
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        inputs = {"ids": image, "more": (image, index)}
+        forms = {"pair": (inputs, label), "mapping": {**inputs, "labels": label}, "triple": (inputs, label, index)}
         return forms[self.form]
 
 
 class OfWords(pl.LightningModule):
-    """Its forward takes a dict; its step returns what is asked for."""
+    """Its forward takes a dict; its step returns the requested outputs."""
 
     def __init__(self, returned=()):
         super().__init__()
@@ -622,7 +627,7 @@ def test_inputs_may_be_anything(form, returned, calls):
         ("triple", ("embeddings",), "must be a pair .* got a list of 3"),
     ],
 )
-def test_inputs_that_forward_cannot_take_say_so(form, returned, message):
+def test_inputs_that_forward_cannot_take_are_refused(form, returned, message):
     loader = DataLoader(Words(form), batch_size=8)
     with pytest.raises(ValueError, match=message):
         make_trainer(RetrievalEvaluation(ks=(1,))).test(OfWords(returned), loader, verbose=False)
@@ -637,7 +642,7 @@ def test_raw_pixels_are_those_of_tensors():
         )
 
 
-def test_embeddings_of_another_number_than_labels_name_their_source():
+def test_a_wrong_number_of_embeddings_names_its_source():
     class Halves(TheirModule):
         def test_step(self, batch, batch_idx):
             return {"embeddings": self(batch[0])[::2]}
@@ -660,7 +665,7 @@ def test_a_second_module_is_compared_with_its_own_first_weights():
 
 
 def write_quickly(figure, target, **_):
-    """Instead of drawing: what is written is not the matter here."""
+    """Replaces drawing, since only the names of the files matter here."""
     target.write(b"figure") if hasattr(target, "write") else target.write_text(f"figure {id(figure)}")
 
 
@@ -686,7 +691,7 @@ def test_a_second_test_and_names_with_slashes_keep_all_files(tmp_path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
-def test_a_trial_leaves_no_file(tmp_path):
+def test_a_trial_run_writes_no_file(tmp_path):
     callbacks = RetrievalEvaluation((1,), tables=True), RetrievedImages(), EvaluationReport(), EvaluationCharts()
     trainer = make_trainer(*callbacks, default_root_dir=tmp_path, fast_dev_run=2)
     trainer.test(Pixels(), DataLoader(PLAIN_DATA, batch_size=16), verbose=False)
@@ -694,14 +699,14 @@ def test_a_trial_leaves_no_file(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*shuffling enabled")
-def test_pictures_and_report_show_the_rows_that_were_shuffled(tmp_path):
-    asked = []
+def test_pictures_and_report_show_shuffled_items(tmp_path):
+    loaded = []
 
     class Watched(TensorDataset):
-        def __getitem__(self, row):
+        def __getitem__(self, index):
             if watching:
-                asked.append(row)
-            return super().__getitem__(row)
+                loaded.append(index)
+            return super().__getitem__(index)
 
     watching = False
     trainer = make_trainer(RetrievalEvaluation((1,)), report := EvaluationReport(3, 4), default_root_dir=tmp_path)
@@ -710,10 +715,10 @@ def test_pictures_and_report_show_the_rows_that_were_shuffled(tmp_path):
     watching = True
     (result,) = results_of(trainer, report)
     images = QUERY_DATA.tensors[0].flatten(1)
-    assert torch.equal(result.searched.embeddings, images[result.searched.indices])
+    assert torch.equal(result.search_result.embeddings, images[result.search_result.indices])
     pictures = pictures_of(result, {0, 5})
-    assert asked == [int(result.searched.indices[row]) for row in (0, 5)]
-    torch.testing.assert_close(torch.from_numpy(pictures[5]), to_unit(images[asked[1]].view(3, 3)).double())
+    assert loaded == [int(result.search_result.indices[position]) for position in (0, 5)]
+    torch.testing.assert_close(torch.from_numpy(pictures[5]), to_unit(images[loaded[1]].view(3, 3)).double())
 
 
 def to_unit(image):

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import __version__ as pl_version
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_recall import RecallAtKLoss, RetrievalEvaluation, RetrievalModule
 from lightning_recall.callbacks import RunSummary
-from lightning_recall.callbacks.run_summary import about_batch, chunks_of, print_rows
+from lightning_recall.callbacks.run_summary import batch_rows, print_rows
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:You defined a `validation_step` but have no", "ignore:.* is meant for embeddings of length 1"
@@ -27,7 +28,7 @@ def loader(size=48, batch_size=24):
 
 
 class Plain(LightningModule):
-    """Somebody's own module, whose batches are dicts."""
+    """A LightningModule of a user, whose batches are dicts."""
 
     def __init__(self):
         super().__init__()
@@ -55,7 +56,7 @@ def fit(module, loaders, tmp_path, *callbacks, **kwargs):
     return trainer
 
 
-def test_it_tells_what_is_trained_and_what_came_of_it(tmp_path, capsys, monkeypatch):
+def test_it_prints_what_is_trained_and_the_scores(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     module = RetrievalModule(net(), RecallAtKLoss((1, 2), rank_temperature=1.0), chunk_size=10)
     saving = ModelCheckpoint(tmp_path, monitor="val/recall@1", mode="max")
@@ -65,8 +66,9 @@ def test_it_tells_what_is_trained_and_what_came_of_it(tmp_path, capsys, monkeypa
     lines = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in shown.splitlines() if "│" in line}
     assert shown.count("network") == 1
     assert lines["loss"] == "RecallAtKLoss"
-    assert lines["steps"] == "4, of 2 batches an epoch"
+    assert lines["steps"] == "4, 2 batches per epoch"
     assert lines["device"] == "cpu, 1 process, precision 32-true"
+    assert lines["Lightning"] in (f"pytorch_lightning {pl_version}", f"lightning.pytorch {pl_version}")
     assert lines["batch"] == "24 images of 12 classes"
     assert lines["chunks"] == "3 of at most 10 images"
     assert lines["memory"].startswith("about ")
@@ -85,7 +87,7 @@ def test_images_per_second_count_the_loading_and_not_the_validation(monkeypatch)
         Trainer(barebones=True),
         [(torch.zeros(10, 6), torch.zeros(10)), (torch.zeros(2, 6), torch.zeros(2))],
     )
-    summary.told = True
+    summary.printed = True
     summary.on_train_epoch_start(trainer, module)
     clock[0] = 2.0  # half a second of it for loading
     summary.on_train_batch_end(trainer, module, None, batch, 0)
@@ -115,47 +117,63 @@ def test_batches_of_another_kind_are_not_counted(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("chunk_size", [16, "auto"])
-def test_a_chunk_size_that_is_tried_out_is_told_as_such(chunk_size, tmp_path, capsys):
+def test_a_chunk_size_that_is_measured_is_not_known_yet(chunk_size, tmp_path, capsys):
     module = RetrievalModule(net(), RecallAtKLoss(rank_temperature=1.0), chunk_size=chunk_size)
     fit(module, (loader(),), tmp_path, max_epochs=1, enable_checkpointing=False, limit_val_batches=0)
-    assert ("tried out at the first step" in capsys.readouterr().out) == (chunk_size == "auto")
+    assert ("auto: measured at the first step" in capsys.readouterr().out) == (chunk_size == "auto")
 
 
-def test_chunks_of_a_batch():
-    images, labels = torch.zeros(2, 3), torch.zeros(2)
-    for batch, count in (([images, labels], 1), ((images, labels), 1), ([(images, labels)] * 3, 3), ({"a": images}, 0)):
-        assert len(chunks_of(batch)) == count
-    assert chunks_of([images, images, images]) == []
-    assert chunks_of([({"a": images}, labels)])[0][1] is labels
-    assert chunks_of((images[0], torch.tensor(3))) == []  # one image, as batch_size=None gives it
-    assert chunks_of([(images, labels), (images, "labels")]) == []
+BATCHES = {
+    "mapping": ((UserDict(a=torch.zeros(6, 6)), torch.arange(6) % 3), "6 images of 3 classes"),
+    "several labels": ((torch.zeros(6, 6), torch.ones(6, 4)), "6 images"),
+    "texts": ((["a", "b"], torch.arange(2)), "2 images of 2 classes"),
+}
 
 
-@pytest.mark.parametrize(
-    ("batch", "rows"),
-    [
-        ((UserDict(a=torch.zeros(6, 6)), torch.arange(6) % 3), {"batch": "6 images of 3 classes"}),
-        ((torch.zeros(6, 6), torch.ones(6, 4)), {"batch": "6 images"}),
-        ((["a", "b"], torch.arange(2)), {"batch": "2 images of 2 classes"}),
-    ],
-    ids=["mapping", "several labels", "texts"],
-)
-def test_batches_of_any_kind_are_described(batch, rows):
-    class Any(Plain):
-        chunk_size = 4
+class Unwraps(nn.Module):
+    """A network whose inputs may be a mapping."""
 
-        def forward(self, inputs):
-            return self.net(inputs["a"] if isinstance(inputs, UserDict) else inputs)
+    def __init__(self):
+        super().__init__()
+        self.net = net()
 
-    found = about_batch(Trainer(barebones=True, accelerator="cpu"), Any(), batch)
-    assert found["batch"] == rows["batch"]
-    assert ("memory" in found) == (not isinstance(batch[0], list))
+    def forward(self, inputs):
+        return self.net(inputs["a"] if isinstance(inputs, UserDict) else inputs)
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+def test_batches_of_any_kind_are_described(kind):
+    batch, row = BATCHES[kind]
+    assert batch_rows(Trainer(barebones=True, accelerator="cpu"), batch, Plain()) == {"batch": row}
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+def test_memory_is_estimated_for_inputs_with_tensors(kind):
+    batch, row = BATCHES[kind]
+    module = RetrievalModule(Unwraps(), RecallAtKLoss(), chunk_size=4)
+    module.trainer = Trainer(barebones=True, accelerator="cpu")
+    found = batch_rows(module.trainer, batch, module)
+    assert found["batch"] == row
+    assert ("memory" in found) == (kind != "texts")
 
 
 def test_a_batch_smaller_than_a_chunk_is_one_chunk_of_its_size():
-    module, trainer = RetrievalModule(net(), RecallAtKLoss(), chunk_size=100), Trainer(barebones=True)
-    found = about_batch(trainer, module, (torch.zeros(6, 6), torch.arange(6) % 3))
+    module = RetrievalModule(net(), RecallAtKLoss(), chunk_size=100)
+    module.trainer = Trainer(barebones=True)
+    found = batch_rows(module.trainer, (torch.zeros(6, 6), torch.arange(6) % 3), module)
     assert found["chunks"] == "1 of at most 6 images"
+
+
+def test_a_module_adds_rows_and_replaces_ours(printed):
+    class Describes(Plain):
+        def training_summary(self, batch):
+            return {"network": "a small one", "inputs": f"{len(batch[0])} vectors"}
+
+    trainer = SimpleNamespace(world_size=1, estimated_stepping_batches=6, num_training_batches=3, precision="32-true")
+    RunSummary().on_train_batch_start(trainer, Describes(), (torch.zeros(6, 6), torch.arange(6)), 0)
+    ((_, rows),) = printed
+    assert list(rows) == ["network", "steps", "device", "Lightning", "batch", "inputs"]
+    assert (rows["network"], rows["inputs"]) == ("a small one", "6 vectors")
 
 
 @pytest.fixture
@@ -166,7 +184,7 @@ def printed(monkeypatch):
     return tables
 
 
-def test_each_training_is_described_with_all_its_processes(printed, monkeypatch):
+def test_each_training_is_summarised_for_all_processes(printed, monkeypatch):
     trainer = SimpleNamespace(world_size=2, estimated_stepping_batches=6, num_training_batches=3, precision="32-true")
     module, summary, logged = Plain(), RunSummary(), {}
     module.net = nn.ModuleList([nn.Linear(1000, 2000).requires_grad_(False), nn.Linear(500, 1000)])
@@ -181,7 +199,7 @@ def test_each_training_is_described_with_all_its_processes(printed, monkeypatch)
         summary.on_train_batch_end(trainer, module, None, batch, 0)
     (title, rows), again = printed
     assert again == (title, rows)
-    assert rows["network"] == "Plain, 2.50 million parameters, 0.50 of them trained"
+    assert rows["network"] == "Plain, 2.50 million parameters, 0.50 million trainable"
     assert rows["device"] == "cpu, 2 processes, precision 32-true"
     assert rows["batch"] == "12 images, 6 of 3 classes on each process"
     assert logged == {"images/s": 6.0}  # 12 images in 2 seconds

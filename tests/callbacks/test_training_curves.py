@@ -8,7 +8,6 @@ from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from lightning_recall.callbacks import TrainingCurves
-from lightning_recall.callbacks.training_curves import draw_curves
 
 
 class Counts(pl.LightningModule):
@@ -39,7 +38,7 @@ def train(callback, folder, max_epochs, ckpt_path=None):
     return trainer
 
 
-def test_curves_hold_every_step_and_go_on_after_a_resume(tmp_path, capsys):
+def test_curves_hold_every_step_also_after_a_resume(tmp_path, capsys):
     first = train(TrainingCurves(), tmp_path, max_epochs=2)
     second = TrainingCurves()
     train(second, tmp_path / "again", max_epochs=3, ckpt_path=first.checkpoint_callback.best_model_path)
@@ -52,7 +51,7 @@ def test_curves_hold_every_step_and_go_on_after_a_resume(tmp_path, capsys):
     assert str(path) in capsys.readouterr().out
 
 
-def test_curves_of_another_run_stay(tmp_path):
+def test_the_curves_of_another_run_are_not_overwritten(tmp_path):
     folder = tmp_path / "runs" / "version_0"
     folder.mkdir(parents=True)
     (folder / "training_curves.png").write_text("another run's")
@@ -64,21 +63,7 @@ def test_curves_of_another_run_stay(tmp_path):
     assert imread(folder / "training_curves-1.png").shape[0] > 300
 
 
-def test_curves_are_drawn_in_percent():
-    figure = draw_curves({"loss": [(1, 0.5)], "val/recall@1": [(1, 0.25), (2, 0.75)]}, "loss")
-    left, right = figure.axes
-    assert left.lines[0].get_ydata().tolist() == [0.5]
-    assert right.lines[0].get_ydata().tolist() == [25, 75]
-    assert right.lines[0].get_label() == "val/recall@1: 75.0"
-
-
-def test_curves_are_ordered_by_their_last_values():
-    curves = {"a": [(1, 0.5), (2, 0.9)], "b": [(1, 0.8), (2, 0.1)], "c": [(1, 0.6)]}
-    labels = [line.get_label() for line in draw_curves(curves, "loss").axes[1].lines]
-    assert labels == ["b: 10.0", "c: 60.0", "a: 90.0"]
-
-
-def test_only_the_scores_asked_for_are_noted_and_only_while_training():
+def test_only_the_requested_scores_are_recorded_and_only_during_training():
     score = torch.tensor(0.25)
     trainer = SimpleNamespace(
         state=SimpleNamespace(fn="validate"),
@@ -91,15 +76,15 @@ def test_only_the_scores_asked_for_are_noted_and_only_while_training():
     assert callback.curves() == {}
     trainer.state.fn = "fit"
     callback.on_validation_end(trainer, None)
-    score.fill_(0.75)  # the next validation's
+    score.fill_(0.75)  # by the next validation
     assert callback.curves() == {"val/map": [(3, 0.25)]}
 
 
-@pytest.mark.parametrize("case", ["another process", "no curve", "a trial"])
-def test_nothing_is_drawn_without_need(case, tmp_path, monkeypatch):
+@pytest.mark.parametrize("case", ["another process", "no curve", "fast_dev_run"])
+def test_nothing_is_drawn(case, tmp_path, monkeypatch):
     trainer = pl.Trainer(
         accelerator="cpu", logger=CSVLogger(tmp_path, "runs", 0), enable_progress_bar=False,
-        fast_dev_run=case == "a trial", default_root_dir=tmp_path,
+        fast_dev_run=case == "fast_dev_run", default_root_dir=tmp_path,
     )  # fmt: skip
     if case == "another process":
         monkeypatch.setattr(type(trainer), "is_global_zero", False)
@@ -107,4 +92,4 @@ def test_nothing_is_drawn_without_need(case, tmp_path, monkeypatch):
     callback.points = {} if case == "no curve" else {"train/loss": [(1, 0.5)]}
     callback.on_fit_end(trainer, None)
     assert not list(tmp_path.rglob("*.png"))
-    assert case != "a trial" or not list(tmp_path.iterdir())
+    assert case != "fast_dev_run" or not list(tmp_path.iterdir())

@@ -13,48 +13,48 @@ class Data(TensorDataset):
             setattr(self, name, values)
 
 
-def test_parts_have_the_attributes_of_their_rows():
+def test_subsets_have_the_attributes_of_their_items():
     data = Data(6, is_query=np.array([1, 0, 0, 1, 0, 1], bool), groups=torch.arange(6) * 10, paths=list("abcdef"))
-    part = Subset(Subset(data, [5, 4, 0, 2]), [2, 0])  # rows 0 and 5
+    part = Subset(Subset(data, [5, 4, 0, 2]), [2, 0])  # items 0 and 5
     assert attribute_of(part, "paths").tolist() == ["a", "f"]
     assert {name: values.tolist() for name, values in roles_of(part).items()} == {
         "is_query": [True, True],
         "groups": [0, 50],
     }
     for half in random_split(data, [2, 4], torch.Generator().manual_seed(0)):
-        assert attribute_of(half, "paths").tolist() == ["abcdef"[row] for row in half.indices]
+        assert attribute_of(half, "paths").tolist() == ["abcdef"[index] for index in half.indices]
     both = ConcatDataset([part, data])
     assert roles_of(both)["groups"].tolist() == [0, 50, 0, 10, 20, 30, 40, 50]
     assert attribute_of(both, "paths").tolist() == list("afabcdef")
     assert leaves(both) == [data, data]
 
 
-def test_what_is_not_there_is_none():
+def test_missing_attributes_are_none():
     assert attribute_of(Subset(Data(3), [1]), "paths") is None
-    assert attribute_of(ConcatDataset([Data(1, paths=["a"]), Data(1)]), "paths") is None  # of some rows only
+    assert attribute_of(ConcatDataset([Data(1, paths=["a"]), Data(1)]), "paths") is None  # only one part has it
     assert roles_of(Data(3)) == {}
     assert roles_of(None) == {}
     assert ground_truth_of(ConcatDataset([Data(3)])) is None
 
 
-def test_roles_of_some_parts_or_rows_only_are_refused():
+def test_roles_of_only_some_parts_or_items_are_rejected():
     some = ConcatDataset([Data(2, is_query=[True, False], is_gallery=[False, True]), Data(2)])
-    with pytest.raises(ValueError, match="Only some of the 2 data sets in a ConcatDataset have is_query, number 1 has"):
+    with pytest.raises(ValueError, match="some of the 2 data sets in a ConcatDataset have is_query; number 1 lacks"):
         roles_of(some)
-    with pytest.raises(ValueError, match="groups has 2 entries, but the data set 3 items"):
+    with pytest.raises(ValueError, match="groups has 2 entries, but the data set has 3 items"):
         roles_of(Data(3, groups=[1, 2]))
 
 
-def test_a_ground_truth_is_that_of_the_whole_data_set():
+def test_a_ground_truth_is_only_valid_for_the_whole_data_set():
     data = Data(3, ground_truth=[([1], [2], [])])
     assert ground_truth_of(data) == [([1], [2], [])]
     for other in (Subset(data, [0, 1]), ConcatDataset([Data(2), data])):
-        with pytest.raises(ValueError, match=f"row numbers, which a {type(other).__name__} changes"):
+        with pytest.raises(ValueError, match=f"holds indices, which are not valid for a {type(other).__name__}"):
             ground_truth_of(other)
 
 
 class Wrapper:
-    """A data set of one's own around another, which forwards its items only."""
+    """A user's wrapper of another data set that forwards only its items."""
 
     def __init__(self, base, **attributes):
         self.base = base
@@ -63,8 +63,8 @@ class Wrapper:
     def __len__(self):
         return 4
 
-    def __getitem__(self, row):
-        return self.base[row]
+    def __getitem__(self, index):
+        return self.base[index]
 
 
 ROLE_DATA = Data(4, is_query=[True, False, True, False], is_gallery=[False, True, False, True])
@@ -81,18 +81,18 @@ ROLE_DATA = Data(4, is_query=[True, False, True, False], is_gallery=[False, True
         (Wrapper(None, parts=[Data(4), ROLE_DATA]), "parts"),
     ],
 )
-def test_a_wrapper_that_loses_roles_is_refused(data, attribute):
+def test_a_wrapper_that_hides_roles_is_rejected(data, attribute):
     with pytest.raises(ValueError, match=f"Wrapper has no is_query, but the data set in its attribute {attribute} has"):
         roles_of(data)
 
 
-def test_wrapped_groups_and_ground_truths_are_not_lost():
+def test_a_wrapper_that_hides_groups_or_a_ground_truth_is_rejected():
     for name, values in (("groups", [1, 1, 2, 2]), ("ground_truth", [([1], [2], [])])):
         with pytest.raises(ValueError, match=f"Wrapper has no {name}, but the data set in its attribute base has"):
             roles_of(Wrapper(Data(4, **{name: values})))
 
 
-def test_a_wrapper_that_says_what_its_rows_are_is_taken():
+def test_a_wrapper_that_defines_its_roles_is_accepted():
     roles = {"is_query": [False, True, True, True], "is_gallery": [True] * 4}
     found = roles_of(Wrapper(ROLE_DATA, **roles))
     assert {name: values.tolist() for name, values in found.items()} == roles
@@ -106,11 +106,11 @@ def test_a_wrapper_that_says_what_its_rows_are_is_taken():
 
     assert roles_of(Forwards(ROLE_DATA))["is_query"].tolist() == [True, False, True, False]
     itself = Wrapper(Data(4))
-    itself.base.owner = itself  # a circle
+    itself.base.owner = itself  # a reference cycle
     assert roles_of(itself) == {}
 
 
-def test_labels_are_known_of_usual_data_sets():
+def test_labels_of_common_data_sets_are_found():
     assert labels_of(TensorDataset(torch.zeros(3, 2), torch.tensor([4, 5, 6]))).tolist() == [4, 5, 6]
     assert labels_of(Subset(Wrapper(0, targets=[4, 5, 6, 7]), [3, 1])).tolist() == [7, 5]
     assert labels_of(Data(3, labels=np.array([1, 2, 3]), targets=[4, 5, 6])).tolist() == [1, 2, 3]

@@ -7,8 +7,7 @@ from pytorch_lightning import Trainer
 
 from lightning_recall import RecallAtKLoss, RetrievalDataModule, RetrievalModule
 from lightning_recall.callbacks import RetrievalEvaluation
-from lightning_recall.data.images_in_memory import ImagesInMemory
-from lightning_recall.datamodules import ImageFiles, ImageTransforms
+from lightning_recall.data import ImageFiles, ImagesInMemory, ImageTransforms
 
 IMAGES = ImageTransforms(size=8, resize=8)
 COLUMNS = {
@@ -32,12 +31,12 @@ def in_memory():
 
 @pytest.mark.parametrize("make", [image_files, in_memory])
 @pytest.mark.parametrize(
-    "rows", [[4, 1, 2], np.array([4, 1, 2]), torch.tensor([4, 1, 2]), LABELS != 1, slice(1, 5), slice(None)], ids=str
+    "indices", [[4, 1, 2], np.array([4, 1, 2]), torch.tensor([4, 1, 2]), LABELS != 1, slice(1, 5), slice(None)], ids=str
 )
-def test_a_selection_has_its_entries_of_every_column(make, rows):
+def test_a_selection_has_its_entries_of_every_column(make, indices):
     data = make()
-    numbers = np.arange(6)[rows if not isinstance(rows, torch.Tensor) else rows.numpy()].tolist()
-    chosen = data.select(rows)
+    numbers = np.arange(6)[indices if not isinstance(indices, torch.Tensor) else indices.numpy()].tolist()
+    chosen = data.select(indices)
     assert len(chosen) == len(numbers)
     assert chosen.labels.tolist() == [LABELS[i] for i in numbers]
     for name, values in COLUMNS.items():
@@ -52,7 +51,7 @@ def test_a_selection_has_its_entries_of_every_column(make, rows):
 
 @pytest.mark.parametrize("make", [image_files, in_memory])
 @pytest.mark.parametrize("convert", [list, np.array, torch.tensor])
-def test_attributes_of_a_subclass_are_cut_or_refused(make, convert):
+def test_attributes_of_a_subclass_are_selected_or_rejected(make, convert):
     data = make()
     data.cameras = convert([5, 6, 7, 8, 9, 9])
     kind = type(data).__name__
@@ -65,16 +64,16 @@ def test_attributes_of_a_subclass_are_cut_or_refused(make, convert):
     assert type(chosen) is own
     assert (np.asarray(chosen.cameras).tolist(), chosen.names) == ([8, 5], ("a", "b", "c"))
     data.groups = [1, 2, 3]
-    with pytest.raises(ValueError, match=r"Own\.groups has 3 entries, but the data set 6 images"):
+    with pytest.raises(ValueError, match=r"Own\.groups has 3 entries, but the data set has 6 images"):
         data.select(slice(2))
 
 
-def test_a_selection_has_its_own_transform_and_marks(tmp_path):
+def test_a_selection_has_its_own_transform_and_mask_of_unreadable_files(tmp_path):
     draw(tmp_path / "0.png", size=(30, 30))
     data = ImageFiles(tmp_path, ["0.png", "none.png", "none.png"], [0, 0, 0], transforms=IMAGES)
     with pytest.warns(UserWarning, match="Cannot read"):
         black = data[1][0]
-    assert len(black) == len(data) == 3  # channels, which are no column
+    assert len(black) == len(data) == 3  # 3 channels: an image is not a column
     training = data.select([0, 1], training=True)
     assert (training.training, training.unreadable.tolist(), data.unreadable.tolist()) == (
         True,
@@ -85,10 +84,10 @@ def test_a_selection_has_its_own_transform_and_marks(tmp_path):
     assert type(training.transform) is not type(data.transform) or str(training.transform) != str(data.transform)
 
 
-def test_a_ground_truth_is_not_cut():
+def test_a_data_set_with_a_ground_truth_has_no_subsets():
     data = image_files()
     data.ground_truth = [([1], [], [])]
-    with pytest.raises(ValueError, match="The ground truth of ImageFiles holds row numbers"):
+    with pytest.raises(ValueError, match="The ground truth of ImageFiles holds indices"):
         data.select([0])
 
 
@@ -98,7 +97,9 @@ class Pixels(torch.nn.Module):
 
 
 def camera_images(root, lines):
-    """A data module whose `read` sets `groups`: files of some hues (degrees from red to green), labels and cameras."""
+    """A data module whose `read` sets `groups`; a line is a file, its hue (degrees from red to green), label and
+    camera.
+    """
     for name, hue, *_ in lines:
         red, green = (round(250 * part(np.deg2rad(hue))) for part in (np.cos, np.sin))
         Image.new("RGB", (8, 8), (red, green, 0)).save(root / f"{name}.png")
@@ -123,20 +124,20 @@ def recall(data):
 LINES = [("a", 10, 0, 1), ("b", 12, 0, 1), ("d", 20, 1, 1), ("c", 50, 0, 2), ("f", 55, 1, 2), ("e", 80, 1, 2)]
 
 
-def test_a_repeated_file_leaves_the_cameras_of_the_others(tmp_path):
-    """By hand: a and b pass over each other and find d, d finds b, c finds f, f finds c, e passes over f and finds c.
+def test_dropping_a_repeated_file_keeps_the_cameras_of_the_others(tmp_path):
+    """By hand: a and b ignore each other and retrieve d, d retrieves b, c f, f c; e ignores f and retrieves c.
 
-    All are of other labels: 0 of 6. Without cameras a, b and e are right: 3 of 6.
+    All of these have other labels: 0 of 6. Without cameras, a, b and e are correct: 3 of 6.
     """
     data = camera_images(tmp_path, [*LINES, LINES[0]])
-    with pytest.warns(UserWarning, match=r"test: 1 of 7 images is left out, .*a\.png is listed twice\."):
+    with pytest.warns(UserWarning, match=r"test: 1 of 7 images is dropped, .*a\.png is listed twice\."):
         assert recall(data) == 0
     assert data.test_data.groups.tolist() == [1, 1, 1, 2, 2, 2]
     del data.test_data.groups
     assert recall(data) == 0.5
 
 
-def test_one_file_of_two_cameras_is_refused(tmp_path):
+def test_one_file_with_two_cameras_is_rejected(tmp_path):
     with pytest.raises(ValueError, match=r"a\.png is listed twice, with the groups 1 and 2: keep one of them"):
         camera_images(tmp_path, [*LINES, ("a", 10, 0, 2)]).setup("test")
 
@@ -147,6 +148,6 @@ def test_validation_classes_keep_their_columns():
     data.check_duplicates = False
     data.setup("validate")
     (label,) = set(data.val_data.labels.tolist())
-    rows = np.flatnonzero(label == LABELS).tolist()
+    indices = np.flatnonzero(label == LABELS).tolist()
     for name, values in COLUMNS.items():
-        assert getattr(data.val_data, name).tolist() == [values[i] for i in rows]
+        assert getattr(data.val_data, name).tolist() == [values[i] for i in indices]

@@ -5,20 +5,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import draw, rows
+from conftest import class_and_number, draw
 from PIL import Image
 from pytorch_lightning import Trainer
 
 from lightning_recall import RecallAtKLoss, RetrievalDataModule, RetrievalEvaluation, RetrievalModule
+from lightning_recall.data import ImageFiles, ImagesInMemory, ImageTransforms, duplicates
 from lightning_recall.data.duplicates import find_duplicates
-from lightning_recall.data.images_in_memory import ImagesInMemory
-from lightning_recall.datamodules import (
-    ImageFiles,
-    ImageFolderDataModule,
-    ImageTableDataModule,
-    ImageTransforms,
-    duplicates,
-)
+from lightning_recall.datamodules import ImageFolderDataModule, ImageTableDataModule
 
 IMAGES = ImageTransforms(size=8, resize=8)
 
@@ -44,9 +38,9 @@ def recall(data):
 
 @pytest.fixture
 def four_tones(tmp_path):
-    """Training images, and four of one colour for the test, each most like one of the other class: Recall@1 is 0."""
+    """Training images, and four test images of one colour, each nearest to one of the other class: Recall@1 is 0."""
     lines = []
-    for c, i in rows(range(4)):
+    for c, i in class_and_number(range(4)):
         draw(tmp_path / "train" / f"{c}_{i}.png", size=(8, 8))
         lines.append(f"train/{c}_{i}.png,train {c},train")
     colours = {"a": (250, 5, 5), "b": (250, 9, 5), "c": (5, 250, 5), "d": (9, 250, 5)}
@@ -56,36 +50,36 @@ def four_tones(tmp_path):
     return tmp_path, lines
 
 
-def test_rows_listed_again_score_once(four_tones):
+def test_files_that_are_listed_twice_count_once(four_tones):
     root, lines = four_tones
     assert recall(table(root, lines)) == 0
     os.symlink(root / "c.png", root / "link.png")
     os.symlink(root, root / "folder")
     again = ["a.png,x,test", "./train/../b.png,y,test", "link.png,x,test", f"{root}/folder/d.png,y,test"]
-    with pytest.warns(UserWarning, match="test: 4 of 8 images are left out, as each is the same file") as warned:
+    with pytest.warns(UserWarning, match="test: 4 of 8 images are dropped, because an earlier entry") as warned:
         data = table(root, lines + again)
     assert len(warned) == 1
-    assert [os.path.basename(data.test_data.path(row)) for row in range(4)] == ["a.png", "b.png", "c.png", "d.png"]
+    assert [os.path.basename(data.test_data.path(index)) for index in range(4)] == ["a.png", "b.png", "c.png", "d.png"]
     assert recall(data) == 0
     assert recall(table(root, lines + again, check_duplicates=False)) == 1
 
 
-def test_what_is_left_of_training_images_is_augmented(four_tones):
+def test_the_remaining_training_images_are_augmented(four_tones):
     root, lines = four_tones
     trained = os.path.basename(table(root, lines).train_data.path(0))
     again = next(line for line in lines if trained in line)
-    with pytest.warns(UserWarning, match="training: 1 of 13 images is left out, as it is the same file as an earlier"):
+    with pytest.warns(UserWarning, match="training: 1 of 13 images is dropped, because an earlier entry is"):
         data = table(root, [*lines, again])
     assert data.train_data.training
     assert len(data.train_data) == 12
 
 
-def test_an_image_that_is_query_and_gallery_is_one_row(four_tones):
+def test_an_image_that_is_query_and_gallery_is_one_item(four_tones):
     root, lines = four_tones
     lines = [line.replace(",test", ",query") for line in lines]
     gallery = [line.replace(",query", ",gallery") for line in lines if ",query" in line][1:]
     lost = pytest.warns(UserWarning, match=r"1 of 4 queries has no other image .* such as .*c\.png")
-    with lost, pytest.warns(UserWarning, match="test: 3 of 7 images are left out"):
+    with lost, pytest.warns(UserWarning, match="test: 3 of 7 images are dropped"):
         test = table(root, lines + gallery).test_data
     assert test.is_query.tolist() == [True] * 4
     assert test.is_gallery.tolist() == [False, True, True, True]
@@ -99,14 +93,14 @@ def test_an_image_that_is_query_and_gallery_is_one_row(four_tones):
         ("link.png,val,val", r"link\.png and .*a\.png are one file in validation and in test: keep it in one of them"),
     ],
 )
-def test_one_file_of_two_labels_or_splits_is_refused(line, message, four_tones):
+def test_one_file_with_two_labels_or_splits_is_rejected(line, message, four_tones):
     root, lines = four_tones
     (root / "link.png").symlink_to(root / "a.png")
     with pytest.raises(ValueError, match=message):
         table(root, [*lines, line])
 
 
-def test_a_link_to_a_class_folder_under_another_name_is_refused(small_data):
+def test_a_link_to_a_class_folder_under_another_name_is_rejected(small_data):
     root = small_data("image_folder")
     (root / "class 5").symlink_to(root / "class 1", target_is_directory=True)
     with pytest.raises(ValueError, match=r"class 1/0\.png and .*class 5/0\.png are one file (with|in)"):
@@ -114,7 +108,7 @@ def test_a_link_to_a_class_folder_under_another_name_is_refused(small_data):
 
 
 def files(root, **contents):
-    """Parts of a data set, told by the bytes of each file and its label: training=[(b"...", 0)]."""
+    """Data sets, given the bytes and the label of each file: training=[(b"...", 0)]."""
     parts = []
     for name, part in contents.items():
         for i, (data, _) in enumerate(part):
@@ -136,34 +130,34 @@ def test_copies_are_counted_and_kept(tmp_path):
     assert found.error is None
     assert found.repeated == [[], [], [], []]
     sentences = [re.sub(f"{tmp_path}/", "", sentence) for sentence in found.warnings]
-    unseen = "their scores are not those of unseen images."
+    inflated = "scores are inflated if the model has seen them."
     assert sentences == [
         "training: 2 of 5 images have an exact copy that has the same label, such as training_0.png and "
         "training_1.png.",
         "test small: 2 of 5 images have an exact copy that has the same label, such as test_small_0.png and "
-        "test_small_1.png: a search finds such copies first.",
+        "test_small_1.png: copies rank first in retrieval.",
         "test small: 3 of 5 images have an exact copy that has another label, such as test_small_0.png and "
-        "test_small_2.png: a search finds such copies first.",
+        "test_small_2.png: copies rank first in retrieval.",
         "test small: 3 of 5 images are exact copies of training images, such as test_small_0.png of training_0.png: "
-        + unseen,
+        + inflated,
         "test large: 2 of 3 images are exact copies of training images, such as test_large_0.png of training_0.png: "
-        + unseen,
+        + inflated,
         "test small: 1 of 5 images is an exact copy of a validation image, such as test_small_4.png of "
-        "validation_0.png: " + unseen,
+        "validation_0.png: " + inflated,
     ]
 
 
-@pytest.mark.parametrize("place", [0, 5_000, 9_999])
-def test_files_that_differ_in_one_byte_are_no_copies(place, tmp_path):
+@pytest.mark.parametrize("position", [0, 5_000, 9_999])
+def test_files_that_differ_in_one_byte_are_not_copies(position, tmp_path):
     one, other = bytearray(10_000), bytearray(10_000)
-    other[place] = 1
+    other[position] = 1
     assert find_duplicates(files(tmp_path, test=[(one, 0), (other, 0), (bytes(10_001), 0)])).warnings == []
     (sentence,) = find_duplicates(files(tmp_path, test=[(one, 0), (other, 0), (one, 0)])).warnings
     assert "2 of 3 images" in sentence
     assert re.search(r"test_0\.png and .*test_2\.png", sentence)
 
 
-def test_only_files_of_one_size_are_read(tmp_path, monkeypatch):
+def test_only_files_of_equal_size_are_read(tmp_path, monkeypatch):
     read = []
     digest = duplicates.digest
     monkeypatch.setattr(
@@ -172,12 +166,12 @@ def test_only_files_of_one_size_are_read(tmp_path, monkeypatch):
         lambda path, *rest: (read.append((os.path.basename(path), rest[-1])), digest(path, *rest))[1],
     )
     contents = [bytes(100), bytes([1]) * 100, bytes(99), bytes(10_000), bytes(10_000), bytes([1]) * 10_000]
-    contents.append(bytes(5_000) + b"1" + bytes(4_999))  # its middle tells it from the others
+    contents.append(bytes(5_000) + b"1" + bytes(4_999))  # its middle block differs from the others
     find_duplicates(files(tmp_path, test=[(data, 0) for data in contents]))
     assert read == [(f"test_{i}.png", False) for i in (0, 1, 3, 4, 5, 6)] + [(f"test_{i}.png", True) for i in (3, 4)]
 
 
-def test_hard_links_are_copies_and_missing_files_are_nothing(tmp_path):
+def test_hard_links_are_copies_and_missing_files_are_ignored(tmp_path):
     parts = files(tmp_path, test=[(b"one", 0), (b"two", 0), (b"ten", 0)])
     (tmp_path / "test_1.png").unlink()
     (tmp_path / "test_2.png").unlink()
@@ -187,7 +181,7 @@ def test_hard_links_are_copies_and_missing_files_are_nothing(tmp_path):
     assert ["2 of 3 images have an exact copy that has the same label" in s for s in found.warnings] == [True]
 
 
-def test_parts_of_one_image_are_different_images(tmp_path):
+def test_different_crops_of_one_file_are_different_images(tmp_path):
     (tmp_path / "a.png").write_bytes(b"one")
     shutil.copy(tmp_path / "a.png", tmp_path / "b.png")
     boxes = [[0, 0, 5, 5], [5, 0, 9, 9], [0, 0, 5, 5], [0, 0, 5, 5]]
@@ -197,7 +191,7 @@ def test_parts_of_one_image_are_different_images(tmp_path):
     assert "2 of 4 images have an exact copy" in found.warnings[1]
 
 
-def test_validation_classes_that_were_set_aside_are_compared_too(small_data):
+def test_held_out_validation_classes_are_compared(small_data):
     root = small_data("image_folder")
     shutil.copy(root / "class 1" / "0.png", root / "class 2" / "copy.png")
     seen = []
@@ -212,11 +206,11 @@ class Rank1:
     is_global_zero = False
 
     def broadcast(self, found):
-        assert found is None  # it has not looked
+        assert found is None  # it has not searched
         return duplicates.Duplicates([[], [], []], [], "a.png is in training and in test: keep it in one of them.")
 
 
-def test_other_processes_take_what_the_first_one_found(small_data):
+def test_other_processes_use_the_result_of_rank_zero(small_data):
     data = ImageFolderDataModule(str(small_data("image_folder")), val_classes=1)
     data.trainer = type("Trainer", (), {"strategy": Rank1()})()
     with pytest.raises(ValueError, match=r"a\.png is in training and in test"):
@@ -246,19 +240,19 @@ def test_copies_in_memory_are_counted_and_kept():
     with pytest.warns(UserWarning, match="exact cop") as warned:
         data.setup("fit")
     assert [str(warning.message) for warning in warned] == [
-        "training: 2 of 4 images have an exact copy that has the same label, such as row 0 and row 1.",
-        "test large: 2 of 5 images have an exact copy that has the same label, such as row 0 and row 1: a search finds "
-        "such copies first.",
-        "test large: 3 of 5 images have an exact copy that has another label, such as row 0 and row 2: a search finds "
-        "such copies first.",
-        "test large: 1 of 5 images is an exact copy of a training image, such as row 3 of row 2: their scores are not "
-        "those of unseen images.",
+        "training: 2 of 4 images have an exact copy that has the same label, such as image 0 and image 1.",
+        "test large: 2 of 5 images have an exact copy that has the same label, such as image 0 and image 1: copies "
+        "rank first in retrieval.",
+        "test large: 3 of 5 images have an exact copy that has another label, such as image 0 and image 2: copies "
+        "rank first in retrieval.",
+        "test large: 1 of 5 images is an exact copy of a training image, such as image 3 of image 2: scores are "
+        "inflated if the model has seen them.",
     ]
     assert [len(part) for part in (data.train_data, *data.test_data.values())] == [4, 4, 5]
     in_memory(check_duplicates=False).setup("fit")
 
 
-def test_images_in_memory_of_another_shape_are_no_copies_and_none_of_files(tmp_path):
+def test_images_in_memory_of_another_shape_and_files_are_not_copies(tmp_path):
     (name, file), bytes_of_file = files(tmp_path, test=[(bytes(16), 0), (bytes(16), 1)])[0], np.zeros(16, np.uint8)
     square, line = (ImagesInMemory(bytes_of_file.reshape(1, 1, *shape), [0]) for shape in ((4, 4), (2, 8)))
     found = find_duplicates([("training", square), ("validation", line), (name, file)])
@@ -266,7 +260,7 @@ def test_images_in_memory_of_another_shape_are_no_copies_and_none_of_files(tmp_p
     assert found.warnings[0].startswith("test: 2 of 2 images have an exact copy that has another label")
 
 
-def test_messages_of_long_paths_are_short(tmp_path):
+def test_messages_with_long_paths_are_short(tmp_path):
     deep = tmp_path
     for letter in "abcdefgh":
         deep = deep / (letter * 120)

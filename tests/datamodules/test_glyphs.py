@@ -30,7 +30,7 @@ def test_copies_are_of_one_character_and_counted_on_request(all_glyphs):
     data = GlyphsDataModule(root=str(all_glyphs), val_classes=0, check_duplicates=True)
     with pytest.warns(UserWarning, match="exact copy") as warned:
         data.setup("fit")
-    splits = data.train_data.transforms.numpy(), data.test_data.transforms.numpy()
+    splits = data.train_data.images.numpy(), data.test_data.images.numpy()
     counts = [np.array(list(Counter(image.tobytes() for image in images).values())) for images in splits]
     copies = [f"{each[each > 1].sum():,} of {each.sum():,}" for each in counts]
     assert [str(warning.message).partition(" images")[0] for warning in warned] == [
@@ -40,19 +40,19 @@ def test_copies_are_of_one_character_and_counted_on_request(all_glyphs):
     assert all("that has the same label" in str(warning.message) for warning in warned)
 
 
-def test_raw_pixels_find_58_percent(datamodule):
+def test_raw_pixels_have_a_recall_at_1_of_58_percent(datamodule):
     metric = RecallAtK(1)
-    metric.update(datamodule.test_data.transforms.flatten(1).float(), torch.from_numpy(datamodule.test_data.labels))
+    metric.update(datamodule.test_data.images.flatten(1).float(), torch.from_numpy(datamodule.test_data.labels))
     assert metric.compute() == pytest.approx(0.584, abs=0.001)
 
 
-def test_images_are_the_characters(datamodule):
+def test_images_are_not_blank_and_belong_to_their_labels(datamodule):
     data = datamodule.train_data
-    assert data.transforms.shape[1:] == (1, 32, 32)
-    assert data.transforms.dtype == torch.uint8
-    assert data.transforms.flatten(1).any(1).all()  # none blank
-    row = int(np.flatnonzero(data.labels == data.labels[0])[0])
-    assert int(data[row][1]) == data.labels[0]
+    assert data.images.shape[1:] == (1, 32, 32)
+    assert data.images.dtype == torch.uint8
+    assert data.images.flatten(1).any(1).all()  # none blank
+    index = int(np.flatnonzero(data.labels == data.labels[0])[0])
+    assert int(data[index][1]) == data.labels[0]
 
 
 def test_no_two_characters_look_alike_in_a_typeface(datamodule):
@@ -65,8 +65,8 @@ def test_no_two_characters_look_alike_in_a_typeface(datamodule):
     assert ord("\N{GREEK CAPITAL LETTER ALPHA}") not in codes | set(datamodule.val_data.labels.tolist())
 
 
-def test_the_cache_is_used_and_never_half_written(all_glyphs, tmp_path, monkeypatch):
-    monkeypatch.setattr(glyphs, "draw_glyphs", lambda: pytest.fail("drawn again"))
+def test_the_cache_is_used_and_never_partially_written(all_glyphs, tmp_path, monkeypatch):
+    monkeypatch.setattr(glyphs, "draw_glyphs", lambda: pytest.fail("rendered again"))
     GlyphsDataModule(root=str(all_glyphs)).prepare_data()
 
     def interrupted(*_, **__):
@@ -80,14 +80,14 @@ def test_the_cache_is_used_and_never_half_written(all_glyphs, tmp_path, monkeypa
     assert not datamodule.file.exists()
 
 
-def test_a_cache_that_cannot_be_written_is_told_before_drawing(tmp_path, monkeypatch):
-    monkeypatch.setattr(glyphs, "draw_glyphs", lambda: pytest.fail("drawn in vain"))
+def test_a_cache_that_cannot_be_written_is_an_error_before_rendering(tmp_path, monkeypatch):
+    monkeypatch.setattr(glyphs, "draw_glyphs", lambda: pytest.fail("rendered"))
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="choose another root"):
         GlyphsDataModule(root=str(tmp_path / "file" / "folder")).prepare_data()
 
 
-def test_overfitting_sees_one_batch_again_and_again(datamodule):
+def test_overfitting_repeats_one_batch(datamodule):
     def first_labels(module):
         return [next(iter(loader))[0][1].tolist() for loader in [module.train_dataloader()] for _ in range(2)]
 
@@ -101,12 +101,12 @@ def test_overfitting_sees_one_batch_again_and_again(datamodule):
     assert first != second
 
 
-def test_the_cache_folder_is_the_users(monkeypatch, tmp_path):
+def test_the_cache_is_in_the_users_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert GlyphsDataModule().file.parent == tmp_path / "lightning_recall"
 
 
-def test_outside_a_trainer_the_loaders_work(datamodule):
+def test_the_loaders_work_without_a_trainer(datamodule):
     chunks = next(iter(datamodule.train_dataloader()))
     images, labels = chunks[0]
     assert images.shape == (32, 1, 32, 32)

@@ -16,10 +16,10 @@ def set_up(root, **kwargs):
 
 
 def names(data):
-    return {data.path(row).split("/")[-2] for row in range(len(data))}
+    return {data.path(index).split("/")[-2] for index in range(len(data))}
 
 
-def test_classes_are_drawn_for_the_test(small_data):
+def test_test_classes_are_drawn_at_random(small_data):
     root = small_data("image_folder")
     data = set_up(root, test_classes=0.25, seed=3)
     parts = [names(data.train_data), names(data.val_data), names(data.test_data)]
@@ -29,17 +29,17 @@ def test_classes_are_drawn_for_the_test(small_data):
     assert [names(again.train_data), names(again.val_data), names(again.test_data)] == parts
 
 
-def arrange(root, **parts):
-    """Moves class folders into parts, train=[1, 2], and removes the others."""
-    for part, classes in parts.items():
-        (root / part).mkdir()
+def arrange(root, **splits):
+    """Moves class folders into split folders, train=[1, 2], and removes the others."""
+    for split, classes in splits.items():
+        (root / split).mkdir()
         for c in classes:
-            (root / f"class {c}").rename(root / part / f"class {c}")
+            (root / f"class {c}").rename(root / split / f"class {c}")
     for folder in root.glob("class *"):
         shutil.rmtree(folder)
 
 
-def test_parts_that_there_are_folders_of(small_data):
+def test_split_folders_are_read(small_data):
     root = small_data("image_folder")
     arrange(root, train=[1, 2, 3], val=[4], test=[101, 102, 103, 104])
     data = set_up(root)
@@ -53,24 +53,24 @@ def test_queries_and_gallery(small_data):
     arrange(root, train=[1, 2, 3, 4], query=[101, 102], gallery=[103])
     shutil.copytree(root / "query" / "class 101", root / "gallery" / "class 101")
     for image in (root / "gallery" / "class 101").iterdir():
-        draw(image, size=(20, 30))  # else they were copies
+        draw(image, size=(20, 30))  # otherwise they are copies
     with pytest.warns(UserWarning, match="4 of 8 queries have no other image of their class to find, such as"):
         test = set_up(root).test_data
     assert (test.is_query.sum(), test.is_gallery.sum()) == (8, 8)
     shutil.copytree(root / "gallery", root / "test")
-    with pytest.raises(ValueError, match="a test is `test`, or `query` and `gallery`"):
+    with pytest.raises(ValueError, match="use either test, or query and gallery"):
         set_up(root)
 
 
-@pytest.mark.parametrize("parts", [{"test": [101]}, {"val": [1]}, {"query": [1, 2, 3, 4], "gallery": [101, 102]}])
-def test_parts_without_train_are_no_classes(parts, small_data):
+@pytest.mark.parametrize("splits", [{"test": [101]}, {"val": [1]}, {"query": [1, 2, 3, 4], "gallery": [101, 102]}])
+def test_split_folders_without_train_are_rejected(splits, small_data):
     root = small_data("image_folder")
-    arrange(root, **parts)
-    with pytest.raises(ValueError, match=f"holds {' and '.join(parts)}, but no train. It needs a folder for each"):
+    arrange(root, **splits)
+    with pytest.raises(ValueError, match=f"holds {' and '.join(splits)}, but no train. It must hold one folder per"):
         set_up(root)
 
 
-def test_what_is_hidden_is_no_image(small_data):
+def test_hidden_and_system_files_are_ignored(small_data):
     root = small_data("image_folder")
     image = root / "class 1" / "0.png"
     inside = (f"class 1/{name}" for name in (".thumbnails", "__MACOSX", "sub/.git", "more.png"))
@@ -81,10 +81,10 @@ def test_what_is_hidden_is_no_image(small_data):
     data = set_up(root, test_classes=4)
     assert len(data.train_data) + len(data.val_data) + len(data.test_data) == 33  # a folder may be called more.png
     for part in (data.train_data, data.val_data, data.test_data):
-        assert all("/." not in part.path(row).removeprefix(str(root)) for row in range(len(part)))
+        assert all("/." not in part.path(index).removeprefix(str(root)) for index in range(len(part)))
 
 
-def test_one_class_in_two_parts_is_refused(small_data):
+def test_a_class_in_train_and_test_is_rejected(small_data):
     root = small_data("image_folder")
     arrange(root, train=[1, 2, 3], test=[101, 102])
     shutil.copytree(root / "train" / "class 2", root / "test" / "class 2")
@@ -92,8 +92,8 @@ def test_one_class_in_two_parts_is_refused(small_data):
         set_up(root)
 
 
-def test_folders_that_cannot_work(tmp_path):
-    with pytest.raises(ValueError, match="holds no folder: each class needs one"):
+def test_errors_of_unusable_folders(tmp_path):
+    with pytest.raises(ValueError, match="holds no folder: each class needs a"):
         set_up(tmp_path)
     (tmp_path / "a").mkdir()
     with pytest.raises(ValueError, match=r"a holds no image, such as a \.jpg or \.png: remove the folder"):
@@ -103,7 +103,7 @@ def test_folders_that_cannot_work(tmp_path):
         set_up(tmp_path)
 
 
-def test_classes_without_enough_images_say_what_to_do(small_data):
+def test_the_error_for_small_classes_says_what_to_do(small_data):
     root = small_data("image_folder")
     for c in (1, 2, 3, 4, 101, 102):
         (root / f"class {c}" / "3.png").unlink()
@@ -112,7 +112,7 @@ def test_classes_without_enough_images_say_what_to_do(small_data):
 
 
 @pytest.mark.parametrize("name", ["valid", "validation", "dev", "Val", "VALID"])
-def test_other_names_of_the_validation_part(name, small_data):
+def test_other_names_of_the_validation_folder(name, small_data):
     root = small_data("image_folder")
     arrange(root, train=[1, 2, 3], **{name: [4]}, test=[101, 102])
     data = set_up(root)
@@ -120,7 +120,7 @@ def test_other_names_of_the_validation_part(name, small_data):
     assert names(data.val_data) == {"class 4"}
 
 
-def test_names_of_parts_in_any_case(small_data):
+def test_split_names_in_any_case(small_data):
     root = small_data("image_folder")
     arrange(root, Training=[1, 2, 3], Valid=[4], Queries=[101], Gallery=[102])
     for image in (root / "Queries" / "class 101").iterdir():
@@ -134,24 +134,24 @@ def test_names_of_parts_in_any_case(small_data):
 
 
 @pytest.mark.parametrize("other", ["Extra", "val2", "class 1"])
-def test_a_folder_beside_train_that_is_no_part_is_refused(other, small_data):
+def test_an_unknown_folder_beside_train_is_rejected(other, small_data):
     root = small_data("image_folder")
     arrange(root, Train=[1, 2], Test=[101, 102])
     draw(root / other / "class 7" / "0.png")
-    with pytest.raises(ValueError, match=rf"holds Train and '{other}', which is no part\. .* val, valid, .*gallery"):
+    with pytest.raises(ValueError, match=rf"holds Train and '{other}', which is not a split\. .* val, valid"):
         set_up(root)
 
 
-@pytest.mark.parametrize("part", ["query", "gallery"])
-def test_a_query_needs_a_gallery(part, small_data):
+@pytest.mark.parametrize("split", ["query", "gallery"])
+def test_query_and_gallery_need_each_other(split, small_data):
     root = small_data("image_folder")
-    arrange(root, train=[1, 2, 3, 4], **{part: [101]})
-    with pytest.raises(ValueError, match=f"has {part} and train: a test is `test`, or `query` and `gallery`"):
+    arrange(root, train=[1, 2, 3, 4], **{split: [101]})
+    with pytest.raises(ValueError, match=f"has {split} and train: use either test, or query and gallery"):
         set_up(root)
 
 
 @pytest.mark.parametrize(("one", "other"), [("train", "val"), ("train", "test"), ("val", "test")])
-def test_a_class_in_any_two_parts_is_refused(one, other, small_data):
+def test_a_class_in_any_two_splits_is_rejected(one, other, small_data):
     root = small_data("image_folder")
     arrange(root, train=[1, 2], val=[3], test=[101, 102])
     shutil.copytree(next((root / one).iterdir()), root / other / "class 5")
@@ -160,10 +160,10 @@ def test_a_class_in_any_two_parts_is_refused(one, other, small_data):
         set_up(root)
 
 
-def test_two_folders_of_one_part_are_refused(small_data):
+def test_two_folders_of_one_split_are_rejected(small_data):
     root = small_data("image_folder")
     arrange(root, train=[1, 2], val=[3], valid=[4], test=[101, 102])
-    with pytest.raises(ValueError, match="holds val and valid, which are the same part: keep one"):
+    with pytest.raises(ValueError, match="holds val and valid, which are the same split: keep one"):
         set_up(root)
 
 
@@ -173,18 +173,18 @@ def test_every_format_that_pillow_decodes_is_read(suffix, small_data):
     draw(root / "class 1" / f"more{suffix}", mode="L" if suffix == ".pgm" else "RGB")
     data = set_up(root, val_classes=0, test_classes=1, seed=1)
     part = data.train_data if "class 1" in names(data.train_data) else data.test_data
-    (row,) = [row for row in range(len(part)) if part.path(row).endswith(suffix)]
-    assert part.read(row).shape == (3, 30, 40)
+    (index,) = [index for index in range(len(part)) if part.path(index).endswith(suffix)]
+    assert part.read(index).shape == (3, 30, 40)
 
 
-def test_what_is_no_image_is_counted_once(small_data):
+def test_other_files_are_reported_once(small_data):
     root = small_data("image_folder")
     for name in ("class 1/notes.txt", "class 1/sub/a.pdf", "class 2/film.mpg", "class 3/noname", "class 3/figure.eps"):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text("words")
     draw(root / "beside.png")
-    (root / "README.txt").write_text("words")  # what lies beside the classes is of interest if it is an image
-    with pytest.warns(UserWarning, match="6 files are left out") as warned:
+    (root / "README.txt").write_text("words")  # files beside the class folders are reported only if they are images
+    with pytest.warns(UserWarning, match="6 files are ignored") as warned:
         set_up(root)
     (message,) = [str(warning.message) for warning in warned]
     assert f"The first is {root}/beside.png. Suffixes: .eps, .mpg, .pdf, .png, .txt, none." in message
@@ -195,7 +195,7 @@ def test_what_is_no_image_is_counted_once(small_data):
         set_up(root)
 
 
-def test_linked_folders_of_a_class_are_searched_and_loops_end(small_data, tmp_path):
+def test_symbolic_links_are_followed_without_loops(small_data, tmp_path):
     root = small_data("image_folder")
     draw(tmp_path / "elsewhere" / "deep" / "9.png")
     (root / "class 1" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
@@ -204,12 +204,12 @@ def test_linked_folders_of_a_class_are_searched_and_loops_end(small_data, tmp_pa
     (tmp_path / "elsewhere" / "up").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     data = set_up(root, val_classes=0)
     parts = [data.train_data, data.test_data]
-    found = [part.path(row) for part in parts for row in range(len(part)) if "class 1/" in part.path(row)]
+    found = [part.path(i) for part in parts for i in range(len(part)) if "class 1/" in part.path(i)]
     expected = ("0.png", "1.png", "2.png", "3.png", "again/deep/9.png")
     assert sorted(found) == [f"{root}/class 1/{name}" for name in expected]
 
 
-def test_order_and_labels_do_not_depend_on_how_a_folder_is_listed(small_data, monkeypatch):
+def test_order_and_labels_do_not_depend_on_the_order_of_directory_entries(small_data, monkeypatch):
     root = small_data("image_folder")
     draw(root / "class 1" / "sub" / "a.png")
     draw(root / "class 1" / "sub-b" / "a.png")
@@ -257,16 +257,16 @@ def test_a_tilde_is_the_home_folder(prefix, small_data, monkeypatch):
     assert len(data.train_data) == 16
 
 
-def test_a_root_that_is_a_file_and_a_table_that_is_a_folder(small_data):
+def test_a_root_that_is_a_file_and_a_table_that_is_a_folder_are_rejected(small_data):
     root = small_data("image_table")
-    with pytest.raises(ValueError, match=r"images\.csv is a file: give the folder"):
+    with pytest.raises(ValueError, match=r"images\.csv is a file: pass a folder"):
         set_up(root / "images.csv")
     with pytest.raises(ValueError, match="image_table cannot be read: Is a directory"):
         ImageTableDataModule(str(root)).setup("fit")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="other file systems refuse such names")
-def test_strange_names_of_files_and_classes(small_data):
+@pytest.mark.skipif(os.name != "posix", reason="other file systems do not allow such names")
+def test_unusual_names_of_files_and_classes_are_read(small_data):
     root = small_data("image_folder")
     for name in ("line\nbreak", "byte\udcff", "x" * 250):
         for i in range(4):
@@ -276,7 +276,7 @@ def test_strange_names_of_files_and_classes(small_data):
     assert data.train_data[0][0].shape[0] == 3
 
 
-def test_classes_whose_names_look_the_same(small_data):
+def test_class_names_that_look_the_same_warn_or_are_rejected(small_data):
     root = small_data("image_folder")
     draw(root / "Caf\N{LATIN SMALL LETTER E WITH ACUTE}" / "1.png")
     draw(root / "cafe\N{COMBINING ACUTE ACCENT}" / "1.png")
@@ -285,11 +285,11 @@ def test_classes_whose_names_look_the_same(small_data):
     with lost, alike:
         set_up(root, val_classes=0, test_classes=8)
     (root / "cafe\N{COMBINING ACUTE ACCENT}").rename(root / "Cafe\N{COMBINING ACUTE ACCENT}")
-    with pytest.raises(ValueError, match=r"names that look the same, coded as 'Cafe\\u0301' and 'Caf\\xe9'"):
+    with pytest.raises(ValueError, match=r"class names look the same, but are encoded as 'Cafe\\u0301' and 'Caf\\xe9'"):
         set_up(root)
 
 
-def test_a_folder_that_may_not_be_read_is_an_error(small_data, monkeypatch):
+def test_a_folder_without_read_permission_is_an_error(small_data, monkeypatch):
     root = small_data("image_folder")
     (root / "class 1" / "sub").mkdir()
     scandir = os.scandir
@@ -316,12 +316,12 @@ def test_a_folder_that_may_not_be_read_is_an_error(small_data, monkeypatch):
         ["dev-1", "1-TRAIN", "b", "c"],
     ],
 )
-def test_folders_that_look_like_parts_are_no_classes(names, small_data):
+def test_folders_that_look_like_splits_are_rejected(names, small_data):
     root = small_data("image_folder")
     for c, name in enumerate(names, 1):
         (root / f"class {c}").rename(root / name)
     with pytest.raises(
-        ValueError, match=r"which look like parts of a data set\. Name such folders train, val"
+        ValueError, match=r"which look like splits of a data set\. If they are, name the folders train, val"
     ) as raised:
         set_up(root)
     assert len(str(raised.value)) < 500
@@ -330,7 +330,7 @@ def test_folders_that_look_like_parts_are_no_classes(names, small_data):
 @pytest.mark.parametrize(
     "names", [["test tube", "car"], ["bullet train", "trainer"], ["latest", "training shoe"], ["val 1", "val 2"]]
 )
-def test_class_names_that_hold_a_word_of_a_part_are_classes(names, small_data):
+def test_single_class_names_with_a_word_for_a_split_are_accepted(names, small_data):
     root = small_data("image_folder")
     for c, name in enumerate(names, 1):
         (root / f"class {c}").rename(root / name)
@@ -338,37 +338,37 @@ def test_class_names_that_hold_a_word_of_a_part_are_classes(names, small_data):
     assert len(data.train_data) + len(data.test_data) == 32
 
 
-@pytest.mark.parametrize("place", ["", "train", "train/class 1"])
-def test_a_link_back_to_a_parent_folder_is_named(place, small_data):
+@pytest.mark.parametrize("target", ["", "train", "train/class 1"])
+def test_a_link_to_a_parent_folder_is_rejected(target, small_data):
     root = small_data("image_folder")
     arrange(root, train=[1, 2, 3, 4], test=[101, 102])
     link = root / "train" / "class 1" / "sub" / "up"
     link.parent.mkdir()
-    link.symlink_to(root / place, target_is_directory=True)
-    if place == "train/class 1":  # its images, once
+    link.symlink_to(root / target, target_is_directory=True)
+    if target == "train/class 1":  # its images, once
         assert len(set_up(root, val_classes=0).train_data) == 16
         return
-    with pytest.raises(ValueError, match=r"class 1/sub/up is a link that leads back to its parent folder .*: remove"):
+    with pytest.raises(ValueError, match=r"class 1/sub/up is a link to its parent folder .*: remove"):
         set_up(root)
     link.unlink()
-    (root / "train" / "class 9").symlink_to(root / place, target_is_directory=True)
-    with pytest.raises(ValueError, match=r"train/class 9 is a link that leads back to its parent folder"):
+    (root / "train" / "class 9").symlink_to(root / target, target_is_directory=True)
+    with pytest.raises(ValueError, match=r"train/class 9 is a link to its parent folder"):
         set_up(root)
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "x" * 50_000, "x/" * 5_000])
-def test_a_root_of_a_long_name_is_not_there(name):
+def test_a_root_with_a_long_name_does_not_exist(name):
     for data in (ImageFolderDataModule(name), ImageTableDataModule(name)):
-        with pytest.raises(ValueError, match=r"x is not there \(but \. is\)") as raised:
+        with pytest.raises(ValueError, match=r"x does not exist \(its parent \. does\)") as raised:
             data.setup("fit")
         assert len(str(raised.value)) < 500
 
 
-def test_one_file_is_not_files(small_data):
+def test_messages_about_one_file_or_class_use_the_singular(small_data):
     root = small_data("image_folder")
     (root / "class 1" / "notes.txt").write_text("words")
     with pytest.warns(
-        UserWarning, match=r"image_folder: 1 file is left out: .* decodes\. It is .*/notes\.txt\. Suffix: \.txt\."
+        UserWarning, match=r"image_folder: 1 file is ignored: .* decodes\. It is .*/notes\.txt\. Suffix: \.txt\."
     ):
         set_up(root)
     (root / "class 1" / "notes.txt").unlink()

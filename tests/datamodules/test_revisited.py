@@ -8,7 +8,8 @@ from pytorch_lightning import Trainer
 
 from lightning_recall import RecallAtKLoss, RetrievalEvaluation, RetrievalModule
 from lightning_recall.callbacks import RetrievedImages
-from lightning_recall.datamodules import ImageTransforms, RevisitedDataModule
+from lightning_recall.data import ImageTransforms
+from lightning_recall.datamodules import RevisitedDataModule
 
 
 def set_up(root, **kwargs):
@@ -18,9 +19,9 @@ def set_up(root, **kwargs):
 
 
 @pytest.mark.parametrize("distractors", [False, True])
-def test_queries_are_cut_out_and_images_keep_their_shape(distractors, small_data):
-    images = ImageTransforms(longest_side=30)
-    test = set_up(small_data("revisited"), distractors=distractors, transforms=images).test_data
+def test_queries_are_cropped_and_images_keep_their_aspect_ratio(distractors, small_data):
+    transforms = ImageTransforms(longest_side=30)
+    test = set_up(small_data("revisited"), distractors=distractors, transforms=transforms).test_data
     assert len(test) == 8 + 2 * distractors
     assert test.is_query.tolist() == [True] * 2 + [False] * (6 + 2 * distractors)
     assert test[0][0].shape == (3, 15, 10)  # a box of 21 x 30 pixels, at half the size
@@ -56,7 +57,7 @@ class Harm:
 @pytest.mark.parametrize(
     "truth", [{"gnd": Harm()}, {"gnd": []}, [1], {"imlist": [], "qimlist": [], "gnd": [{"bbx": []}]}]
 )
-def test_a_ground_truth_is_data_and_nothing_else(truth, small_data, in_tmp_path):
+def test_a_ground_truth_with_code_or_missing_fields_is_rejected(truth, small_data, in_tmp_path):
     root = small_data("revisited")
     (root / "roxford5k" / "gnd_roxford5k.pkl").write_bytes(pickle.dumps(truth))
     with pytest.raises(ValueError, match=r"gnd_roxford5k\.pkl (cannot be read as|is not) a ground truth"):
@@ -65,7 +66,7 @@ def test_a_ground_truth_is_data_and_nothing_else(truth, small_data, in_tmp_path)
 
 
 @pytest.mark.parametrize("protocol", [2, 5])
-def test_arrays_and_numbers_of_numpy_are_data(protocol, small_data):
+def test_numpy_arrays_and_scalars_are_accepted(protocol, small_data):
     root = small_data("revisited")
     file = root / "roxford5k" / "gnd_roxford5k.pkl"
     truth = pickle.loads(file.read_bytes())  # written by this test
@@ -74,16 +75,16 @@ def test_arrays_and_numbers_of_numpy_are_data(protocol, small_data):
     assert [list(map(int, part)) for part in set_up(root).test_data.ground_truth[0]] == [[0], [2], [4]]
 
 
-def test_what_is_missing_is_told(small_data):
+def test_missing_files_and_training_images_are_errors(small_data):
     root = small_data("revisited")
-    with pytest.raises(ValueError, match=r"gnd_rparis6k\.pkl is not there .* revisitop"):
+    with pytest.raises(ValueError, match=r"gnd_rparis6k\.pkl does not exist .* revisitop"):
         set_up(root, benchmark="rparis6k")
     data = set_up(root)
     with pytest.raises(ValueError, match="RevisitedDataModule has no training images"):
         data.train_dataloader()
 
 
-def test_copies_and_labels_do_not_matter_where_lists_tell_what_is_relevant(small_data):
+def test_duplicates_and_labels_are_ignored_with_a_ground_truth(small_data):
     root = small_data("revisited")
     folder = root / "roxford5k" / "jpg"
     (folder / "image_1.jpg").write_bytes((folder / "image_0.jpg").read_bytes())

@@ -5,20 +5,20 @@ import numpy as np
 import pytest
 
 from lightning_recall import RetrievalDataModule
-from lightning_recall.datamodules.base import ImagesInMemory
+from lightning_recall.data import ImagesInMemory
 from lightning_recall.datamodules.summary import check_queries
 
 
 def in_memory(labels):
-    images = np.random.default_rng(labels).integers(256, size=(len(labels), 1, 4, 4), dtype=np.uint8)  # no copies
+    images = np.random.default_rng(labels).integers(256, size=(len(labels), 1, 4, 4), dtype=np.uint8)  # without copies
     return ImagesInMemory(images, labels)
 
 
-@pytest.mark.parametrize("part", ["val", "test"])
-def test_classes_of_one_image_are_refused_before_training(part):
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_classes_of_one_image_are_rejected_before_training(split):
     data = RetrievalDataModule(val_classes=0)
-    data.read = lambda: {"train": in_memory([0, 0, 1, 1]), part: in_memory([5, 6, 7])}
-    name = {"val": "validation", "test": "test"}[part]
+    data.read = lambda: {"train": in_memory([0, 0, 1, 1]), split: in_memory([5, 6, 7])}
+    name = {"val": "validation", "test": "test"}[split]
     with pytest.raises(ValueError, match=f"{name}: none of 3 queries has another image of its class to find"):
         data.setup("fit")
 
@@ -30,37 +30,37 @@ def test_classes_of_one_image_can_be_embedded():
         data.setup("predict")
 
 
-def test_training_classes_of_one_image_are_the_samplers_to_judge():
+def test_training_classes_of_one_image_are_left_to_the_sampler():
     data = RetrievalDataModule(val_classes=0)
     data.read = lambda: {"train": in_memory([0, 1, 2, 2])}
     data.setup("fit")
 
 
-def test_a_class_of_one_image_among_others_is_counted():
+def test_classes_of_one_image_are_counted():
     with pytest.warns(UserWarning, match="validation: 2 of 6 queries have no other image of their class to find"):
         check_queries("validation", in_memory([5, 6, 7, 7, 8, 8]), required=True)
 
 
 @pytest.mark.parametrize(
-    ("is_query", "is_gallery", "lost"),
+    ("is_query", "is_gallery", "without_match"),
     [
         ([1, 1, 1, 0], [1, 1, 0, 1], 0),
-        ([1, 1, 1, 1], [1, 0, 1, 1], 1),  # the first of class 5 finds itself only
+        ([1, 1, 1, 1], [1, 0, 1, 1], 1),  # the first of class 5 can retrieve only itself
         ([1, 0, 1, 1], [1, 0, 0, 1], 2),
         ([0, 0, 1, 0], [1, 1, 0, 1], 0),
     ],
 )
-def test_an_image_that_is_searched_does_not_find_itself(is_query, is_gallery, lost):
+def test_a_query_in_the_gallery_does_not_match_itself(is_query, is_gallery, without_match):
     data = in_memory([5, 5, 6, 6])
     data.is_query, data.is_gallery = np.array(is_query, bool), np.array(is_gallery, bool)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         check_queries("test", data, required=True)
     messages = [re.split(" has| have", str(warning.message))[0] for warning in warned]
-    assert messages == ([f"test: {lost} of {sum(is_query)} queries"] if lost else [])
+    assert messages == ([f"test: {without_match} of {sum(is_query)} queries"] if without_match else [])
 
 
-def test_queries_without_anything_to_find_are_refused_whatever_the_gallery_holds():
+def test_queries_without_relevant_items_are_rejected():
     data = in_memory([5, 6, 7, 7])
     data.is_query, data.is_gallery = np.array([1, 1, 0, 0], bool), np.array([0, 0, 1, 1], bool)
     with pytest.raises(ValueError, match="test: none of 2 queries has another image of its class to find"):

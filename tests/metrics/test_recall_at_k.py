@@ -28,10 +28,10 @@ def recall_by_sklearn(embeddings, labels, k):
 
 @pytest.mark.parametrize("rows", [1, 20, 4096])
 def test_equals_an_independent_search(rows, monkeypatch):
-    monkeypatch.setattr(module, "QUERY_ROWS", rows)
-    monkeypatch.setattr(module, "GALLERY_ROWS", rows)
+    monkeypatch.setattr(module, "BLOCK_QUERIES", rows)
+    monkeypatch.setattr(module, "BLOCK_ITEMS", rows)
     embeddings, labels = torch.randn(150, 8, dtype=torch.float64), torch.randint(0, 40, (150,))
-    assert (labels.bincount() == 1).any()  # some stand alone
+    assert (labels.bincount() == 1).any()  # some classes have one item
     metric = RecallAtK(ks=(1, 2, 4, 8))
     for rows in torch.arange(150).split(37):
         metric.update(embeddings[rows], labels[rows])
@@ -49,12 +49,12 @@ def test_a_collapsed_network_scores_zero():
 def test_a_duplicate_of_the_query_counts_by_its_label():
     metric = RecallAtK(ks=(1,))
     metric.update(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.1, 1.0]]), torch.tensor([0, 0, 1, 1]))
-    assert metric.compute()["recall@1"] == 1  # the twin is found, though as similar as the query itself
+    assert metric.compute()["recall@1"] == 1  # the duplicate is not mistaken for the query itself
 
 
-def test_the_matrix_is_never_whole(monkeypatch):
-    monkeypatch.setattr(module, "QUERY_ROWS", 100)
-    monkeypatch.setattr(module, "GALLERY_ROWS", 250)
+def test_the_similarity_matrix_is_computed_in_blocks(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_QUERIES", 100)
+    monkeypatch.setattr(module, "BLOCK_ITEMS", 250)
     shapes, product = [], torch.mm
     monkeypatch.setattr(torch, "mm", lambda a, b, out: shapes.append((len(a), b.shape[1])) or product(a, b, out=out))
     metric = RecallAtK()
@@ -65,7 +65,7 @@ def test_the_matrix_is_never_whole(monkeypatch):
 
 def test_large_labels_and_half_precision():
     metric = RecallAtK(ks=(1,))
-    labels = 2**40 + torch.tensor([0, 1, 2, 3, 4, 4])  # all the same in fp32
+    labels = 2**40 + torch.tensor([0, 1, 2, 3, 4, 4])  # equal in float32
     metric.update(torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1], [1, 1], [1, 1]]).half(), labels)
     assert metric.compute()["recall@1"] == 1
     metric.reset()
@@ -78,12 +78,12 @@ def test_an_item_seen_twice_counts_once():
     embeddings, labels = torch.randn(5, 3), torch.tensor([0, 0, 1, 2, 3])
     once, twice = RecallAtK(), RecallAtK()
     once.update(embeddings, labels)
-    for rows in (torch.tensor([0, 2, 4]), torch.tensor([1, 3, 0])):  # what two processes see of five items
+    for rows in (torch.tensor([0, 2, 4]), torch.tensor([1, 3, 0])):  # five items on two processes
         twice.update(embeddings[rows], labels[rows], indices=rows)
     assert twice.compute() == once.compute()
-    with pytest.raises(ValueError, match="indices with every batch, or with none"):
+    with pytest.raises(ValueError, match="Pass indices to every update"):
         twice.update(embeddings, labels)
-    with pytest.raises(ValueError, match="indices with every batch, or with none"):
+    with pytest.raises(ValueError, match="Pass indices to every update"):
         once.update(embeddings, labels, indices=torch.arange(5))
 
 
@@ -93,7 +93,7 @@ def test_in_a_collection_and_reset():
     collection.update(long, torch.tensor([0, 0, 1, 1]))
     scores = collection.compute()
     assert scores["cosine_recall@1"] == 1
-    assert scores["dot_recall@1"] == 0.5  # the long vectors of class 1 are nearest to everyone
+    assert scores["dot_recall@1"] == 0.5  # the long vectors of class 1 are nearest to all queries
     collection.reset()
     collection["cosine"].update(torch.eye(2), torch.tensor([3, 3]))
     assert collection["cosine"].compute() == {"recall@1": 1.0}
@@ -113,27 +113,27 @@ def test_wrong_batches_are_refused(embeddings, labels, message):
         RecallAtK().update(embeddings, labels)
 
 
-def test_recall_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="no batch was added"), pytest.warns(UserWarning, match="before"):
+def test_a_metric_without_items_or_queries_is_refused():
+    with pytest.raises(ValueError, match="before any item was added"), pytest.warns(UserWarning, match="before"):
         RecallAtK().compute()
     metric = RecallAtK()
     metric.update(torch.eye(3), torch.arange(3))
-    with pytest.raises(ValueError, match="None of the 3 items has another of its class"):
+    with pytest.raises(ValueError, match="None of the 3 items has a same-class item"):
         metric.compute()
 
 
 @pytest.mark.parametrize("rows", [1, 4096])
 @pytest.mark.parametrize("overlap", [False, True])
 def test_queries_search_the_gallery_only(rows, overlap, monkeypatch):
-    monkeypatch.setattr(module, "QUERY_ROWS", rows)
-    monkeypatch.setattr(module, "GALLERY_ROWS", rows)
+    monkeypatch.setattr(module, "BLOCK_QUERIES", rows)
+    monkeypatch.setattr(module, "BLOCK_ITEMS", rows)
     embeddings, labels = torch.randn(90, 6, dtype=torch.float64), torch.randint(0, 12, (90,))
     is_query = torch.rand(90) < 0.4
     is_gallery = ~is_query | (overlap & (torch.rand(90) < 0.5))
     metric = RecallAtK(ks=(1, 3), ignore_index=11)
     for rows in torch.randperm(90).split(25):
         metric.update(embeddings[rows], labels[rows], rows, is_query[rows], is_gallery[rows])
-    metric.update(embeddings[:5], labels[:5], torch.arange(5), is_query[:5], is_gallery[:5])  # seen again
+    metric.update(embeddings[:5], labels[:5], torch.arange(5), is_query[:5], is_gallery[:5])  # duplicates count once
     unit = (embeddings / embeddings.norm(dim=1, keepdim=True)).numpy()
     hits = []
     for q in np.flatnonzero(is_query & (labels != 11)):
@@ -147,17 +147,17 @@ def test_queries_search_the_gallery_only(rows, overlap, monkeypatch):
     assert [metric.compute()[f"recall@{k}"].item() for k in (1, 3)] == pytest.approx(expected)
 
 
-def test_broken_embeddings_of_ignored_items_do_not_matter():
+def test_ignored_items_may_have_nan_embeddings():
     metric = RecallAtK((1,), ignore_index=-100)
     metric.update(torch.tensor([[1.0, 0], [1, 0.1], [torch.nan, 0], [0, 1]]), torch.tensor([1, 1, -100, 2]))
     assert metric.compute()["recall@1"] == 1
 
 
-def test_a_gallery_without_the_queries_classes_is_told():
+def test_a_gallery_without_the_queries_classes_is_refused():
     metric = RecallAtK((1,))
     is_query = torch.tensor([True, False, False])
     metric.update(torch.randn(3, 2), torch.tensor([1, 2, 2]), None, is_query, ~is_query)
-    with pytest.raises(ValueError, match="None of the 3 items has another of its class to find"):
+    with pytest.raises(ValueError, match="None of the 3 items has a same-class item in the gallery"):
         metric.compute()
 
 
@@ -191,7 +191,7 @@ def test_one_score_gives_a_scalar_and_a_sequence_a_dict():
         metric = RetrievalScores(scores, ks)
         metric.update(embeddings, labels)
         assert metric.compute() == pytest.approx(expected, abs=1e-6)
-    with pytest.raises(ValueError, match=r"scores must be some of .* each once, got \('map', 'map'\)"):
+    with pytest.raises(ValueError, match=r"scores must be distinct names from .*, got \('map', 'map'\)"):
         RetrievalScores(("map", "map"))
 
 
@@ -228,7 +228,7 @@ def test_collections_trackers_and_wrappers_of_torchmetrics():
 
 
 def test_bootstraps_need_indices():
-    """Drawn with replacement, an item finds its own copy, unless indices tell that it is one item."""
+    """BootStrapper draws with replacement: without indices an item retrieves its own duplicate."""
     embeddings, labels, (at_1, _) = noisy_classes(0.6)
     metric = BootStrapper(RecallAtK(1), num_bootstraps=20)
     metric.update(embeddings, labels, indices=torch.arange(60))
@@ -252,7 +252,7 @@ def test_values_are_plotted():
 
 
 class Scored(LightningModule):
-    """Logs recall in both ways, as its docstring says, over epochs of other data."""
+    """Logs recall in both ways of the docstring; each epoch has different data."""
 
     def __init__(self, folder):
         super().__init__()
@@ -289,7 +289,7 @@ class Scored(LightningModule):
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_a_module_logs_it_and_starts_each_epoch_anew(devices, tmp_path):
+def test_a_module_logs_it_and_resets_it_each_epoch(devices, tmp_path):
     settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     Trainer(
         accelerator="cpu",

@@ -76,7 +76,7 @@ def test_average_precision_is_scikit_learns():
     assert metric.compute()["map"].item() == pytest.approx(np.mean(expected), abs=1e-7)
 
 
-def test_only_the_first_relevant_item_is_ranked_where_that_is_enough():
+def test_recall_and_mrr_need_only_the_first_relevant_item():
     embeddings, labels = torch.randn(90, 5), torch.arange(90) // 9
     few, all_scores = RetrievalScores(("recall", "mrr"), ks=(1, 5)), RetrievalScores(ALL, ks=(1, 5))
     for metric in (few, all_scores):
@@ -85,14 +85,14 @@ def test_only_the_first_relevant_item_is_ranked_where_that_is_enough():
     assert few.compute() == {name: complete[name] for name in ("recall@1", "recall@5", "mrr")}
 
 
-def test_the_search_tells_each_query():
+def test_the_search_result_holds_each_query():
     metric = RetrievalScores(("recall", "r_precision"), ks=(1,))
     embeddings = torch.tensor([[1.0, 0], [1, 0.2], [0.9, 0.5], [0, 1]])
     metric.update(embeddings, torch.tensor([7, 8, 7, 9]), torch.tensor([13, 12, 11, 10]))
     found = metric.search()
     assert found.indices.tolist() == [10, 11, 12, 13]
     assert torch.equal(found.embeddings, embeddings.flip(0))
-    assert found.queries.tolist() == [1, 3]  # class 8 and 9 stand alone
+    assert found.queries.tolist() == [1, 3]  # classes 8 and 9 have one item each
     assert found.first_ranks.tolist() == [2, 2]
     assert found.scores["recall@1"].tolist() == [0, 0]
     assert found.means() == metric.compute()
@@ -120,8 +120,8 @@ def test_mixed_types_and_small_integers():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"scores": ()}, "scores must be some of recall, fraction_retrieved, precision, map@r"),
-        ({"scores": ("recall@1",)}, "scores must be some of"),
+        ({"scores": ()}, "scores must be distinct names from recall, fraction_retrieved, precision, map@r"),
+        ({"scores": ("recall@1",)}, "scores must be distinct names from"),
         ({"ks": (0,)}, "ks must be"),
     ],
 )
@@ -137,24 +137,24 @@ def test_wrong_batches_are_refused():
     with pytest.raises(ValueError, match=r"embeddings must be floating point, of 16, 32 or 64 bits, got torch.int64"):
         metric.update(torch.ones(2, 2).long(), torch.ones(2).long())
     metric.update(torch.ones(2, 2), torch.ones(2).long(), groups=torch.ones(2).long())
-    with pytest.raises(ValueError, match="Give groups with every batch, or with none"):
+    with pytest.raises(ValueError, match="Pass groups to every update"):
         metric.update(torch.ones(2, 2), torch.ones(2).long())
 
 
-def test_twins_in_other_widths_are_refused():
+def test_batches_of_other_dimensions_are_refused():
     metric = RetrievalScores()
     metric.update(torch.ones(2, 2), torch.ones(2).long())
-    with pytest.raises(ValueError, match="embeddings of width 3 after some of width 2"):
+    with pytest.raises(ValueError, match="embeddings have dimension 3, but earlier batches had dimension 2"):
         metric.update(torch.ones(2, 3), torch.ones(2).long())
 
 
 def search_in_a_process(rank, world, folder, port_file):
-    """Process `rank` of `world`: adds its share of the items, searches, and writes down what it found."""
+    """Process `rank` of `world`: adds its part of the items, searches, and saves the result."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{port_file}", rank=rank, world_size=world)
     embeddings, labels = example_for_processes()
     metric = RetrievalScores(ALL, ks=(1, 5))
-    rows = torch.arange(rank, -(-101 // world) * world, world) % 101  # the last ones are seen again, as a sampler does
+    rows = torch.arange(rank, -(-101 // world) * world, world) % 101  # a distributed sampler repeats the last ones, too
     for part in rows.split(13):
         metric.update(embeddings[part], labels[part], part)
     counted = []
@@ -175,7 +175,7 @@ def example_for_processes():
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_processes_find_what_one_does_and_share_the_work(world, tmp_path):
+def test_processes_get_the_result_of_one_and_split_the_queries(world, tmp_path):
     context = torch.multiprocessing.get_context("fork")
     processes = [
         context.Process(target=search_in_a_process, args=(rank, world, tmp_path, tmp_path / "store"))
@@ -195,6 +195,7 @@ def test_processes_find_what_one_does_and_share_the_work(world, tmp_path):
         assert scores == expected  # to the last bit
         assert found.queries.tolist() == alone.search().queries.tolist()
         assert torch.equal(found.first_ranks, alone.search().first_ranks)
+        assert found.queries.dtype == found.first_ranks.dtype == torch.int64
         searched.append(count)
     assert sum(searched) == len(alone.search().queries)
     assert max(searched) <= -(-101 // world)
@@ -211,8 +212,8 @@ def test_equals_pytorch_metric_learnings_calculator():
     metric.update(embeddings, labels)
     found = [value.item() for value in metric.compute().values()]
     assert found == pytest.approx([theirs[name] for name in names], abs=1e-6)
-    # It goes by position, so that a twin may pass for the query itself: nobody finds a positive among twins of
-    # other classes here, but it says that half do.
+    # It excludes the first neighbour instead of the query itself: no query retrieves a positive among the
+    # duplicates of other classes here, but it reports that half do.
     twins = torch.eye(4).repeat_interleave(2, 0)
     metric.reset()
     metric.update(twins, torch.tensor([0, 1, 0, 1, 2, 3, 2, 3]))
@@ -243,12 +244,12 @@ def test_each_product_of_a_search_is_true_fp32(monkeypatch):
     metric = RetrievalScores()
     metric.update(torch.randn(30, 4), torch.arange(30) // 3)
     landmarks = RevisitedMAP([GroundTruth([0], [1], [2])])
-    landmarks.update(torch.randn(9, 4), torch.arange(9))
+    landmarks.update(torch.randn(9, 4), torch.arange(9), torch.arange(9))
     for run in (metric.search, landmarks.search):
         assert modes_of_products(monkeypatch, run) == [("highest", False, False)]
 
 
-def test_pictures_show_what_fp32_finds_nearest():
+def test_nearest_is_that_of_float32_under_autocast():
     metric = RetrievalScores(ks=1)
     metric.update(torch.randn(40, 64), torch.arange(40) // 4)
     found = metric.search()
@@ -259,7 +260,7 @@ def test_pictures_show_what_fp32_finds_nearest():
     assert torch.equal(values, expected[0])
 
 
-def test_similarities_of_pictures_are_dot_products_where_rows_are_not_scaled():
+def test_similarities_are_dot_products_without_normalization():
     embeddings = 5 * torch.randn(12, 3)
     metric = RetrievalScores(ks=1, normalize=False)
     metric.update(embeddings, torch.arange(12) // 4)
@@ -271,7 +272,7 @@ def test_similarities_of_pictures_are_dot_products_where_rows_are_not_scaled():
 
 
 def exact_first_ranks(embeddings, labels, num_queries):
-    """Ranks of the first relevant item from whole numbers: of 0/1 vectors, s_qz^2 n_q = (q z)^2 / n_z."""
+    """Ranks of the first relevant item from integers: of 0/1 vectors, s_qz^2 n_q = (q z)^2 / n_z."""
     rows, ranks = embeddings.long().numpy().astype(object), []
     for q in range(num_queries):
         squares = [Fraction(int(rows[q] @ z) ** 2, int(z @ z)) for z in rows]
@@ -281,7 +282,7 @@ def exact_first_ranks(embeddings, labels, num_queries):
     return ranks
 
 
-def test_ranks_do_not_depend_on_how_many_query_together():
+def test_ranks_do_not_depend_on_the_number_of_queries():
     """Binary vectors have ties, and similarities that differ by less than fp32 resolves."""
     generator = torch.Generator().manual_seed(0)
     embeddings = (torch.rand(200, 300, generator=generator) < 0.5).float()
@@ -294,8 +295,8 @@ def test_ranks_do_not_depend_on_how_many_query_together():
         assert metric.search().first_ranks.tolist() == expected[:count]
 
 
-def test_large_labels_take_no_more_memory_nor_other_algorithms():
-    """Nothing here is as long as the largest label, also where torch is asked to be deterministic."""
+def test_large_labels_need_no_more_memory_and_are_deterministic():
+    """No tensor is as long as the largest label; deterministic algorithms are supported."""
     embeddings, labels = torch.randn(30, 4), torch.arange(30) // 3
     plain, large = RetrievalScores(ALL), RetrievalScores(ALL)
     plain.update(embeddings, labels)

@@ -11,7 +11,7 @@ from lightning_recall.metrics import ClusterNMI, RecallAtK, RetrievalScores, Rev
 from lightning_recall.metrics.revisited import GroundTruth
 
 GENERATOR = torch.Generator().manual_seed(0)
-LABELS = 9 * 10**15 + torch.randperm(60, generator=GENERATOR) // 6  # all one number in float32
+LABELS = 9 * 10**15 + torch.randperm(60, generator=GENERATOR) // 6  # equal in float32
 EMBEDDINGS = torch.randn(10, 5, generator=GENERATOR)[LABELS - 9 * 10**15]
 EMBEDDINGS = EMBEDDINGS + 0.6 * torch.randn(60, 5, generator=GENERATOR)
 PLACES = torch.arange(60)
@@ -34,7 +34,7 @@ def filled(*args, **kwargs):
     return metric
 
 
-def test_the_reference_is_no_corner_case():
+def test_the_reference_is_not_a_corner_case():
     assert 0.6 < VALUE < 0.8
     assert filled().compute().item() == pytest.approx(VALUE)
 
@@ -45,12 +45,12 @@ def test_states_are_copies():
     labels = LABELS.clone()
     metric = RecallAtK(1)
     metric.update(tokens[:, 0], labels, PLACES)
-    assert metric.embeddings[0].untyped_storage().nbytes() == 60 * 5 * 4  # not all tokens are kept
+    assert metric.embeddings[0].untyped_storage().nbytes() == 60 * 5 * 4  # the other tokens are not kept
     tokens.zero_()
     labels.zero_()
     assert metric.compute().item() == pytest.approx(VALUE)
     landmarks, rows = RevisitedMAP([GroundTruth([0], [1], [])]), EMBEDDINGS.clone()
-    landmarks.update(rows, PLACES)
+    landmarks.update(rows, LABELS, PLACES)
     rows.zero_()
     assert torch.equal(landmarks.embeddings[0], EMBEDDINGS)
 
@@ -70,7 +70,7 @@ def test_states_are_copies():
 )
 def test_copies_and_types_leave_labels_and_indices_exact(change):
     metric = change(filled())
-    metric.update(EMBEDDINGS[:9], LABELS[:9], PLACES[:9])  # seen again
+    metric.update(EMBEDDINGS[:9], LABELS[:9], PLACES[:9])  # duplicates count once
     assert {label.dtype for label in metric.labels + metric.indices} == {torch.int64}
     assert {flag.dtype for flag in metric.is_query} == {torch.bool}
     assert metric.compute().item() == pytest.approx(VALUE)
@@ -84,12 +84,12 @@ def test_set_dtype_changes_the_embeddings():
     assert nmi.set_dtype(torch.float64).labels[0].dtype == torch.int64
     assert nmi.compute() == expected
     landmarks = RevisitedMAP([GroundTruth([0], [1], [])])
-    landmarks.update(EMBEDDINGS, PLACES)
+    landmarks.update(EMBEDDINGS, LABELS, PLACES)
     assert landmarks.set_dtype(torch.float16).indices[0].dtype == torch.int64
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric RecallAtK was called before")
-def test_a_state_dict_brings_all_back():
+def test_a_state_dict_restores_the_states():
     metric, other = filled(), RecallAtK(1)
     assert list(metric.state_dict()) == []
     for each in (metric, other):
@@ -108,11 +108,11 @@ def test_states_merge():
     without = RecallAtK(1)
     without.update(EMBEDDINGS, LABELS)
     without.merge_state(second)
-    with pytest.raises(ValueError, match="Give indices with every batch, or with none"):
+    with pytest.raises(ValueError, match=r"Pass indices to every update\(\) or to none"):
         without.compute()
 
 
-def test_forward_gives_the_batch_and_keeps_all():
+def test_forward_returns_the_batch_value_and_accumulates():
     metric = RecallAtK(1, sync_on_compute=False)
     values = [metric(EMBEDDINGS[part], LABELS[part]).item() for part in PLACES.split(20)]
     assert values == pytest.approx([recall_at_1(EMBEDDINGS[part], LABELS[part]) for part in PLACES.split(20)], abs=0.06)
@@ -143,10 +143,10 @@ def test_metrics_that_share_updates_ignore_their_own_label(make, key):
     assert found[f"some_{key}"] != found[f"all_{key}"]
 
 
-def test_what_one_metric_ignores_another_must_not_rank_by():
+def test_items_that_one_metric_ignores_are_checked_by_another():
     collection = MetricCollection({"first": RecallAtK(1, ignore_index=-1), "second": RecallAtK(1)})
     collection.update(EMBEDDINGS, LABELS)
-    collection.update(torch.full((1, 5), torch.nan), torch.tensor([-1]))  # torchmetrics asks the first for both
+    collection.update(torch.full((1, 5), torch.nan), torch.tensor([-1]))  # only the first metric checks it
     assert collection["first"].compute().item() == pytest.approx(VALUE)
     with pytest.raises(ValueError, match="embeddings hold NaN"):
         collection["second"].compute()
@@ -161,13 +161,13 @@ def test_what_one_metric_ignores_another_must_not_rank_by():
         ("groups", torch.tensor([3])),
     ],
 )
-def test_an_index_with_other_content_is_refused(column, values):
+def test_a_repeated_index_with_different_columns_is_refused(column, values):
     metric = RecallAtK(1)
     every = {"is_query": torch.ones(60).bool(), "is_gallery": torch.ones(60).bool(), "groups": torch.arange(60)}
     metric.update(EMBEDDINGS, LABELS, PLACES, **every)
     again = {"labels": LABELS[:1], **{name: given[:1] for name, given in every.items()}} | {column: values}
     metric.update(EMBEDDINGS[:1], indices=PLACES[:1], **again)
-    with pytest.raises(ValueError, match=f"Index 0 was given twice, with different {column}"):
+    with pytest.raises(ValueError, match=f"Index 0 was passed twice, with different {column}"):
         metric.compute()
 
 
@@ -175,20 +175,20 @@ def test_indices_in_a_batch_are_refused():
     metric = RecallAtK(1)
     for part in PLACES.split(20):
         metric.update(EMBEDDINGS[part], LABELS[part], torch.arange(20))
-    with pytest.raises(ValueError, match="places in the whole data set, not in a batch"):
+    with pytest.raises(ValueError, match="positions in the whole data set, not in a batch"):
         metric.compute()
 
 
-def test_an_index_with_other_embeddings_is_warned_of():
+def test_a_repeated_index_with_different_embeddings_gives_a_warning():
     metric = filled()
-    metric.update(EMBEDDINGS[3:5] * 1.05, LABELS[3:5], PLACES[3:5])  # such as rounding in bf16 would give
+    metric.update(EMBEDDINGS[3:5] * 1.05, LABELS[3:5], PLACES[3:5])  # within the rounding of bf16
     assert metric.compute().item() == pytest.approx(VALUE)
     metric.update(EMBEDDINGS[7:9] * torch.tensor([[1.0], [0.8]]), LABELS[7:9], PLACES[7:9])
-    with pytest.warns(UserWarning, match="Index 8 was given twice, with different embeddings; the first counts"):
+    with pytest.warns(UserWarning, match="Index 8 was passed twice, with different embeddings; the first one counts"):
         assert metric.compute().item() == pytest.approx(VALUE)
 
 
-def test_negative_indices_are_numbers_too():
+def test_indices_may_be_negative():
     metric = RecallAtK(1)
     metric.update(EMBEDDINGS, LABELS, -PLACES)
     metric.update(EMBEDDINGS[5:9], LABELS[5:9], -PLACES[5:9])
@@ -197,7 +197,7 @@ def test_negative_indices_are_numbers_too():
 
 
 def first_recall(rows):
-    """Hit rate among some rows; items without another of their class do not count."""
+    """Hit rate among some items; items without another one of their class do not count."""
     metric = RecallAtK(1)
     metric.update(EMBEDDINGS[rows], LABELS[rows])
     return metric.compute().item()
@@ -208,13 +208,13 @@ MAKES = {
     "scalar": lambda: RecallAtK(1),
     "ignored": lambda: RecallAtK(1, ignore_index=9 * 10**15),
     "nmi": ClusterNMI,
-    "landmarks": lambda: RevisitedMAP([GroundTruth([0, 4], [1], [2])] * 2, (1,)),
+    "landmarks": lambda: RevisitedMAP([GroundTruth([0, 4], [1], [2])] * 2, (1,), ignore_index=-100),
 }
 
 
 def give(metric, rows, indexed=True):
     if isinstance(metric, RevisitedMAP):
-        metric.update(EMBEDDINGS[rows], PLACES[rows], PLACES[rows] == 7)
+        metric.update(EMBEDDINGS[rows], LABELS[rows].where(PLACES[rows] != 7, -100), PLACES[rows])
     elif indexed:
         metric.update(EMBEDDINGS[rows], LABELS[rows], PLACES[rows])
     else:
@@ -222,7 +222,7 @@ def give(metric, rows, indexed=True):
 
 
 def compute_in_a_process(rank, world, folder):
-    """Process `rank` of `world`: the last one has no rows; writes down what the metrics give."""
+    """Process `rank` of `world`: the last one has no items; saves the values of the metrics."""
     torch.set_num_threads(1)
     store, timeout = f"file://{folder / 'store'}", datetime.timedelta(seconds=20)
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timeout)
@@ -234,7 +234,7 @@ def compute_in_a_process(rank, world, folder):
             for part in own.split(25) if rank < world - 1 or how == "empty" else ():
                 give(metric, part)
             found[name, how] = metric.compute()
-            assert sum(map(len, metric.embeddings)) == len(own)  # its own states are back
+            assert sum(map(len, metric.embeddings)) == len(own)  # its own states are restored
     no_indices = RecallAtK(1)
     if len(own):
         no_indices.update(EMBEDDINGS[own], LABELS[own])
@@ -243,7 +243,7 @@ def compute_in_a_process(rank, world, folder):
     mixed.update(EMBEDDINGS[own].to([torch.float64, torch.float16, torch.float32][rank]), LABELS[own], PLACES[own])
     found["types"] = mixed.compute(), [part.dtype for part in mixed.embeddings]
     nothing = RecallAtK(1)
-    with pytest.raises(ValueError, match="Scores of nothing"):
+    with pytest.raises(ValueError, match="before any item was added"):
         nothing.compute()
     errors = []
     for wrong in ({"width": 3 + (rank == 0)}, {"indices": rank == 0}):
@@ -268,7 +268,7 @@ def compute_in_a_process(rank, world, folder):
 
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric .* was called before")
-def test_a_process_without_rows_takes_part(world, tmp_path):
+def test_a_process_without_items_takes_part(world, tmp_path):
     context = torch.multiprocessing.get_context("fork")
     processes = [context.Process(target=compute_in_a_process, args=(rank, world, tmp_path)) for rank in range(world)]
     for process in processes:
@@ -293,6 +293,6 @@ def test_a_process_without_rows_takes_part(world, tmp_path):
             assert found["group"].item() == pytest.approx(first_recall(first))
         assert found["on step"] == (expected["scalar"], expected["scalar"])
         assert errors == [
-            f"embeddings must be of one width, got {[4, 3, 3][:world]} on different processes.",
-            "Give indices with every batch, or with none.",
+            f"embeddings must have the same dimension on all processes, got {[4, 3, 3][:world]}.",
+            "Pass indices to every update() or to none.",
         ]

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_recall import RecallAtKLoss, RetrievalEvaluation, RetrievalModule, SimilarityMixup
 from lightning_recall.callbacks import RetrievedImages, TrainingCurves
-from lightning_recall.datamodules import ChunkLoader
+from lightning_recall.data import ChunkLoader
 from lightning_recall.losses.base import RetrievalLoss
 from lightning_recall.samplers import ClassBalancedBatchSampler
 
@@ -47,7 +47,7 @@ class Embedder(nn.Module):
 
 
 class ScaledLoss(nn.Module):
-    """A loss with a parameter of its own."""
+    """A loss with a parameter."""
 
     def __init__(self):
         super().__init__()
@@ -91,9 +91,9 @@ def plain_steps(count):
     """The same steps by hand: whole batches, automatic differentiation, no Lightning."""
     module = make_module().double()
     optimizer = sgd(module.parameters())
-    for rows, _ in zip(ClassBalancedBatchSampler(LABELS, 16, 4), range(count), strict=False):
+    for indices, _ in zip(ClassBalancedBatchSampler(LABELS, 16, 4), range(count), strict=False):
         optimizer.zero_grad()
-        module.loss(module.embedder(IMAGES[rows].double()), LABELS[rows]).backward()
+        module.loss(module.embedder(IMAGES[indices].double()), LABELS[indices]).backward()
         optimizer.step()
     return module
 
@@ -154,7 +154,7 @@ def test_diagnostics_of_the_loss_are_logged():
 
 
 class LossOfStep(Callback):
-    """What training steps return, and what is logged."""
+    """Records what training steps return and log."""
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         from torch import distributed
@@ -182,9 +182,9 @@ def test_a_step_returns_the_loss_of_the_whole_batch_on_every_process(devices, lo
 
     plain, expected = make_module(loss=loss()).double(), []
     optimizer = sgd(plain.parameters())
-    for rows in ClassBalancedBatchSampler(LABELS, 16, 4):
+    for indices in ClassBalancedBatchSampler(LABELS, 16, 4):
         optimizer.zero_grad()
-        value = plain.loss(plain.embedder(IMAGES[rows].double()), LABELS[rows])
+        value = plain.loss(plain.embedder(IMAGES[indices].double()), LABELS[indices])
         value.backward()
         optimizer.step()
         expected.append(value.detach())
@@ -203,7 +203,7 @@ class TwoParts(nn.Module):
         return F.normalize(self.head(self.backbone(x).tanh()), dim=1)
 
 
-def test_a_backbone_is_frozen_and_joins_later():
+def test_a_backbone_is_frozen_and_unfrozen_later():
     seen = []
 
     class Backbone(Callback):
@@ -222,14 +222,14 @@ def test_a_backbone_is_frozen_and_joins_later():
     assert module.backbone is module.embedder.backbone
 
 
-def test_a_subclass_may_have_a_backbone_of_its_own():
+def test_a_subclass_may_have_its_own_backbone():
     assert not hasattr(make_module(), "backbone")
     module = RetrievalModule(TwoParts(), ScaledLoss())
     module.backbone = nn.Linear(1, 1)
     assert module.backbone.in_features == 1
 
 
-def test_the_batch_size_is_not_to_be_found():
+def test_batch_size_finder_is_refused():
     module = make_module()
     with pytest.raises(ValueError, match=r'BatchSizeFinder would change the loss.* chunk_size="auto" finds'):
         fitted(module, callbacks=[BatchSizeFinder()])
@@ -261,10 +261,10 @@ class Fails(Embedder):
 
 
 @pytest.mark.parametrize("at", [2, 11])  # in the first pass, in the recomputation
-def test_a_step_that_failed_leaves_no_trace_in_the_next(at):
-    """A batch of 16 comes in chunks of 5, which are 8 passes, and 7 again."""
+def test_a_failed_step_does_not_change_the_next_one(at):
+    """A batch of 16 in chunks of 5 needs 8 forward passes, and recomputes 7 of them."""
 
-    class GoesOn(RetrievalModule):
+    class Continues(RetrievalModule):
         def training_step(self, batch, batch_idx):
             if batch_idx == 0 and self.embedder.at:
                 with pytest.raises(ZeroDivisionError):
@@ -276,7 +276,7 @@ def test_a_step_that_failed_leaves_no_trace_in_the_next(at):
             return super().training_step(batch, batch_idx) if batch_idx else None
 
     def trained(at):
-        module = GoesOn(Fails(at), ScaledLoss(), chunk_size=3, optimizer=sgd, accumulate_grad_batches=2)
+        module = Continues(Fails(at), ScaledLoss(), chunk_size=3, optimizer=sgd, accumulate_grad_batches=2)
         fitted(module)
         assert not torch.is_autocast_enabled("cpu")
         assert not module.embedder._forward_pre_hooks
@@ -312,14 +312,14 @@ class Products(RetrievalLoss):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_loss_shares_queries_and_mixes_in_where_it_says_so(compiled):
+def test_a_loss_splits_queries_and_mixes_virtual_items_if_it_declares_so(compiled):
     loss = torch.compile(Products(), backend="eager") if compiled else Products()
     module = make_module(loss=loss, mixup=SimilarityMixup())
     second_of_two = type("Fake", (), {"world_size": 2, "global_rank": 1})()
     module.trainer = second_of_two
-    _, share = module.batch_loss(F.normalize(torch.randn(5, 4), dim=1), torch.tensor([0, 0, 0, 1, 2]))
+    _, loss_scale = module.batch_loss(F.normalize(torch.randn(5, 4), dim=1), torch.tensor([0, 0, 0, 1, 2]))
     assert module.loss.diagnostics == {"queries": 3, "pairs": 3}  # of three real and three virtual ones
-    assert share == 2 * 3 / 6
+    assert loss_scale == 2 * 3 / 6
 
 
 def precision(name):
@@ -330,7 +330,7 @@ def precision(name):
 
 
 class FirstGradient(Callback):
-    """Of the embedder, in float64, as the first optimizer step finds it."""
+    """Records the embedder's gradient in float64 at the first optimizer step."""
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         if not hasattr(self, "seen"):
@@ -394,11 +394,21 @@ def test_wrong_arguments_are_refused(arguments, message):
 
 
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
-def test_a_batch_without_a_pair_is_refused_before_the_weights_change():
+def test_a_batch_without_positives_is_refused_before_the_weights_change():
     module = make_module()
     with pytest.raises(ValueError, match="No query has a positive"):
         make_trainer().fit(module, DataLoader(TensorDataset(IMAGES, torch.arange(48)), batch_size=8))
     assert torch.equal(module.embedder.weight, Embedder().weight)
+
+
+def test_parameters_of_the_loss_have_their_learning_rate():
+    rates = [
+        [group["lr"] for group in make_module(loss_lr=lr).configure_optimizers()[0][0].param_groups]
+        for lr in (None, 0.5)
+    ]
+    assert rates == [[1.0], [1.0, 0.5]]
+    _, of_loss = make_module(loss_lr=0.5).parameter_groups()
+    assert [p.item() for p in of_loss["params"]] == [2.0]  # ScaledLoss.scale
 
 
 def test_a_checkpoint_of_plain_python_reloads(tmp_path):

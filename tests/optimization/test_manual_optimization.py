@@ -23,6 +23,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, St
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_recall.modules import ManualOptimization
+from lightning_recall.optimization.optimizer_settings import SHARED
+from lightning_recall.optimization.parameter_groups import split_parameters
 
 INPUTS = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))  # 5 batches of 2
 
@@ -30,10 +32,14 @@ INPUTS = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))  # 5 bat
 class Line(ManualOptimization):
     """Two weights: one in the network, one in the loss. Their gradients are known."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, loss_lr=None, **kwargs):
         super().__init__(**{"optimizer": sgd, **kwargs})
+        self.loss_lr = loss_lr
         self.net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
         self.loss = nn.Linear(2, 1)
+
+    def parameter_groups(self):
+        return split_parameters(self, [] if self.loss_lr is None else [(self.loss, {"lr": self.loss_lr})])
 
     def training_step(self, batch, batch_idx):
         loss = self.value(batch[0])
@@ -70,7 +76,7 @@ def fit(module, **kwargs):
 
 
 class Steps(Callback):
-    """Learning rates that the steps used, their gradients, and how the weights moved."""
+    """Records learning rates, gradients and weight changes of the steps."""
 
     def __init__(self):
         self.rates, self.gradients, self.moves, self.hooks = [], [], [], 0
@@ -118,7 +124,7 @@ def test_accumulated_batches_make_one_step(batches, steps):
         optimizer.step()
 
 
-def test_a_validation_between_keeps_what_is_accumulated():
+def test_a_validation_keeps_accumulated_gradients():
     plain, validated = Steps(), Steps()
     fit(Line(accumulate_grad_batches=4), callbacks=[plain])
     fit(Line(accumulate_grad_batches=4), callbacks=[validated], limit_val_batches=1.0, val_check_interval=1)
@@ -165,7 +171,7 @@ def test_a_warm_up_and_a_decay_step_together():
     assert expected[0] == 0.25 < expected[3] > expected[9]
 
 
-def test_the_loss_has_a_learning_rate_of_its_own():
+def test_a_parameter_group_has_its_own_learning_rate():
     steps = Steps()
     trainer = fit(Line(loss_lr=0.125), callbacks=[steps])
     loss, net = trainer.optimizers[0].param_groups[1], trainer.optimizers[0].param_groups[0]
@@ -175,11 +181,11 @@ def test_the_loss_has_a_learning_rate_of_its_own():
     assert len(Line(loss_lr=None).configure_optimizers()[0][0].param_groups) == 1
 
 
-def test_a_schedule_that_overrules_it_is_refused():
+def test_a_schedule_that_overrides_it_is_refused():
     def schedule(max_lr):
         return Line(loss_lr=0.125, lr_scheduler=lambda optimizer: OneCycleLR(optimizer, max_lr, total_steps=10))
 
-    with pytest.raises(ValueError, match=r"OneCycleLR sets .* loss_lr would do nothing.* max_lr: \[1.0, 0.125\]"):
+    with pytest.raises(ValueError, match=r"OneCycleLR overrides .* \[1.0, 0.125\] of .* max_lr: \[1.0, 0.125\]"):
         schedule(1.0).configure_optimizers()
     groups = schedule([1.0, 0.125]).configure_optimizers()[0][0].param_groups
     assert groups[0]["lr"] == 8 * groups[1]["lr"]
@@ -206,7 +212,7 @@ def test_several_optimizers_and_their_schedulers():
     assert trainer.global_step == 10  # Lightning counts the steps of each
 
 
-def test_hooks_fire_once_a_step():
+def test_gradient_hooks_fire_once_per_step():
     steps = Steps()
     fit(Line(), callbacks=[steps])
     assert steps.hooks == len(steps.gradients) == 5
@@ -223,7 +229,7 @@ class Scaler(torch.amp.GradScaler):
         super().__init__("cpu", init_scale=1024.0)
 
 
-def test_a_scaled_gradient_is_clipped_and_stepped_as_it_is():
+def test_a_gradient_is_clipped_after_unscaling():
     plain, scaled, halves = Steps(), Steps(), {"gradient_clip_val": 0.01}
     fit(Line(**halves), callbacks=[plain], precision="bf16-mixed")
     plugin = MixedPrecision("16-mixed", "cpu", scaler=Scaler())
@@ -239,7 +245,7 @@ def test_a_scaled_gradient_is_clipped_and_stepped_as_it_is():
 
 
 class Noted:
-    """Notes its hooks, with what they are given."""
+    """Records its hooks and their arguments."""
 
     def note(self, name, *args):
         self.noted = [*getattr(self, "noted", []), (name, *args)]
@@ -291,7 +297,7 @@ class NotedLine(Noted, Line):
 
 
 class Automatic(LightningModule):
-    """What `Line` does, in automatic optimization."""
+    """`Line` in automatic optimization."""
 
     def __init__(self, optimizer=sgd, scheduler=None):
         super().__init__()
@@ -331,7 +337,7 @@ def test_a_plateau_is_stepped_through_the_hook():
     assert module.noted[-1] == ("schedule", "ReduceLROnPlateau", 1.0)
 
 
-def test_an_override_of_optimizer_step_decides():
+def test_an_override_of_optimizer_step_may_skip_steps():
     class EverySecond(Line):
         def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
             if batch_idx % 2:
@@ -340,7 +346,7 @@ def test_an_override_of_optimizer_step_decides():
     assert fit(EverySecond(gradient_clip_val=0.1)).global_step == 2  # of 5 batches
 
 
-def test_an_override_that_would_lose_the_clipping_is_refused():
+def test_an_override_that_skips_clipping_is_refused():
     class Logs(Line):
         def on_before_optimizer_step(self, optimizer):
             self.log("grad", 1.0)
@@ -358,7 +364,7 @@ def test_an_override_that_would_lose_the_clipping_is_refused():
         fit(ClipsOnce(gradient_clip_val=0.1))
 
 
-def test_a_failed_backward_leaves_nothing_waiting():
+def test_a_failed_backward_leaves_no_accumulated_gradients():
     class FailsOnce(Line):
         def training_step(self, batch, batch_idx):
             if batch_idx != 1:
@@ -415,10 +421,10 @@ def test_a_suggested_learning_rate_is_used():
     assert steps.rates == [0.25] * 5 + [0.125] * 5
 
 
-def test_a_suggested_learning_rate_that_a_schedule_overrules_is_refused():
+def test_a_suggested_learning_rate_that_a_schedule_overrides_is_refused():
     module = Line(lr_scheduler=cycle)
     module.lr = 0.25
-    with pytest.raises(ValueError, match=r"OneCycleLR sets a learning rate of its own, so that lr=0.25 .* max_lr"):
+    with pytest.raises(ValueError, match=r"OneCycleLR overrides the learning rate, so lr=0.25 has no effect.* max_lr"):
         fit(module)
 
 
@@ -513,13 +519,13 @@ def test_weights_are_averaged():
         ({"callbacks": [GradientAccumulationScheduler({0: 2})]}, "give accumulate_grad_batches to the module"),
     ],
 )
-def test_the_trainers_settings_name_the_modules(settings, message):
+def test_settings_of_the_trainer_are_refused_with_the_modules_argument(settings, message):
     with pytest.raises(ValueError, match=message):
         fit(Line(), **settings)
     assert fit(Line(), gradient_clip_val=0).global_step == 5
 
 
-def test_a_learning_rate_is_not_sought_over_several_batches_a_step():
+def test_learning_rate_finder_is_refused_with_accumulation():
     with pytest.raises(ValueError, match="set the module's accumulate_grad_batches to 1 while it runs, got 2"):
         fit(Line(accumulate_grad_batches=2), callbacks=[LearningRateFinder()])
 
@@ -528,8 +534,8 @@ def test_a_learning_rate_is_not_sought_over_several_batches_a_step():
     ("arguments", "message"),
     [
         ({"gradient_clip_val": 0}, "gradient_clip_val must be above 0, or None"),
-        ({"accumulate_grad_batches": 0}, "must be at least 1, got 0 and 1"),
-        ({"lr_frequency": 0}, "must be at least 1, got 1 and 0"),
+        ({"accumulate_grad_batches": 0}, "accumulate_grad_batches must be at least 1, got 0"),
+        ({"lr_frequency": 0}, "lr_frequency must be at least 1, got 0"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):
@@ -544,34 +550,34 @@ def one_cycle(total_steps):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"lr_scheduler": one_cycle(2)}, "training steps it 5 times, every step: set total_steps to 5"),
-        ({"lr_scheduler": one_cycle(2), "lr_frequency": 2}, "steps it 2 times, every 2 steps"),
-        ({"lr_scheduler": one_cycle(2), "accumulate_grad_batches": 2}, "steps it 3 times, every step"),
+        ({"lr_scheduler": one_cycle(2)}, "training will step it 5 times, every step: set total_steps to 5"),
+        ({"lr_scheduler": one_cycle(2), "lr_frequency": 2}, "will step it 2 times, every 2 steps"),
+        ({"lr_scheduler": one_cycle(2), "accumulate_grad_batches": 2}, "will step it 3 times, every step"),
         ({"lr_scheduler": lambda o: ReduceLROnPlateau(o, monitor="x")}, 'set lr_interval="epoch"'),
     ],
 )
 def test_schedules_that_cannot_work_are_refused_before_training(arguments, message):
     module = Line(**arguments, lr_interval="step")
-    if "steps it 2" in message:
+    if "step it 2" in message:
         fit(module)  # just right
         return
     with pytest.raises(ValueError, match=message):
         fit(module)
 
 
-def test_a_schedule_longer_than_the_training_is_told():
-    with pytest.warns(UserWarning, match="will not come down: set total_steps to 5"):
+def test_a_schedule_longer_than_the_training_warns():
+    with pytest.warns(UserWarning, match="will not reach its final value: set total_steps to 5"):
         fit(Line(lr_scheduler=one_cycle(9), lr_interval="step"))
 
 
-def test_plateau_on_an_unknown_monitor_names_the_known():
+def test_plateau_on_an_unknown_monitor_lists_the_known_ones():
     module = Line(lr_scheduler=lambda o: ReduceLROnPlateau(o, monitor="val/scor"))
     with pytest.raises(ValueError, match=r"monitors 'val/scor', but only \['train/loss', 'val/score'\]"):
         fit(module, limit_val_batches=1.0)
 
 
 def test_torchs_plateau_is_refused():
-    with pytest.raises(ValueError, match="does not tell what to monitor"):
+    with pytest.raises(ValueError, match="has no `monitor` argument"):
         fit(Line(lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau))
 
 
@@ -584,7 +590,7 @@ def test_a_checkpoint_by_time_is_refused(tmp_path):
 
 
 class Skips(Line):
-    """Some batches make no step: training_step gives up."""
+    """training_step skips some batches."""
 
     def __init__(self, skipped, **kwargs):
         super().__init__(**kwargs)
@@ -595,12 +601,12 @@ class Skips(Line):
             super().training_step(batch, batch_idx)
 
 
-def test_an_epoch_ends_without_its_last_batch():
+def test_an_epoch_ends_if_its_last_batch_is_skipped():
     steps = Steps()
     module = Skips({4}, lr_scheduler=halved, accumulate_grad_batches=3)
     trainer = fit(module, callbacks=[steps], max_epochs=2)
-    assert steps.rates == [1.0, 0.5]  # of batches 0 to 2; 3 waits in vain, as in automatic optimization
-    assert (trainer.global_step, module.accumulated) == (2, 0)
+    assert steps.rates == [1.0, 0.5]  # of batches 0 to 2; batch 3 is discarded, as in automatic optimization
+    assert (trainer.global_step, module.progress[SHARED].accumulated_batches) == (2, 0)
 
 
 class Twice(Line):
@@ -609,7 +615,7 @@ class Twice(Line):
             super().training_step(batch, batch_idx)
 
 
-def test_two_steps_a_batch_are_one_epoch():
+def test_two_steps_per_batch_end_an_epoch_once():
     steps = Steps()
     fit(Twice(lr_scheduler=halved), callbacks=[steps], max_epochs=2)
     assert steps.rates == [1.0] * 9 + [0.5] * 10 + [0.25]  # the epoch ends with its last batch's first step
@@ -624,7 +630,7 @@ def test_a_schedule_is_compared_with_max_steps_where_the_loader_has_no_length():
     module = Line(lr_scheduler=one_cycle(5), lr_interval="step")
     initialise(module)
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=20, max_epochs=-1)
-    with pytest.raises(ValueError, match="OneCycleLR ends after total_steps=5, but the training steps it 20 times"):
+    with pytest.raises(ValueError, match="OneCycleLR ends after total_steps=5, but training will step it 20 times"):
         trainer.fit(module, DataLoader(Stream(), batch_size=2))
 
 
@@ -634,11 +640,11 @@ def test_max_steps_are_counted_per_optimizer():
             optimizers, _ = super().configure_optimizers()
             return optimizers, [{"scheduler": one_cycle(5)(optimizers[0]), "interval": "step", "frequency": 1}]
 
-    with pytest.warns(UserWarning, match="the training steps it 3 times"):
+    with pytest.warns(UserWarning, match="training will step it 3 times"):
         fit(TwoCycles(), max_steps=6)
 
 
-def test_plateau_waits_for_a_validation_that_takes_longer_than_an_epoch():
+def test_plateau_steps_after_a_validation_interval_longer_than_an_epoch():
     steps = Steps()
     plateau = {"lr_scheduler": lambda o: ReduceLROnPlateau(o, "val/score", mode="max", patience=0, factor=0.5)}
     settings = {"limit_val_batches": 1.0, "check_val_every_n_epoch": None, "val_check_interval": 7, "max_epochs": 4}
@@ -648,5 +654,5 @@ def test_plateau_waits_for_a_validation_that_takes_longer_than_an_epoch():
 
 
 def test_lbfgs_is_refused():
-    with pytest.raises(ValueError, match="LBFGS computes the loss several times"):
+    with pytest.raises(ValueError, match="LBFGS needs several loss evaluations per step"):
         fit(Line(optimizer=torch.optim.LBFGS))

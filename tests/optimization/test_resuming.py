@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import (
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_recall.modules import ManualOptimization
+from lightning_recall.optimization.parameter_groups import split_parameters
 
 ROWS = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
 
@@ -26,10 +27,14 @@ ROWS = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
 class Net(ManualOptimization):
     """A network and a loss with a parameter."""
 
-    def __init__(self, optimizer=None, **kwargs):
+    def __init__(self, optimizer=None, loss_lr=None, **kwargs):
         super().__init__(optimizer=optimizer or sgd(), **kwargs)
+        self.loss_lr = loss_lr
         torch.manual_seed(0)
         self.backbone, self.head, self.loss = nn.Linear(3, 2), nn.Linear(2, 2), nn.Linear(2, 1)
+
+    def parameter_groups(self):
+        return split_parameters(self, [] if self.loss_lr is None else [(self.loss, {"lr": self.loss_lr})])
 
     def training_step(self, batch, batch_idx):
         loss = self.loss(self.head(self.backbone(batch[0]).tanh())).square().mean()
@@ -49,7 +54,7 @@ def fit(module, ckpt_path=None, max_epochs=1, **kwargs):
 
 
 def resumed(folder, first, second, **kwargs):
-    """Trains one epoch, which may end in its middle, and goes on for another with another module."""
+    """Trains one module for an epoch, or a part of it, and resumes with another module for a second epoch."""
     path = folder / "first.ckpt"
     fit(first, **{"limit_train_batches": 5, **kwargs}).save_checkpoint(path)
     return fit(second, path, max_epochs=2)
@@ -84,7 +89,7 @@ SCHEDULES = [
 
 @pytest.mark.filterwarnings("ignore:OneCycleLR ends after")
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_same_settings_go_on(tmp_path, schedule):
+def test_the_same_settings_resume(tmp_path, schedule):
     def make(optimizer=None):
         return Net(optimizer, lr_scheduler=schedule, lr_interval="step")
 
@@ -92,7 +97,7 @@ def test_the_same_settings_go_on(tmp_path, schedule):
     assert resumed(tmp_path, make(Adam), make(Adam)).global_step == 10
 
 
-def test_a_plateau_goes_on(tmp_path):
+def test_a_plateau_resumes(tmp_path):
     def make():
         plateau = lambda o: ReduceLROnPlateau(o, "train/loss", patience=0, threshold=9, threshold_mode="abs")  # noqa: E731  # one line
         return Net(lr_scheduler=plateau, loss_lr=0.1)
@@ -143,7 +148,7 @@ def test_other_settings_are_refused(tmp_path, first, second, message):
         resumed(tmp_path, *made)
 
 
-def test_other_settings_after_the_weights_alone_are_used(tmp_path):
+def test_other_settings_are_used_after_loading_only_the_weights(tmp_path):
     fit(Net()).save_checkpoint(tmp_path / "first.ckpt")
     module = Net(sgd(0.125))
     module.load_state_dict(torch.load(tmp_path / "first.ckpt", weights_only=True)["state_dict"])
@@ -156,7 +161,7 @@ def test_another_number_of_parameters_is_refused(tmp_path):
         resumed(tmp_path, Net(), Net(loss_lr=0.5))
 
 
-def test_the_checkpoint_of_another_module_is_compared_where_it_can_be(tmp_path):
+def test_the_checkpoint_of_another_module_is_compared_as_far_as_possible(tmp_path):
     class Automatic(LightningModule):
         def __init__(self):
             super().__init__()
@@ -173,26 +178,26 @@ def test_the_checkpoint_of_another_module_is_compared_where_it_can_be(tmp_path):
         resumed(tmp_path, Automatic(), Net(loss_lr=0.5))
 
 
-def test_gradients_that_wait_are_of_as_many_batches(tmp_path):
+def test_accumulated_gradients_need_the_same_number_of_batches(tmp_path):
     class Saves(Net):
         def on_train_batch_end(self, outputs, batch, batch_idx):
             if batch_idx == 0:
-                self.trainer.save_checkpoint(tmp_path / "waiting.ckpt")
+                self.trainer.save_checkpoint(tmp_path / "accumulated.ckpt")
 
     fit(Saves(accumulate_grad_batches=2))
     with pytest.raises(ValueError, match="accumulate_grad_batches=2: resume with that number, not 3"):
-        fit(Net(accumulate_grad_batches=3), tmp_path / "waiting.ckpt")
-    assert fit(Net(accumulate_grad_batches=2), tmp_path / "waiting.ckpt").global_step == 3
+        fit(Net(accumulate_grad_batches=3), tmp_path / "accumulated.ckpt")
+    assert fit(Net(accumulate_grad_batches=2), tmp_path / "accumulated.ckpt").global_step == 3
 
 
-def test_weights_alone_cannot_be_resumed(tmp_path):
+def test_a_checkpoint_of_weights_only_cannot_be_resumed(tmp_path):
     fit(Net()).save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
     with pytest.raises(ValueError, match=r"holds weights only, so that no training can be resumed.*--weights FILE"):
         fit(Net(), tmp_path / "weights.ckpt", max_epochs=2)
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-def test_a_backbone_that_joined_later_goes_on(tmp_path):
+def test_a_backbone_that_was_unfrozen_resumes(tmp_path):
     def train(epochs, ckpt_path=None):
         callbacks = [BackboneFinetuning(1), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)]
         return fit(Net(), ckpt_path, epochs, callbacks=callbacks, enable_checkpointing=True)
@@ -203,7 +208,7 @@ def test_a_backbone_that_joined_later_goes_on(tmp_path):
     assert [group["lr"] for group in again.optimizers[0].param_groups] == [0.5, 0.1]
 
 
-def test_an_option_that_a_newer_torch_adds_is_no_difference(tmp_path):
+def test_an_option_that_a_newer_torch_adds_is_ignored(tmp_path):
     path = tmp_path / "first.ckpt"
     fit(Net()).save_checkpoint(path)
     checkpoint = torch.load(path, weights_only=True)
@@ -212,7 +217,7 @@ def test_an_option_that_a_newer_torch_adds_is_no_difference(tmp_path):
     assert fit(Net(), path, max_epochs=2).global_step == 10
 
 
-def test_a_finder_does_not_matter_where_nothing_is_trained(tmp_path):
+def test_learning_rate_finder_is_ignored_without_training(tmp_path):
     class Predicts(Net):
         def predict_step(self, batch, batch_idx):
             return self.backbone(batch[0])
@@ -223,7 +228,7 @@ def test_a_finder_does_not_matter_where_nothing_is_trained(tmp_path):
     assert len(trainer.predict(Predicts(), loader, ckpt_path=tmp_path / "first.ckpt")) == 2
 
 
-def test_a_learning_rate_is_not_sought_in_a_resumed_training(tmp_path):
+def test_learning_rate_finder_is_refused_when_resuming(tmp_path):
     fit(Net()).save_checkpoint(tmp_path / "first.ckpt")
     with pytest.raises(ValueError, match="LearningRateFinder would train with a new optimizer"):
         fit(Net(), tmp_path / "first.ckpt", max_epochs=2, callbacks=[LearningRateFinder()])
@@ -235,7 +240,9 @@ def test_another_patience_is_refused(tmp_path):
 
     path = tmp_path / "first.ckpt"
     fit(Net(), **stopping(1)).save_checkpoint(path)
-    message = "EarlyStopping on 'train/loss' has patience=1 in the checkpoint, and not 50. .* set patience=1. To train"
+    message = (
+        "EarlyStopping on 'train/loss' has patience=1 in the checkpoint, and not 50. .* set patience=1. To continue"
+    )
     with pytest.raises(ValueError, match=message):
         fit(Net(), path, max_epochs=2, **stopping(50))
     assert fit(Net(), path, max_epochs=2, **stopping(1)).global_step == 10

@@ -2,147 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_recall.metrics import (
-    ClusterNMI,
-    RecallAtK,
-    RevisitedMAP,
-    expand_queries,
-    k_reciprocal_similarities,
-    nearest,
-    score_similarities,
-)
-from lightning_recall.metrics.revisited import GroundTruth
-from lightning_recall.search.embedding_blocks import EmbeddingBlocks
+from lightning_recall.search import EmbeddingBlocks, expand_queries, k_reciprocal_similarities, nearest
 
-EMBEDDINGS, LABELS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.arange(6) // 2
-TRUTH = [GroundTruth([0], [1], [2])]
-
-
-@pytest.mark.parametrize("make", [RecallAtK, ClusterNMI, lambda: RevisitedMAP(TRUTH)])
-@pytest.mark.parametrize(
-    ("embeddings", "message"),
-    [
-        (EMBEDDINGS.tolist(), "embeddings must be a tensor, got list: give torch.as_tensor"),
-        (EMBEDDINGS.numpy(), "embeddings must be a tensor, got ndarray: give torch.as_tensor"),
-        (EMBEDDINGS[0], r"(shape \(B, D\)|matrices \(N, D\)).*got \(3,\)"),
-        (EMBEDDINGS.long(), "embeddings must be floating point, of 16, 32 or 64 bits, got torch.int64"),
-        (EMBEDDINGS.cfloat(), "embeddings must be floating point, of 16, 32 or 64 bits, got torch.complex64"),
-        (EMBEDDINGS.to(torch.float8_e4m3fn), "embeddings must be floating point, of 16, 32 or 64 bits, got .*float8"),
-        (EMBEDDINGS / 0, "embeddings hold NaN or infinity"),
-        ((EMBEDDINGS * 1e6).half(), "embeddings hold NaN or infinity"),
-    ],
-)
-def test_embeddings_that_metrics_refuse(make, embeddings, message):
-    with pytest.raises(ValueError, match=message):
-        make().update(embeddings, torch.arange(6))
-
-
-@pytest.mark.parametrize("make", [RecallAtK, ClusterNMI])
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (LABELS.tolist(), "labels must be a tensor, got list: give torch.as_tensor"),
-        (LABELS.numpy(), "labels must be a tensor, got ndarray: give torch.as_tensor"),
-        (LABELS.bool(), "labels must be integers, got torch.bool"),
-        (LABELS.float(), "labels must be integers, got torch.float32"),
-        (LABELS.cfloat(), "labels must be integers, got torch.complex64"),
-        (LABELS[:, None], r"labels \(B,\), got \(6, 3\) and \(6, 1\)"),
-        (LABELS[0], r"labels \(B,\), got \(6, 3\) and \(\)"),
-    ],
-)
-def test_labels_that_metrics_refuse(make, labels, message):
-    with pytest.raises(ValueError, match=message):
-        make().update(EMBEDDINGS, labels)
-
-
-@pytest.mark.parametrize("name", ["indices", "groups"])
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        (list(range(6)), "must be a tensor, got list"),
-        (torch.arange(6) / 2, "must be integers, got torch.float32"),  # 0 and 0.5 are no one item
-        (torch.ones(6).bool(), "must be integers, got torch.bool"),
-        (torch.arange(5), r"must be of shape \(6,\), one for each item, got \(5,\)"),
-        (torch.arange(7), r"must be of shape \(6,\), one for each item, got \(7,\)"),
-        (torch.arange(6)[:, None], r"must be of shape \(6,\), one for each item, got \(6, 1\)"),
-    ],
-)
-def test_numbers_of_items_that_metrics_refuse(name, values, message):
-    metric = RecallAtK()
-    with pytest.raises(ValueError, match=f"{name} {message}"):
-        metric.update(EMBEDDINGS, LABELS, **{name: values})
-    assert len(metric.labels) == 0  # nothing of the batch is kept
-
-
-@pytest.mark.parametrize("name", ["is_query", "is_gallery"])
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ([True] * 6, "must be a tensor, got list"),
-        (torch.tensor([1, -1] * 3), r"must be of shape .* and bool, got \(6,\) and torch.int64"),  # -1 is not False
-        (torch.ones(5).bool(), r"must be of shape \(6,\), one for each item, and bool, got \(5,\)"),
-        (torch.ones(6, 1).bool(), r"must be of shape \(6,\), one for each item, and bool, got \(6, 1\)"),
-    ],
-)
-def test_roles_that_metrics_refuse(name, values, message):
-    with pytest.raises(ValueError, match=f"{name} {message}"):
-        RecallAtK().update(EMBEDDINGS, LABELS, **{name: values})
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.uint64])
-def test_integers_of_any_type_are_labels(dtype):
-    embeddings = torch.eye(3).repeat_interleave(2, 0)
-    metric = RecallAtK(1, ignore_index=256 + 1)  # which is 1 in uint8
-    metric.update(embeddings, LABELS.to(dtype), indices=torch.arange(6).to(dtype))
-    assert metric.compute() == 1
-    assert len(metric.search().labels) == 6
-
-
-@pytest.mark.parametrize(
-    "labels",
-    [
-        9 * 10**15 + torch.arange(4),
-        2**63 - 1 - torch.arange(4),
-        -(2**63) + torch.arange(4),
-        torch.tensor([2**64 - 1, 2**64 - 2, 2**63, 2**63 - 1], dtype=torch.uint64),
-    ],
-)
-def test_large_labels_and_indices_are_exact(labels):
-    """Neighbours here are one number in float32, and most in float64."""
-    embeddings = torch.eye(2).repeat_interleave(4, 0) + torch.arange(8)[:, None] % 2 * torch.tensor([0.0, 0.1])
-    classes = torch.stack([labels, labels], 1).flatten()  # two of each
-    metric = RecallAtK(1)
-    metric.update(embeddings, classes, classes.cumsum(0) if labels.dtype == torch.int64 else None)
-    # [1, 0], [1, .1], [1, 0], [1, .1] of classes a, a, b, b: the twin of the other class is nearer
-    assert metric.compute() == 0
-    metric = RecallAtK(1)
-    metric.update(torch.eye(4).repeat_interleave(2, 0), classes)
-    assert metric.compute() == 1
-
-
-def test_embeddings_that_are_extreme_but_right():
-    zero = RecallAtK(1)
-    zero.update(torch.zeros(4, 3), torch.arange(4) // 2)  # no direction: all are equally similar
-    assert zero.compute() == 0
-    nothing = RecallAtK(1)
-    nothing.update(torch.zeros(4, 0), torch.arange(4) // 2)
-    assert nothing.compute() == 0
-    far = RecallAtK(10**9)
-    far.update(EMBEDDINGS, LABELS)
-    assert far.compute() == 1
-    learning = EMBEDDINGS.clone().requires_grad_()
-    metric = RecallAtK(1)
-    metric.update(learning * 1, LABELS)
-    assert not metric.embeddings[0].requires_grad
-    empty = RecallAtK(1)
-    empty.update(EMBEDDINGS[:0], LABELS[:0])
-    with pytest.raises(ValueError, match="None of the 0 items"):
-        empty.compute()
-    empty.update(EMBEDDINGS, LABELS)
-    empty.update(EMBEDDINGS[:0], LABELS[:0])
-    metric = RecallAtK(1)
-    metric.update(EMBEDDINGS, LABELS)
-    assert empty.compute() == metric.compute()
+EMBEDDINGS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(
@@ -151,8 +13,8 @@ def test_embeddings_that_are_extreme_but_right():
         (EMBEDDINGS.tolist(), EMBEDDINGS, "queries must be a tensor, got list"),
         (EMBEDDINGS, EMBEDDINGS.numpy(), "gallery must be a tensor, got ndarray"),
         (EMBEDDINGS.long(), EMBEDDINGS, "queries must be floating point"),
-        (EMBEDDINGS, EMBEDDINGS[:, :2], r"one width D, got \(6, 3\) and \(6, 2\)"),
-        (EMBEDDINGS[0], EMBEDDINGS, r"matrices \(N, D\) of one width D, got \(3,\)"),
+        (EMBEDDINGS, EMBEDDINGS[:, :2], r"the same D, got \(6, 3\) and \(6, 2\)"),
+        (EMBEDDINGS[0], EMBEDDINGS, r"matrices \(N, D\) with the same D, got \(3,\)"),
         (EMBEDDINGS * torch.nan, EMBEDDINGS, "embeddings hold NaN"),
         (EMBEDDINGS, torch.cat([EMBEDDINGS, EMBEDDINGS[:1] / 0]), "embeddings hold NaN"),
     ],
@@ -165,7 +27,7 @@ def test_embeddings_that_searches_refuse(queries, gallery, message):
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"),
+    ("embeddings", "message"),
     [
         (EMBEDDINGS.tolist(), r"tensors or arrays \(N, D\), got list"),
         (EMBEDDINGS.long(), "embeddings must be floating point, got torch.int64"),
@@ -173,58 +35,27 @@ def test_embeddings_that_searches_refuse(queries, gallery, message):
         (EMBEDDINGS.cfloat().numpy(), "embeddings must be floating point, got complex64"),
     ],
 )
-def test_rows_that_shards_refuse(rows, message):
+def test_what_embedding_blocks_refuse(embeddings, message):
     with pytest.raises(ValueError, match=message):
-        EmbeddingBlocks(rows)
+        EmbeddingBlocks(embeddings)
 
 
 def test_what_nearest_refuses():
-    rows = EmbeddingBlocks(EMBEDDINGS)
-    message = r"queries and gallery must be EmbeddingBlocks, got \w+: give nearest\(EmbeddingBlocks\(queries\), EmbeddingBlocks\(gallery\), k\)"
+    blocks = EmbeddingBlocks(EMBEDDINGS)
+    message = r"must be EmbeddingBlocks, got \w+: wrap them, nearest\(EmbeddingBlocks\(queries\), EmbeddingBlocks\(gal"
     for wrong in (EMBEDDINGS, EMBEDDINGS.numpy()):
         with pytest.raises(ValueError, match=message):
-            nearest(wrong, rows, 2)
+            nearest(wrong, blocks, 2)
         with pytest.raises(ValueError, match=message):
-            nearest(rows, wrong, 2)
-    with pytest.raises(ValueError, match="queries are of width 3 and the gallery of width 2"):
-        nearest(rows, EmbeddingBlocks(EMBEDDINGS[:, :2]), 2)
+            nearest(blocks, wrong, 2)
+    with pytest.raises(ValueError, match="queries have dimension 3, but the gallery has dimension 2"):
+        nearest(blocks, EmbeddingBlocks(EMBEDDINGS[:, :2]), 2)
     for wrong in (2.0, True, "2"):
-        with pytest.raises(ValueError, match="k must be from 1 to the 6 items"):
-            nearest(rows, rows, wrong)
-    assert [part.shape for part in nearest(EmbeddingBlocks(EMBEDDINGS[:0]), rows, np.int64(2))] == [(0, 2), (0, 2)]
+        with pytest.raises(ValueError, match="k must be an integer, at least 1"):
+            nearest(blocks, blocks, wrong)
+    assert [part.shape for part in nearest(EmbeddingBlocks(EMBEDDINGS[:0]), blocks, np.int64(2))] == [(0, 2), (0, 2)]
 
 
-def test_no_queries_give_no_rows():
+def test_no_queries_give_empty_results():
     assert expand_queries(EMBEDDINGS[:0], EMBEDDINGS, 2).shape == (0, 3)
     assert k_reciprocal_similarities(EMBEDDINGS[:0], EMBEDDINGS, 3, 2).shape == (0, 6)
-
-
-@pytest.mark.parametrize(
-    ("similarities", "labels", "gallery_labels", "message"),
-    [
-        (torch.eye(6).tolist(), LABELS, LABELS, "similarities must be a tensor, got list"),
-        (torch.eye(6).numpy(), LABELS, LABELS, "similarities must be a tensor, got ndarray"),
-        (torch.eye(6), LABELS.numpy(), LABELS, "labels must be a tensor, got ndarray"),
-        (torch.eye(6), LABELS[:1], LABELS, r"labels must be of shape \(6,\), one for each item, got \(1,\)"),
-        (torch.eye(6), LABELS, LABELS[:5], r"gallery_labels must be of shape \(6,\), one for each item, got \(5,\)"),
-        (torch.eye(6), LABELS.float(), LABELS, "labels must be integers, got torch.float32"),
-        (torch.eye(6)[0], LABELS, LABELS, r"of shape \(Q, G\), without NaN, got \(6,\)"),
-        (torch.eye(6).masked_fill(torch.eye(6) == 1, torch.nan), LABELS, LABELS, "without NaN"),
-    ],
-)
-def test_matrices_that_cannot_be_scored(similarities, labels, gallery_labels, message):
-    with pytest.raises(ValueError, match=message):
-        score_similarities(similarities, labels, gallery_labels)
-
-
-@pytest.mark.parametrize("ks", [True, (True,), 1.0, (1.0,), "12", None, torch.tensor([1, 2]), (1, 1), 0, (), (2, -1)])
-def test_wrong_cut_offs_are_refused(ks):
-    for make in (RecallAtK, lambda ks: RevisitedMAP(TRUTH, ks)):
-        with pytest.raises(ValueError, match="ks must be one or more different integers from 1, got"):
-            make(ks)
-
-
-def test_cut_offs_of_numpy_are_integers():
-    metric = RecallAtK(np.arange(1, 3))
-    metric.update(EMBEDDINGS, LABELS)
-    assert list(metric.compute()) == ["recall@1", "recall@2"]

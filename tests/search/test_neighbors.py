@@ -2,15 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_recall.metrics import nearest, search
-from lightning_recall.search.embedding_blocks import EmbeddingBlocks
+from lightning_recall.search import EmbeddingBlocks, nearest, ranks
 
 
-@pytest.mark.parametrize("rows", [3, 7, 4096])
-def test_equals_whole_rankings_and_faiss(rows, monkeypatch):
+@pytest.mark.parametrize("size", [3, 7, 4096])
+def test_equals_whole_rankings_and_faiss(size, monkeypatch):
     faiss = pytest.importorskip("faiss")  # an extra
-    monkeypatch.setattr(search, "QUERY_ROWS", rows)
-    monkeypatch.setattr(search, "GALLERY_ROWS", rows)
+    monkeypatch.setattr(ranks, "BLOCK_QUERIES", size)
+    monkeypatch.setattr(ranks, "BLOCK_ITEMS", size)
     queries, gallery = torch.randn(20, 8), torch.randn(50, 8)
     values, items = nearest(EmbeddingBlocks(queries), EmbeddingBlocks([gallery[:11], gallery[11:].numpy()]), 6)
     unit = [(part / part.norm(dim=1, keepdim=True)).numpy() for part in (queries, gallery)]
@@ -21,9 +20,12 @@ def test_equals_whole_rankings_and_faiss(rows, monkeypatch):
     np.testing.assert_allclose(values, expected_values, atol=1e-6)
 
 
-@pytest.mark.parametrize("k", [0, 51])
-def test_wrong_numbers_are_refused(k):
-    with pytest.raises(ValueError, match=f"k must be from 1 to the 50 items of the gallery, got {k}"):
+@pytest.mark.parametrize(
+    ("k", "message"),
+    [(0, "k must be at least 1, got 0"), (51, "k must be at most 50, the size .*, got 51")],
+)
+def test_k_out_of_range_is_refused(k, message):
+    with pytest.raises(ValueError, match=message):
         nearest(EmbeddingBlocks(torch.ones(1, 2)), EmbeddingBlocks(torch.ones(50, 2)), k)
 
 

@@ -4,19 +4,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_recall.metrics import matches as matches_module
-from lightning_recall.search import ranks as search_module
-from lightning_recall.search.embedding_blocks import EmbeddingBlocks
+from lightning_recall.search import EmbeddingBlocks
+from lightning_recall.search import ranks as ranks_module
+from lightning_recall.search import relevant_ranks as module
 from lightning_recall.search.ranks import QueryItemPairs, full_precision
 from lightning_recall.search.relevant_ranks import LabelledEmbeddings, rank_by_label, rank_pairs
 
 
-def ranks_by_loops(queries, gallery, relevant, ignored_pairs, tie=1e-13):
+def ranks_by_loops(queries, gallery, relevant, is_ignored, tie=1e-13):
     """{query: ascending ranks}: every pair compared in float64, one at a time."""
     found = {}
     for q in range(len(queries)):
         s = [float(np.dot(queries[q], z)) for z in gallery]
-        wrong = [s[z] for z in range(len(gallery)) if not relevant[q, z] and not ignored_pairs[q, z]]
+        wrong = [s[z] for z in range(len(gallery)) if not relevant[q, z] and not is_ignored[q, z]]
         right = sorted((s[z] for z in np.flatnonzero(relevant[q])), reverse=True)
         ranks = [sum(w >= at - tie for w in wrong) + place + 1 for place, at in enumerate(right)]
         if ranks:
@@ -27,7 +27,7 @@ def ranks_by_loops(queries, gallery, relevant, ignored_pairs, tie=1e-13):
 def as_dict(parts):
     found = {}
     for part in parts:
-        for query, rank in zip(part.queries[part.query].tolist(), part.ranks.tolist(), strict=True):
+        for query, rank in zip(part.queries[part.query].tolist(), part.rank.tolist(), strict=True):
             found.setdefault(query, []).append(rank)
     return found
 
@@ -45,9 +45,9 @@ def unit(rows):
     many=st.sampled_from([0, 40]),
     first=st.booleans(),
 )
-def test_equals_loops(data, num_queries, num_items, num_classes, many, first):
+def test_ranks_equal_those_of_loops(data, num_queries, num_items, num_classes, many, first):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-    # few different vectors, so that ties abound
+    # few different vectors, so that many pairs tie
     vectors = rng.normal(size=(data.draw(st.integers(1, 12)), 3)).round(1)
     queries, gallery = (vectors[rng.integers(len(vectors), size=n)] for n in (num_queries, num_items))
     labels, others = (rng.integers(num_classes, size=n) for n in (num_queries, num_items))
@@ -59,12 +59,12 @@ def test_equals_loops(data, num_queries, num_items, num_classes, many, first):
     cut = sorted(rng.integers(num_items + 1, size=2))
     pieces = [gallery[: cut[0]], torch.from_numpy(gallery[cut[0] : cut[1]]), gallery[cut[1] :]]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search_module, "MANY_THRESHOLDS", many)
-        patch.setattr(search_module, "QUERY_ROWS", data.draw(st.integers(1, 9)))
-        patch.setattr(search_module, "GALLERY_ROWS", data.draw(st.integers(1, 9)))
-        patch.setattr(search_module, "PAIRS", data.draw(st.integers(1, 50)))
-        patch.setattr(matches_module, "QUERIES_AT_ONCE", data.draw(st.integers(1, 20)))
-        patch.setattr(matches_module, "PAIRS_AT_ONCE", data.draw(st.integers(1, 100)))
+        patch.setattr(ranks_module, "MANY_THRESHOLDS", many)
+        patch.setattr(ranks_module, "BLOCK_QUERIES", data.draw(st.integers(1, 9)))
+        patch.setattr(ranks_module, "BLOCK_ITEMS", data.draw(st.integers(1, 9)))
+        patch.setattr(ranks_module, "FLOAT64_PAIRS", data.draw(st.integers(1, 50)))
+        patch.setattr(module, "MAX_QUERIES", data.draw(st.integers(1, 20)))
+        patch.setattr(module, "MAX_PAIRS", data.draw(st.integers(1, 100)))
         sides = [
             LabelledEmbeddings(EmbeddingBlocks(rows), *map(torch.from_numpy, parts))
             for rows, parts in ((queries, (labels, ids, groups)), (pieces, (others, item_ids, item_groups)))
@@ -76,9 +76,9 @@ def test_equals_loops(data, num_queries, num_items, num_classes, many, first):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 @pytest.mark.parametrize("many", [0, 40])
-def test_what_fp32_cannot_tell_is_told(dtype, many, monkeypatch):
-    """Items that differ from the relevant one by less than fp32 resolves, in similarity to every query."""
-    monkeypatch.setattr(search_module, "MANY_THRESHOLDS", many)
+def test_ranks_are_those_of_float64(dtype, many, monkeypatch):
+    """Items whose similarities to every query differ from the relevant one's by less than float32 resolves."""
+    monkeypatch.setattr(ranks_module, "MANY_THRESHOLDS", many)
     dim, num_items = 64, 400
     base = torch.randn(dim, dtype=torch.float64)
     step = {torch.float64: 1e-7, torch.float32: 1e-7, torch.float16: 1e-3}[dtype]
@@ -95,12 +95,12 @@ def test_what_fp32_cannot_tell_is_told(dtype, many, monkeypatch):
             EmbeddingBlocks(queries), EmbeddingBlocks(gallery), pairs, similarity, torch.zeros(len(similarity)).bool()
         )
     assert as_dict([found]) == expected
-    if dtype != torch.float16:  # of which fp32 makes something else
+    if dtype != torch.float16:  # float32 resolves steps of float16
         by_fp32 = {q: sorted(((in_fp32[q] >= in_fp32[q, z]).sum()) for z in relevant[q].nonzero()) for q in range(50)}
         assert sum(by_fp32[q][0] != expected[q][0] for q in range(50)) > 5
 
 
-def test_full_precision_restores_what_was_set():
+def test_full_precision_restores_the_setting():
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
@@ -112,18 +112,19 @@ def test_full_precision_restores_what_was_set():
         torch.set_float32_matmul_precision(before)
 
 
-def test_the_error_of_fp32_stays_far_within_the_doubt():
+def test_the_rounding_error_of_float32_is_below_half_the_tolerance():
     for dim in (2, 64, 512, 4096):
-        rows = torch.from_numpy(unit(np.random.default_rng(dim).normal(size=(300, dim)) + 1))  # similar: sums grow
+        vectors = np.random.default_rng(dim).normal(size=(300, dim)) + 1  # similar ones: the sums grow
+        rows = torch.from_numpy(unit(vectors))
         single = rows.float() @ rows.float().T
         worst = float((single.double() - rows @ rows.T).abs().max())
-        assert worst < (2 * dim**0.5 + 4) * 2.0**-24 / 2
+        assert worst < ranks_module.RankCounter(torch.ones(1), torch.ones(1).long(), dim).tolerance / 2
 
 
-def test_a_bar_is_shown_where_it_is_asked_for(capsys, monkeypatch):
+def test_the_progress_bar_is_shown_if_it_is_requested(capsys, monkeypatch):
     rows = LabelledEmbeddings(EmbeddingBlocks(torch.randn(40, 3)), torch.arange(40) // 2, torch.arange(40))
     list(rank_by_label(rows, rows, progress=False))
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(matches_module, "BAR", {**matches_module.BAR, "delay": 0, "leave": True})
+    monkeypatch.setattr(module, "PROGRESS_BAR_OPTIONS", {**module.PROGRESS_BAR_OPTIONS, "delay": 0, "leave": True})
     list(rank_by_label(rows, rows, progress=True))
     assert "100%" in capsys.readouterr().err

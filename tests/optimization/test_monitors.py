@@ -39,7 +39,7 @@ class Data(LightningDataModule):
 
 
 class Own(RetrievalModule):
-    """Somebody else's, who logs more."""
+    """A third-party module that logs more."""
 
     def validation_step(self, batch, batch_idx, dataloader_idx=0):
         self.log("val/recall@9", 1.0)
@@ -47,7 +47,7 @@ class Own(RetrievalModule):
 
 
 class Empty(RetrievalModule):
-    """Somebody else's, who logs no more."""
+    """A third-party module that logs nothing else."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -57,7 +57,7 @@ class Empty(RetrievalModule):
 
 
 class Shows(Callback):
-    """Somebody else's, in a hook that cannot log."""
+    """A third-party callback with a hook that cannot log."""
 
     def on_fit_start(self, trainer, pl_module):
         self.started = True
@@ -111,14 +111,14 @@ def test_a_mistyped_monitor_is_refused_before_the_first_batch(monitor, message, 
         fit(EarlyStopping(monitor, mode="max"), num_sanity_val_steps=sanity)
 
 
-def test_nothing_is_trained_before(tmp_path):
+def test_a_wrong_monitor_is_refused_before_training(tmp_path):
     loss = Silent()
     with pytest.raises(ValueError, match="ModelCheckpoint monitors 'val/recal@1'"):
         fit(ModelCheckpoint(tmp_path, monitor="val/recal@1"), loss=loss)
     assert loss.calls == 0
 
 
-def test_named_dataloaders_have_keys_of_their_own():
+def test_named_dataloaders_have_their_own_keys():
     assert fit(EarlyStopping("val/b/recall@1", mode="max"), val=("a", "b")).current_epoch == 1
     with pytest.raises(ValueError, match=r"'val/recall@1', which is not logged.*val/a/recall@1, .*, val/b/map@r"):
         fit(EarlyStopping("val/recall@1", mode="max"), val=("a", "b"))
@@ -126,7 +126,7 @@ def test_named_dataloaders_have_keys_of_their_own():
 
 @pytest.mark.parametrize("monitor", ["val/recall@2", "val/map@r", "train/loss", "train/recall@1"])
 @pytest.mark.parametrize("sanity", [0, 2])
-def test_what_is_logged_is_monitored(monitor, sanity):
+def test_logged_keys_can_be_monitored(monitor, sanity):
     mode = "min" if monitor == "train/loss" else "max"
     stopping = EarlyStopping(monitor, mode=mode, check_on_train_epoch_end=True)
     assert fit(stopping, num_sanity_val_steps=sanity).current_epoch == 1
@@ -138,26 +138,26 @@ def test_checkpoints_may_monitor_the_step(tmp_path):
     assert saving.best_model_path
 
 
-def test_before_the_first_validation_no_names_are_known():
+def test_names_are_unknown_before_the_first_validation():
     stopping = EarlyStopping("val/b/recall@1", mode="max", check_on_train_epoch_end=False)
     fit(stopping, val=("a", "b"), num_sanity_val_steps=0, check_val_every_n_epoch=2, max_epochs=2)
     assert stopping.best_score.isfinite()
 
 
-def test_a_loss_without_diagnostics_logs_no_more_than_itself():
+def test_a_loss_without_diagnostics_only_logs_itself():
     with pytest.raises(ValueError, match="'train/recall@1', which is not logged"):
         fit(EarlyStopping("train/recall@1", mode="max"), loss=Silent())
 
 
-def test_scores_need_the_callback():
+def test_scores_need_the_evaluation_callback():
     with pytest.raises(ValueError, match="Add RetrievalEvaluation to the callbacks"):
         fit(EarlyStopping("val/recall@1", mode="max"), scores=False)
 
 
 @pytest.mark.filterwarnings("ignore:.*could not find the monitored key")
 @pytest.mark.parametrize("settings", [{"limit_val_batches": 0}, {"val": ()}])
-def test_a_monitor_of_no_validation_is_refused(settings, tmp_path):
-    with pytest.raises(ValueError, match="'val/recall@1', but there is no validation: set classes aside"):
+def test_a_monitor_without_a_validation_is_refused(settings, tmp_path):
+    with pytest.raises(ValueError, match="'val/recall@1', but there is no validation: hold out validation data"):
         fit(EarlyStopping("val/recall@1", mode="max"), **settings)
     saving = ModelCheckpoint(tmp_path, monitor="val/recall@1", mode="max", save_last=True)
     with pytest.warns(UserWarning, match="no validation: only the end of the training is saved"):
@@ -166,9 +166,9 @@ def test_a_monitor_of_no_validation_is_refused(settings, tmp_path):
     fit(EarlyStopping("val/recall@1", mode="max"), fast_dev_run=True, **settings)
 
 
-def test_what_others_may_log_is_not_refused(tmp_path):
+def test_monitors_that_third_parties_may_log_are_not_refused(tmp_path):
     stopping = EarlyStopping("val/recall@9", mode="max")
-    with pytest.warns(UserWarning, match="'val/recall@9', which RetrievalModule and RetrievalEvaluation do not log"):
+    with pytest.warns(UserWarning, match="'val/recall@9', which is not among the known keys"):
         fit(stopping, kind=Own)
     assert stopping.best_score == 1
     assert fit(Logs(), EarlyStopping("norm")).current_epoch == 1
@@ -193,7 +193,7 @@ def test_scores_are_better_when_larger(others, sanity, tmp_path):
     for callback in (EarlyStopping("train/loss", mode="max"), ModelCheckpoint(monitor="train/loss", mode="max")):
         with pytest.raises(ValueError, match='\'train/loss\' with mode="max", but smaller is better: set mode="min"'):
             fit(callback, *others, **settings)
-    fit(EarlyStopping("norm"), Logs(), **settings)  # somebody else's key: nobody knows what is better
+    fit(EarlyStopping("norm"), Logs(), **settings)  # a third-party key, whose direction is unknown
 
 
 def test_only_what_could_log_makes_the_check_lenient(tmp_path):

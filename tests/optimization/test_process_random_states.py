@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_recall.optimization.random_state import random_states, restore_random_state
+from lightning_recall.optimization.process_random_states import get_random_states, set_random_states
 
 CPU = torch.device("cpu")
 
@@ -15,63 +15,63 @@ def draw():
     return random.random(), random.gauss(0, 1), normal, float(torch.rand(()))
 
 
-def test_all_generators_draw_again_what_they_drew(tmp_path):
+def test_all_generators_repeat_their_draws(tmp_path):
     draw()  # Python and numpy keep the second of a pair of normal numbers
-    torch.save(random_states(CPU), tmp_path / "states.pt")
+    torch.save(get_random_states(CPU), tmp_path / "states.pt")
     expected = draw()
     states = torch.load(tmp_path / "states.pt", weights_only=True)
-    restore_random_state(states, 0, 1, CPU)
+    set_random_states(states, 0, 1, CPU)
     assert draw() == expected
 
 
-def test_each_process_takes_its_own_state():
+def test_each_process_restores_its_own_state():
     states, expected = [], []
     for _ in range(2):
-        states += random_states(CPU)
+        states += get_random_states(CPU)
         expected.append(draw())
-    restore_random_state(states, 1, 2, CPU)
+    set_random_states(states, 1, 2, CPU)
     assert draw() == expected[1]
 
 
-def test_states_of_another_number_of_processes_are_left_alone():
-    states = 2 * random_states(CPU)
+def test_states_of_another_number_of_processes_are_not_restored():
+    states = 2 * get_random_states(CPU)
     draw()
-    before = random_states(CPU)
+    before = get_random_states(CPU)
     with pytest.warns(UserWarning, match="comes from 2 processes, and 3 resume it"):
-        restore_random_state(states, 0, 3, CPU)
+        set_random_states(states, 0, 3, CPU)
     expected = draw()
-    restore_random_state(before, 0, 1, CPU)
+    set_random_states(before, 0, 1, CPU)
     assert draw() == expected  # as if nothing had been restored
 
 
-def test_a_gpu_keeps_its_own_state_and_none_is_set_where_there_is_none(monkeypatch):
+def test_the_state_of_a_gpu_is_saved_and_restored_on_a_gpu_only(monkeypatch):
     gpu, kept, restored = torch.device("cuda", 1), torch.arange(16, dtype=torch.uint8), []
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: kept if device == gpu else None)
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *args: restored.append(args))
-    (without,), (state,) = random_states(CPU), random_states(gpu)
+    (without,), (state,) = get_random_states(CPU), get_random_states(gpu)
     assert without["device"] is None
     assert state["device"] is kept
-    restore_random_state([state], 0, 1, CPU)
-    restore_random_state([without], 0, 1, gpu)
+    set_random_states([state], 0, 1, CPU)
+    set_random_states([without], 0, 1, gpu)
     assert restored == []
-    restore_random_state([state], 0, 1, gpu)
+    set_random_states([state], 0, 1, gpu)
     ((found, device),) = restored
     assert torch.equal(found, kept)
     assert device == gpu
 
 
 @pytest.mark.parametrize(("saved", "given"), [("3", "5"), ("3", "3"), (None, "5"), ("3", None)])
-def test_a_seed_that_is_not_used_is_warned_of(saved, given, monkeypatch):
+def test_a_seed_without_effect_warns(saved, given, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", saved) if saved else monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
-    states = random_states(CPU)
+    states = get_random_states(CPU)
     monkeypatch.setenv("PL_GLOBAL_SEED", given) if given else monkeypatch.delenv("PL_GLOBAL_SEED")
     expected = draw()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        restore_random_state(states, 0, 1, CPU)
+        set_random_states(states, 0, 1, CPU)
     assert draw() == expected
     assert [str(warning.message).split(":")[0] for warning in caught] == (
         ["Seed 5 is not used"] if (saved, given) == ("3", "5") else []
     )
-    restore_random_state([{key: value for key, value in states[0].items() if key != "seed"}], 0, 1, CPU)  # as before
+    set_random_states([{key: value for key, value in states[0].items() if key != "seed"}], 0, 1, CPU)  # as before
     assert draw() == expected

@@ -7,8 +7,8 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import nn
 
 from lightning_recall.benchmarks.measure import peak_tensor_bytes
-from lightning_recall.callbacks.step_memory import first_rows, num_rows, step_memory
 from lightning_recall.models import ImageEmbedder
+from lightning_recall.optimization.step_memory import batch_size_of, first_items, step_memory
 
 
 class Module(LightningModule):
@@ -35,15 +35,15 @@ def networks():
 
 
 @pytest.mark.parametrize("name", networks())
-def test_it_is_about_what_a_step_takes(name):
+def test_the_estimate_is_near_the_memory_of_a_step(name):
     net, inputs = networks()[name]
     module, trainer = Module(net), Trainer(logger=False, enable_checkpointing=False, barebones=True)
-    told = step_memory(trainer, module, inputs, len(inputs))
+    needed = step_memory(trainer, module, inputs, len(inputs))
     taken = peak_tensor_bytes(lambda: module(inputs).sum().backward())
     gradients = sum(p.numel() * p.element_size() for p in net.parameters() if p.requires_grad)
-    assert told.weights == sum(p.numel() * p.element_size() for p in net.parameters())  # no optimizer yet
-    assert 0.6 < (told.activations + gradients) / taken < 1.3
-    assert step_memory(trainer, module, inputs, 2 * len(inputs)).activations == 2 * told.activations
+    assert needed.weights == sum(p.numel() * p.element_size() for p in net.parameters())  # no optimizer yet
+    assert 0.6 < (needed.activations + gradients) / taken < 1.3
+    assert step_memory(trainer, module, inputs, 2 * len(inputs)).activations == 2 * needed.activations
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_it_is_about_what_a_step_takes(name):
         (lambda p: torch.optim.SGD(p, 0.1, 0.9), 3),
     ],
 )
-def test_an_optimizer_keeps_averages(optimizer, copies):
+def test_an_optimizer_keeps_moments(optimizer, copies):
     module, trainer = Module(nn.Linear(3, 5)), Trainer(barebones=True)
     trainer.strategy._optimizers = [optimizer(module.parameters())]
     assert step_memory(trainer, module, torch.randn(4, 3), 4).weights == copies * 4 * 20
@@ -67,7 +67,7 @@ def test_frozen_weights_have_no_gradients():
     assert step_memory(trainer, module, torch.randn(4, 3), 4).weights == 4 * (20 + 3 * 15)
 
 
-def test_activations_are_counted_without_buffers_and_under_no_grad_too():
+def test_activations_exclude_buffers_and_are_counted_under_no_grad():
     class Scaled(Module):
         def __init__(self):
             super().__init__(nn.Linear(3, 5))
@@ -95,7 +95,7 @@ def test_activations_have_the_precision_of_the_training(precision):
     assert autocast == [precision == "bf16-mixed"]
 
 
-def test_nothing_else_changes():
+def test_random_numbers_buffers_and_gradients_are_unchanged():
     net = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Dropout())
     module, trainer = Module(net), Trainer(barebones=True)
     before, state = {name: value.clone() for name, value in net.state_dict().items()}, torch.get_rng_state()
@@ -118,16 +118,16 @@ class Pair(NamedTuple):
 def test_inputs_may_be_nests_of_any_kind():
     images = torch.randn(9, 5)
     inputs = UserDict(pair=Pair(images, None), more=[images, "text"], size=3)
-    few = first_rows(inputs, torch.device("cpu"))
+    few = first_items(inputs, torch.device("cpu"))
     assert isinstance(few, UserDict)
     assert torch.equal(few["pair"].first, images[:4])
     assert torch.equal(few["more"][0], images[:4])
     assert (few["pair"].second, few["more"][1], few["size"]) == (None, "text", 3)
     assert torch.equal(inputs["pair"].first, images)  # as they were
-    assert [num_rows(nest) for nest in (inputs, images, "text", [None, {"a": images}])] == [9, 9, 0, 9]
+    assert [batch_size_of(nest) for nest in (inputs, images, "text", [None, {"a": images}])] == [9, 9, 0, 9]
 
 
-def test_a_mapping_takes_what_its_tensor_takes():
+def test_a_mapping_needs_as_much_as_its_tensor():
     class OfMappings(Module):
         def forward(self, inputs):
             return self.net(inputs["images"])

@@ -1,0 +1,89 @@
+"""The base class of all metrics: one `update`, and states whose integers stay exact in gathers and conversions."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
+from typing_extensions import Self
+
+from lightning_recall.checks import check_finite
+from lightning_recall.metrics.states import add_empty_states, add_states, append_batch, check_same_columns, keep_columns
+from lightning_recall.search.inputs import check_batch, check_bools, check_integers
+
+
+class RetrievalMetric(Metric):
+    """A metric over (embeddings, labels) that collects all items until `compute`.
+
+    Args:
+        ignore_index: items with this label are ignored; None keeps all items.
+        kwargs: keyword arguments passed to `torchmetrics.Metric`.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    plot_lower_bound, plot_upper_bound = 0.0, 1.0
+    embeddings: list[Tensor]
+    labels: list[Tensor]
+    indices: list[Tensor]
+    is_query: list[Tensor]
+    is_gallery: list[Tensor]
+    groups: list[Tensor]
+
+    def __init__(self, ignore_index: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.ignore_index = ignore_index
+        add_states(self)
+
+    def update(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices: Tensor | None = None,
+        is_query: Tensor | None = None,
+        is_gallery: Tensor | None = None,
+        groups: Tensor | None = None,
+    ) -> None:
+        """Adds a batch.
+
+        Args:
+            embeddings: (B, D) floating point.
+            labels: (B,) integers.
+            indices: (B,) positions of the items in the whole data set; an index that is passed twice counts once.
+            is_query: (B,) bool, which items are queries; None: all.
+            is_gallery: (B,) bool, which items are in the gallery; None: all.
+            groups: (B,) integers; a query ignores items of its own class and group, such as images of the same camera.
+                None: nothing is ignored.
+        """
+        check_batch(embeddings, labels)
+        check_integers(len(labels), indices=indices, groups=groups)
+        check_bools(len(labels), is_query=is_query, is_gallery=is_gallery)
+        dim = self.embeddings[0].shape[1] if len(self.embeddings) else embeddings.shape[1]
+        if embeddings.shape[1] != dim:
+            raise ValueError(
+                f"embeddings have dimension {embeddings.shape[1]}, but earlier batches had dimension {dim}."
+            )
+        check_same_columns(self, {"indices": indices, "groups": groups})
+        labels = labels.to(embeddings.device, torch.int64)
+        check_finite(embeddings if self.ignore_index is None else embeddings[labels != self.ignore_index])
+        all_true = torch.ones_like(labels, dtype=torch.bool)
+        is_query, is_gallery = (all_true if mask is None else mask for mask in (is_query, is_gallery))
+        columns = {"is_query": is_query, "is_gallery": is_gallery, "groups": groups}
+        append_batch(self, embeddings, labels=labels, indices=indices, **columns)
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plots one value, a sequence of values, or the current value; returns figure and axes."""
+        return self._plot(val, ax)
+
+    def set_dtype(self, dst_type: str | torch.dtype) -> Self:
+        """Converts only the embeddings to `dst_type`; integer and bool states keep their dtype."""
+        keep_columns(self, partial(super().set_dtype, dst_type))
+        return self
+
+    def _sync_dist(self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any = None) -> None:
+        add_empty_states(self, dist_sync_fn, process_group or self.process_group)
+        super()._sync_dist(dist_sync_fn, process_group)

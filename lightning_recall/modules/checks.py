@@ -1,0 +1,73 @@
+"""Checks of a retrieval training: its strategy, its batches and the checkpoint that it resumes."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_recall._lightning import (
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    LightningModule,
+    ModelParallelStrategy,
+    uses_static_graph,
+)
+from lightning_recall.batch import Batch, chunks_of_batch, describe
+from lightning_recall.gather import gather_rows
+from lightning_recall.recompute.nests import tensors_of
+
+
+def check_strategy(strategy: object) -> None:
+    """Raises ValueError for strategies that the chunk recomputation does not support."""
+    if isinstance(strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+        raise ValueError(
+            f"{type(strategy).__name__} shards the parameters, which is not supported by the chunk recomputation: use "
+            'strategy="ddp"; a smaller chunk_size saves memory.'
+        )
+    if uses_static_graph(strategy) and torch.__version__ < "2.8":
+        raise ValueError("static_graph gives wrong gradients before torch 2.8: leave it out, or use a newer torch.")
+
+
+def checked_chunks(batch: Batch) -> tuple[list[Any], Tensor]:
+    """Inputs of a training batch as a list of chunks, and its labels (b,); a pair is one chunk.
+
+    Raises:
+        ValueError: if the batch is neither a pair nor a list of pairs.
+    """
+    chunks = chunks_of_batch(batch)
+    if not chunks:
+        raise ValueError(
+            f"A training batch must be a pair (inputs, labels), or a list of such chunks, got {describe(batch)}: "
+            "override training_step, or make the loader return pairs."
+        )
+    inputs, labels = zip(*chunks, strict=True)
+    return list(inputs), torch.cat(labels)
+
+
+def check_different_batches(inputs: list[Any], labels: Tensor, device: torch.device) -> None:
+    """Raises ValueError if all processes received the same images and labels; all processes must call it.
+
+    Args:
+        inputs: chunks of this process's batch.
+        labels: (b,) of this process.
+        device: of this process.
+    """
+    first = tensors_of(inputs[0])[0]
+    values = torch.cat([part.flatten()[:10_000].double().to(device) for part in (first, labels)])
+    sums = gather_rows(torch.stack([values.sum(), (values * torch.arange(len(values), device=device)).sum()])[None])
+    if bool((sums == sums[0]).all()):
+        raise ValueError(
+            f"All {len(sums)} processes received the same batch, so each image counts {len(sums)} times: use "
+            "ClassBalancedBatchSampler, or another sampler that gives each process its own part."
+        )
+
+
+def check_mixup(weights: dict[str, Any], module: LightningModule) -> None:
+    """Raises ValueError if mixup was used in exactly one of the checkpoint and the resumed run."""
+    before, now = (any(key.startswith("mixup.") for key in keys) for keys in (weights, module.state_dict()))
+    if module.trainer.state.fn == "fit" and before != now:
+        raise ValueError(
+            f"The checkpoint's training {'has a' if before else 'has no'} mixup, and this one "
+            f"{'has none' if before else 'has one'}: resume with the same. To change it, start a new training from the "
+            "checkpoint's weights: --weights FILE in the command, or module.load_state_dict(..., strict=False)."
+        )

@@ -1,0 +1,43 @@
+"""Rows about a retrieval training for the table that RunSummary prints before it."""
+
+from typing import Any
+
+from torch import nn
+
+from lightning_recall._lightning import LightningModule
+from lightning_recall.batch import Batch, chunks_of_batch
+from lightning_recall.optimization.step_memory import step_memory
+from lightning_recall.recompute.nests import num_rows
+
+MIB = 2**20
+
+
+def training_summary(module: LightningModule, loss: nn.Module, chunk_size: Any, batch: Batch) -> dict[str, str]:
+    """The loss, the chunks of a batch and the memory of a step, in words.
+
+    All processes must call it: a forward pass measures the memory, and BatchNorm may synchronise in it.
+
+    Args:
+        module: which is about to train.
+        loss: its loss.
+        chunk_size: images per forward pass, or "auto".
+        batch: the first training batch of this process.
+    """
+    rows = {"loss": type(loss).__name__}
+    chunks = chunks_of_batch(batch)
+    if not chunks:
+        return rows
+    if chunk_size == "auto":
+        return {**rows, "chunk_size": "auto: measured at the first step"}
+    sizes = [min(chunk_size, len(labels)) for _, labels in chunks]
+    passes = sum(-(-len(labels) // chunk_size) for _, labels in chunks)
+    each = " on each process" if module.trainer.world_size > 1 else ""
+    rows["chunks"] = f"{passes:,} of at most {max(sizes):,} images{each}"
+    inputs = chunks[0][0]
+    if num_rows(inputs):
+        needed = step_memory(module.trainer, module, inputs, max(sizes))
+        rows["memory"] = (
+            f"about {sum(needed) / MIB:,.0f} MiB: {needed.weights / MIB:,.0f} for weights, gradients and optimizer, "
+            f"{needed.activations / MIB:,.0f} for a chunk"
+        )
+    return rows

@@ -1,0 +1,119 @@
+"""Settings and progress of one optimizer among several."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+from lightning_recall._lightning import DDPStrategy, Trainer, uses_static_graph
+
+SHARED = ""
+"""name under which all optimizers count as one, because they share each loss"""
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """When an optimizer steps, and how its gradient is clipped.
+
+    Args:
+        gradient_clip_val: maximum norm, or value, of the gradient of the optimizer's parameters; None: no clipping.
+        gradient_clip_algorithm: whether to clip the "norm" of the whole gradient, or the "value" of each element.
+        accumulate_grad_batches: number of used batches whose gradients are averaged for one step, from 1. The last step
+            of an epoch may have fewer.
+        every_n_batches: use every n-th batch of the training and ignore the losses of the others, from 1.
+
+    Raises:
+        ValueError: for numbers out of range.
+    """
+
+    gradient_clip_val: float | None = None
+    gradient_clip_algorithm: Literal["norm", "value"] = "norm"
+    accumulate_grad_batches: int = 1
+    every_n_batches: int = 1
+
+    def __post_init__(self) -> None:
+        if self.gradient_clip_val is not None and not self.gradient_clip_val > 0:
+            raise ValueError(
+                f"gradient_clip_val must be above 0, or None for no clipping, got {self.gradient_clip_val}."
+            )
+        if self.gradient_clip_algorithm not in ("norm", "value"):
+            algorithm = self.gradient_clip_algorithm
+            raise ValueError(f'gradient_clip_algorithm must be "norm" or "value", got {algorithm!r}.')
+        for name in ("accumulate_grad_batches", "every_n_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+    def num_steps(self, epochs: int, batches: int) -> int:
+        """Number of steps in some epochs of some batches each."""
+        used = [epoch * batches // self.every_n_batches for epoch in range(epochs + 1)]  # before each epoch
+        return sum(-(-(after - before) // self.accumulate_grad_batches) for before, after in pairwise(used))
+
+
+@dataclass
+class OptimizerProgress:
+    """Progress of an optimizer.
+
+    Attributes:
+        accumulated_batches: batches since the last step, whose gradients are accumulated.
+        steps: steps of a named optimizer; 0 for optimizers that share each loss, which `global_step` counts.
+        scheduled_epochs: epochs for which the epoch schedulers have stepped.
+    """
+
+    accumulated_batches: int = 0
+    steps: int = 0
+    scheduled_epochs: int = 0
+
+
+def check_losses(losses: dict[str, Any], settings: dict[str, OptimizerSettings]) -> None:
+    """Raises ValueError for a loss without an optimizer, and for one loss of optimizers with their own settings."""
+    names = list(settings) or [SHARED]
+    unknown = [name for name in losses if name not in names]
+    if unknown == [SHARED]:
+        raise ValueError(f"optimizer_settings names {names}: pass optimize a dict of losses by these names.")
+    if unknown:
+        known = f"those in optimizer_settings: {names}" if settings else "not in optimizer_settings, which is empty"
+        raise ValueError(f"There are losses for {unknown}, but the optimizers are {known}.")
+
+
+def check_optimizers(trainer: Trainer, settings: dict[str, OptimizerSettings], of_module: OptimizerSettings) -> None:
+    """Checks that each optimizer of several has its settings and its own parameters.
+
+    Args:
+        trainer: with the configured optimizers.
+        settings: by name, in the order of the optimizers.
+        of_module: the settings that are arguments of the module.
+
+    Raises:
+        ValueError: if the numbers differ, a parameter belongs to two optimizers, the module's own settings are set too,
+            or the strategy of several processes is not DDP (others may shard parameters) or has a static graph.
+    """
+    optimizers = trainer.optimizers
+    if uses_static_graph(trainer.strategy):
+        raise ValueError("optimizer_settings does not support static_graph=True, which expects one backward per batch.")
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
+        raise ValueError(
+            f'optimizer_settings needs strategy="ddp" on several processes, got {type(trainer.strategy).__name__}.'
+        )
+    if len(settings) != len(optimizers):
+        raise ValueError(
+            f"optimizer_settings names {len(settings)} optimizers ({', '.join(settings)}), but configure_optimizers "
+            f"returns {len(optimizers)}."
+        )
+    if of_module != OptimizerSettings():
+        raise ValueError(
+            "gradient_clip_val, gradient_clip_algorithm and accumulate_grad_batches of the module have no effect on "
+            "optimizers with their own settings: set them in optimizer_settings."
+        )
+    owners: dict[int, str] = {}
+    for name, optimizer in zip(settings, optimizers, strict=True):
+        for parameter in parameters_of(optimizer):
+            owner = owners.setdefault(id(parameter), name)
+            if owner != name:
+                raise ValueError(
+                    f"A parameter of shape {tuple(parameter.shape)} belongs to the optimizers {owner!r} and {name!r}: "
+                    "with optimizer_settings each parameter must have one."
+                )
+
+
+def parameters_of(optimizer: Any) -> list[Any]:
+    """The trainable parameters of an optimizer."""
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]

@@ -1,0 +1,75 @@
+"""Parameter groups of an optimizer: parts of a module with their own learning rate or weight decay."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_recall._lightning import LRSchedulerCallable, OptimizerCallable
+
+ParameterGroup = dict[str, Any]
+"""{"params": list of parameters, and options of the optimizer such as "lr"}"""
+
+
+def split_parameters(module: nn.Module, parts: Sequence[tuple[nn.Module, dict[str, Any]]] = ()) -> list[ParameterGroup]:
+    """Parameter groups of a module: first its remaining parameters, then one group for each part.
+
+    Only trainable parameters are included, each of them once: a parameter that two modules share belongs to the first
+    part that contains it. Parts without trainable parameters have no group.
+
+    Args:
+        module: whose parameters are optimized.
+        parts: submodules, each with the options of its group, such as {"lr": 0.1}.
+
+    >>> net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    >>> rest, last = split_parameters(net, [(net[1], {"lr": 0.1})])
+    >>> len(rest["params"]), len(last["params"]), last["lr"]
+    (2, 2, 0.1)
+    """
+    assigned: set[int] = set()
+    groups: list[ParameterGroup] = []
+    for part, options in parts:
+        parameters = [p for p in part.parameters() if p.requires_grad and id(p) not in assigned]
+        assigned |= {id(p) for p in parameters}
+        if parameters:
+            groups.append({"params": parameters, **options})
+    remaining = [p for p in module.parameters() if p.requires_grad and id(p) not in assigned]
+    return [{"params": remaining}, *groups]
+
+
+def build_optimizer(
+    groups: list[ParameterGroup],
+    optimizer: OptimizerCallable | None,
+    schedulers: Sequence[LRSchedulerCallable | None],
+    lr: float | None,
+) -> tuple[torch.optim.Optimizer, list[Any]]:
+    """An optimizer and its schedulers.
+
+    Args:
+        groups: parameter groups.
+        optimizer: builds the optimizer from the groups; None: AdamW with a learning rate of 1e-4.
+        schedulers: each builds a scheduler from the optimizer; None is skipped.
+        lr: learning rate of all groups without their own; None: the optimizer's.
+
+    Raises:
+        ValueError: if a scheduler overrides the learning rates of the groups, or `lr`.
+    """
+    default = {} if lr is None else {"lr": lr}
+    copies = [{**default, **group} for group in groups]  # an optimizer adds its options to the groups that it is given
+    built = optimizer(copies) if optimizer else torch.optim.AdamW(copies, lr=1e-4)
+    before = [float(group["lr"]) for group in built.param_groups]
+    scheduled = [factory(built) for factory in schedulers if factory is not None]
+    after = [float(group["lr"]) for group in built.param_groups]
+    if len(set(after)) == 1 < len(set(before)):
+        raise ValueError(
+            f"{type(scheduled[-1]).__name__} overrides the learning rates {before} of the parameter groups with a "
+            f"single one: pass one value per group, such as max_lr: {before}."
+        )
+    for given, group in zip(groups, built.param_groups, strict=True):
+        if lr is not None and "lr" not in given and group.get("initial_lr", lr) != lr:
+            raise ValueError(
+                f"{type(scheduled[-1]).__name__} overrides the learning rate, so lr={lr:.3g} has no effect: pass it to "
+                "the scheduler, such as max_lr, and set lr to None."
+            )
+    return built, scheduled

@@ -1,0 +1,14 @@
+"""Figures of a search and of a training, drawn with matplotlib alone: no Lightning is needed."""
+
+from lightning_recall.plots.charts import draw_embedding_map, draw_recall_over_k, draw_similarities
+from lightning_recall.plots.retrieved_images import draw_neighbors, draw_retrieved_images
+from lightning_recall.plots.training_curves import draw_training_curves
+
+__all__ = [
+    "draw_embedding_map",
+    "draw_neighbors",
+    "draw_recall_over_k",
+    "draw_retrieved_images",
+    "draw_similarities",
+    "draw_training_curves",
+]

@@ -1,0 +1,189 @@
+"""Draws what a search retrieves: query images beside their nearest neighbours."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_recall.search.result import SearchResult
+
+CELL, IMAGE, CAPTION = 0.95, 0.85, 0.32  # cell width, longer image side and caption height, in inches
+BLACK = ("black", "solid")
+RELEVANT, IRRELEVANT = ("#1a9641", "solid"), ("#d7191c", (0, (1.5, 1)))  # colour-blind safe: the line style differs too
+
+Choice = Literal["random", "worst", "best"]
+"""which queries are shown: random ones, or those whose first relevant item has the largest or the smallest rank"""
+
+
+class RetrievedQueries(NamedTuple):
+    """Some queries of a search and the K nearest gallery items of each, nearest first.
+
+    queries: (q,) items of the search.
+    first_ranks: (q,) rank, starting at 1, of each query's first relevant item.
+    neighbors: (q, K) items of the search.
+    similarities: (q, K).
+    is_relevant: (q, K) bool.
+    """
+
+    queries: Tensor
+    first_ranks: Tensor
+    neighbors: Tensor
+    similarities: Tensor
+    is_relevant: Tensor
+
+    def items(self) -> set[int]:
+        """All queries and neighbours."""
+        return {*self.queries.tolist(), *self.neighbors.ravel().tolist()}
+
+
+def retrieve(result: SearchResult, num_queries: int, num_neighbors: int, choice: Choice, seed: int) -> RetrievedQueries:
+    """Selects some queries of a search, and finds their nearest neighbours."""
+    selected = choose_queries(result, num_queries, choice, seed)  # (q,)
+    queries = result.queries[selected]
+    similarities, neighbors = result.nearest(queries, num_neighbors)  # (q, K)
+    is_relevant = result.is_relevant(queries, neighbors)
+    return RetrievedQueries(queries, result.first_ranks[selected], neighbors, similarities, is_relevant)
+
+
+def choose_queries(result: SearchResult, num_queries: int, choice: Choice, seed: int) -> Tensor:
+    """Indices (q,) into `result.queries`, from as many different classes as possible.
+
+    Args:
+        result: the search.
+        num_queries: maximum number of queries.
+        choice: "worst" and "best" go by the rank of the first relevant item; ties are broken at random.
+        seed: random seed.
+    """
+    ranks = result.first_ranks.cpu()
+    order = torch.randperm(len(ranks), generator=torch.Generator().manual_seed(seed))
+    if choice != "random":
+        order = order[ranks[order].argsort(descending=choice == "worst", stable=True)]
+    if result.labels is not None:
+        labels = result.labels.cpu()[result.queries.cpu()][order].numpy()
+        is_first_of_class = np.zeros(len(order), dtype=bool)
+        is_first_of_class[np.unique(labels, return_index=True)[1]] = True
+        order = torch.cat([order[is_first_of_class], order[~is_first_of_class]])
+    return order[:num_queries].to(result.queries.device)
+
+
+def load_pictures(
+    result: SearchResult, load_image: Callable[[int], Tensor], items: Iterable[int]
+) -> dict[int, NDArray[np.float64]]:
+    """Loads the images of some items of a search, converted by `to_picture`.
+
+    Args:
+        result: the search, with indices.
+        load_image: index in the data set -> image (C, H, W).
+        items: items of the search.
+
+    Raises:
+        ValueError: if the search has no indices.
+    """
+    if result.indices is None:
+        raise ValueError("Images are looked up by index, but this search has no indices: pass them to update().")
+    indices = result.indices.cpu()
+    return {item: to_picture(load_image(int(indices[item]))) for item in sorted(items)}
+
+
+def to_picture(image: Tensor) -> NDArray[np.float64]:
+    """Image (C, H, W), uint8 or floats of any range, as (H, W) or (H, W, 3) in [0, 1]."""
+    values = image.numpy().astype(float)
+    if image.dtype == torch.uint8:
+        values /= 255
+    elif values.min() < 0 or values.max() > 1:
+        values = (values - values.min()) / max(np.ptp(values), 1e-9)
+    picture: NDArray[np.float64] = values[0] if len(values) == 1 else values.transpose(1, 2, 0)
+    return picture
+
+
+def draw_retrieved_images(
+    result: SearchResult,
+    load_image: Callable[[int], Tensor],
+    num_queries: int = 10,
+    num_neighbors: int = 10,
+    choice: Choice = "random",
+    seed: int = 0,
+) -> Figure:
+    """Draws queries, one per row, from different classes if there are enough, with their nearest neighbours.
+
+    Args:
+        result: the search, with indices.
+        load_image: index in the data set -> image (C, H, W), uint8 or floats of any range.
+        num_queries: number of rows.
+        num_neighbors: neighbours per row.
+        choice: "random" queries; "worst" or "best": those whose first relevant item has the largest or smallest rank.
+        seed: seed for sampling queries.
+
+    Raises:
+        ValueError: if the search has no indices.
+    """
+    retrieved = retrieve(result, num_queries, num_neighbors, choice, seed)
+    return draw_queries(load_pictures(result, load_image, retrieved.items()), retrieved)
+
+
+def draw_queries(pictures: Mapping[int, NDArray[np.float64]], retrieved: RetrievedQueries) -> Figure:
+    """Draws one row per query: the query, then its K neighbours. `pictures` are by item."""
+    num_queries, num_neighbors = retrieved.neighbors.shape
+    figure, axes = _empty_figure(num_neighbors + 1, num_queries, head=0.6)
+    for row, query in enumerate(retrieved.queries.tolist()):
+        caption = f"first relevant\nat rank {int(retrieved.first_ranks[row]):,}"
+        _show(axes, row, 0, pictures[query], caption, BLACK, width=1)
+        for column, item in enumerate(retrieved.neighbors[row].tolist()):
+            frame = RELEVANT if retrieved.is_relevant[row, column] else IRRELEVANT
+            caption = f"{retrieved.similarities[row, column]:.2f}"
+            _show(axes, row, column + 1, pictures[item], caption, frame, width=3)
+    figure.suptitle(
+        "Queries, with the rank of their first relevant item, and their nearest neighbours, with similarity:\n"
+        "green solid = relevant, red dashed = not relevant",
+        fontsize=10,
+        y=1 - 0.1 / figure.get_figheight(),
+    )
+    return figure
+
+
+def draw_neighbors(query: Tensor, neighbors: Sequence[Tensor], similarities: Tensor) -> Figure:
+    """Draws a query image and its nearest neighbours in one row.
+
+    Args:
+        query: image (C, H, W), uint8 or floats of any range.
+        neighbors: K images in the same format, nearest first.
+        similarities: (K,) similarity of each neighbour.
+    """
+    figure, axes = _empty_figure(len(neighbors) + 1, 1)
+    _show(axes, 0, 0, to_picture(query), "query", BLACK, width=3)
+    for column, (image, similarity) in enumerate(zip(neighbors, similarities.tolist(), strict=True), 1):
+        _show(axes, 0, column, to_picture(image), f"{similarity:.2f}", ("grey", "solid"), width=1)
+    return figure
+
+
+def _empty_figure(num_columns: int, num_rows: int, head: float = 0.0) -> tuple[Figure, Axes]:
+    """A figure with one axes whose units are inches from the upper left; `head` inches are left for a title.
+
+    One axes per image would take three times as long to draw.
+    """
+    width, height = num_columns * CELL + 0.1, num_rows * (CELL + CAPTION) + 0.1 + head
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(height - head, -head), autoscale_on=False)
+    axes.axis("off")
+    return figure, axes
+
+
+def _show(
+    axes: Axes, row: int, column: int, picture: NDArray[np.float64], title: str, frame: tuple[str, Any], width: float
+) -> None:
+    """Draws one image in its cell, with a title, and a frame (colour, line style) of a line width."""
+    left, top = column * CELL + 0.1, row * (CELL + CAPTION) + CAPTION
+    high, wide = (IMAGE * side / max(picture.shape[:2]) for side in picture.shape[:2])
+    x, y = left + (IMAGE - wide) / 2, top + (IMAGE - high) / 2
+    extent = (x, x + wide, y + high, y)
+    axes.imshow(picture, extent=extent, aspect="auto", cmap="gray", vmin=0, vmax=1, interpolation="antialiased")
+    frame_style = {"edgecolor": frame[0], "linestyle": frame[1], "linewidth": width, "capstyle": "butt"}
+    axes.add_patch(Rectangle((x, y), wide, high, fill=False, **frame_style))
+    axes.text(left + IMAGE / 2, y - 0.05, title, fontsize=8, ha="center", va="bottom")

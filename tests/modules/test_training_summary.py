@@ -1,0 +1,61 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from torch import nn
+
+from lightning_recall import RecallAtKLoss, RetrievalModule
+from lightning_recall.optimization.step_memory import step_memory
+
+
+def module(chunk_size):
+    net = nn.Sequential(nn.Linear(6, 400), nn.BatchNorm1d(400), nn.ReLU(), nn.Linear(400, 4))
+    module = RetrievalModule(net, RecallAtKLoss(), chunk_size=chunk_size)
+    module.trainer = Trainer(accelerator="cpu", barebones=True)
+    return module
+
+
+def pair(size):
+    return torch.randn(size, 6), torch.arange(size) % 3
+
+
+@pytest.mark.parametrize(
+    ("chunk_size", "batch", "chunks"),
+    [
+        (10, pair(24), "3 of at most 10 images"),
+        (100, pair(6), "1 of at most 6 images"),
+        (4, [pair(10), pair(3)], "4 of at most 4 images"),
+    ],
+)
+def test_a_batch_is_described_with_its_chunks_and_the_memory_of_one(chunk_size, batch, chunks):
+    described = module(chunk_size)
+    rows = described.training_summary(batch)
+    assert list(rows) == ["loss", "chunks", "memory"]
+    assert (rows["loss"], rows["chunks"]) == ("RecallAtKLoss", chunks)
+    inputs = batch[0][0] if isinstance(batch, list) else batch[0]
+    needed = step_memory(described.trainer, described, inputs, int(chunks.split()[4]))
+    activations, weights = (f"{part / 2**20:,.0f}" for part in (needed.activations, needed.weights))
+    assert rows["memory"].startswith(f"about {sum(needed) / 2**20:,.0f} MiB: {weights} for weights")
+    assert rows["memory"].endswith(f" {activations} for a chunk")
+
+
+def test_a_chunk_size_that_will_be_measured_is_described_as_such():
+    assert module("auto").training_summary(pair(24)) == {
+        "loss": "RecallAtKLoss",
+        "chunk_size": "auto: measured at the first step",
+    }
+
+
+def test_other_batches_are_described_as_far_as_possible():
+    described = module(4)
+    assert described.training_summary({"images": torch.randn(4, 6)}) == {"loss": "RecallAtKLoss"}
+    texts = described.training_summary((["a", "b"], torch.arange(2)))
+    assert texts == {"loss": "RecallAtKLoss", "chunks": "1 of at most 2 images"}
+
+
+def test_several_processes_each_have_their_chunks():
+    described = module(4)
+    described.trainer = SimpleNamespace(world_size=2)
+    rows = described.training_summary((["a", "b"], torch.arange(2)))
+    assert rows["chunks"] == "1 of at most 2 images on each process"
