@@ -1,7 +1,6 @@
-"""Trains image-retrieval models for the number they are judged by, Recall@k.
+"""Trains image-retrieval models with a surrogate loss for Recall@k, the metric that they are evaluated with.
 
-The names below are loaded when they are first used, so that the losses, metrics and models can be imported without
-Lightning.
+The names below are imported on first use, so that the losses, metrics and models work without Lightning.
 """
 
 from importlib import import_module
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULE_OF_NAME = {
     "ClassBalancedBatchSampler": "samplers",
     "ImageEmbedder": "models",
     "RecallAtK": "metrics",
@@ -51,10 +50,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used."""
-    if name not in _HOMES:
+    """Imports a public name on first use."""
+    if name not in _MODULE_OF_NAME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULE_OF_NAME[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""What a batch is: a pair (inputs, labels), or a list of such pairs, the chunks of a large batch."""
+"""Defines a batch: a pair (inputs, labels), or a list of such pairs, the chunks of a large batch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
@@ -7,10 +7,10 @@ import numpy as np
 from torch import Tensor
 
 IGNORED_LABEL = -100
-"""label of an image that no score counts, such as an unreadable file: the default `ignore_index` of torch"""
+"""Label of an image that the scores ignore, such as an unreadable file; the default `ignore_index` of torch."""
 
 Batch = Any
-"""a pair (inputs, labels (b,)), whose inputs are a tensor (b, ...) or a nest of tensors; or a list of such pairs"""
+"""A pair (inputs, labels (b,)), whose inputs are a tensor (b, ...) or a pytree of them; or a list of such pairs."""
 
 
 def is_pair(batch: Any) -> TypeGuard[Sequence[Any]]:
@@ -33,7 +33,7 @@ def labels_of_pair(batch: Batch) -> Tensor | None:
 
 
 def evaluation_inputs(batch: Batch) -> Any:
-    """The inputs of an evaluation batch (inputs, labels): what the module's forward takes.
+    """The inputs of an evaluation batch (inputs, labels), which are the argument of the module's forward.
 
     Raises:
         ValueError: if the batch is not a pair.
@@ -49,8 +49,8 @@ def evaluation_inputs(batch: Batch) -> Any:
 def evaluation_labels(outputs: Any, batch: Batch) -> Tensor:
     """Labels (b,) of an evaluation batch.
 
-    They are the "labels" that the step returned beside "embeddings"; else those of the batch, a mapping with "labels"
-    or a pair (inputs, labels).
+    If the step returned "labels" beside "embeddings", these are the labels. Otherwise they are in the batch, a mapping
+    with "labels" or a pair (inputs, labels).
 
     Raises:
         ValueError: if there are no labels, or they are not a tensor with one dimension.

@@ -18,12 +18,35 @@ def check_tensors(**values: Any) -> None:
             raise ValueError(f"{name} must be a tensor, got {type(value).__name__}: convert it with torch.as_tensor.")
 
 
+def check_labels(labels: Any) -> None:
+    """Raises ValueError unless labels are a tensor of integers (N,)."""
+    check_tensors(labels=labels)
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"labels must be integers of shape (N,), got {labels.dtype} {tuple(labels.shape)}.")
+
+
+def check_labelled_embeddings(embeddings: Any, labels: Any) -> None:
+    """Raises ValueError unless embeddings (N, D) are floating point and labels (N,) integers, on one device."""
+    check_tensors(embeddings=embeddings, labels=labels)
+    if embeddings.ndim != 2 or not embeddings.is_floating_point():
+        raise ValueError(
+            f"embeddings must be floating point of shape (N, D), got {embeddings.dtype} {tuple(embeddings.shape)}."
+        )
+    if labels.shape != embeddings.shape[:1]:
+        raise ValueError(
+            f"labels must hold one label per embedding, shape ({len(embeddings)},), got shape {tuple(labels.shape)}."
+        )
+    check_labels(labels)
+    if labels.device != embeddings.device:
+        raise ValueError(f"labels are on {labels.device}, embeddings on {embeddings.device}: move one of them.")
+
+
 def check_finite(embeddings: Tensor) -> None:
-    """Raises ValueError for embeddings with NaN or infinity; synchronises with the device."""
+    """Raises ValueError if embeddings contain NaN or infinity; synchronises with the device."""
     if not torch.isfinite(embeddings).all():
         raise ValueError(
-            "embeddings hold NaN or infinity: the network has diverged (lower the learning rate, or clip gradients), or "
-            "its input is broken."
+            "embeddings contain NaN or infinity: the network has diverged (lower the learning rate or clip gradients), "
+            "or its input is broken."
         )
 
 
@@ -36,7 +59,7 @@ def check_integer(name: str, value: Any, least: int) -> None:
 
 
 def check_above_zero(**settings: float) -> None:
-    """Raises ValueError unless all settings are finite numbers above 0."""
+    """Raises ValueError unless every setting is a finite number above 0."""
     for name, value in settings.items():
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be above 0, got {value}.")

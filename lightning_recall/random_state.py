@@ -1,4 +1,4 @@
-"""Saves and restores the random numbers of Python, numpy and torch."""
+"""Saves and restores the global random generators of Python, numpy and torch."""
 
 import random
 from collections.abc import Iterator
@@ -9,15 +9,15 @@ import numpy as np
 import torch
 
 RandomState = dict[str, Any]
-"""states of the global generators, of types that `torch.load(weights_only=True)` accepts"""
+"""States of the global generators, of types that `torch.load(weights_only=True)` accepts."""
 
 
 def get_random_state(with_torch: bool = True, device: torch.device | None = None) -> RandomState:
-    """The states of Python's and numpy's global generators, of torch's, and of a CUDA device's.
+    """The states of the global generators of Python and numpy, and on request of torch and of a CUDA device.
 
     Args:
-        with_torch: whether to include torch's CPU generator.
-        device: whose generator to include if it is a CUDA device; None: no device's.
+        with_torch: whether to include the CPU generator of torch.
+        device: the CUDA device whose generator to include; None, or another kind of device: none.
     """
     name, key, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002  # the generator that users draw from
     return {
@@ -33,7 +33,7 @@ def set_random_state(state: RandomState, device: torch.device | None = None) -> 
 
     Args:
         state: what `get_random_state` returned.
-        device: where to restore the generator of a CUDA device, if the state includes one.
+        device: the CUDA device whose generator to restore, if the state includes one.
     """
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
@@ -48,7 +48,7 @@ def set_random_state(state: RandomState, device: torch.device | None = None) -> 
 
 @contextmanager
 def random_state_restored(with_torch: bool = True) -> Iterator[None]:
-    """Restores the generators at the end of the block to where they are at its start."""
+    """Context manager: restores the generators on exit to their states on entry."""
     state = get_random_state(with_torch)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Small functions of tensors that several rooms need."""
+"""Tensor functions that several rooms share."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """The values in float32, or as they are if they are float64.
+    """Converts to float32; float64 stays float64.
 
     >>> at_least_float32(torch.ones(2, dtype=torch.float16)).dtype
     torch.float32
@@ -16,7 +16,7 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 def arange_within_groups(counts: Tensor) -> Tensor:
-    """0, 1, ..., count - 1 for each of some counts (G,), one group after the other: (sum of counts,) int64.
+    """Concatenates 0, 1, ..., count - 1 for each of the counts (G,): (sum of counts,) int64.
 
     >>> arange_within_groups(torch.tensor([2, 0, 3]))
     tensor([0, 1, 0, 1, 2])

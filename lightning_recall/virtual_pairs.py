@@ -21,30 +21,35 @@ class VirtualPairs(NamedTuple):
 
 
 def same_class_pairs(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """All unordered pairs of different rows with equal labels (N,), as two index vectors (M,)."""
+    """Returns all unordered pairs of different items with the same label, as two index tensors (M,).
+
+    Args:
+        labels: (N,) integers.
+    """
     order = torch.argsort(labels, stable=True)
     ordered = labels[order]
     largest = int(torch.unique_consecutive(ordered, return_counts=True)[1].max()) if len(labels) else 0
     first, second = [order[:0]], [order[:0]]
-    for step in range(1, largest):  # rows of a class stand side by side: partners are 1, 2, ... places away
-        here = torch.nonzero(ordered[:-step] == ordered[step:]).squeeze(1)
-        first.append(order[here])
-        second.append(order[here + step])
+    for step in range(1, largest):  # items of a class are adjacent: pair each with the item `step` positions later
+        matches = torch.nonzero(ordered[:-step] == ordered[step:]).squeeze(1)
+        first.append(order[matches])
+        second.append(order[matches + step])
     return torch.cat(first), torch.cat(second)
 
 
 def mix_similarities(similarities: Tensor, pairs: VirtualPairs) -> Tensor:
-    """Similarities of real and virtual items, mixed from those of the real ones: SiMix as the paper writes it.
+    """Similarities of real and virtual items, interpolated from those of the real items, as in the SiMix paper.
 
-    A virtual v between x and z has s_vw = alpha s_xw + (1 - alpha) s_zw to any w, and two virtual items mix both ways,
-    bilinearly. `mix_embeddings` gives items with just these dot products.
+    A virtual item v between x and z has the similarity s_vw = alpha s_xw + (1 - alpha) s_zw to any item w. The
+    similarity of two virtual items is bilinear in both alphas. The dot products of `mix_embeddings` equal these
+    similarities.
 
     Args:
-        similarities: (N, N) of the real items.
-        pairs: M virtual ones.
+        similarities: (N, N) between the real items.
+        pairs: the M virtual items.
 
     Returns:
-        (N + M, N + M), the real ones first.
+        (N + M, N + M), real items first.
     """
     alpha = pairs.alpha.to(similarities.dtype)
     rows = torch.lerp(similarities[pairs.second], similarities[pairs.first], alpha[:, None])  # (M, N)
@@ -54,11 +59,11 @@ def mix_similarities(similarities: Tensor, pairs: VirtualPairs) -> Tensor:
 
 
 def mix_embeddings(embeddings: Tensor, pairs: VirtualPairs) -> Tensor:
-    """Embeddings (N, D) with alpha e_x + (1 - alpha) e_z appended for each of M pairs: (N + M, D), not normalised."""
+    """Appends alpha e_x + (1 - alpha) e_z to embeddings (N, D) for each of M pairs: (N + M, D), not normalised."""
     alpha = pairs.alpha.to(embeddings.dtype)[:, None]
     return torch.cat([embeddings, torch.lerp(embeddings[pairs.second], embeddings[pairs.first], alpha)])
 
 
 def labels_with_virtual(labels: Tensor, pairs: VirtualPairs | None) -> Tensor:
-    """Labels (N + M,) of the N real items and of the M virtual ones, which have the class of their two items."""
+    """Labels (N + M,) of the real and the virtual items; a virtual item has the label of its pair. None: no pairs."""
     return labels if pairs is None else torch.cat([labels, labels[pairs.first]])

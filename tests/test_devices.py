@@ -26,7 +26,7 @@ from lightning_recall.callbacks import (
 )
 from lightning_recall.data.augment import random_affine
 from lightning_recall.datamodules import GlyphsDataModule
-from lightning_recall.losses import ranking, uniloss
+from lightning_recall.losses import pairwise, positives, ranking, uniloss
 from lightning_recall.metrics import (
     ClusterNMI,
     RetrievalScores,
@@ -34,7 +34,7 @@ from lightning_recall.metrics import (
 )
 from lightning_recall.metrics.revisited import GroundTruth
 from lightning_recall.mixup import SimilarityMixup
-from lightning_recall.models import ImageEmbedder, MultiView, PCAWhitening, SmallConvNet
+from lightning_recall.models import ImageEmbedder, MultiScale, PCAWhitening, SmallConvNet
 from lightning_recall.modules import RetrievalModule
 from lightning_recall.recompute import chunked_forward
 from lightning_recall.search import EmbeddingBlocks, expand_queries, k_reciprocal_similarities, nearest, ranks
@@ -82,7 +82,7 @@ def test_losses_are_the_same_elsewhere(name, mixed):
 
 
 def waits_and_operations(name, block, monkeypatch):
-    monkeypatch.setattr(ranking, "BLOCK_ROWS", 1)
+    monkeypatch.setattr(ranking, "BLOCK_QUERIES", 1)
     for module in (ranking, pairwise, uniloss):
         monkeypatch.setattr(module, "DEVICE_ELEMENTS", block)
     given, loss = embeddings(), LOSSES[name]().double()
@@ -110,8 +110,8 @@ def test_blocks_are_large_there():
 
 def blocks_of(labels):
     size = len(labels)
-    places = torch.zeros(size, 3, dtype=torch.long, device=labels.device)
-    return ranking.blocks(ranking.Positives(labels, places, places > 0), [3] * size, size)
+    items = torch.zeros(size, 3, dtype=torch.long, device=labels.device)
+    return ranking.split_into_blocks(positives.QueryPositives(labels, items, items > 0), [3] * size, size)
 
 
 def scores_of(metric, *given):
@@ -168,10 +168,10 @@ def test_chunks_go_there_one_by_one():
 def test_images_are_augmented_and_viewed_there():
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     net = ImageEmbedder("resnet18", pretrained=False).eval()
-    expected = MultiView()(net, images), random_affine(images)
+    expected = MultiScale()(net, images), random_affine(images)
     with other_device() as device, torch.no_grad():
         away = images.to(DEVICE)
-        found = MultiView()(net.to(DEVICE), away).to("cpu"), random_affine(away).to("cpu")
+        found = MultiScale()(net.to(DEVICE), away).to("cpu"), random_affine(away).to("cpu")
     torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-5)
     assert expected[1].shape == found[1].shape
     assert sum(device.waits.values()) == 2  # what the test reads

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from lightning_recall import RecallAtKLoss, SimilarityMixup
-from lightning_recall.virtual_pairs import VirtualPairs, mix_embeddings, mix_similarities, same_class_pairs
+from lightning_recall.virtual_pairs import VirtualPairs, mix_embeddings, mix_similarities
 
 LABELS = torch.tensor([5, 2, 5, 7, 2, 5, 5])  # classes of 4, 2 and 1
 
@@ -12,30 +12,7 @@ def unit(n, d):
     return F.normalize(torch.randn(n, d, dtype=torch.float64), dim=1)
 
 
-def test_every_pair_of_a_class_once():
-    first, second = same_class_pairs(LABELS)
-    pairs = {tuple(sorted(pair)) for pair in zip(first.tolist(), second.tolist(), strict=True)}
-    expected = {(i, j) for i in range(7) for j in range(i + 1, 7) if LABELS[i] == LABELS[j]}
-    assert pairs == expected
-    assert len(first) == len(expected) == 7
-
-
-def test_mixed_similarities_are_the_papers():
-    real = torch.randn(7, 7, dtype=torch.float64)
-    first, second = same_class_pairs(LABELS)
-    alpha = torch.rand(7, dtype=torch.float64)
-    mixed = mix_similarities(real, VirtualPairs(first, second, alpha))
-    for v in range(7):
-        x, z, a = first[v], second[v], alpha[v]
-        for w in range(7):
-            assert mixed[7 + v, w] == pytest.approx((a * real[x, w] + (1 - a) * real[z, w]).item())
-            xw, zw, b = first[w], second[w], alpha[w]
-            expected = a * b * real[x, xw] + a * (1 - b) * real[x, zw] + (1 - a) * b * real[z, xw]
-            assert mixed[7 + v, 7 + w] == pytest.approx((expected + (1 - a) * (1 - b) * real[z, zw]).item())
-    assert torch.equal(mixed[:7, :7], real)
-
-
-def test_mixing_embeddings_is_mixing_similarities():
+def test_mixed_embeddings_have_the_mixed_similarities():
     embeddings = unit(7, 4)
     mixed, labels = SimilarityMixup(seed=3)(embeddings, LABELS)
     pairs = SimilarityMixup(seed=3).draw(LABELS)
@@ -54,7 +31,7 @@ def test_gradient_reaches_the_real_embeddings():
 
 @pytest.mark.parametrize("queries", [None, slice(3, 12), torch.tensor([13, 0, 8, 9])])
 @pytest.mark.parametrize("count_query", [False, True])
-def test_the_loss_mixes_similarities_itself(queries, count_query):
+def test_a_loss_with_pairs_equals_the_loss_of_appended_items(queries, count_query):
     embeddings = unit(7, 4).requires_grad_()
     pairs = SimilarityMixup().draw(LABELS)
     loss = RecallAtKLoss((1, 2, 4), rank_temperature=0.2, count_query=count_query)
@@ -66,14 +43,14 @@ def test_the_loss_mixes_similarities_itself(queries, count_query):
     torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
 
 
-def test_the_loss_takes_a_batch_without_a_virtual_item():
+def test_a_loss_accepts_pairs_without_a_virtual_item():
     embeddings, labels = unit(6, 4), torch.tensor([0, 0, 1, 1, 2, 2])
     none = VirtualPairs(*(torch.empty(0, dtype=dtype) for dtype in (torch.int64, torch.int64, torch.float64)))
     loss = RecallAtKLoss((1, 2))
     assert loss(embeddings, labels, pairs=none) == loss(embeddings, labels)
 
 
-def test_virtual_items_of_a_class_can_be_bounded():
+def test_the_number_of_virtual_items_per_class_is_bounded():
     labels = torch.arange(64) % 3
     mixup = SimilarityMixup(max_virtual_per_class=10)
     seen = set()
@@ -84,11 +61,11 @@ def test_virtual_items_of_a_class_can_be_bounded():
         assert len({tuple(sorted(p)) for p in zip(first.tolist(), second.tolist(), strict=True)}) == 30
         assert ((alpha >= 0) & (alpha <= 1)).all()
         seen |= set(zip(first.tolist(), second.tolist(), strict=True))
-    assert len(seen) > 400  # of 651 pairs: chosen anew each time
+    assert len(seen) > 400  # of 651 pairs: a new choice each time
     assert len(SimilarityMixup(max_virtual_per_class=1000).draw(labels).first) == 651
 
 
-def test_draws_are_told_by_the_seed_and_go_on_after_a_resume():
+def test_draws_follow_the_seed_and_continue_after_a_resume():
     def draw(mixup):
         return mixup.draw(LABELS).alpha.tolist()
 
@@ -101,7 +78,7 @@ def test_draws_are_told_by_the_seed_and_go_on_after_a_resume():
     assert draw(resumed) == draw(first) != draw(first)
 
 
-def test_without_a_pair_nothing_is_added():
+def test_without_a_pair_nothing_is_appended():
     embeddings = torch.randn(3, 4)
     for mixup in (SimilarityMixup(), SimilarityMixup(max_virtual_per_class=2)):
         mixed, labels = mixup(embeddings, torch.arange(3))
@@ -109,7 +86,7 @@ def test_without_a_pair_nothing_is_added():
         assert torch.equal(labels, torch.arange(3))
 
 
-def test_wrong_arguments_are_refused():
+def test_wrong_arguments_are_rejected():
     with pytest.raises(ValueError, match=r"shape \(7,\)"):
         SimilarityMixup()(torch.randn(7, 4), LABELS[:5])
     with pytest.raises(ValueError, match="at least 1, or None for all, got 0"):
@@ -117,13 +94,13 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match=r"labels must be integers of shape \(N,\), got torch.float32 \(2,\)"):
         SimilarityMixup()(torch.eye(2), torch.tensor([1.0, 1.0]))
     for embeddings, labels, name in ((torch.eye(2), [1, 1], "labels"), ([[1.0, 0.0]] * 2, LABELS[:2], "embeddings")):
-        with pytest.raises(ValueError, match=f"{name} must be a tensor, got list: convert with torch.as_tensor"):
+        with pytest.raises(ValueError, match=f"{name} must be a tensor, got list: convert it with torch.as_tensor"):
             SimilarityMixup()(embeddings, labels)
     with pytest.raises(ValueError, match=r"must be floating point of shape \(N, D\), got torch.int64 \(7,\)"):
         SimilarityMixup()(LABELS, LABELS)
 
 
-def test_a_bound_that_changes_counts_from_the_next_draw():
+def test_a_changed_bound_takes_effect_in_the_next_draw():
     mixup, labels = SimilarityMixup(), torch.zeros(5, dtype=torch.int64)
     assert len(mixup.draw(labels).first) == 10
     mixup.max_virtual_per_class = 4
@@ -143,7 +120,7 @@ def test_labels_of_any_integer_type(dtype):
 
 
 def test_alphas_are_uniform_from_0_to_1():
-    alphas = SimilarityMixup().draw(torch.zeros(150, dtype=torch.int64)).alpha.sort().values  # 11,175
+    alphas = SimilarityMixup().draw(torch.zeros(150, dtype=torch.int64)).alpha.sort().values  # 11,175 alphas
     assert (
         alphas - torch.linspace(0, 1, len(alphas))
-    ).abs().max() < 0.02  # Kolmogorov and Smirnov: 0.0154 at 1 percent
+    ).abs().max() < 0.02  # Kolmogorov-Smirnov: 0.0154 at the 1 percent level

@@ -1,17 +1,19 @@
-"""Anchors of UniLoss: configurations of comparisons for which the recall is known."""
+"""Anchors of UniLoss: binary matrices of pairwise comparisons whose Recall@k can be computed exactly."""
 
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import one_hot
 
 
-class Draws(NamedTuple):
-    """Random numbers of a batch, the same for each of its queries.
+class AnchorSamples(NamedTuple):
+    """Random numbers that define the anchors; shared by all queries of a batch.
 
-    good: (G, 2) in [0, 1), which positive and which negative of a query.
-    near: (G,) in [0, 1), which wrong comparison of a query.
-    bad: (B, P, N) of -1 and 1.
+    Attributes:
+        good: (G, 2) in [0, 1): relative positions of the positive and the negative whose sign is flipped.
+        near: (G,) in [0, 1): relative position of the wrong comparison that is corrected.
+        bad: (B, P, N) of -1 and 1: the random anchors.
     """
 
     good: Tensor
@@ -19,71 +21,83 @@ class Draws(NamedTuple):
     bad: Tensor
 
 
-def recall_of_counts(counts: Tensor, num_positives: Tensor, ks: Tensor) -> Tensor:
-    """Recall@k, averaged over the cut-offs, from how many negatives stand ahead of each positive.
+def recall_from_counts(counts: Tensor, num_positives: Tensor, ks: Tensor) -> Tensor:
+    """Recall@k, averaged over the cut-offs, from the number of negatives ranked above each positive.
 
-    The j-th best positive, from 1, has the rank j plus its count; found are those of rank k at most.
+    The j-th best positive (j from 1) has rank j plus its count; it is retrieved if its rank is at most k.
 
     Args:
-        counts: (Q, M, P) of each query and anchor; padding must be large.
+        counts: (Q, M, P) number of negatives above each positive, per query and anchor; padded entries must be larger
+            than any k.
         num_positives: (Q,).
         ks: (K,) cut-offs.
 
     Returns:
-        (Q, M) float64: the share found of the min(k, number of positives) that could be.
+        (Q, M) float64: fraction of min(k, number of positives) that is retrieved.
     """
     ranks = counts.sort(-1).values + torch.arange(1, counts.shape[-1] + 1, device=counts.device)
-    found = (ranks[..., None] <= ks).sum(-2)  # (Q, M, K)
-    return (found.double() / torch.minimum(ks, num_positives[:, None])[:, None, :]).mean(-1)
+    retrieved = (ranks[..., None] <= ks).sum(-2)  # (Q, M, K)
+    return (retrieved.double() / torch.minimum(ks, num_positives[:, None])[:, None, :]).mean(-1)
 
 
-def flipped(valid: Tensor, negative: Tensor, shares: Tensor) -> Tensor:
-    """Places (q, G) in P x N of a comparison of each query: the drawn shares (G, 2) of its positives and negatives."""
-    positive = (shares[:, 0] * valid.sum(1, keepdim=True)).long()  # valid ones stand first
-    ahead = negative.cumsum(1)  # (q, N)
-    wanted = (shares[:, 1] * ahead[:, -1:]).long() + 1
-    return positive * negative.shape[1] + torch.searchsorted(ahead, wanted)
+def flipped_comparisons(valid: Tensor, negative: Tensor, uniform: Tensor) -> Tensor:
+    """Returns the flat indices (q, G) into P x N of the comparisons whose sign is flipped.
 
-
-def put_right(wrong: Tensor, shares: Tensor, otherwise: Tensor) -> tuple[Tensor, Tensor]:
-    """Places (q, G) of a wrong comparison of each query: the drawn shares (G,) of all; and whether it has one (q, 1).
-
-    Queries without a wrong one get the places `otherwise` (q, G), to be flipped.
+    Args:
+        valid: (q, P) bool, False for padding, which comes last.
+        negative: (q, N) bool.
+        uniform: (G, 2) in [0, 1), selects the positive and the negative.
     """
-    ahead = wrong.cumsum(1)
-    total = ahead[:, -1:]
-    found = torch.searchsorted(ahead, (shares * total).long() + 1)
-    return torch.where(total > 0, found, otherwise), total > 0
+    positive = (uniform[:, 0] * valid.sum(1, keepdim=True)).long()  # valid positives come first
+    cumulative = negative.cumsum(1)  # (q, N)
+    wanted = (uniform[:, 1] * cumulative[:, -1:]).long() + 1
+    return positive * negative.shape[1] + torch.searchsorted(cumulative, wanted)
+
+
+def corrected_comparisons(wrong: Tensor, uniform: Tensor, fallback: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the flat indices (q, G) of the wrong comparisons that are corrected, and whether a query has any (q, 1).
+
+    Args:
+        wrong: (q, C) bool.
+        uniform: (G,) in [0, 1), selects the comparisons.
+        fallback: (q, G), indices for queries without a wrong comparison.
+    """
+    cumulative = wrong.cumsum(1)
+    total = cumulative[:, -1:]
+    indices = torch.searchsorted(cumulative, (uniform * total).long() + 1)
+    return torch.where(total > 0, indices, fallback), total > 0
 
 
 def recalls_at_anchors(
     counts: Tensor,
     good: Tensor,
     near: Tensor,
-    some_wrong: Tensor,
+    has_wrong: Tensor,
     valid: Tensor,
     negative: Tensor,
     ks: Tensor,
-    draws: Draws,
+    samples: AnchorSamples,
 ) -> Tensor:
-    """Recall (q, M) at the anchors: the best, those with one sign flipped, with one put right, and random ones.
+    """Recall (q, M) at the anchors.
+
+    These are the perfect one, those with one sign flipped, those with one wrong sign corrected, and random ones.
 
     Args:
-        counts: (q, P) negatives ahead, by the signs of u.
+        counts: (q, P) number of negatives ranked above each positive, from the signs of u.
         good: (q, G) positives whose comparison is flipped.
-        near: (q, G) positives whose comparison is put right, or flipped if none of the query is wrong.
-        some_wrong: (q, 1).
-        valid: (q, P).
-        negative: (q, N).
-        ks: (K,).
-        draws: whose signs are the random anchors.
+        near: (q, G) positives whose wrong comparison is corrected, or flipped if the query has no wrong comparison.
+        has_wrong: (q, 1) bool, whether the query has a wrong comparison.
+        valid: (q, P) bool, False for padding.
+        negative: (q, N) bool.
+        ks: (K,) cut-offs.
+        samples: its `bad` signs are the random anchors.
     """
-    one = nn.functional.one_hot
     width = valid.shape[1]
-    nothing = torch.zeros_like(counts)[:, None]  # (q, 1, P)
-    of_near = torch.where(some_wrong[:, :, None], counts[:, None] - one(near, width), one(near, width))
-    below = (draws.bad[:, :width] < 0).to(draws.bad.dtype)  # (B, P, N)
-    of_bad = (negative.to(below.dtype) @ below.flatten(0, 1).T).view(len(counts), -1, width).long()
-    everything = torch.cat([nothing, one(good, width), of_near, of_bad], 1)
-    everything = everything.masked_fill(~valid[:, None], negative.shape[1] + int(ks.max()))
-    return recall_of_counts(everything, valid.sum(1), ks).to(draws.bad.dtype)
+    zero_counts = torch.zeros_like(counts)[:, None]  # (q, 1, P)
+    near_hot = one_hot(near, width)  # (q, G, P)
+    near_counts = torch.where(has_wrong[:, :, None], counts[:, None] - near_hot, near_hot)
+    is_below = (samples.bad[:, :width] < 0).to(samples.bad.dtype)  # (B, P, N)
+    random_counts = (negative.to(is_below.dtype) @ is_below.flatten(0, 1).T).view(len(counts), -1, width).long()
+    all_counts = torch.cat([zero_counts, one_hot(good, width), near_counts, random_counts], 1)
+    all_counts = all_counts.masked_fill(~valid[:, None], negative.shape[1] + int(ks.max()))
+    return recall_from_counts(all_counts, valid.sum(1), ks).to(samples.bad.dtype)

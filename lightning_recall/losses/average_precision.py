@@ -3,19 +3,24 @@
 import torch
 from torch import Tensor
 
-from lightning_recall.losses.base import RetrievalLoss, check_above_zero
-from lightning_recall.losses.gallery import VirtualPairs
+from lightning_recall.checks import check_above_zero
 from lightning_recall.losses.heaviside import SupHeaviside
-from lightning_recall.losses.ranking import smooth_rank_loss
+from lightning_recall.losses.rank_loss import RankLoss
 
 
-def mean_of_ratios(places: Tensor, ranks: Tensor, valid: Tensor) -> Tensor:
-    """One minus the mean over the positives of place over rank, (Q,)."""
-    return 1 - (places / ranks * valid).sum(1) / valid.sum(1)
+def one_minus_average_precision(positive_ranks: Tensor, ranks: Tensor, valid: Tensor) -> Tensor:
+    """Returns 1 - AP (Q,): AP is the mean over positives of rank among positives divided by rank among all items.
+
+    Args:
+        positive_ranks: (Q, P) rank of each positive among the positives, from 1.
+        ranks: (Q, P) rank of each positive among all items, from 1.
+        valid: (Q, P) bool, False for padding.
+    """
+    return 1 - (positive_ranks / ranks * valid).sum(1) / valid.sum(1)
 
 
-class SmoothAPLoss(RetrievalLoss):
-    """One minus a smooth average precision: every item queries all the others.
+class SmoothAPLoss(RankLoss):
+    """One minus a smooth average precision: every item is a query against all others.
 
     With G(t) = sigmoid(t / rank_temperature), P_q the other items of q's class and s the dot products:
 
@@ -24,29 +29,26 @@ class SmoothAPLoss(RetrievalLoss):
         loss = 1 - mean over q of AP_q
 
     Source: Brown, Xie, Kalogeiton, Zisserman, "Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval", ECCV
-    2020. Its code counts the query among its own positives; here it is left out, as in the test.
+    2020. Its code counts the query among its own positives; here it is excluded, as in evaluation.
 
-    Classes may have any size and items any order; an item alone in its class is no query. In N^2 |P| time and the
-    memory of a block, in fp32 at least.
+    Classes may have any size and items any order. Items that are alone in their class are not queries. Takes
+    O(N^2 |P|) time. Memory is bounded because queries are processed in blocks. Computed in fp32 or fp64.
 
     Args:
-        rank_temperature: width of the comparison in similarity, above 0; 0.01 in the paper.
+        rank_temperature: temperature of the comparison, in similarity, above 0; 0.01 in the paper.
 
     Shapes: embeddings (N, D), labels (N,) -> scalar.
 
     Attributes:
-        diagnostics: of the last batch: the exact "recall@1" within it, and "active_positives", as of `RecallAtKLoss`.
+        diagnostics: exact "recall@1" within the last batch, and "active_positives" (see `RecallAtKLoss`).
 
     Raises:
-        ValueError: for a temperature that is not above 0, and batches that `smooth_rank_loss` refuses.
+        ValueError: for a temperature that is not above 0, and batches that `smooth_rank_loss` rejects.
 
     >>> embeddings = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.6, 0.8]])
     >>> round(SmoothAPLoss()(embeddings, torch.tensor([0, 0, 1, 1])).item(), 4)
     0.25
     """
-
-    shares_queries = True
-    accepts_virtual = True
 
     def __init__(self, rank_temperature: float = 0.01) -> None:
         super().__init__()
@@ -54,60 +56,46 @@ class SmoothAPLoss(RetrievalLoss):
         self.check_settings()
 
     def check_settings(self) -> None:
-        """As `RetrievalLoss`."""
+        """See `RetrievalLoss.check_settings`."""
         check_above_zero(rank_temperature=self.rank_temperature)
 
-    def compute(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        queries: slice | Tensor | None = None,
-        pairs: VirtualPairs | None = None,
-    ) -> Tensor:
-        """As `RetrievalLoss`."""
-
-        def missed(ranks: Tensor, valid: Tensor, at_positives: Tensor) -> Tensor:
-            ahead = torch.sigmoid(at_positives[:, None, :] - at_positives[:, :, None]) * valid[:, None, :]  # (q, P, P)
-            return mean_of_ratios(ahead.sum(2) + 0.5, ranks, valid)  # x itself stands in it with 0.5
-
-        result = smooth_rank_loss(embeddings, labels, missed, self.rank_temperature, queries=queries, pairs=pairs)
-        self.diagnostics = result.diagnostics((1,))
-        return result.loss
+    def objective(self, ranks: Tensor, valid: Tensor, similarities: Tensor) -> Tensor:
+        """One minus the smooth average precision (Q,)."""
+        ahead = torch.sigmoid(similarities[:, None, :] - similarities[:, :, None]) * valid[:, None, :]  # (q, P, P)
+        positive_ranks = ahead.sum(2) + 0.5  # the sum includes x itself, with sigmoid(0) = 0.5
+        return one_minus_average_precision(positive_ranks, ranks, valid)
 
 
-class SupAPLoss(RetrievalLoss):
+class SupAPLoss(RankLoss):
     """One minus a lower bound of average precision whose gradient does not vanish for positives ranked far too low.
 
-    AP_q is the mean over the positives of their exact place among the positives over their rank, with the rank from
-    `SupHeaviside`: 1 for each positive ahead, without gradient, and sigmoid, then slope, for the items of other classes.
-    It does not train the places among the positives, and wants a second loss beside it that draws them together:
-    `MultipleLosses` of it and `NormalizedSoftmaxLoss` or `ContrastiveLoss`.
+    AP_q is the mean over positives of exact rank among positives / smooth rank. `SupHeaviside` defines the smooth rank:
+    each positive ranked higher adds 1 without gradient; each negative adds a sigmoid that continues linearly. It does
+    not train the order among positives. Combine it with a loss that pulls positives together, for example
+    `MultipleLosses([SupAPLoss(), ContrastiveLoss()])`.
 
     Source: Ramzi et al., arXiv 2309.08250; Ramzi, Thome, Rambour, Audebert, Bitot, "Robust and Decomposable Average
     Precision for Image Retrieval", NeurIPS 2021.
 
     Args:
-        rank_temperature: tau, above 0; 0.01 in the paper.
-        delta: difference of similarity from which the comparison is linear, above 0.
-        slope: of the linear part, above 0.
-        start: added where an item is ahead, from 0.
-        offset: where the linear part begins; None: where the curved one ends.
+        rank_temperature: tau, in similarity, above 0; 0.01 in the paper.
+        delta: similarity difference above which the comparison is linear, above 0.
+        slope: slope of the linear part, above 0.
+        start: constant added for items ranked higher, at least 0.
+        offset: value of the linear part at delta. None: continues the sigmoid.
 
     Shapes: embeddings (N, D), labels (N,) -> scalar.
 
     Attributes:
-        diagnostics: of the last batch: the exact "recall@1" within it, and "active_positives".
+        diagnostics: exact "recall@1" within the last batch, and "active_positives" (see `RecallAtKLoss`).
 
     Raises:
-        ValueError: for settings out of range, and batches that `smooth_rank_loss` refuses.
+        ValueError: for settings out of range, and batches that `smooth_rank_loss` rejects.
 
     >>> embeddings = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.6, 0.8]])
     >>> round(SupAPLoss()(embeddings, torch.tensor([0, 0, 1, 1])).item(), 4)
     0.4629
     """
-
-    shares_queries = True
-    accepts_virtual = True
 
     def __init__(
         self,
@@ -126,34 +114,14 @@ class SupAPLoss(RetrievalLoss):
         self.check_settings()
 
     def check_settings(self) -> None:
-        """As `RetrievalLoss`."""
-        self.comparison()
+        """See `RetrievalLoss.check_settings`."""
+        self.heaviside()
 
-    def comparison(self) -> SupHeaviside:
-        """The comparison of the present settings."""
+    def heaviside(self) -> SupHeaviside:
+        """Returns the smooth comparison for the current settings."""
         return SupHeaviside(self.rank_temperature, self.delta, self.slope, self.start, self.offset)
 
-    def compute(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        queries: slice | Tensor | None = None,
-        pairs: VirtualPairs | None = None,
-    ) -> Tensor:
-        """As `RetrievalLoss`."""
-
-        def missed(ranks: Tensor, valid: Tensor, at_positives: Tensor) -> Tensor:
-            better = (at_positives[:, None, :] > at_positives[:, :, None]) & valid[:, None, :]  # (q, P, P)
-            return mean_of_ratios(1 + better.sum(2), ranks, valid)
-
-        result = smooth_rank_loss(
-            embeddings,
-            labels,
-            missed,
-            self.rank_temperature,
-            queries=queries,
-            pairs=pairs,
-            comparison=self.comparison(),
-        )
-        self.diagnostics = result.diagnostics((1,))
-        return result.loss
+    def objective(self, ranks: Tensor, valid: Tensor, similarities: Tensor) -> Tensor:
+        """One minus the lower bound of the average precision (Q,)."""
+        better = (similarities[:, None, :] > similarities[:, :, None]) & valid[:, None, :]  # (q, P, P)
+        return one_minus_average_precision(1 + better.sum(2), ranks, valid)

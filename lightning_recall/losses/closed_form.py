@@ -1,4 +1,4 @@
-"""Gradients in closed form have no second derivative: they say so."""
+"""Raises an error when a closed-form gradient is differentiated a second time."""
 
 from typing import Any
 
@@ -6,11 +6,15 @@ import torch
 from torch import Tensor
 
 
-def first_order(gradient: Tensor, embeddings: Tensor) -> Tensor:
-    """A gradient (N, D) by embeddings (N, D), computed in closed form: its own derivative raises an error.
+def forbid_double_backward(gradient: Tensor, embeddings: Tensor) -> Tensor:
+    """Marks a closed-form gradient so that double backward raises an error.
 
-    The gradient of a loss in closed form is a number to autograd: without the error, `create_graph=True` would take it
-    as a constant, and a gradient penalty would lose its largest part.
+    Autograd treats a closed-form gradient as a constant. Without the error, a gradient penalty with `create_graph=True`
+    would silently lose its main term.
+
+    Args:
+        gradient: (N, D), the derivative of the loss with respect to the embeddings.
+        embeddings: (N, D).
     """
     if not torch.is_grad_enabled():  # without create_graph
         return gradient
@@ -19,16 +23,16 @@ def first_order(gradient: Tensor, embeddings: Tensor) -> Tensor:
 
 
 class _FirstOrder(torch.autograd.Function):
-    """The gradient as it is, differentiable by the embeddings in name only."""
+    """Identity on the gradient, connected to the embeddings so that double backward raises."""
 
     @staticmethod
-    def forward(_: Any, gradient: Tensor, embeddings: Tensor) -> Tensor:  # noqa: ARG004  # only leads there
+    def forward(_: Any, gradient: Tensor, embeddings: Tensor) -> Tensor:  # noqa: ARG004  # connects the graph to them
         return gradient.view_as(gradient)
 
     @staticmethod
     def backward(_: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         raise NotImplementedError(
-            "This loss has no second derivative by the embeddings: its gradient is computed in closed form, or with "
-            "weights that are constants. For a gradient penalty or a Hessian, take a loss in plain autograd, such as "
-            "NormalizedSoftmaxLoss."
+            "This loss has no second derivative with respect to the embeddings: its gradient is computed in closed "
+            "form, or with weights that are constants. For a gradient penalty or a Hessian, use a loss that autograd "
+            "computes, such as NormalizedSoftmaxLoss."
         )

@@ -1,4 +1,4 @@
-"""Several losses as one, and one over more than a batch."""
+"""Combines losses: a weighted sum, and a cross-batch memory."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,27 +6,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_recall.losses.base import RetrievalLoss, check_batch, check_tensors, declares
-from lightning_recall.losses.gallery import VirtualPairs
+from lightning_recall.checks import check_integer, check_tensors
+from lightning_recall.losses.base import RetrievalLoss, check_batch, declares
+from lightning_recall.tensors import at_least_float32
+from lightning_recall.virtual_pairs import VirtualPairs
 
 
 class MultipleLosses(RetrievalLoss):
-    """A weighted sum of losses over the same batch, such as a rank loss and one over proxies.
+    """A weighted sum of losses over the same batch, such as a ranking loss and a proxy loss.
 
-    Each is given `queries` and `pairs` if it declares the ability (`RetrievalLoss`). Where one mixes virtual items in,
-    the others, such as losses over proxies, see the real items only; where none does, virtual items are appended to
-    the batch. A loss that does not share queries is computed as a whole by every process.
+    Passes `queries` and `pairs` to the losses that support them (see `RetrievalLoss`). If any loss supports `pairs`,
+    the other losses see only the real items. If none does, virtual items are appended to the batch. A loss that does
+    not support `queries` is computed in full by every process.
 
     Args:
-        losses: one or more of (embeddings (N, D), labels (N,)) -> scalar.
-        weights: one for each, from 0; None: 1 each.
+        losses: one or more losses with the signature (embeddings (N, D), labels (N,)) -> scalar.
+        weights: one non-negative weight per loss. None: all 1.
 
     Attributes:
-        diagnostics: of the last batch: those of all losses, where two share a name the first's, and "loss_0",
-            "loss_1", ...
+        diagnostics: the diagnostics of all losses in the last batch (the first loss wins where names collide), and
+            "loss_0", "loss_1", ....
 
     Raises:
-        ValueError: for no loss, or weights that do not fit.
+        ValueError: if there is no loss, or the weights do not match the losses.
 
     >>> from lightning_recall.losses import ContrastiveLoss, RecallAtKLoss
     >>> loss = MultipleLosses([RecallAtKLoss(ks=(1, 2)), ContrastiveLoss(0.9, 0.5)], weights=[0.9, 0.1])
@@ -42,25 +44,26 @@ class MultipleLosses(RetrievalLoss):
         self.check_settings()
 
     @property
-    def shares_queries(self) -> bool:  # type: ignore[override]  # as the losses at the time
-        """Whether any of the losses does."""
+    def shares_queries(self) -> bool:  # type: ignore[override]  # computed, since the losses may change
+        """Whether any of the losses supports `queries`."""
         return any(declares(loss, "shares_queries") for loss in self.losses)
 
     @property
-    def counts_singletons(self) -> bool:  # type: ignore[override]  # as the losses at the time
-        """Whether any of the losses does."""
+    def counts_singletons(self) -> bool:  # type: ignore[override]  # computed, since the losses may change
+        """Whether an item that is alone in its class is a query of any of the losses."""
         return any(declares(loss, "counts_singletons") for loss in self.losses)
 
     @property
-    def accepts_virtual(self) -> bool:  # type: ignore[override]  # as the losses at the time
-        """Whether any of the losses does."""
+    def accepts_virtual(self) -> bool:  # type: ignore[override]  # computed, since the losses may change
+        """Whether any of the losses supports `pairs`."""
         return any(declares(loss, "accepts_virtual") for loss in self.losses)
 
     def check_settings(self) -> None:
-        """As `RetrievalLoss`."""
+        """See `RetrievalLoss.check_settings`."""
         if not len(self.losses) or len(self.weights) != len(self.losses) or not min(self.weights) >= 0:
             raise ValueError(
-                f"Give one or more losses and a weight from 0 for each, got {len(self.losses)} and {self.weights}."
+                "Pass one or more losses and a non-negative weight for each, "
+                f"got {len(self.losses)} and {self.weights}."
             )
 
     def forward(
@@ -70,17 +73,17 @@ class MultipleLosses(RetrievalLoss):
         queries: slice | Tensor | None = None,
         pairs: VirtualPairs | None = None,
     ) -> Tensor:
-        """As `RetrievalLoss`; checks of the batch are those of each loss."""
+        """See `RetrievalLoss.forward`; each loss checks the batch itself."""
         self.check_settings()
-        check_tensors(embeddings, labels)
-        total = embeddings.new_zeros((), dtype=torch.float64 if embeddings.dtype == torch.float64 else torch.float32)
+        check_tensors(embeddings=embeddings, labels=labels)
+        total = at_least_float32(embeddings.new_zeros(()))
         self.diagnostics = {}
         for number, (loss, weight) in enumerate(zip(self.losses, self.weights, strict=True)):
             options: dict[str, Any] = {}
             if pairs is not None and declares(loss, "accepts_virtual"):
                 options["pairs"] = pairs
             if queries is not None and declares(loss, "shares_queries") and (pairs is None or "pairs" in options):
-                options["queries"] = queries  # among virtual items too, which a loss without pairs does not have
+                options["queries"] = queries  # queries may index virtual items, which only losses with `pairs` see
             value: Tensor = loss(embeddings, labels, **options)
             self.diagnostics = {
                 **getattr(loss, "diagnostics", {}),
@@ -92,66 +95,68 @@ class MultipleLosses(RetrievalLoss):
 
 
 class CrossBatchMemory(RetrievalLoss):
-    """A loss whose queries search the embeddings of the last batches, too.
+    """Applies a loss to a gallery that also contains the embeddings of recent batches.
 
-    Remembered embeddings are as they were when they were computed and get no gradient. The memory is part of the state:
-    a resumed training goes on with it. While it fills, and in evaluation mode, there is less of it or none. In
-    `RetrievalModule` every process remembers the embeddings of all processes.
+    Stored embeddings are not updated and get no gradient. The memory is in the state_dict and is restored on resume.
+    While the memory fills, only its filled part is used; in evaluation mode it is not used. In `RetrievalModule` every
+    process stores the embeddings of all processes.
 
     Source: Wang, Zhang, Huang, Scott, "Cross-Batch Memory for Embedding Learning", CVPR 2020.
 
     Args:
-        loss: one that shares queries, such as any rank loss here; in a sum, all of its losses do.
-        size: how many embeddings are remembered, from 1.
+        loss: a loss that supports `queries`, such as any ranking loss of this package. Every loss in a sum must support
+            them.
+        size: number of stored embeddings, at least 1.
         embedding_dim: D.
-        start_after: how many batches pass before the memory is used, from 0: the first embeddings change fast.
+        start_after: number of batches before the memory is used, at least 0, since embeddings change fast at first.
 
     Attributes:
-        diagnostics: those of the loss.
+        diagnostics: the diagnostics of the loss.
 
     Raises:
-        ValueError: for numbers out of range, a loss that does not share queries, and embeddings of another D.
+        ValueError: if a number is out of range, the loss does not support `queries`, or the embedding dimension does
+            not match.
 
     >>> from lightning_recall.losses import RecallAtKLoss
     >>> loss = CrossBatchMemory(RecallAtKLoss(ks=(1,)), size=4, embedding_dim=2)
     >>> _ = loss(torch.eye(2), torch.tensor([0, 0]))
-    >>> loss.labels.tolist(), int(loss.count)
+    >>> loss.labels.tolist(), int(loss.num_stored)
     ([0, 0, 0, 0], 2)
     """
 
     shares_queries = True
-    counts_singletons = True  # their positives may be remembered
+    counts_singletons = True  # their positives may be in the memory
     memory: Tensor
     labels: Tensor
-    count: Tensor
-    batches: Tensor
+    num_stored: Tensor
+    num_batches: Tensor
 
     def __init__(self, loss: nn.Module, size: int, embedding_dim: int, start_after: int = 0) -> None:
         super().__init__()
-        if size < 1 or embedding_dim < 1:
-            raise ValueError(f"size and embedding_dim must be at least 1, got {size} and {embedding_dim}.")
+        check_integer("size", size, 1)
+        check_integer("embedding_dim", embedding_dim, 1)
         for part in loss.losses if isinstance(loss, MultipleLosses) else [loss]:
             if not declares(part, "shares_queries"):
                 raise ValueError(
-                    f"{type(part).__name__} takes no `queries`, so that it cannot tell the batch from the memory: "
-                    "add it beside the memory, MultipleLosses([CrossBatchMemory(...), ...])."
+                    f"{type(part).__name__} does not support `queries`, so it cannot separate the batch from the "
+                    "memory. Add it outside the memory: MultipleLosses([CrossBatchMemory(...), ...])."
                 )
         self.loss = loss
         self.start_after = start_after
         self.check_settings()
         self.register_buffer("memory", torch.zeros(size, embedding_dim))
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
-        self.register_buffer("count", torch.zeros((), dtype=torch.int64))  # ever remembered
-        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("num_stored", torch.zeros((), dtype=torch.int64))  # overwritten ones count too
+        self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))
 
     def check_settings(self) -> None:
-        """As `RetrievalLoss`."""
+        """See `RetrievalLoss.check_settings`."""
         if not self.start_after >= 0:
-            raise ValueError(f"start_after must be from 0, got {self.start_after}.")
+            raise ValueError(f"start_after must be at least 0, got {self.start_after}.")
 
     @property
-    def accepts_virtual(self) -> bool:  # type: ignore[override]  # as the losses at the time
-        """Whether the loss does."""
+    def accepts_virtual(self) -> bool:  # type: ignore[override]  # computed, since the loss may change
+        """Whether the wrapped loss supports `pairs`."""
         return declares(self.loss, "accepts_virtual")
 
     def forward(
@@ -161,33 +166,35 @@ class CrossBatchMemory(RetrievalLoss):
         queries: slice | Tensor | None = None,
         pairs: VirtualPairs | None = None,
     ) -> Tensor:
-        """As `RetrievalLoss`."""
+        """See `RetrievalLoss.forward`; the loss warns about embeddings that are not normalised."""
         self.check_settings()
         embeddings, labels = check_batch(embeddings, labels)
         if embeddings.shape[1:] != self.memory.shape[1:]:
             raise ValueError(
-                f"embeddings of shape {tuple(embeddings.shape)} do not fit a memory of embedding_dim "
+                f"embeddings have dimension {embeddings.shape[1]}, but the memory has embedding_dim "
                 f"{self.memory.shape[1]}."
             )
         num_real, num_virtual = len(embeddings), 0 if pairs is None else len(pairs[0])
-        filled = min(int(self.count), len(self.memory)) if self.training and self.batches >= self.start_after else 0
-        rows = torch.arange(num_real + num_virtual, device=embeddings.device)
-        rows = rows if queries is None else rows[queries]
-        rows = torch.where(rows < num_real, rows, rows + filled)  # virtual items stand behind the memory
+        is_used = self.training and self.num_batches >= self.start_after
+        num_filled = min(int(self.num_stored), len(self.memory)) if is_used else 0
+        indices = torch.arange(num_real + num_virtual, device=embeddings.device)
+        indices = indices if queries is None else indices[queries]
+        indices = torch.where(indices < num_real, indices, indices + num_filled)  # virtual items follow the memory
         options: dict[str, Any] = {} if pairs is None else {"pairs": pairs}
-        everything = torch.cat([embeddings, self.memory[:filled].to(embeddings.dtype)])
-        value: Tensor = self.loss(everything, torch.cat([labels, self.labels[:filled]]), queries=rows, **options)
+        gallery = torch.cat([embeddings, self.memory[:num_filled].to(embeddings.dtype)])
+        gallery_labels = torch.cat([labels, self.labels[:num_filled]])
+        value: Tensor = self.loss(gallery, gallery_labels, queries=indices, **options)
         self.diagnostics = getattr(self.loss, "diagnostics", {})
         if self.training:
-            self.remember(embeddings.detach(), labels)
+            self.enqueue(embeddings.detach(), labels)
         return value
 
-    def remember(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Puts a batch in the place of the oldest."""
+    def enqueue(self, embeddings: Tensor, labels: Tensor) -> None:
+        """Overwrites the oldest embeddings with a batch."""
         size = len(self.memory)
-        places = (self.count + torch.arange(len(labels), device=self.count.device)) % size
+        slots = (self.num_stored + torch.arange(len(labels), device=self.num_stored.device)) % size
         last = slice(max(len(labels) - size, 0), None)  # of a batch larger than the memory
-        self.memory[places[last]] = embeddings[last].to(self.memory.dtype)
-        self.labels[places[last]] = labels[last]
-        self.count += len(labels)
-        self.batches += 1
+        self.memory[slots[last]] = embeddings[last].to(self.memory.dtype)
+        self.labels[slots[last]] = labels[last]
+        self.num_stored += len(labels)
+        self.num_batches += 1

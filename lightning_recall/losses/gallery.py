@@ -1,14 +1,13 @@
-"""What a batch is searched among: its embeddings, and virtual items between two of them."""
+"""The gallery of a batch: its embeddings and the virtual items mixed from them."""
 
 import torch
 from torch import Tensor
 
-VirtualPairs = tuple[Tensor, Tensor, Tensor]
-"""M virtual items: rows of the first and of the second real item, and the share of the first, all (M,)."""
+from lightning_recall.virtual_pairs import VirtualPairs
 
 
 class Gallery:
-    """Items to search, N embeddings (N, D); each can also query."""
+    """Gallery of N embeddings (N, D); every item can also be a query."""
 
     def __init__(self, embeddings: Tensor) -> None:
         self.embeddings = embeddings
@@ -16,59 +15,76 @@ class Gallery:
     def __len__(self) -> int:
         return len(self.embeddings)
 
-    def rows(self, queries: Tensor) -> Tensor:
-        """Embeddings (Q, D) of some items (Q,)."""
-        return self.embeddings[queries]
+    def embeddings_at(self, indices: Tensor) -> Tensor:
+        """Embeddings (Q, D) of the items at `indices` (Q,)."""
+        return self.embeddings[indices]
 
-    def similarities(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
-        """Dot products (Q, len) of embeddings (Q, D) with every item; `out`, if given, takes them."""
-        return torch.mm(rows, self.embeddings.T, out=out)
+    def similarities(self, queries: Tensor, out: Tensor | None = None) -> Tensor:
+        """Dot products (Q, len) of query embeddings (Q, D) with every item, written to `out` if given."""
+        return torch.mm(queries, self.embeddings.T, out=out)
 
-    def add_gradient(self, gradient: Tensor, queries: Tensor, rows: Tensor, weights: Tensor) -> None:
-        """Adds into `gradient` (N, D) what derivatives `weights` (Q, len) by the similarities of `queries` give."""
-        gradient.addmm_(weights.T, rows)
-        gradient.index_add_(0, queries, weights @ self.embeddings)
+    def accumulate_gradient(
+        self, gradient: Tensor, indices: Tensor, queries: Tensor, similarity_gradient: Tensor
+    ) -> None:
+        """Backpropagates the gradient of the similarities and accumulates it into `gradient` (N, D).
+
+        Args:
+            gradient: (N, D), with respect to the embeddings.
+            indices: (Q,) of the queries.
+            queries: (Q, D) their embeddings.
+            similarity_gradient: (Q, len), with respect to the similarities of the queries.
+        """
+        gradient.addmm_(similarity_gradient.T, queries)
+        gradient.index_add_(0, indices, similarity_gradient @ self.embeddings)
 
 
 class MixedGallery(Gallery):
-    """N embeddings (N, D) and M virtual items between two of them: item N + m is the mixture of pair m.
+    """Gallery of N embeddings (N, D) and M virtual items: item N + m is the mixture of pair m.
 
-    The similarities to virtual items are mixed from those to the real ones, so that matrix products have N columns
-    and not N + M.
+    Similarities to virtual items are mixed from those to the real items, so matrix products have only N columns.
     """
 
     def __init__(self, embeddings: Tensor, pairs: VirtualPairs) -> None:
         super().__init__(embeddings)
-        first, second, share = pairs
         self.num_real = len(embeddings)
-        real = torch.arange(self.num_real, device=first.device)  # a real item is all of itself
-        self.first, self.second = torch.cat([real, first]), torch.cat([real, second])  # (N + M,)
-        self.share = torch.cat([embeddings.new_ones(self.num_real), share.to(embeddings.dtype)])
+        self.pairs = pairs._replace(alpha=pairs.alpha.to(embeddings.dtype))
+        real = torch.arange(self.num_real, device=pairs.first.device)
+        # (N + M,): a real item is stored as a mixture with weight 1 of itself
+        self.first, self.second = torch.cat([real, pairs.first]), torch.cat([real, pairs.second])
+        self.alpha = torch.cat([embeddings.new_ones(self.num_real), self.pairs.alpha])
 
     def __len__(self) -> int:
-        return len(self.share)
+        return len(self.alpha)
 
-    def rows(self, queries: Tensor) -> Tensor:
-        """Embeddings (Q, D) of some items (Q,)."""
-        share = self.share[queries, None]
-        return torch.lerp(self.embeddings[self.second[queries]], self.embeddings[self.first[queries]], share)
+    def embeddings_at(self, indices: Tensor) -> Tensor:
+        """Embeddings (Q, D) of the items at `indices` (Q,)."""
+        alpha = self.alpha[indices, None]
+        return torch.lerp(self.embeddings[self.second[indices]], self.embeddings[self.first[indices]], alpha)
 
-    def similarities(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
-        """Dot products (Q, N + M) of embeddings (Q, D) with every item; `out`, if given, takes them."""
-        first, second, share = (part[self.num_real :] for part in (self.first, self.second, self.share))
-        real = rows @ self.embeddings.T
-        one, other = (real.gather(1, columns.expand(len(rows), -1)) for columns in (first, second))
-        return torch.cat([real, other.lerp_(one, share)], 1, out=out)
+    def similarities(self, queries: Tensor, out: Tensor | None = None) -> Tensor:
+        """Dot products (Q, N + M) of query embeddings (Q, D) with every item, written to `out` if given."""
+        real = queries @ self.embeddings.T  # (Q, N)
+        first, second = (
+            real.gather(1, columns.expand(len(queries), -1)) for columns in (self.pairs.first, self.pairs.second)
+        )  # (Q, M)
+        return torch.cat([real, second.lerp_(first, self.pairs.alpha)], 1, out=out)
 
-    def add_gradient(self, gradient: Tensor, queries: Tensor, rows: Tensor, weights: Tensor) -> None:
-        """Adds into `gradient` (N, D) what derivatives `weights` (Q, N + M) by the similarities give."""
-        first, second, share = (part[self.num_real :] for part in (self.first, self.second, self.share))
-        real, virtual = torch.split(weights, [self.num_real, len(share)], 1)
+    def accumulate_gradient(
+        self, gradient: Tensor, indices: Tensor, queries: Tensor, similarity_gradient: Tensor
+    ) -> None:
+        """See `Gallery.accumulate_gradient`; the gradient of a virtual item goes to the two items of its pair."""
+        first, second, alpha = self.pairs
+        real, virtual = torch.split(similarity_gradient, [self.num_real, len(alpha)], 1)
         real = real.contiguous()
-        real.index_add_(1, first, virtual * share)
-        real.index_add_(1, second, virtual * (1 - share))
-        gradient.addmm_(real.T, rows)
-        by_row = real @ self.embeddings  # (Q, D)
-        share = self.share[queries, None]
-        gradient.index_add_(0, self.first[queries], by_row * share)
-        gradient.index_add_(0, self.second[queries], by_row * (1 - share))
+        real.index_add_(1, first, virtual * alpha)
+        real.index_add_(1, second, virtual * (1 - alpha))
+        gradient.addmm_(real.T, queries)
+        query_gradient = real @ self.embeddings  # (Q, D)
+        query_alpha = self.alpha[indices, None]
+        gradient.index_add_(0, self.first[indices], query_gradient * query_alpha)
+        gradient.index_add_(0, self.second[indices], query_gradient * (1 - query_alpha))
+
+
+def gallery_of(embeddings: Tensor, pairs: VirtualPairs | None) -> Gallery:
+    """The gallery of a batch, with the virtual items of `pairs` if there are any."""
+    return Gallery(embeddings) if pairs is None else MixedGallery(embeddings, pairs)

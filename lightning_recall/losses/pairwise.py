@@ -1,7 +1,6 @@
-"""Losses that look at each query's similarities by themselves, block by block.
+"""Losses that are a mean over queries of a function of one row of the similarity matrix, computed in blocks.
 
-Such a loss is the mean over the queries of a function of one row of the similarity matrix. Its gradient by a block of
-rows is taken as soon as they are there, so that the matrix is never whole.
+Each block is differentiated immediately, so the full matrix is never stored.
 """
 
 from collections.abc import Callable
@@ -10,63 +9,122 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_recall.losses.base import check_batch, check_finite
-from lightning_recall.losses.closed_form import first_order
-from lightning_recall.losses.gallery import Gallery, MixedGallery, VirtualPairs
+from lightning_recall.losses.base import RetrievalLoss, check_batch, select_queries
+from lightning_recall.losses.closed_form import forbid_double_backward
+from lightning_recall.losses.gallery import gallery_of
+from lightning_recall.virtual_pairs import VirtualPairs, labels_with_virtual
 
 QueryValues = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Similarities (q, N), which items are positives and which negatives (q, N) bool -> one value a query (q,)."""
+"""Similarities (q, N), and masks of positives and negatives (q, N) -> one value per query (q,)."""
 
-BLOCK_ELEMENTS = 2**20  # similarities held at a time, 4 MiB in fp32: a loss makes some ten arrays of that size
-DEVICE_ELEMENTS = 2**24  # on a GPU, 64 MiB: it would wait for the kernels of a smaller block to start
+BLOCK_ELEMENTS = 2**20  # similarities per block (4 MiB in fp32): a loss allocates about ten such tensors
+DEVICE_ELEMENTS = 2**24  # on a GPU (64 MiB): smaller blocks are launch-bound
 
 
-class PairwiseLoss(NamedTuple):
-    """The mean over the queries, and the share of them whose most similar item is a positive: the exact Recall@1."""
+class PairwiseLossResult(NamedTuple):
+    """Mean loss, and the fraction of queries whose nearest neighbour is a positive (exact Recall@1)."""
 
     loss: Tensor
-    hits: Tensor
+    recall_at_1: Tensor
+
+
+class PairwiseLoss(RetrievalLoss):
+    """Base class of the losses that are a mean over queries of a function of the query's similarities.
+
+    A subclass implements `query_values(similarities, positive, negative)`; the arguments are those of `pairwise_loss`.
+
+    Attributes:
+        diagnostics: exact "recall@1" within the last batch.
+
+    >>> class DifferenceOfMeans(PairwiseLoss):
+    ...     def query_values(self, similarities, positive, negative):
+    ...         means = [(similarities * mask).sum(1) / mask.sum(1) for mask in (positive, negative)]
+    ...         return means[1] - means[0]
+    >>> embeddings = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.6, 0.8]])
+    >>> round(DifferenceOfMeans()(embeddings, torch.tensor([0, 0, 1, 1])).item(), 4)
+    -0.26
+    """
+
+    shares_queries = True
+    accepts_virtual = True
+    query_values: Callable[..., Tensor]
+
+    def compute(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        queries: slice | Tensor | None = None,
+        pairs: VirtualPairs | None = None,
+    ) -> Tensor:
+        """See `RetrievalLoss.forward`."""
+        return self.mean_over_queries(self.query_values, embeddings, labels, queries, pairs)
+
+    def mean_over_queries(
+        self,
+        query_values: QueryValues,
+        embeddings: Tensor,
+        labels: Tensor,
+        queries: slice | Tensor | None,
+        pairs: VirtualPairs | None,
+    ) -> Tensor:
+        """Mean of `query_values` over the queries of a checked batch; sets the diagnostics."""
+        result = average_checked_batch(embeddings, labels, query_values, queries, pairs)
+        self.diagnostics = {"recall@1": result.recall_at_1}
+        return result.loss
 
 
 def pairwise_loss(
     embeddings: Tensor,
     labels: Tensor,
-    values_of: QueryValues,
+    query_values: QueryValues,
     queries: slice | Tensor | None = None,
     pairs: VirtualPairs | None = None,
-) -> PairwiseLoss:
-    """Mean of `values_of` over the queries of a batch that have a positive and a negative.
+) -> PairwiseLossResult:
+    """Mean of `query_values` over the queries of a batch that have a positive and a negative.
 
     Args:
-        embeddings: (N, D) floating point, unit length if similarities are to be cosines; computed in fp32 at least.
+        embeddings: (N, D) floating point, unit length if similarities are to be cosines. Half-precision embeddings,
+            and autocast, are computed in fp32; fp64 stays fp64. The gradient has no second derivative.
         labels: (N,) integers.
-        values_of: each query's value; differentiated by autograd with respect to the similarities only.
-        queries: rows that query, each once; None: all. As of `smooth_rank_loss`.
-        pairs: M virtual items to add (SiMix), as of `smooth_rank_loss`.
+        query_values: returns one value per query (q,) from the similarities (q, N) of some queries and the masks of
+            their positives and negatives (q, N); the query itself is in neither mask. Autograd differentiates it with
+            respect to the similarities only.
+        queries: slice or indices of the queries, without duplicates; None: all. See `smooth_rank_loss`.
+        pairs: M virtual items (SiMix), see `smooth_rank_loss`.
+
+    Returns:
+        The loss, and the exact Recall@1; a tie with a negative is not a hit.
 
     Raises:
-        ValueError: where shapes, dtypes or devices do not fit, embeddings are not finite, or no query has both a
+        ValueError: if shapes, dtypes or devices do not match, embeddings are not finite, or no query has both a
             positive and a negative.
     """
     embeddings, labels = check_batch(embeddings, labels)
-    check_finite(embeddings)
-    if pairs is not None:
-        labels = torch.cat([labels, labels[pairs[0]]])
+    pairs = None if pairs is None else VirtualPairs(*pairs)
+    with torch.autocast(embeddings.device.type, enabled=False):
+        return average_checked_batch(embeddings, labels, query_values, queries, pairs)
+
+
+def average_checked_batch(
+    embeddings: Tensor,
+    labels: Tensor,
+    query_values: QueryValues,
+    queries: slice | Tensor | None,
+    pairs: VirtualPairs | None,
+) -> PairwiseLossResult:
+    """See `pairwise_loss`; for a batch that `check_batch` has checked, outside of autocast."""
+    labels = labels_with_virtual(labels, pairs)
     _, inverse, counts = torch.unique(labels, return_inverse=True, return_counts=True)
-    asks = (counts[inverse] > 1) & (counts[inverse] < len(labels))
-    if queries is not None:
-        chosen = torch.zeros_like(asks)
-        chosen[queries] = True
-        asks &= chosen
-    rows = asks.nonzero().squeeze(1)
-    if len(rows) == 0:
+    is_query = select_queries((counts[inverse] > 1) & (counts[inverse] < len(labels)), queries)
+    indices = is_query.nonzero().squeeze(1)
+    if len(indices) == 0:
         raise ValueError(
             f"No query has both a positive and a negative among the {len(labels)} items: draw batches with at least 2 "
             "samples per class and 2 classes (ClassBalancedBatchSampler does)."
         )
     if not torch.is_grad_enabled():
         embeddings = embeddings.detach()
-    return PairwiseLoss(*_PairwiseLoss.apply(embeddings, labels, rows, values_of, pairs))
+    return PairwiseLossResult(*_PairwiseLoss.apply(embeddings, labels, indices, query_values, pairs))
 
 
 class _PairwiseLoss(torch.autograd.Function):
@@ -77,38 +135,37 @@ class _PairwiseLoss(torch.autograd.Function):
         ctx: Any,
         embeddings: Tensor,
         labels: Tensor,
-        queries: Tensor,
-        values_of: QueryValues,
+        indices: Tensor,
+        query_values: QueryValues,
         pairs: VirtualPairs | None,
     ) -> tuple[Tensor, Tensor]:
-        with torch.autocast(embeddings.device.type, enabled=False):
-            gallery = Gallery(embeddings) if pairs is None else MixedGallery(embeddings, pairs)
-            gradient = torch.zeros_like(embeddings) if ctx.needs_input_grad[0] else None
-            # small tensors that outlive a block would cut up the memory that the next one needs
-            total, hits = embeddings.new_zeros(()), torch.empty_like(queries, dtype=torch.bool)
-            at_a_time = BLOCK_ELEMENTS if embeddings.device.type == "cpu" else DEVICE_ELEMENTS
-            num_rows = max(1, at_a_time // len(gallery))
-            for part, hit in zip(torch.split(queries, num_rows), torch.split(hits, num_rows), strict=True):
-                rows = gallery.rows(part)  # (q, D)
-                similarities = gallery.similarities(rows)  # (q, N)
-                positive = labels[part, None] == labels
-                negative = ~positive
-                positive.scatter_(1, part[:, None], False)
-                best = [similarities.masked_fill(~mask, -torch.inf).amax(1) for mask in (positive, negative)]
-                torch.gt(best[0], best[1], out=hit)
-                similarities.requires_grad_(gradient is not None)
-                with torch.set_grad_enabled(gradient is not None):
-                    value = values_of(similarities, positive, negative).sum()
-                if gradient is not None:
-                    (weights,) = torch.autograd.grad(value, similarities)
-                    gallery.add_gradient(gradient, part, rows, weights)
-                total += value.detach()
-            share = hits.float().mean()
+        gallery = gallery_of(embeddings, pairs)
+        gradient = torch.zeros_like(embeddings) if ctx.needs_input_grad[0] else None
+        # preallocated to avoid memory fragmentation
+        total, hits = embeddings.new_zeros(()), torch.empty_like(indices, dtype=torch.bool)
+        block_elements = BLOCK_ELEMENTS if embeddings.device.type == "cpu" else DEVICE_ELEMENTS
+        block_queries = max(1, block_elements // len(gallery))
+        for block, hit in zip(torch.split(indices, block_queries), torch.split(hits, block_queries), strict=True):
+            queries = gallery.embeddings_at(block)  # (q, D)
+            similarities = gallery.similarities(queries)  # (q, N)
+            positive = labels[block, None] == labels
+            negative = ~positive
+            positive.scatter_(1, block[:, None], False)
+            best = [similarities.masked_fill(~mask, -torch.inf).amax(1) for mask in (positive, negative)]
+            torch.gt(best[0], best[1], out=hit)
+            similarities.requires_grad_(gradient is not None)
+            with torch.set_grad_enabled(gradient is not None):
+                value = query_values(similarities, positive, negative).sum()
             if gradient is not None:
-                ctx.save_for_backward(gradient.div_(len(queries)), embeddings)
-            ctx.mark_non_differentiable(share)
-            return total / len(queries), share
+                (similarity_gradient,) = torch.autograd.grad(value, similarities)
+                gallery.accumulate_gradient(gradient, block, queries, similarity_gradient)
+            total += value.detach()
+        recall_at_1 = hits.float().mean()
+        if gradient is not None:
+            ctx.save_for_backward(gradient.div_(len(indices)), embeddings)
+        ctx.mark_non_differentiable(recall_at_1)
+        return total / len(indices), recall_at_1
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        return first_order(*ctx.saved_tensors) * grad_output, None, None, None, None
+        return forbid_double_backward(*ctx.saved_tensors) * grad_output, None, None, None, None

@@ -1,54 +1,52 @@
-"""Recall@k with a rank whose gradient does not vanish: SupRecall."""
+"""SupRecall: a Recall@k surrogate whose rank gradient does not vanish."""
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from lightning_recall.losses.base import RetrievalLoss, check_above_zero, check_ks
-from lightning_recall.losses.gallery import VirtualPairs
+from lightning_recall.checks import check_above_zero
+from lightning_recall.losses.base import check_ks
 from lightning_recall.losses.heaviside import SupHeaviside
-from lightning_recall.losses.ranking import smooth_rank_loss
-from lightning_recall.losses.recall_at_k import smooth_recall_at_k
+from lightning_recall.losses.rank_loss import RankLoss
+from lightning_recall.losses.recall_at_k import cut_offs_like, smooth_recall_at_k
 
 
-class SupRecallAtKLoss(RetrievalLoss):
+class SupRecallAtKLoss(RankLoss):
     """One minus a smooth Recall@k in which positives ranked far too low still have a gradient.
 
-    As `RecallAtKLoss`, without its cap at k, and with the rank from `SupHeaviside`: 1 for each positive ahead, without
-    gradient, and sigmoid, then slope, for the items of other classes. The sigmoid alone is flat for items that are more
-    than some 0.05 more similar than the positive: they push nothing. The cut is a sigmoid here too, so that a positive
-    some twenty ranks beyond the largest k has no gradient still.
+    Like `RecallAtKLoss`, but not clipped at k and with the rank of `SupHeaviside`: each positive ranked higher adds 1
+    without gradient, each negative a sigmoid that continues linearly. A plain sigmoid saturates for negatives that are
+    more than about 0.05 more similar than the positive, so they get no gradient. The cut-off at k is still a sigmoid,
+    so positives more than about 20 ranks beyond the largest k get no gradient.
 
         recall_k(q) = sum over x in P_q of sigmoid((k - rank(q, x)) / k_temperature) / min(k, |P_q|)
 
-    Source: Ramzi et al., "Optimization of Rank Losses for Image Retrieval", 2023 (arXiv 2309.08250), SupR@K. It trains
-    beside a second loss that draws positives together: `MultipleLosses` of it and `NormalizedSoftmaxLoss`, weights 0.9 and 0.1.
+    Source: Ramzi et al., "Optimization of Rank Losses for Image Retrieval", 2023 (arXiv 2309.08250), SupR@K. Use it
+    with a loss that pulls positives together, for example
+    `MultipleLosses([SupRecallAtKLoss(), NormalizedSoftmaxLoss(num_classes, embedding_dim)], weights=[0.9, 0.1])`.
 
     Args:
-        ks: cut-offs, integers from 1.
-        k_temperature: width of the cut in ranks, above 0.
-        rank_temperature: tau, above 0; 0.01 in the paper.
-        delta: difference of similarity from which the comparison is linear, above 0.
-        slope: of the linear part, above 0.
-        start: added where an item is ahead, from 0.
-        offset: where the linear part begins; None: where the curved one ends.
+        ks: cut-offs, integers of at least 1.
+        k_temperature: temperature of the sigmoid at k, in ranks, above 0.
+        rank_temperature: tau, in similarity, above 0; 0.01 in the paper.
+        delta: similarity difference above which the comparison is linear, above 0.
+        slope: slope of the linear part, above 0.
+        start: constant added for items ranked higher, at least 0.
+        offset: value of the linear part at delta. None: continues the sigmoid.
 
     Shapes: embeddings (N, D), labels (N,) -> scalar.
 
     Attributes:
-        diagnostics: of the last batch, as of `RecallAtKLoss`.
+        diagnostics: see `RecallAtKLoss`.
 
     Raises:
-        ValueError: for settings out of range, and batches that `smooth_rank_loss` refuses.
+        ValueError: for settings out of range, and batches that `smooth_rank_loss` rejects.
 
+    >>> import torch
     >>> embeddings = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.6, 0.8]])
     >>> round(SupRecallAtKLoss(ks=(1, 2))(embeddings, torch.tensor([0, 0, 1, 1])).item(), 4)
     0.6922
     """
-
-    shares_queries = True
-    accepts_virtual = True
 
     def __init__(
         self,
@@ -71,36 +69,16 @@ class SupRecallAtKLoss(RetrievalLoss):
         self.check_settings()
 
     def check_settings(self) -> None:
-        """As `RetrievalLoss`."""
+        """See `RetrievalLoss.check_settings`."""
         check_ks(self.ks)
         check_above_zero(k_temperature=self.k_temperature)
-        self.comparison()
+        self.heaviside()
 
-    def comparison(self) -> SupHeaviside:
-        """The comparison of the present settings."""
+    def heaviside(self) -> SupHeaviside:
+        """Returns the smooth comparison for the current settings."""
         return SupHeaviside(self.rank_temperature, self.delta, self.slope, self.start, self.offset)
 
-    def compute(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        queries: slice | Tensor | None = None,
-        pairs: VirtualPairs | None = None,
-    ) -> Tensor:
-        """As `RetrievalLoss`."""
-        ks = torch.tensor(self.ks, dtype=embeddings.dtype, device=embeddings.device)
-
-        def missed(ranks: Tensor, valid: Tensor, _: Tensor) -> Tensor:
-            return 1 - smooth_recall_at_k(ranks, valid, ks, self.k_temperature, capped=False)
-
-        result = smooth_rank_loss(
-            embeddings,
-            labels,
-            missed,
-            self.rank_temperature,
-            queries=queries,
-            pairs=pairs,
-            comparison=self.comparison(),
-        )
-        self.diagnostics = result.diagnostics(self.ks)
-        return result.loss
+    def objective(self, ranks: Tensor, valid: Tensor, similarities: Tensor) -> Tensor:
+        """One minus the smooth Recall@k (Q,)."""
+        ks = cut_offs_like(self.ks, ranks)
+        return 1 - smooth_recall_at_k(ranks, valid, ks, self.k_temperature, capped=False)

@@ -1,10 +1,10 @@
-"""Models: images -> unit embeddings. Plain torch."""
+"""Models: images -> unit-norm embeddings. Plain torch."""
 
 from lightning_recall.models.embedder import ImageEmbedder
 from lightning_recall.models.export import export_onnx
-from lightning_recall.models.multi_view import MultiView
+from lightning_recall.models.multi_scale import MultiScale
 from lightning_recall.models.pooling import GeM
 from lightning_recall.models.small_convnet import SmallConvNet
 from lightning_recall.models.whitening import PCAWhitening
 
-__all__ = ["GeM", "ImageEmbedder", "MultiView", "PCAWhitening", "SmallConvNet", "export_onnx"]
+__all__ = ["GeM", "ImageEmbedder", "MultiScale", "PCAWhitening", "SmallConvNet", "export_onnx"]

@@ -1,4 +1,4 @@
-"""Writes an embedder as ONNX, with its preprocessing."""
+"""Exports an embedder with its preprocessing to ONNX."""
 
 import copy
 import warnings
@@ -10,21 +10,20 @@ from torch import nn
 
 
 def export_onnx(embedder: nn.Module, path: str | Path, image_size: int | tuple[int, int], channels: int = 3) -> None:
-    """Writes an embedder to an ONNX file that takes uint8 images and gives unit embeddings.
+    """Writes an embedder to an ONNX file that maps uint8 images to unit-norm embeddings.
 
-    Input "images" (B, C, H, W) uint8, output "embeddings" (B, D); B is free. Scaling to [0, 1], mean and standard
-    deviation are in the file, as they are in `ImageEmbedder`; resizing and cropping to H x W are not. Needs
-    `pip install lightning-recall[onnx]`.
+    Input "images" (B, C, H, W) uint8, output "embeddings" (B, D); the batch size is dynamic. The file includes scaling
+    to [0, 1] and normalisation, but not resizing and cropping to H x W. Needs `pip install lightning-recall[onnx]`.
 
     Args:
-        embedder: images (B, C, H, W) uint8 -> (B, D); exported in evaluation mode, and left as it is.
-        path: of the file.
+        embedder: images (B, C, H, W) uint8 -> (B, D); exported in evaluation mode; the embedder itself is not changed.
+        path: path of the ONNX file.
         image_size: H and W, or one number for both.
-        channels: C.
+        channels: number of image channels.
 
     Raises:
-        ImportError: without the packages of the extra.
-        RuntimeError: before torch 2.9, whose exporter fixes the number of images.
+        ImportError: if onnx or onnxscript is not installed.
+        RuntimeError: with torch below 2.9, whose exporter does not support a dynamic batch size.
     """
     if torch.__version__ < "2.9":
         raise RuntimeError(f"export_onnx needs torch 2.9 or later, this is {torch.__version__}.")
@@ -38,7 +37,7 @@ def export_onnx(embedder: nn.Module, path: str | Path, image_size: int | tuple[i
     images = torch.randint(0, 256, (2, channels, height, width), dtype=torch.uint8)
     shapes: Any = {"images": {0: torch.export.Dim("batch")}}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the exporter's own workings
+        warnings.simplefilter("ignore")  # internal warnings of the exporter
         torch.onnx.export(
             module,
             (images,),

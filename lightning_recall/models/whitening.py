@@ -1,4 +1,4 @@
-"""Whitens embeddings by what was learned on training images."""
+"""PCA whitening of embeddings, fitted on training images."""
 
 import torch
 import torch.nn.functional as F
@@ -6,22 +6,23 @@ from torch import Tensor, nn
 
 
 class PCAWhitening(nn.Module):
-    """Rotates embeddings to their principal components, scales each to variance 1, keeps the first, and normalises.
+    """Projects embeddings onto the first `dim` principal components, scales each to unit variance and L2-normalises.
 
-    Directions that all images share count less afterwards. Learn it on training images, never on those that are judged.
+    This reduces the weight of directions along which all images vary most. Fit it on training images, never on test
+    images.
 
     Source: Jegou and Chum, "Negative evidences and co-occurences in image retrieval: the benefit of PCA and whitening",
     ECCV 2012.
 
     Args:
-        embeddings: (N, D) of training images; N above `dim`.
-        dim: length of the whitened embeddings, at most D; None: D.
-        epsilon: added to the variances, relative to the largest: directions that hold no more than rounding stay small.
+        embeddings: (N, D) embeddings of training images, with N > dim.
+        dim: dimension of the whitened embeddings, at most D; None: D.
+        epsilon: added to each variance, as a fraction of the largest, so that noise directions are not amplified.
 
     Shapes: (B, D) -> (B, dim), each row of length 1.
 
     Raises:
-        ValueError: for a `dim` outside 1 to D, or fewer embeddings than that.
+        ValueError: for a `dim` outside 1 to D, or if there are not more than `dim` embeddings.
 
     >>> train, test = torch.randn(100, 8), torch.randn(5, 8)
     >>> PCAWhitening(train, dim=4)(test).shape

@@ -14,7 +14,7 @@ from lightning_recall._lightning import (
 )
 from lightning_recall.batch import Batch, chunks_of_batch, describe
 from lightning_recall.gather import gather_rows
-from lightning_recall.recompute.nests import tensors_of
+from lightning_recall.recompute.pytrees import tensors_of
 
 
 def check_strategy(strategy: object) -> None:

@@ -24,7 +24,7 @@ from lightning_recall.optimization.monitors import LoggedMetrics, check_monitors
 from lightning_recall.optimization.parameter_groups import ParameterGroup, split_parameters
 from lightning_recall.optimization.process_random_states import get_random_states, set_random_states
 from lightning_recall.recompute import chunked_forward, largest_chunk_size
-from lightning_recall.recompute.nests import num_rows
+from lightning_recall.recompute.pytrees import num_rows
 from lightning_recall.tensors import at_least_float32
 from lightning_recall.virtual_pairs import VirtualPairs, labels_with_virtual
 
@@ -54,7 +54,7 @@ class RetrievalModule(ManualOptimization):
             BatchNorm in train mode normalises over a chunk.
         keep_chunks: number of chunks whose activations are kept instead of recomputed, from 1.
         test_time_augmentation: module for test-time augmentation, (embedder, images) -> embeddings, such as
-            `MultiView`; used in test and predict only. None: no augmentation.
+            `MultiScale`; used in test and predict only. None: no augmentation.
         loss_lr: learning rate of the parameters of `loss`, such as proxies; None: the same as for the other parameters.
         kwargs: for `ManualOptimization`: optimizer, lr_scheduler, gradient_clip_val, accumulate_grad_batches, ...
 

@@ -7,7 +7,7 @@ from torch import nn
 from lightning_recall._lightning import LightningModule
 from lightning_recall.batch import Batch, chunks_of_batch
 from lightning_recall.optimization.step_memory import step_memory
-from lightning_recall.recompute.nests import num_rows
+from lightning_recall.recompute.pytrees import num_rows
 
 MIB = 2**20
 

@@ -1,140 +1,137 @@
-"""A large batch in the memory of one chunk: embeddings with gradients, activations recomputed chunk by chunk."""
+"""Embeds a large batch in chunks and recomputes their activations in backward."""
 
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from lightning_recall.recompute.first_pass import FirstPass
-from lightning_recall.recompute.nests import (
-    Nest,
-    check_alike,
+from lightning_recall.checks import check_integer
+from lightning_recall.recompute.first_pass import FirstPassState
+from lightning_recall.recompute.pytrees import (
+    PyTree,
     check_rows,
+    check_same_structure,
     concatenate,
     map_tensors,
+    mappings_to_dicts,
     num_rows,
     split,
     tensors_of,
-    with_plain_dicts,
 )
 
 
 def chunked_forward(
-    embedder: Callable[[Any], Nest],
-    inputs: Nest,
+    embedder: Callable[[Any], PyTree],
+    inputs: PyTree,
     chunk_size: int,
     keep_chunks: int = 1,
     device: torch.device | str | None = None,
 ) -> Any:
-    """Embeds a batch in chunks of which only one keeps its activations at a time, then concatenates.
+    """Embeds a batch in chunks, storing the activations of only one chunk at a time.
 
-    The result is a part of the graph like any other: backward recomputes each chunk when its turn comes, so that a loss
-    over the whole batch has its exact gradient, for one more forward pass of all chunks but the last. Works in
-    automatic and manual optimization, and under autocast.
+    The result is part of the autograd graph. Backward recomputes each chunk, so a loss over the whole batch has its
+    exact gradient. This costs one extra forward pass of every chunk except the last. Works in automatic and manual
+    optimization, and under autocast.
 
-    The recomputation starts where the first pass started and leaves no trace: dropout and drop-path draw the same masks
-    again, so do `random` and `numpy.random`, and buffers that a pass changes, such as the running statistics of
-    BatchNorm, are changed once. BatchNorm in train mode normalises each chunk by its own statistics.
+    The recomputation restores the random state and buffers of the first pass, so dropout and stochastic depth use the
+    same masks, `random` and `numpy.random` draw the same numbers, and BatchNorm running statistics are updated once.
+    BatchNorm in train mode normalises each chunk by its own statistics.
 
     Args:
-        embedder: a module, a method of one, or a function. It maps inputs of b rows to embeddings (b, D), or to a dict
-            or tuple of such, each row on its own; an entry may be None.
-        inputs: a tensor (N, ...), or a dict, tuple or other nest of tensors with N rows each; an entry may be None. A
-            Mapping that is no dict, such as the BatchEncoding of a tokenizer, reaches the embedder as a dict. A list is
-            a batch in chunks already, each of them a tensor or nest; a DataLoader also collates pairs into a list:
-            pass `tuple(batch)`. What is longer than `chunk_size` is split evenly.
-        chunk_size: largest number of rows in one pass of the embedder, an integer from 1.
-        keep_chunks: how many chunks, the last ones, keep their activations, an integer from 1: more memory, less to
-            recompute. With all of them kept a step costs what a plain one does.
-        device: where the embedder is; chunks that are elsewhere go there one at a time, in both passes. None: they are
-            there.
+        embedder: a module, a method of a module, or a function. It maps inputs of b rows to embeddings (b, D), or to a
+            dict or tuple of such tensors; rows must be independent, and an entry may be None.
+        inputs: a tensor (N, ...), or a pytree of tensors with N rows each; an entry may be None. Other Mappings than
+            dict, such as BatchEncoding, are converted to dicts. A list is treated as pre-split chunks. DataLoader
+            collates pairs into lists: pass tuple(batch) for those. Inputs longer than `chunk_size` are split evenly.
+        chunk_size: largest number of rows in one pass of the embedder, at least 1.
+        keep_chunks: number of chunks at the end whose activations are stored, at least 1. Larger values use more memory
+            and recompute less. If all chunks are stored, nothing is recomputed.
+        device: where the embedder is; chunks on another device are moved there one at a time, in forward and backward.
+            None: inputs are already there.
 
     Returns:
-        What the embedder gives, of all N rows, in the order of the inputs.
+        The embedder's output for all N rows, in input order.
 
     Raises:
-        ValueError: for a `chunk_size` or `keep_chunks` that is no integer from 1, no inputs, inputs of unequal length or
-            that are no tensors, an embedder that does not give a row per row or changes its mind between chunks, a list
-            whose chunks are of different kinds, and, in backward, an embedder whose recomputation gives other values.
+        ValueError: if chunk_size or keep_chunks is not a positive integer; if inputs are empty, not tensors or of
+            unequal length; if the chunks of a list differ in structure; if the embedder's output does not have one row
+            per input row, or its structure differs between chunks; and, in backward, if the recomputation differs from
+            the first pass.
 
     >>> embedder = torch.nn.Linear(3, 2)
     >>> chunked_forward(embedder, torch.ones(10, 3), chunk_size=4).shape
     torch.Size([10, 2])
     """
-    if not (is_count(chunk_size) and is_count(keep_chunks)):
-        raise ValueError(f"chunk_size and keep_chunks must be integers from 1, got {chunk_size!r} and {keep_chunks!r}.")
-    given = [with_plain_dicts(chunk) for chunk in (inputs if isinstance(inputs, list) else [inputs])]
-    check_alike(given)
-    chunks = [part for chunk in given for part in split(chunk, chunk_size)]
+    check_integer("chunk_size", chunk_size, 1)
+    check_integer("keep_chunks", keep_chunks, 1)
+    batches = [mappings_to_dicts(batch) for batch in (inputs if isinstance(inputs, list) else [inputs])]
+    check_same_structure(batches)
+    chunks = [chunk for batch in batches for chunk in split(batch, chunk_size)]
     if not chunks:
-        raise ValueError("There is nothing to embed: inputs hold no rows.")
-    recomputed = max(len(chunks) - keep_chunks, 0) if torch.is_grad_enabled() else 0
+        raise ValueError("inputs are empty: they hold no rows to embed.")
+    num_recomputed = max(len(chunks) - keep_chunks, 0) if torch.is_grad_enabled() else 0
 
-    # Backward starts with the last chunks: kept, they are gone before another is recomputed.
-    outputs: list[Nest] = []
-    changing: set[nn.Module] | None = None
-    for chunk in chunks[:recomputed]:
-        first = FirstPass(embedder, changing)
-        outputs.append(recomputable(embedder, chunk, device, first))
-        changing = {module for module, _ in first.buffers} if changing is None else changing
-    return concatenate(outputs + [embed(embedder, chunk, device) for chunk in chunks[recomputed:]])
-
-
-def is_count(value: Any) -> bool:
-    """Whether it is an integer from 1, numpy's too."""
-    return type(value) is not bool and isinstance(value, Integral) and int(value) >= 1
+    # Backward starts with the last chunks, so their stored activations are freed before any chunk is recomputed.
+    outputs: list[PyTree] = []
+    changing_modules: set[nn.Module] | None = None
+    for chunk in chunks[:num_recomputed]:
+        first_pass = FirstPassState(embedder, changing_modules)
+        outputs.append(checkpointed_embed(embedder, chunk, device, first_pass))
+        if changing_modules is None:
+            changing_modules = {module for module, _ in first_pass.buffers}
+    return concatenate(outputs + [embed(embedder, chunk, device) for chunk in chunks[num_recomputed:]])
 
 
-def recomputable(
-    embedder: Callable[[Any], Nest], chunk: Nest, device: torch.device | str | None, first: FirstPass
-) -> Nest:
-    """Embeds one chunk and forgets the activations; their recomputation is compared with this first pass."""
-    kept: list[Tensor] = []
+def checkpointed_embed(
+    embedder: Callable[[Any], PyTree], chunk: PyTree, device: torch.device | str | None, first_pass: FirstPassState
+) -> PyTree:
+    """Embeds one chunk without storing activations; backward checks that recomputing gives the same output."""
+    first_output: list[Tensor] = []
 
-    def run(chunk: Nest, _: Tensor | None) -> Nest:
-        if not first.over:
-            with first.recorded():
+    def run(chunk: PyTree, _: Tensor | None) -> PyTree:
+        if not first_pass.done:
+            with first_pass.recorded():
                 output = embed(embedder, chunk, device)
-            kept.extend(leaf.detach() for leaf in tensors_of(output))
+            first_output.extend(tensor.detach() for tensor in tensors_of(output))
             return output
-        with first.replayed():
+        with first_pass.replayed():
             output = embed(embedder, chunk, device)
-            check_same(kept, tensors_of(output))
+            check_same(first_output, tensors_of(output))
             return output
 
-    # A tensor on the embedder's device among the arguments makes checkpoint keep that device's random state.
-    anchor = None if device is None else torch.empty(0, device=device)
-    with set_checkpoint_early_stop(False):  # else it would stop before there is anything to compare
-        return checkpoint(run, chunk, anchor, use_reentrant=False)
+    # checkpoint saves the RNG state of the devices of its arguments, so pass a tensor on the embedder's device.
+    on_device = None if device is None else torch.empty(0, device=device)
+    with set_checkpoint_early_stop(False):  # early stopping would skip the output that check_same compares
+        return checkpoint(run, chunk, on_device, use_reentrant=False)
 
 
-def embed(embedder: Callable[[Any], Nest], chunk: Nest, device: torch.device | str | None) -> Nest:
-    """What the embedder gives for a chunk, on the device, a row per row."""
+def embed(embedder: Callable[[Any], PyTree], chunk: PyTree, device: torch.device | str | None) -> PyTree:
+    """Moves a chunk to the device, embeds it, and checks that the output has one row per input row."""
     if device is not None:
-        chunk = map_tensors(lambda leaf: leaf.to(device, non_blocking=True), chunk)
-    output = with_plain_dicts(embedder(chunk))
+        chunk = map_tensors(lambda tensor: tensor.to(device, non_blocking=True), chunk)
+    output = mappings_to_dicts(embedder(chunk))
     check_rows(output, num_rows(chunk))
     return output
 
 
-def check_same(first: list[Tensor], again: list[Tensor]) -> None:
-    """Raises ValueError unless a recomputation gave, up to rounding, what the first pass did."""
-    for kept, leaf in zip(first, again, strict=True):
-        if not close(kept, leaf):
+def check_same(first: list[Tensor], recomputed: list[Tensor]) -> None:
+    """Raises ValueError unless the recomputed output equals that of the first pass up to rounding."""
+    for expected, actual in zip(first, recomputed, strict=True):
+        if not all_close(expected, actual):
             raise ValueError(
-                "The embedder gave other embeddings when a chunk was recomputed, so the gradient would be wrong: it "
-                "draws random numbers from a generator of its own, or changes parameters, attributes or its input "
-                "as it runs. Draw with torch's, numpy's or Python's global generator, keep state in buffers, or raise "
-                "keep_chunks to the number of chunks, so that nothing is recomputed."
+                "Recomputing a chunk gave different embeddings, so the gradient would be wrong. The embedder may use "
+                "its own random generator, or modify parameters, attributes or its input. Draw with the global "
+                "generator of torch, numpy or Python, keep state in buffers, or raise keep_chunks to the number of "
+                "chunks, so that nothing is recomputed."
             )
 
 
-def close(kept: Tensor, leaf: Tensor) -> bool:
-    """Whether two tensors are the same but for rounding; NaN is the same as NaN."""
-    if kept.numel() == 0 or not (kept.is_floating_point() or kept.is_complex()):
-        return torch.equal(kept, leaf)
-    scale = float(kept.abs().nan_to_num(0, 0, 0).max())
-    return torch.allclose(leaf, kept, rtol=0, atol=torch.finfo(kept.dtype).eps ** 0.5 * scale, equal_nan=True)
+def all_close(expected: Tensor, actual: Tensor) -> bool:
+    """Whether two tensors are equal up to rounding; NaN equals NaN."""
+    if expected.numel() == 0 or not (expected.is_floating_point() or expected.is_complex()):
+        return torch.equal(expected, actual)
+    scale = float(expected.abs().nan_to_num(0, 0, 0).max())
+    tolerance = torch.finfo(expected.dtype).eps ** 0.5 * scale
+    return torch.allclose(actual, expected, rtol=0, atol=tolerance, equal_nan=True)

@@ -1,124 +1,112 @@
-"""The state in which a chunk's first pass started, so that its recomputation starts there too and leaves no trace."""
+"""Saves random state and buffers before a chunk's first pass and restores them for the recomputation."""
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import CellType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
 
-Noted = tuple[str, Tensor, int, Tensor]
-"""name, buffer, version and copy of a buffer before a pass"""
+from lightning_recall.random_state import get_random_state, random_state_restored, set_random_state
+
+BufferSnapshot = tuple[str, Tensor, int, Tensor]
+"""Buffer before a pass: name, tensor, version counter and copy."""
 
 
-class FirstPass:
-    """Where a chunk's first pass started: the state that its recomputation must find again.
+class FirstPassState:
+    """Random state and buffers at the start of a chunk's first pass, restored for its recomputation.
 
-    Buffers are those of the embedder's modules. If it is a function, they are those of the modules that it calls, and
-    of modules that it holds in its closure or as arguments of `partial`. torch's own random numbers are `checkpoint`'s
-    business.
+    Saves the buffers of the embedder's modules. For a function, saves the buffers of modules that it calls, captures in
+    its closure or receives through `partial`. torch's RNG state is restored by `checkpoint`.
 
     Args:
-        embedder: what passes run.
-        changing: modules whose buffers an earlier chunk's pass has changed; None: this chunk is the first, and finds
-            them by comparing values, which a GPU must be waited for.
+        embedder: the embedder to run.
+        changing_modules: modules whose buffers the pass of an earlier chunk changed. None for the first chunk, which
+            finds them by comparing values (synchronises with the GPU).
     """
 
-    def __init__(self, embedder: Callable[[Any], Any], changing: set[nn.Module] | None = None) -> None:
-        self.known = known_modules(embedder)
-        self.whole = isinstance(getattr(embedder, "__self__", embedder), nn.Module)  # else it may call others
-        self.changing = changing
-        self.over = False
-        self.buffers: dict[tuple[nn.Module, str], Tensor] = {}  # as they were, those that the pass changed
+    def __init__(self, embedder: Callable[[Any], Any], changing_modules: set[nn.Module] | None = None) -> None:
+        self.modules = modules_of(embedder)
+        self.is_module = isinstance(getattr(embedder, "__self__", embedder), nn.Module)  # else: may call other modules
+        self.changing_modules = changing_modules
+        self.done = False
+        self.buffers: dict[tuple[nn.Module, str], Tensor] = {}  # copies of the buffers that the pass changed
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Notes the random state and the buffers as they are; to be held during the first pass."""
-        self.random, self.numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # what embedders draw from
-        before: dict[nn.Module, list[Noted]] = {}
+        """Context manager for the first pass: saves random state and buffers."""
+        self.random_state = get_random_state(with_torch=False)
+        before: dict[nn.Module, list[BufferSnapshot]] = {}
 
-        def note(module: nn.Module, inputs: object = None) -> None:  # noqa: ARG001  # torch gives both
+        def save(module: nn.Module, inputs: object = None) -> None:  # noqa: ARG001  # signature of a forward pre-hook
             if module not in before:
-                before[module] = noted_buffers(module)
+                before[module] = snapshot_buffers(module)
 
-        for module in self.known:
-            note(module)
-        handle = None if self.whole else register_module_forward_pre_hook(note)
+        for module in self.modules:
+            save(module)
+        handle = None if self.is_module else register_module_forward_pre_hook(save)
         try:
             yield
         finally:
             if handle:
                 handle.remove()
-        changed = {module for module, buffers in before.items() if has_changed(module, buffers, self.changing)}
+        changed = {module for module, buffers in before.items() if has_changed(module, buffers, self.changing_modules)}
         self.buffers = {(module, name): copy for module in changed for name, _, _, copy in before[module]}
-        self.over = True
+        self.done = True
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
-        """Starts from the state that was noted; afterwards all is as it is now."""
+        """Context manager for the recomputation: restores the saved state, and the current state afterwards."""
         buffers = {(module, name): getattr(module, name) for module, name in self.buffers}
         for (module, name), buffer in self.buffers.items():
             setattr(module, name, buffer.clone())
         try:
-            with python_random_restored():
-                random.setstate(self.random)
-                np.random.set_state(self.numpy)  # noqa: NPY002  # what embedders draw from
+            with random_state_restored(with_torch=False):
+                set_random_state(self.random_state)
                 yield
         finally:
             for (module, name), buffer in buffers.items():
                 setattr(module, name, buffer)
 
 
-@contextmanager
-def python_random_restored() -> Iterator[None]:
-    """Afterwards Python's and numpy's random numbers go on from where they are now."""
-    now = random.getstate(), np.random.get_state()  # noqa: NPY002  # what embedders draw from
-    try:
-        yield
-    finally:
-        random.setstate(now[0])
-        np.random.set_state(now[1])  # noqa: NPY002  # what embedders draw from
-
-
-def known_modules(embedder: Any) -> list[nn.Module]:
-    """Modules of an embedder that is one, of the owner of a method, or that a function holds."""
+def modules_of(embedder: Any) -> list[nn.Module]:
+    """Returns the modules of an embedder: its own, those of a bound method's object, or those that a function holds."""
     if isinstance(embedder, nn.Module):
         return list(embedder.modules())
-    held = [getattr(embedder, "__self__", None)]
+    candidates = [getattr(embedder, "__self__", None)]
     if isinstance(embedder, partial):
-        held += [embedder.func, *embedder.args, *embedder.keywords.values()]
-    held += [cell.cell_contents for cell in getattr(embedder, "__closure__", None) or () if cell != CellType()]
-    owners = [getattr(thing, "__self__", thing) for thing in held]
-    return [module for owner in owners if isinstance(owner, nn.Module) for module in owner.modules()]
+        candidates += [embedder.func, *embedder.args, *embedder.keywords.values()]
+    cells = [cell for cell in getattr(embedder, "__closure__", None) or () if cell != CellType()]
+    candidates += [cell.cell_contents for cell in cells]
+    candidates = [getattr(candidate, "__self__", candidate) for candidate in candidates]
+    return [module for owner in candidates if isinstance(owner, nn.Module) for module in owner.modules()]
 
 
-def noted_buffers(module: nn.Module) -> list[Noted]:
-    """A module's own buffers as they are."""
+def snapshot_buffers(module: nn.Module) -> list[BufferSnapshot]:
+    """Copies the buffers of a module, without its submodules."""
     named = list(module.named_buffers(recurse=False))
     for name, buffer in named:
         if is_lazy(buffer):
             raise ValueError(
-                f"{type(module).__name__} has yet to learn the shape of {name}: run a batch through it first."
+                f"{type(module).__name__} has an uninitialised lazy buffer {name}: run one batch through it first."
             )
     return [(name, buffer, buffer._version, buffer.clone()) for name, buffer in named]
 
 
-def has_changed(module: nn.Module, buffers: list[Noted], changing: set[nn.Module] | None) -> bool:
-    """Whether a pass has changed a module's buffers."""
+def has_changed(module: nn.Module, buffers: list[BufferSnapshot], changing_modules: set[nn.Module] | None) -> bool:
+    """Whether a pass has changed the buffers of a module."""
     if isinstance(module, _NormBase) and module.training:
-        return bool(buffers)  # torch updates running statistics without counting a version
-    if changing is not None and module in changing:
+        return bool(buffers)  # torch updates running statistics without increasing _version
+    if changing_modules is not None and module in changing_modules:
         return True
     return any(
         getattr(module, name) is not buffer
         or buffer._version != version
-        or (changing is None and not torch.equal(buffer, copy))
+        or (changing_modules is None and not torch.equal(buffer, copy))
         for name, buffer, version, copy in buffers
     )

@@ -1,4 +1,4 @@
-"""What holds for every loss: abilities, dtypes, settings that change, lengths, autocast."""
+"""Properties of every loss: capability flags, dtypes, settings that change, norms, autocast."""
 
 import inspect
 import warnings
@@ -42,12 +42,12 @@ def unit(n=24, d=8, dtype=torch.float32):
     return F.normalize(torch.randn(n, d, dtype=torch.float64), dim=1).to(dtype)
 
 
-def test_every_loss_is_here():
+def test_every_loss_of_the_package_is_listed():
     assert set(ALL) == set(losses.__all__)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_abilities_are_what_the_loss_does(name):
+def test_capability_flags_match_the_behaviour(name):
     loss, embeddings = ALL[name](), unit()
     assert isinstance(loss, RetrievalLoss)
     pairs = (torch.tensor([0]), torch.tensor([1]), torch.tensor([0.5]))
@@ -55,21 +55,18 @@ def test_abilities_are_what_the_loss_does(name):
         if getattr(loss, ability):
             assert loss(embeddings, LABELS, **option) != ALL[name]()(embeddings, LABELS)
         else:
-            with pytest.raises(ValueError, match=f"{name} takes no `{next(iter(option))}`"):
+            with pytest.raises(ValueError, match=f"{name} does not support `{next(iter(option))}`"):
                 loss(embeddings, LABELS, **option)
-    alone = torch.cat([LABELS[:-1], torch.tensor([50])])  # a row alone in its class
+    alone = torch.cat([LABELS[:-1], torch.tensor([50])])  # the last item is alone in its class
     if name not in ("ProxyAnchorLoss", "CrossBatchMemory", "MultipleLosses", "UniLoss"):
-        counts = ALL[name]().eval() if "Proxy" not in name else ALL[name]()
-        if "Proxy" in name:
-            counts = {"NormalizedSoftmaxLoss": losses.NormalizedSoftmaxLoss, "CircleProxyLoss": losses.CircleProxyLoss}[
-                name
-            ](7, 8)
+        with_proxies = name in ("NormalizedSoftmaxLoss", "CircleProxyLoss")
+        counts = getattr(losses, name)(7, 8) if with_proxies else ALL[name]().eval()
         whole = counts(embeddings, alone)
         without = counts(embeddings, alone, queries=torch.arange(23))
         assert loss.counts_singletons == (whole != without)
 
 
-def test_a_plain_module_has_no_ability():
+def test_a_plain_module_has_no_capability_flags():
     assert not any(
         getattr(losses.MultipleLosses([torch.nn.Module()]), ability)
         for ability in ("shares_queries", "accepts_virtual")
@@ -97,22 +94,22 @@ def test_labels_of_any_integer_type(name):
     [
         (unit(4, 8).numpy(), torch.tensor([0, 0, 1, 1]), "embeddings must be a tensor, got ndarray"),
         (unit(4, 8).tolist(), torch.tensor([0, 0, 1, 1]), "embeddings must be a tensor, got list"),
-        (unit(4, 8), [0, 0, 1, 1], "labels must be a tensor, got list: convert with torch.as_tensor"),
+        (unit(4, 8), [0, 0, 1, 1], "labels must be a tensor, got list: convert it with torch.as_tensor"),
         (unit(4, 8), LABELS[:4].numpy(), "labels must be a tensor, got ndarray"),
-        (unit(4, 8), torch.tensor([0.0, 0, 1, 1]), "labels must be integers, got torch.float32"),
+        (unit(4, 8), torch.tensor([0.0, 0, 1, 1]), r"labels must be integers of shape .*, got torch.float32 \(4,\)"),
         (unit(4, 8), LABELS[:3], r"one label per embedding, shape \(4,\), got shape \(3,\)"),
-        (unit(4, 8) * torch.nan, LABELS[:4] % 2, "embeddings hold NaN or infinity"),
+        (unit(4, 8) * torch.nan, LABELS[:4] % 2, "embeddings contain NaN or infinity"),
     ],
 )
-def test_wrong_batches_are_refused(name, embeddings, labels, message):
+def test_wrong_batches_are_rejected(name, embeddings, labels, message):
     with pytest.raises(ValueError, match=message):
         ALL[name]()(embeddings, labels)
 
 
-# setting, values that a training may move it to, and one that is out of range with the error
+# setting: a value that a schedule may set, a value out of range, and the error message of the latter
 SETTINGS = {
     "RecallAtKLoss": {
-        "ks": ((4, 8), (1.5,), "ks must be one or more integers from 1"),
+        "ks": ((4, 8), (1.5,), "ks must contain at least one positive integer"),
         "k_temperature": (2.0, 0.0, "k_temperature must be above 0, got 0.0"),
         "rank_temperature": (0.3, -1.0, "rank_temperature must be above 0, got -1.0"),
         "count_query": (True, None, None),
@@ -122,14 +119,14 @@ SETTINGS = {
         "rank_temperature": (0.3, 0.0, "rank_temperature, delta and slope must be above 0"),
         "delta": (0.1, 0.0, "got 0.1, 0.0, 100.0"),
         "slope": (20.0, 0.0, "slope must be above 0"),
-        "start": (0.2, -0.1, "start from 0"),
+        "start": (0.2, -0.1, "start at least 0"),
         "offset": (1.2, None, None),
     },
     "UniLoss": {
-        "ks": ((1, 3), (0,), "ks must be one or more integers from 1"),
+        "ks": ((1, 3), (0,), "ks must contain at least one positive integer"),
         "tau": (9.0, 0.0, "tau must be above 0, got 0.0"),
-        "num_good": (3, 2.5, "num_good must be an integer from 1, got 2.5"),
-        "num_bad": (3, -1, "num_bad must be an integer from 0, got -1"),
+        "num_good": (3, 2.5, "num_good must be an integer, at least 1, got 2.5"),
+        "num_bad": (3, -1, "num_bad must be at least 0, got -1"),
         "seed": (5, None, None),
     },
     "CircleLoss": {"m": (0.4, 1.0, "m must be above 0 and below 1"), "gamma": (20.0, 0.0, "gamma above 0")},
@@ -140,8 +137,8 @@ SETTINGS = {
     "NormalizedSoftmaxLoss": {"temperature": (0.2, 0.0, "temperature must be above 0, got 0.0")},
     "ProxyAnchorLoss": {"delta": (0.3, None, None), "alpha": (5.0, 0.0, "alpha must be above 0, got 0.0")},
     "CircleProxyLoss": {"m": (0.4, 0.0, "m must be above 0"), "gamma": (20.0, -1.0, "gamma above 0, got 0.3 and -1")},
-    "MultipleLosses": {"weights": ([0.5, 2.0], [1.0], "a weight from 0 for each, got 2 and")},
-    "CrossBatchMemory": {"start_after": (3, -1, "start_after must be from 0, got -1")},
+    "MultipleLosses": {"weights": ([0.5, 2.0], [1.0], "a non-negative weight for each, got 2 and")},
+    "CrossBatchMemory": {"start_after": (3, -1, "start_after must be at least 0, got -1")},
 }
 SETTINGS["SupRecallAtKLoss"] = SETTINGS["SupAPLoss"] | {
     "ks": SETTINGS["RecallAtKLoss"]["ks"],
@@ -151,7 +148,7 @@ KEPT = {"losses", "loss", "num_classes", "embedding_dim", "size"}  # parts and s
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_setting_that_changes_counts_from_the_next_batch(name):
+def test_a_changed_setting_takes_effect_in_the_next_batch(name):
     embeddings = unit()
     assert set(inspect.signature(type(ALL[name]())).parameters) - KEPT == set(SETTINGS[name])
     for setting, (value, wrong, message) in SETTINGS[name].items():
@@ -178,22 +175,20 @@ def test_a_setting_that_changes_counts_from_the_next_batch(name):
                 changed(embeddings, LABELS)
 
 
-def test_a_temperature_that_is_scheduled_reaches_sup_ap():
-    """Two classes on a line; by hand: ranks of both positives of each query at rank_temperature 0.5."""
+def test_a_scheduled_temperature_takes_effect_in_sup_ap():
+    """One query with one positive and one negative; the rank at rank_temperature 0.5 is computed by hand."""
     loss = losses.SupAPLoss(0.01)
     loss.rank_temperature = 0.5
     embeddings = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8]], dtype=torch.float64)
-    value = loss(embeddings, torch.tensor([0, 0, 1]), queries=torch.tensor([0]))  # s: positive 0.8, other 0.6
+    value = loss(embeddings, torch.tensor([0, 0, 1]), queries=torch.tensor([0]))  # s: positive 0.8, negative 0.6
     rank = 1 + 1 / (1 + torch.tensor(0.4, dtype=torch.float64).exp())  # t = -0.2, tau = 0.5
     torch.testing.assert_close(value, 1 - 1 / rank)
 
 
 @pytest.mark.parametrize("name", LEAVES)
-def test_long_embeddings_are_warned_of_once(name):
+def test_unnormalised_embeddings_cause_one_warning(name):
     embeddings, loss = unit(), LEAVES[name]()
-    message = (
-        rf"{name} is meant for embeddings of length 1, but a row has length 3: .* F.normalize\(embeddings, dim=1\)"
-    )
+    message = rf"{name} is meant for embeddings of length 1, but one has length 3: .* F.normalize\(embeddings, dim=1\)"
     loss(embeddings, LABELS)
     with pytest.warns(UserWarning, match=message) as warned:
         loss(torch.cat([embeddings[:-1], 3 * embeddings[-1:]]), LABELS)
@@ -207,15 +202,17 @@ def test_long_embeddings_are_warned_of_once(name):
     LEAVES[name]()(mixed, labels)
 
 
-def test_a_sum_leaves_the_warning_to_its_losses():
-    theirs = pytest.importorskip("pytorch_metric_learning.losses").ContrastiveLoss()  # a test tool; it normalises
+def test_combined_losses_leave_the_warning_to_their_losses():
+    theirs = pytest.importorskip(
+        "pytorch_metric_learning.losses"
+    ).ContrastiveLoss()  # optional dependency of the tests; it normalises
     losses.MultipleLosses([theirs])(3 * unit(), LABELS)
     with pytest.warns(UserWarning, match="SmoothAPLoss is meant for") as warned:
         losses.CrossBatchMemory(losses.MultipleLosses([losses.SmoothAPLoss()]), 30, 8)(3 * unit(), LABELS)
     assert len(warned) == 1
 
 
-def test_later_batches_do_not_wait_for_the_device():
+def test_later_batches_do_not_synchronise_with_the_device():
     loss, embeddings, waits = losses.SmoothAPLoss(), unit(), []
     for batch in range(22):
         with other_device() as device, warnings.catch_warnings():
@@ -226,7 +223,7 @@ def test_later_batches_do_not_wait_for_the_device():
 
 
 class Products(RetrievalLoss):
-    """An own loss in plain autograd."""
+    """A user loss in plain autograd."""
 
     shares_queries = True
     accepts_virtual = True
@@ -237,14 +234,41 @@ class Products(RetrievalLoss):
         return (embeddings @ embeddings.T).square().mean()
 
 
-def rank_room(embeddings, labels, pairs=None):
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_user_loss_receives_checked_batches(value):
+    """The base class checks shapes, labels and finiteness, and converts, before `compute`."""
+    seen = []
+
+    class Own(RetrievalLoss):
+        def compute(self, embeddings, labels):
+            seen.append((embeddings.dtype, labels.dtype, torch.is_autocast_enabled("cpu")))
+            return embeddings.sum()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        Own()(unit(dtype=torch.float16), LABELS.to(torch.uint8))
+        Own()(unit(dtype=torch.float64), LABELS)
+    assert seen == [(torch.float32, torch.int64, False), (torch.float64, torch.int64, False)]
+    with pytest.raises(ValueError, match="embeddings contain NaN or infinity"):
+        Own()(torch.full((24, 8), value), LABELS)
+    with pytest.raises(ValueError, match="labels must be integers"):
+        Own()(unit(), LABELS.float())
+    assert len(seen) == 2
+
+
+def test_a_repeated_cut_off_has_twice_the_weight():
+    embeddings = unit()
+    once, twice, other = (losses.RecallAtKLoss(ks, 1.0, 0.1)(embeddings, LABELS) for ks in ((1,), (1, 1, 2), (2,)))
+    torch.testing.assert_close(twice, (2 * once + other) / 3)
+
+
+def rank_function(embeddings, labels, pairs=None):
     def objective(ranks, valid, _):
         return (ranks * valid).sum(1)
 
     return smooth_rank_loss(embeddings, labels, objective, 0.1, pairs=pairs).loss
 
 
-def row_room(embeddings, labels, pairs=None):
+def pairwise_function(embeddings, labels, pairs=None):
     def values(similarities, _, negative):
         return (similarities * negative).square().sum(1) + similarities.mean(1)
 
@@ -252,12 +276,17 @@ def row_room(embeddings, labels, pairs=None):
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["plain", "SiMix"])
-@pytest.mark.parametrize("name", [*ALL, "own loss", "rank room", "row room"])
+@pytest.mark.parametrize("name", [*ALL, "user loss", "rank function", "pairwise function"])
 def test_autocast_changes_neither_value_nor_gradient(name, mixed):
     """Forward and backward both run under autocast in a training step of mixed precision."""
-    make = {"own loss": Products, "rank room": lambda: rank_room, "row room": lambda: row_room, **ALL}[name]
-    if mixed and not getattr(make(), "accepts_virtual", "room" in name):
-        pytest.skip("mixes nothing in")
+    make = {
+        "user loss": Products,
+        "rank function": lambda: rank_function,
+        "pairwise function": lambda: pairwise_function,
+        **ALL,
+    }[name]
+    if mixed and not getattr(make(), "accepts_virtual", "function" in name):
+        pytest.skip("does not support pairs")
     embeddings = unit().requires_grad_()
     pairs = {"pairs": SimilarityMixup().draw(LABELS)} if mixed else {}
 
@@ -269,7 +298,7 @@ def test_autocast_changes_neither_value_nor_gradient(name, mixed):
             return [value, *torch.autograd.grad(value, leaves)]
 
     plain, cast = step(False), step(True)
-    if name == "own loss":  # autograd's products in backward are its author's
+    if name == "user loss":  # autograd computes its backward under autocast
         plain, cast = plain[:1], cast[:1]
     for one, other in zip(plain, cast, strict=True):
         assert one.abs().max() > 1e-4
@@ -277,7 +306,7 @@ def test_autocast_changes_neither_value_nor_gradient(name, mixed):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.compile:UserWarning")
-def test_abilities_survive_torch_compile():
+def test_capability_flags_survive_torch_compile():
     loss = torch.compile(Products(), backend="eager")
     total = losses.MultipleLosses([loss, LEAVES["NormalizedSoftmaxLoss"]()])
     pairs = SimilarityMixup().draw(LABELS)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_recall.losses import CircleLoss, CircleProxyLoss, rows
+from lightning_recall.losses import CircleLoss, CircleProxyLoss, pairwise
 
 LABELS = torch.tensor([3, 1, 1, 3, 3, 0, 1, 9, 3, 0, 3, 4, 4])
 
@@ -28,7 +28,7 @@ def by_loops(embeddings, labels, m, gamma):
 
 @pytest.mark.parametrize("block", [1, 40, 2**20])
 def test_value_and_gradient_equal_the_loops(block, monkeypatch):
-    monkeypatch.setattr(rows, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(pairwise, "BLOCK_ELEMENTS", block)
     embeddings = unit(13, 4).requires_grad_()
     pair = CircleLoss(0.25, 16)(embeddings, LABELS), by_loops(embeddings, LABELS, 0.25, 16)
     torch.testing.assert_close(*pair, atol=1e-12, rtol=0)
@@ -39,18 +39,18 @@ def test_value_and_gradient_equal_the_loops(block, monkeypatch):
 
 @pytest.mark.parametrize(("m", "gamma"), [(0.25, 256), (0.4, 80), (0.25, 64)])
 def test_equals_pytorch_metric_learning(m, gamma):
-    theirs = pytest.importorskip("pytorch_metric_learning.losses")  # a test tool
+    theirs = pytest.importorskip("pytorch_metric_learning.losses")  # optional dependency of the tests
     embeddings, labels = unit(24, 8).requires_grad_(), torch.arange(24) // 4
     pair = CircleLoss(m, gamma)(embeddings, labels), theirs.CircleLoss(m, gamma)(embeddings, labels)
     torch.testing.assert_close(*pair, atol=1e-11, rtol=1e-12)
-    # theirs normalises again, so that its gradient has lost the part along the embeddings
+    # theirs normalises again, which removes the component of the gradient along the embeddings
     gradients = [torch.autograd.grad(value, embeddings)[0] for value in pair]
     sideways = [g - (g * embeddings).sum(1, keepdim=True) * embeddings for g in gradients]
     torch.testing.assert_close(*sideways, atol=1e-11, rtol=1e-12)
 
 
 def two_similarities(positive, negative):
-    """An anchor, and items of these similarities to it."""
+    """An anchor, and items with these similarities to it."""
     s = torch.tensor([positive, negative], dtype=torch.float64)
     others = torch.stack([s, (1 - s * s).sqrt()], 1)
     return torch.cat([torch.tensor([[1.0, 0.0]], dtype=torch.float64), others]), torch.tensor([0, 0, 1])
@@ -62,11 +62,11 @@ def test_the_case_computed_by_hand():
     value = CircleLoss(0.25, 8)(embeddings, labels, queries=slice(0, 1))
     assert value.item() == pytest.approx(math.log(1 + math.e), abs=1e-12)
     (gradient,) = torch.autograd.grad(value, embeddings)
-    assert gradient[1, 0].item() == pytest.approx(-3.8015046, abs=1e-7)  # by s_p: the weights are constants
+    assert gradient[1, 0].item() == pytest.approx(-3.8015046, abs=1e-7)  # with respect to s_p: the weights are detached
     assert gradient[2, 0].item() == pytest.approx(3.2166577, abs=1e-7)
 
 
-def test_on_the_circle_the_loss_is_log_2():
+def test_the_loss_is_log_2_on_the_circle():
     m = 0.25
     for angle in (0.1, 0.7, 1.4):  # s_n^2 + (1 - s_p)^2 = 2 m^2
         radius = math.sqrt(2) * m
@@ -118,13 +118,13 @@ def test_the_class_level_form_is_a_cross_entropy():
 
 
 @pytest.mark.parametrize("settings", [{"m": 0}, {"m": 1.0}, {"gamma": 0}])
-def test_wrong_settings_are_refused(settings):
+def test_wrong_settings_are_rejected(settings):
     for make in (CircleLoss, lambda **kwargs: CircleProxyLoss(3, 2, **kwargs)):
         with pytest.raises(ValueError, match="m must be above 0 and below 1, gamma above 0"):
             make(**settings)
 
 
-def test_batches_that_teach_nothing_are_refused():
+def test_batches_without_a_valid_query_are_rejected():
     for labels in (torch.zeros(4, dtype=torch.int64), torch.arange(4)):
         with pytest.raises(ValueError, match="No query has both a positive and a negative"):
             CircleLoss()(torch.randn(4, 2), labels)

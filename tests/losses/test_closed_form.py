@@ -1,4 +1,4 @@
-"""Derivatives of the losses in closed form: the first under create_graph, none of second order, none in evaluation."""
+"""Derivatives of closed-form losses: first order under create_graph; second order raises; none in evaluation."""
 
 import pytest
 import torch
@@ -34,16 +34,16 @@ def penalty(value, leaf):
     return gradient.square().sum()
 
 
-def test_a_gradient_penalty_is_refused(loss):
+def test_a_gradient_penalty_is_rejected(loss):
     leaf = raw()
     with pytest.raises(
-        NotImplementedError, match="no second derivative by the embeddings: its gradient is computed in"
+        NotImplementedError, match="no second derivative with respect to the embeddings: its gradient is computed in"
     ):
         penalty(loss(F.normalize(leaf, dim=1), LABELS), leaf).backward()
 
 
 @pytest.mark.parametrize("appended", [False, True])
-def test_with_virtual_items_too(loss, appended):
+def test_a_gradient_penalty_with_virtual_items_is_rejected(loss, appended):
     leaf, mixup = raw(), SimilarityMixup()
     embeddings = F.normalize(leaf, dim=1)
     value = loss(*mixup(embeddings, LABELS)) if appended else loss(embeddings, LABELS, pairs=mixup.draw(LABELS))
@@ -51,7 +51,7 @@ def test_with_virtual_items_too(loss, appended):
         torch.autograd.grad(penalty(value, leaf), leaf)
 
 
-def test_weights_that_are_constants_in_the_gradient_are_refused():
+def test_a_gradient_penalty_through_detached_weights_is_rejected():
     loss, leaf = losses.CircleProxyLoss(4, 4, 0.3, 8), raw()
     for by in (leaf, loss.proxies.weight):
         with pytest.raises(NotImplementedError, match="in closed form, or with weights that are constants"):
@@ -64,8 +64,8 @@ def test_weights_that_are_constants_in_the_gradient_are_refused():
     torch.testing.assert_close(by_scale, 4 * expected[0, 0])  # d(w^2)/dw at 2
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch.func's own
-def test_hessians_and_gradgradcheck_are_refused(loss):
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # raised inside torch.func
+def test_hessians_and_gradgradcheck_are_rejected(loss):
     embeddings = F.normalize(raw().detach(), dim=1).requires_grad_()
     for vectorize in (False, True):
         with pytest.raises(NotImplementedError, match="no second derivative"):
@@ -77,8 +77,8 @@ def test_hessians_and_gradgradcheck_are_refused(loss):
 
 
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True will create a reference cycle")
-def test_first_derivatives_keep_their_graph(loss):
-    """What does not lead through the embeddings is differentiated twice, rightly."""
+def test_first_derivatives_keep_the_graph_of_other_inputs(loss):
+    """Second derivatives that do not pass through the embeddings are exact."""
     embeddings = F.normalize(raw().detach(), dim=1).requires_grad_()
     weight = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
     (expected,) = torch.autograd.grad(loss(embeddings, LABELS), embeddings)
@@ -94,7 +94,7 @@ def test_first_derivatives_keep_their_graph(loss):
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("pairs", [None, (torch.tensor([0]), torch.tensor([1]), torch.tensor([0.5]))])
-def test_evaluation_gives_the_value_alone(loss, mode, pairs):
+def test_evaluation_computes_only_the_value(loss, mode, pairs):
     embeddings = F.normalize(raw().detach(), dim=1).requires_grad_()
     expected = loss(embeddings, LABELS, pairs=pairs).item()
     with mode():

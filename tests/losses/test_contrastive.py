@@ -22,6 +22,6 @@ def test_value_and_gradient_equal_the_loops():
 
 
 @pytest.mark.parametrize("margins", [(0.5, 0.5), (1.1, 0.5), (0.5, -1.2)])
-def test_wrong_margins_are_refused(margins):
+def test_wrong_margins_are_rejected(margins):
     with pytest.raises(ValueError, match="Margins must be from -1 to 1"):
         ContrastiveLoss(*margins)

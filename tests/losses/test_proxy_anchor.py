@@ -23,14 +23,14 @@ def batch(rows=9, dim=4):
     return F.normalize(torch.randn(rows, dim, dtype=torch.float64), dim=1).requires_grad_(), [0, 1, 2, 0, 0, 2, 4, 4, 1]
 
 
-def test_is_the_equation_and_that_of_pytorch_metric_learning():
+def test_equals_the_equation_and_pytorch_metric_learning():
     embeddings, targets = batch()
     loss, peer = ProxyAnchorLoss(6, 4, delta=0.2, alpha=8).double(), peers.ProxyAnchorLoss(6, 4, 0.2, 8).double()
     labels = torch.tensor(targets)
-    loss.proxies.places(torch.arange(6))  # labels are their own places
+    loss.proxies.label_indices(torch.arange(6))  # labels equal their indices
     peer.proxies.data.copy_(loss.proxies.weight.data)
     value = loss(F.normalize(embeddings, dim=1), labels)
-    other = peer(embeddings, labels)  # which normalises
+    other = peer(embeddings, labels)  # it normalises
     expected = by_loops(embeddings.detach(), targets, F.normalize(loss.proxies.weight.detach(), dim=1), 0.2, 8)
     assert abs(value.item() - expected) < 1e-12
     torch.testing.assert_close(value, other, atol=1e-12, rtol=0)
@@ -40,7 +40,7 @@ def test_is_the_equation_and_that_of_pytorch_metric_learning():
         torch.testing.assert_close(mine, its, atol=1e-12, rtol=0)
 
 
-def test_gradcheck_and_any_order():
+def test_gradcheck_and_order_does_not_matter():
     embeddings, targets = batch()
     loss, labels = ProxyAnchorLoss(6, 4, alpha=4).double(), torch.tensor(targets)
     assert torch.autograd.gradcheck(lambda rows: loss(rows, labels), embeddings)
@@ -58,7 +58,7 @@ def test_one_class_and_low_precision():
         assert loss(rows.bfloat16(), torch.zeros(3, dtype=torch.int64)).dtype == torch.float32
 
 
-def test_wrong_use_is_refused():
+def test_wrong_use_is_rejected():
     with pytest.raises(ValueError, match="alpha must be above 0, got 0"):
         ProxyAnchorLoss(2, 3, alpha=0)
     with pytest.raises(ValueError, match="3 different labels, but num_classes is 2"):

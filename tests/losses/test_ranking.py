@@ -1,4 +1,4 @@
-"""The losses that share ranking.py, beside loops over their equations."""
+"""Ranking losses, compared with loops over their equations."""
 
 import math
 import subprocess
@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_recall.losses import RecallAtKLoss, SmoothAPLoss, SupAPLoss, SupRecallAtKLoss, ranking
 
-LABELS = torch.tensor([3, 1, 1, 3, 3, 0, 1, 9, 3, 0, 3, 4, 4])  # uneven, in any order; 9 stands alone
+LABELS = torch.tensor([3, 1, 1, 3, 3, 0, 1, 9, 3, 0, 3, 4, 4])  # uneven, in any order; 9 is alone in its class
 TAU, DELTA, SLOPE, START = 0.05, 0.2, 30.0, 0.5
 
 
@@ -93,7 +93,7 @@ def case(request):
 
 @pytest.mark.parametrize(("block", "part"), [(1, 1), (60, 70), (2**22, 2**20)])
 def test_value_and_gradient_equal_the_loops(case, block, part, monkeypatch):
-    monkeypatch.setattr(ranking, "BLOCK_ROWS", 1)
+    monkeypatch.setattr(ranking, "BLOCK_QUERIES", 1)
     monkeypatch.setattr(ranking, "BLOCK_ELEMENTS", block)
     monkeypatch.setattr(ranking, "PART_ELEMENTS", part)
     loss, by_loops = case
@@ -105,14 +105,14 @@ def test_value_and_gradient_equal_the_loops(case, block, part, monkeypatch):
     torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
 
 
-def test_an_objective_of_the_similarities_alone_has_its_gradient():
-    """Queries whose ranks do not count are not taken for queries without gradient."""
+def test_an_objective_of_similarities_alone_has_a_gradient():
+    """Queries with a gradient only through the similarities are not skipped."""
 
-    def drawn_together(ranks, valid, similarities):
+    def mean_similarity(ranks, valid, similarities):
         return -(similarities * valid).sum(1) + 0 * ranks.sum(1)
 
     embeddings = unit(len(LABELS), 3).requires_grad_()
-    actual = ranking.smooth_rank_loss(embeddings, LABELS, drawn_together, TAU).loss
+    actual = ranking.smooth_rank_loss(embeddings, LABELS, mean_similarity, TAU).loss
     right = (LABELS[:, None] == LABELS) & ~torch.eye(len(LABELS), dtype=torch.bool)
     expected = -((embeddings @ embeddings.T)[right] / TAU).sum() / right.any(1).sum()
     gradients = [torch.autograd.grad(value, embeddings)[0] for value in (actual, expected)]
@@ -130,7 +130,7 @@ def test_order_does_not_matter_and_parts_add_up(case):
     embeddings, order = unit(len(LABELS), 4).requires_grad_(), torch.randperm(len(LABELS))
     whole = loss(embeddings, LABELS)
     torch.testing.assert_close(loss(embeddings[order], LABELS[order]), whole, atol=1e-12, rtol=0)
-    halves = [(slice(0, 6), 6), (torch.arange(6, 13), 6)]  # rows, and queries among them that have a positive
+    halves = [(slice(0, 6), 6), (torch.arange(6, 13), 6)]  # items, and number of valid queries among them
     parts = sum(loss(embeddings, LABELS, queries=rows) * count for rows, count in halves) / 12
     torch.testing.assert_close(parts, whole, atol=1e-12, rtol=0)
     gradients = [torch.autograd.grad(value, embeddings)[0] for value in (parts, whole)]
@@ -140,10 +140,10 @@ def test_order_does_not_matter_and_parts_add_up(case):
 def test_virtual_items_equal_appended_ones(case):
     loss, _ = case
     embeddings = unit(len(LABELS), 4).requires_grad_()
-    first, second, share = torch.tensor([0, 1, 5]), torch.tensor([3, 2, 9]), torch.tensor([0.3, 0.6, 0.9]).double()
-    mixed = share[:, None] * embeddings[first] + (1 - share[:, None]) * embeddings[second]
+    first, second, alpha = torch.tensor([0, 1, 5]), torch.tensor([3, 2, 9]), torch.tensor([0.3, 0.6, 0.9]).double()
+    mixed = alpha[:, None] * embeddings[first] + (1 - alpha[:, None]) * embeddings[second]
     appended = loss(torch.cat([embeddings, mixed]), torch.cat([LABELS, LABELS[first]]))
-    inside = loss(embeddings, LABELS, pairs=(first, second, share))
+    inside = loss(embeddings, LABELS, pairs=(first, second, alpha))
     torch.testing.assert_close(inside, appended, atol=1e-12, rtol=0)
     gradients = [torch.autograd.grad(value, embeddings)[0] for value in (inside, appended)]
     torch.testing.assert_close(*gradients, atol=1e-11, rtol=0)
@@ -189,7 +189,7 @@ def test_the_limit_is_the_exact_average_precision():
 
 def test_badly_ranked_positives_keep_a_gradient():
     embeddings = torch.eye(3)[[0, 1, 2]] * 0.1  # similarities to the query are the first column
-    embeddings[:, 0] = torch.tensor([1.0, 0.5, 0.65])  # the positive stands 0.15 behind another class
+    embeddings[:, 0] = torch.tensor([1.0, 0.5, 0.65])  # the negative is 0.15 more similar than the positive
     labels = torch.tensor([0, 0, 1])
 
     def pull(loss):
@@ -208,26 +208,26 @@ def test_badly_ranked_positives_keep_a_gradient():
         ({"rank_temperature": 0.0}, "above 0"),
         ({"delta": -1.0}, "delta and slope must be above 0"),
         ({"slope": 0.0}, "delta and slope must be above 0"),
-        ({"start": -0.1}, "start from 0"),
+        ({"start": -0.1}, "start at least 0"),
     ],
 )
-def test_wrong_settings_are_refused(settings, message):
+def test_wrong_settings_are_rejected(settings, message):
     for loss in (SupAPLoss, SupRecallAtKLoss):
         with pytest.raises(ValueError, match=message):
             loss(**settings)
 
 
-def test_wrong_temperatures_cuts_and_batches_are_refused():
+def test_wrong_temperatures_cut_offs_and_batches_are_rejected():
     with pytest.raises(ValueError, match="rank_temperature must be above 0, got 0"):
         SmoothAPLoss(0)
-    with pytest.raises(ValueError, match="ks must be"):
+    with pytest.raises(ValueError, match="ks must contain"):
         SupRecallAtKLoss(ks=())
     for loss, _ in CASES.values():
         with pytest.raises(ValueError, match="No query has a positive"):
             loss(torch.randn(3, 2), torch.arange(3))
 
 
-def test_diagnostics_are_the_batchs_hits(case):
+def test_diagnostics_are_the_hit_rate_of_the_batch(case):
     loss, _ = case
     embeddings = unit(len(LABELS), 3).requires_grad_()
     loss(embeddings, LABELS)
@@ -238,7 +238,7 @@ def test_diagnostics_are_the_batchs_hits(case):
 
 
 class Denormals(TorchDispatchMode):
-    """Counts the numbers nearest to zero that large results hold."""
+    """Counts denormal numbers in large results."""
 
     count = 0
 
@@ -252,8 +252,8 @@ class Denormals(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("noise", [0.2, 0.3, 0.4, 0.5, 1.0])
-def test_trained_networks_do_not_meet_denormal_numbers(noise):
-    """Where a class lies far from the others, sigmoids underflow, and processors crawl over what they give."""
+def test_embeddings_of_trained_networks_cause_no_denormals(noise):
+    """If a class is far from the others, sigmoids underflow, and denormals are slow on CPUs."""
     embeddings = F.normalize(torch.randn(100, 64).repeat_interleave(4, 0) + noise * torch.randn(400, 64), dim=1)
     embeddings.requires_grad_()
     with Denormals() as numbers:
@@ -263,7 +263,7 @@ def test_trained_networks_do_not_meet_denormal_numbers(noise):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads a process's memory from /proc")
-def test_a_large_class_takes_no_more_memory_with_every_query():
+def test_memory_does_not_grow_with_the_queries_of_a_large_class():
     script = """
 import torch
 from lightning_recall.benchmarks.measure import example_batch, forward_backward, peak_bytes
@@ -273,18 +273,18 @@ labels[:600] = 0
 print(peak_bytes(lambda: forward_backward(SmoothAPLoss(), embeddings, labels), torch.device("cpu")) / 2**20)
 """
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert float(ran.stdout) < 200  # 1,600 where small results cut up what a query leaves, 60 where not
+    assert float(ran.stdout) < 200  # 60; 1,600 if small results fragment the memory
 
 
 def on_a_line(positive, other):
-    """A query whose similarities to its positive and to an item of another class are these, exactly."""
+    """A query with exactly these similarities to its positive and to a negative."""
     s = torch.tensor([1.0, positive, other], dtype=torch.float64)
     embeddings = torch.stack([s, (1 - s * s).sqrt() * torch.tensor([0.0, 1, -1])], 1)
     return embeddings, torch.tensor([0, 0, 1])
 
 
-def test_the_comparison_of_sup_ap_at_its_two_joints():
-    """The loss is 1 - 1/rank: an item of another class at t = 0 counts sigmoid(0), at t = delta sigmoid + start."""
+def test_the_sup_heaviside_at_0_and_at_delta():
+    """The loss is 1 - 1/rank: a negative adds sigmoid(0) at t = 0, and sigmoid(delta / tau) + start at t = delta."""
     loss = SupAPLoss(0.25, delta=0.25, slope=1.0, start=0.5, offset=7.0)
     tie = loss(*on_a_line(0.5, 0.5), queries=torch.tensor([0]))
     assert tie.item() == pytest.approx(1 - 1 / 1.5, abs=1e-12)
@@ -292,7 +292,7 @@ def test_the_comparison_of_sup_ap_at_its_two_joints():
     assert at_delta.item() == pytest.approx(1 - 1 / (1.5 + 1 / (1 + math.exp(-1))), abs=1e-12)
     beyond = loss(*on_a_line(0.25, 0.75), queries=torch.tensor([0]))
     assert beyond.item() == pytest.approx(1 - 1 / (1 + 7 + 0.25), abs=1e-12)
-    joined = SupAPLoss(0.25, delta=0.25, slope=1.0, start=0.2)  # the line begins where the curve ends
+    joined = SupAPLoss(0.25, delta=0.25, slope=1.0, start=0.2)  # the linear part continues the sigmoid
     counted_ahead = 0.25 + 1 / (1 + math.exp(-1)) + 0.2
     assert joined(*on_a_line(0.25, 0.75), queries=torch.tensor([0])).item() == pytest.approx(
         1 - 1 / (1 + counted_ahead), abs=1e-12

@@ -34,14 +34,14 @@ def unit(n, d, dtype=torch.float64):
     return F.normalize(torch.randn(n, d, dtype=dtype), dim=1)
 
 
-UNEVEN = torch.tensor([3, 1, 1, 3, 3, 0, 1, 9, 3, 0, 3, 4, 4])  # 9 stands alone
+UNEVEN = torch.tensor([3, 1, 1, 3, 3, 0, 1, 9, 3, 0, 3, 4, 4])  # 9 is alone in its class
 
 
 @pytest.mark.parametrize("count_query", [False, True])
 @pytest.mark.parametrize(("block", "part"), [(1, 1), (60, 1), (60, 70), (2**22, 60), (2**22, 2**20)])
 def test_value_and_gradient_equal_the_loops(count_query, block, part, monkeypatch):
-    monkeypatch.setattr(ranking, "BLOCK_ROWS", 1)
-    monkeypatch.setattr(ranking, "BLOCK_ELEMENTS", block)  # one query a block, four, or all
+    monkeypatch.setattr(ranking, "BLOCK_QUERIES", 1)
+    monkeypatch.setattr(ranking, "BLOCK_ELEMENTS", block)  # one query per block, four, or all
     monkeypatch.setattr(ranking, "PART_ELEMENTS", part)
     embeddings = unit(len(UNEVEN), 5).requires_grad_()
     settings = {"ks": (1, 2, 4, 30), "k_temperature": 1.0, "rank_temperature": 0.05, "count_query": count_query}
@@ -60,7 +60,7 @@ def test_value_and_gradient_equal_the_loops(count_query, block, part, monkeypatc
 @given(labels=st.lists(st.integers(0, 4), min_size=6, max_size=12), seed=st.integers(0, 999), count=st.booleans())
 def test_any_class_sizes_and_duplicates_equal_the_loops(labels, seed, count):
     torch.manual_seed(seed)
-    labels = torch.tensor(labels)  # six of five classes: some two are equal
+    labels = torch.tensor(labels)  # six items of five classes: two labels are equal
     embeddings = unit(len(labels), 3)
     embeddings[1] = embeddings[0]  # a tie
     expected = loss_by_loops(embeddings, labels, (1, 2, 4), 1.0, 0.1, count)
@@ -68,18 +68,18 @@ def test_any_class_sizes_and_duplicates_equal_the_loops(labels, seed, count):
     assert actual.item() == pytest.approx(expected.item(), abs=1e-10)
 
 
-def test_the_cap_at_k_counts():
+def test_recall_is_clipped_at_k():
     embeddings = torch.cat([torch.ones(17, 1), -torch.ones(17, 1)]).double()  # 17 positives before k = 9
     labels = torch.cat([torch.zeros(17), torch.arange(1, 18)]).long()
     expected = loss_by_loops(embeddings, labels, (9,), 1.0, 0.01, count_query=False)
     assert RecallAtKLoss((9,))(embeddings, labels).item() == pytest.approx(expected.item(), abs=1e-12)
-    tight = RecallAtKLoss((9,), k_temperature=10.0)  # every hit a bit above a half, 17 of them above 9
+    tight = RecallAtKLoss((9,), k_temperature=10.0)  # every hit is slightly above 0.5, so 17 hits exceed 9
     expected = loss_by_loops(embeddings, labels, (9,), 10.0, 0.01, count_query=False)
     assert tight(embeddings, labels).item() == pytest.approx(expected.item(), abs=1e-12)
 
 
-def test_by_hand():
-    # Query 0 at angle 0 has its positive at 60 degrees (s = 0.5), rivals at 0 degrees (s = 1) and 90 degrees (s = 0).
+def test_the_case_computed_by_hand():
+    # Query 0 at angle 0: its positive is at 60 degrees (s = 0.5), negatives are at 0 (s = 1) and 90 degrees (s = 0).
     angles = torch.tensor([0.0, 60.0, 0.0, 90.0], dtype=torch.float64).deg2rad()
     embeddings = torch.stack([angles.cos(), angles.sin()], 1)
     labels = torch.tensor([0, 0, 1, 2])
@@ -106,15 +106,15 @@ def test_order_does_not_matter():
     torch.testing.assert_close(loss(embeddings[shuffle], UNEVEN[shuffle]), loss(embeddings, UNEVEN))
 
 
-def test_cold_limit_is_one_minus_exact_recall():
+def test_the_limit_is_one_minus_exact_recall():
     embeddings = unit(40, 4)
     labels = torch.arange(40) % 9
     ks = (1, 2, 4, 8, 16)
     s = (embeddings @ embeddings.T).fill_diagonal_(-torch.inf)
-    relevant = labels[s.argsort(1, descending=True)[:, :-1]] == labels[:, None]  # (40, 39), the query left out
+    relevant = labels[s.argsort(1, descending=True)[:, :-1]] == labels[:, None]  # (40, 39), without the query
     hits = relevant.cumsum(1)
     exact = [hits[:, k - 1].clamp(max=k) / hits[:, -1].clamp(max=k) for k in ks]
-    # At rank = k the outer sigmoid is a half, however cold: the last of the k counts half a hit, which is added here.
+    # At rank = k the sigmoid is 0.5 at any temperature: the item at rank k counts as half a hit.
     halves = [relevant[:, k - 1] * 0.5 / hits[:, -1].clamp(max=k) for k in ks]
     expected = 1 - (torch.stack(exact) - torch.stack(halves)).mean()
     loss = RecallAtKLoss(ks, k_temperature=1e-3, rank_temperature=1e-7)(embeddings, labels)
@@ -135,9 +135,9 @@ def test_parts_of_the_queries_add_up_to_the_whole():
         loss(embeddings, UNEVEN, queries=torch.tensor([7]))
 
 
-def test_diagnostics_are_the_metric_and_the_share_with_gradient():
+def test_diagnostics_are_the_metric_and_the_fraction_with_gradient():
     embeddings, labels = unit(60, 4), torch.arange(60) // 5
-    embeddings[1] = embeddings[7]  # a tie with another class
+    embeddings[1] = embeddings[7]  # a tie with a negative
     loss = RecallAtKLoss(ks=(1, 4))
     for count_query in (False, True):
         loss.count_query = count_query
@@ -153,11 +153,11 @@ def test_diagnostics_are_the_metric_and_the_share_with_gradient():
 
 
 def training(norm):
-    """A new network, ten steps, and what they taught."""
+    """First and last loss of ten training steps of an untrained network."""
     torch.manual_seed(0)
     layers = [nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8), *([nn.BatchNorm1d(8)] if norm else [])]
     network, loss = nn.Sequential(*layers), RecallAtKLoss()
-    network[2].bias.data.fill_(40.0)  # all embeddings lie close together, as those of deep new networks do
+    network[2].bias.data.fill_(40.0)  # nearly equal embeddings, as those of deep untrained networks
     labels = torch.arange(256) // 4
     images = torch.randn(64, 16)[labels] + 0.3 * torch.randn(256, 16)
     optimizer, losses = torch.optim.Adam(network.parameters(), lr=0.01), []
@@ -169,8 +169,8 @@ def training(norm):
     return losses[0].item(), losses[-1].item()
 
 
-def test_a_dead_start_is_told_once_and_the_remedy_helps():
-    with pytest.warns(UserWarning, match=r"spread by .*e-0. only, rank_temperature is 0.01.*BatchNorm") as warned:
+def test_a_vanishing_gradient_causes_one_warning_and_batch_norm_helps():
+    with pytest.warns(UserWarning, match=r"is .*e-0., below 2 \* rank_temperature = 0.02.*BatchNorm") as warned:
         first, last = training(norm=False)
     assert len(warned) == 1
     assert first == last == 1
@@ -187,7 +187,7 @@ def test_a_dead_start_is_told_once_and_the_remedy_helps():
         torch.tensor([[1.0], [-1.0], [1.0], [-1.0], [1.0], [1.0]]),
     ],
 )
-@pytest.mark.filterwarnings("ignore:This batch teaches nothing", "ignore:RecallAtKLoss is meant for")
+@pytest.mark.filterwarnings("ignore:The gradient of this batch vanishes", "ignore:RecallAtKLoss is meant for")
 def test_extreme_embeddings_have_finite_gradients(embeddings):
     embeddings.requires_grad_()
     loss = RecallAtKLoss()(embeddings, torch.arange(6) // 3)
@@ -196,16 +196,16 @@ def test_extreme_embeddings_have_finite_gradients(embeddings):
     assert embeddings.grad.isfinite().all()
 
 
-def test_two_images_are_a_batch():
+def test_a_batch_of_two_images():
     embeddings = torch.eye(2).requires_grad_()
     loss = RecallAtKLoss()(embeddings, torch.tensor([3, 3]))
     loss.backward()
-    expected = 1 - sum(min(1 / (1 + math.exp(1 - k)), k) for k in (1, 2, 4, 8, 16)) / 5  # each at rank 1
+    expected = 1 - sum(min(1 / (1 + math.exp(1 - k)), k) for k in (1, 2, 4, 8, 16)) / 5  # both at rank 1
     assert loss.item() == pytest.approx(expected)
     assert embeddings.grad.abs().max() == 0
 
 
-def test_the_same_input_gives_the_same_bits():
+def test_results_are_deterministic():
     embeddings, labels = unit(300, 16, torch.float32), torch.arange(300) // 4
     results = []
     for _ in range(2):
@@ -229,7 +229,7 @@ def test_half_precision_is_computed_in_float32():
         assert rounded.grad.isfinite().all()
 
 
-def test_autocast_does_not_reach_the_loss():
+def test_autocast_does_not_change_the_loss():
     embeddings = unit(64, 16, torch.float32)
     labels = torch.arange(64) // 4
     expected = RecallAtKLoss()(embeddings, labels)
@@ -244,13 +244,13 @@ def test_a_thousand_images():
 
 
 @pytest.mark.parametrize("ks", [(), (0,), (1, -2), (1.5,)])
-def test_wrong_ks_are_refused(ks):
-    with pytest.raises(ValueError, match="ks must be"):
+def test_wrong_ks_are_rejected(ks):
+    with pytest.raises(ValueError, match="ks must contain"):
         RecallAtKLoss(ks=ks)
 
 
 @pytest.mark.parametrize("name", ["k_temperature", "rank_temperature"])
-def test_a_temperature_of_zero_is_refused(name):
+def test_a_temperature_of_zero_is_rejected(name):
     with pytest.raises(ValueError, match=f"{name} must be above 0, got 0"):
         RecallAtKLoss(**{name: 0})
 
@@ -269,6 +269,6 @@ def test_a_temperature_of_zero_is_refused(name):
         (torch.ones(0, 2), torch.zeros(0, dtype=torch.int64), "No query has a positive"),
     ],
 )
-def test_wrong_batches_are_refused(embeddings, labels, message):
+def test_wrong_batches_are_rejected(embeddings, labels, message):
     with pytest.raises(ValueError, match=message):
         RecallAtKLoss()(embeddings, labels)

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_recall.losses import RecallAtKLoss, UniLoss, rows, uniloss
-from lightning_recall.losses.anchors import recall_of_counts
+from lightning_recall.losses import RecallAtKLoss, UniLoss, pairwise, uniloss
+from lightning_recall.losses.anchors import recall_from_counts
 from lightning_recall.losses.uniloss import interpolate
 
 LABELS = torch.tensor([3, 1, 1, 3, 3, 0, 1, 9, 3, 0, 3, 4, 4])
@@ -16,18 +16,18 @@ def unit(n, d):
 
 
 def recall_of_signs(signs, ks):
-    """Recall by an explicit ranking that has these comparisons: positives by their number of negatives ahead."""
+    """Recall of an explicit ranking with these comparisons: positives sorted by the number of negatives above them."""
     ahead = sorted((row < 0).sum().item() for row in signs)
     ranks = [place + count for place, count in enumerate(ahead, 1)]
     return sum(sum(rank <= k for rank in ranks) / min(k, len(ranks)) for k in ks) / len(ks)
 
 
 def by_anchors(embeddings, labels, loss):
-    """Every query by itself: whole matrices of anchors, interpolated with autograd."""
+    """One query at a time, with full anchor matrices, interpolated with autograd."""
     s = embeddings @ embeddings.T
     n = len(labels)
     most = int(labels.unique(return_counts=True)[1].max()) - 1
-    draws = loss.draw(most, n)
+    samples = loss.draw(most, n)
     values = []
     for q in range(n):
         right = [x for x in range(n) if x != q and labels[x] == labels[q]]
@@ -37,19 +37,19 @@ def by_anchors(embeddings, labels, loss):
         u = 2 * torch.sigmoid(loss.tau * (s[q, right][:, None] - s[q, wrong][None])) - 1  # (P, N)
         best, current = torch.ones_like(u), torch.where(u > 0, 1.0, -1.0).to(u.dtype).detach()
         anchors = [best]
-        for p, z in draws.good.tolist():
+        for p, z in samples.good.tolist():
             flipped = best.clone()
             flipped[int(torch.tensor(p) * len(right)), int(torch.tensor(z) * len(wrong))] = -1
             anchors.append(flipped)
         misses = (current < 0).nonzero()
-        for number, share in enumerate(draws.near):
+        for number, uniform in enumerate(samples.near):
             if len(misses):
-                mended = current.clone()
-                mended[tuple(misses[int(share * len(misses))])] = 1
-                anchors.append(mended)
+                corrected = current.clone()
+                corrected[tuple(misses[int(uniform * len(misses))])] = 1
+                anchors.append(corrected)
             else:
                 anchors.append(anchors[1 + number])
-        anchors += [bad[: len(right), wrong].to(u.dtype) for bad in draws.bad]
+        anchors += [bad[: len(right), wrong].to(u.dtype) for bad in samples.bad]
         known = torch.tensor([recall_of_signs(anchor, loss.ks) for anchor in anchors], dtype=u.dtype)
         values.append(1 - interpolate(u.flatten(), torch.stack(anchors).flatten(1), known))
     return sum(values) / len(values)
@@ -57,12 +57,12 @@ def by_anchors(embeddings, labels, loss):
 
 @pytest.mark.parametrize(("block", "part"), [(1, 1), (40, 70), (2**20, 2**20)])
 @pytest.mark.parametrize("tau", [1.0, 10.0])
-def test_value_and_gradient_equal_whole_anchors(block, part, tau, monkeypatch):
-    monkeypatch.setattr(rows, "BLOCK_ELEMENTS", block)
+def test_value_and_gradient_equal_full_anchor_matrices(block, part, tau, monkeypatch):
+    monkeypatch.setattr(pairwise, "BLOCK_ELEMENTS", block)
     monkeypatch.setattr(uniloss, "PART_ELEMENTS", part)
     embeddings = unit(13, 4).requires_grad_()
     loss = UniLoss((1, 2, 4), tau, num_good=5, num_bad=4)
-    for _ in range(3):  # other anchors each time
+    for _ in range(3):  # new anchors each time
         expected, value = by_anchors(embeddings, LABELS, loss), loss(embeddings, LABELS)
         torch.testing.assert_close(value, expected, atol=1e-12, rtol=0)
         gradients = [torch.autograd.grad(one, embeddings)[0] for one in (value, expected)]
@@ -70,7 +70,7 @@ def test_value_and_gradient_equal_whole_anchors(block, part, tau, monkeypatch):
         torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
 
 
-def test_a_perfect_batch_and_clusters_that_are_right():
+def test_a_batch_without_a_wrong_comparison():
     embeddings = torch.eye(3, dtype=torch.float64).repeat_interleave(3, 0).requires_grad_()
     labels = torch.arange(9) // 3
     loss = UniLoss((1, 2), 3.0, num_good=4, num_bad=3)
@@ -91,8 +91,8 @@ def test_the_interpolation_of_two_anchors():
     assert 0 <= many.min() <= many.max() <= 1
 
 
-def test_the_gradient_is_the_true_one():
-    """dL/du = sum over i of -(v_i - L) (u - b_i) / (d_i^3 W); the released code has v_i + L there."""
+def test_the_gradient_is_exact():
+    """dL/du = sum over i of -(v_i - L) (u - b_i) / (d_i^3 W); the authors' code has v_i + L instead."""
     u, anchors, values = torch.randn(6).double(), torch.randn(9, 6).double(), torch.rand(9).double()
     leaf = u.clone().requires_grad_()
     value = interpolate(leaf, anchors, values)
@@ -105,7 +105,7 @@ def test_the_gradient_is_the_true_one():
     assert (gradient - by_sign[1].sum(0)).norm() > 0.1 * gradient.norm()
 
 
-def test_recall_by_counts_is_recall_by_ranking():
+def test_recall_from_counts_equals_recall_of_a_ranking():
     generator = torch.Generator().manual_seed(0)
     ks = torch.tensor([1, 2, 4, 9])
     for positives, negatives in itertools.product((1, 2, 3), (1, 2, 5)):
@@ -116,7 +116,7 @@ def test_recall_by_counts_is_recall_by_ranking():
             order = row.argsort(descending=True)
             ranks = [order.tolist().index(p) + 1 for p in range(positives)]
             expected = sum(sum(rank <= k for rank in ranks) / min(k, positives) for k in ks.tolist()) / 4
-            found = recall_of_counts(count[None, None], torch.tensor([positives]), ks)
+            found = recall_from_counts(count[None, None], torch.tensor([positives]), ks)
             assert found.item() == pytest.approx(expected)
 
 
@@ -163,12 +163,12 @@ def test_extremes_give_finite_gradients(embeddings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ks": (0,)}, "ks must be"),
+        ({"ks": (0,)}, "ks must contain"),
         ({"tau": 0}, "tau must be above 0"),
-        ({"num_good": 0}, "num_good must be an integer from 1, got 0"),
-        ({"num_bad": 2.5}, "num_bad must be an integer from 0, got 2.5"),
+        ({"num_good": 0}, "num_good must be at least 1, got 0"),
+        ({"num_bad": 2.5}, "num_bad must be an integer, at least 0, got 2.5"),
     ],
 )
-def test_wrong_settings_are_refused(settings, message):
+def test_wrong_settings_are_rejected(settings, message):
     with pytest.raises(ValueError, match=message):
         UniLoss(**settings)

@@ -11,30 +11,30 @@ from lightning_recall.models import SmallConvNet
 PIXELS = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
 
 
-def test_a_timm_convnet_pools_its_maps_by_gem():
+def test_a_timm_convnet_uses_gem():
     embedder = ImageEmbedder("resnet18", embedding_dim=32, pretrained=False)
     embeddings = embedder(PIXELS)
     assert embeddings.shape == (4, 32)
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(4))
     embeddings.sum().backward()
-    assert all(p.grad is not None for p in embedder.parameters())  # DDP dies of unused ones
+    assert all(p.grad is not None for p in embedder.parameters())  # DDP fails for unused parameters
     assert embedder.pooling.p.grad.abs() > 0
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "vgg11", "efficientvit_b0", "swin_tiny_patch4_window7_224"])
-def test_backbones_with_heads_of_their_own(name):
+def test_backbones_with_a_hidden_head(name):
     embedder = ImageEmbedder(name, embedding_dim=8, pretrained=False)
     height, width = embedder.backbone.pretrained_cfg["input_size"][1:]
     embedder(torch.zeros(2, 3, height, width)).sum().backward()
     assert all(p.grad is not None for p in embedder.parameters())
 
 
-def test_a_timm_transformer_gives_its_class_token():
+def test_a_timm_transformer_uses_its_class_token():
     embedder = ImageEmbedder("vit_tiny_patch16_224", embedding_dim=16, pretrained=False)
     embedder(torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)).sum().backward()
     assert all(p.grad is not None for p in embedder.parameters())
     assert isinstance(embedder.pooling, nn.Identity)
-    assert embedder.mean.flatten().tolist() == [0.5, 0.5, 0.5]  # the weights' own, not ImageNet's
+    assert embedder.mean.flatten().tolist() == [0.5, 0.5, 0.5]  # from pretrained_cfg, not ImageNet's
 
 
 def test_pixels_are_normalised_as_the_backbone_was_trained():
@@ -48,7 +48,7 @@ def test_pixels_are_normalised_as_the_backbone_was_trained():
     torch.testing.assert_close(seen[0], expected, check_dtype=False, atol=1e-5, rtol=1e-5)
 
 
-def test_grey_images_go_into_a_colour_backbone():
+def test_greyscale_images_are_expanded_for_a_colour_backbone():
     embedder = ImageEmbedder("resnet18", embedding_dim=8, pretrained=False).eval()
     grey = PIXELS[:, :1]
     torch.testing.assert_close(embedder(grey), embedder(grey.expand(-1, 3, -1, -1)))
@@ -61,7 +61,7 @@ def test_frozen_batch_norm_survives_train():
     embedder(PIXELS)
     assert embedder.training
     assert all(torch.equal(value, before[name]) for name, value in embedder.backbone.named_buffers())
-    assert all(p.requires_grad for p in embedder.parameters())  # scale and shift still learn
+    assert all(p.requires_grad for p in embedder.parameters())  # scale and shift are still trained
 
 
 def test_batch_norm_from_scratch_is_not_frozen():
@@ -70,7 +70,7 @@ def test_batch_norm_from_scratch_is_not_frozen():
     assert embedder.backbone.bn1.num_batches_tracked == 1
 
 
-def test_norm_batch_spreads_the_similarities_of_a_new_network():
+def test_norm_batch_increases_the_variance_of_similarities():
     images = torch.randint(0, 256, (64, 1, 32, 32), dtype=torch.uint8)
     spread = {}
     for norm in ("layer", "batch"):
@@ -87,22 +87,24 @@ def test_dtype_follows_the_parameters():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backbone": "resnet18x"}, "timm knows no model 'resnet18x'"),
+        ({"backbone": "resnet18x"}, "timm has no model named 'resnet18x'"),
         ({"backbone": "resnet1", "pretrained": False}, "Similar: .*resnet18"),
-        ({"backbone": nn.Flatten()}, "set its attribute num_features"),
+        ({"backbone": nn.Flatten()}, "has no num_features attribute: set it"),
         ({"backbone": SmallConvNet(), "embedding_dim": 0}, "embedding_dim must be at least 1, got 0"),
         ({"backbone": "vit_tiny_patch16_224", "pretrained": False, "pooling": "gem"}, "pooling must be None"),
     ],
 )
-def test_wrong_requests_are_refused(arguments, message):
+def test_wrong_arguments_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         ImageEmbedder(**arguments)
 
 
-@pytest.mark.parametrize("name", ["resnet18.tv_in1k", "vit_tiny_patch16_224_in21k"])  # the second is timm's old name
+@pytest.mark.parametrize(
+    "name", ["resnet18.tv_in1k", "vit_tiny_patch16_224_in21k"]
+)  # the second is a deprecated timm name
 @pytest.mark.filterwarnings("ignore:Mapping deprecated model name")
 def test_weights_from_a_file(name, tmp_path):
-    published = timm.create_model(name, num_classes=10)  # with a classifier, as published
+    published = timm.create_model(name, num_classes=10)  # with a classifier, as in published files
     torch.save(published.state_dict(), tmp_path / "weights.pth")
     embedder = ImageEmbedder(name, 8, pretrained=str(tmp_path / "weights.pth"))
     expected = published.state_dict()
@@ -111,15 +113,15 @@ def test_weights_from_a_file(name, tmp_path):
     assert embedder.freeze_batch_norm
 
 
-def test_weights_that_cannot_be_had(tmp_path, monkeypatch):
+def test_weights_that_cannot_be_loaded(tmp_path, monkeypatch):
     file = tmp_path / "weights.pth"
-    with pytest.raises(ValueError, match=r"true, false or a file of weights, but there is no file .*weights\.pth"):
+    with pytest.raises(ValueError, match=r"true, false or the path of a weights file; no such file: .*weights\.pth"):
         ImageEmbedder("resnet18", pretrained=str(file))
     torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), file)
-    with pytest.raises(ValueError, match=r"weights\.pth does not hold the weights of resnet18: it lacks"):
+    with pytest.raises(ValueError, match=r"weights\.pth does not contain the weights of resnet18: .* are missing"):
         ImageEmbedder("resnet18", pretrained=str(file))
     file.write_text("<html>404</html>")
-    with pytest.raises(ValueError, match=r"weights\.pth does not hold the weights of resnet18"):
+    with pytest.raises(ValueError, match=r"weights\.pth does not contain the weights of resnet18"):
         ImageEmbedder("resnet18", pretrained=str(file))
 
     create_model = timm.create_model
@@ -130,13 +132,13 @@ def test_weights_that_cannot_be_had(tmp_path, monkeypatch):
         return create_model(*args, **kwargs)
 
     monkeypatch.setattr("timm.create_model", offline)
-    message = r"cannot be fetched: no connection. Fetch them elsewhere, .* pretrained=false"
+    message = r"Loading the weights of resnet18 failed: no connection. Download .* pretrained=false"
     with pytest.raises(ValueError, match=message):
         ImageEmbedder("resnet18", pretrained=True)
 
 
 @pytest.mark.parametrize("dtype", ["int64", "int32", "int16", "int8", "uint16", "uint32", "bool"])
-def test_other_integers_are_not_taken_for_floats(dtype):
+def test_other_integer_dtypes_are_rejected(dtype):
     images = (PIXELS % 2).to(getattr(torch, dtype))
     for module in (small(), torch.compile(small(), backend="eager")):
         with pytest.raises(ValueError, match=rf"uint8, or floats in \[0, 1\], got torch.{dtype}: convert with .to\("):
@@ -148,43 +150,41 @@ def small(**kwargs):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-def test_floats_far_outside_are_refused(dtype):
-    with pytest.raises(ValueError, match=r"got floats from 0 to 255: divide by 255"):
+def test_floats_far_outside_are_rejected(dtype):
+    with pytest.raises(ValueError, match=r"got floats from 0 to 255: divide images in .* by 255"):
         small()(torch.tensor([0.0, 255.0]).to(dtype).repeat(4, 3, 64, 32))
     with pytest.raises(ValueError, match=r"got floats from -1 to 1: "):
         small()(torch.tensor([-1.0, 1.0]).to(dtype).repeat(4, 3, 64, 32))
     normalised = (PIXELS / 255 - 0.45) / 0.226
-    with pytest.raises(
-        ValueError, match=r"got floats from -1.99 to 2.4.: .* give the embedder mean=\[0.0\] and std=\[1"
-    ):
+    with pytest.raises(ValueError, match=r"got floats from -1.99 to 2.4.: .* pass mean=\[0.0\], std=\[1"):
         small()(normalised.to(dtype))
 
 
-def test_overshoot_passes_and_so_do_normalised_images_that_are_announced():
+def test_overshoot_and_announced_normalised_images_are_accepted():
     places = torch.arange(64) // 8
     board = ((places[:, None] + places) % 2).float().expand(4, 3, 64, 64)
     sharp = F.interpolate(board, scale_factor=1.3, mode="bicubic")[..., :64, :64]
     assert sharp.min() < -0.24
     assert sharp.max() > 1.24
     assert small()(sharp).isfinite().all()
-    seen, embedder = [], small(mean=[0], std=[1])  # integers, too
+    seen, embedder = [], small(mean=[0], std=[1])  # integers are allowed
     embedder.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     normalised = (PIXELS / 255 - 0.45) / 0.226
     embedder(normalised)
     assert torch.equal(seen[0], normalised)
     with pytest.raises(ValueError, match="got floats from 0 to 255"):
         embedder(torch.tensor([0.0, 255.0]).repeat(4, 3, 64, 32))
-    small().check_range(torch.zeros(0, 3, 64, 64))  # no image, no range
+    small().check_range(torch.zeros(0, 3, 64, 64))  # an empty batch is not checked
 
 
-def test_floats_little_outside_are_refused_too():
+def test_floats_slightly_outside_are_rejected():
     faint = torch.tensor([-0.3, 0.37]).repeat(4, 3, 64, 32)  # a normalised image of low contrast
     for images, found in ((faint, "-0.3 to 0.37"), (1 - faint, "0.63 to 1.3")):
         with pytest.raises(ValueError, match=f"got floats from {found}: "):
             small()(images)
 
 
-def test_on_a_cpu_all_batches_of_floats_are_looked_at():
+def test_on_a_cpu_all_batches_of_floats_are_checked():
     embedder = small().eval()
     for _ in range(25):
         embedder(PIXELS / 255)
@@ -197,7 +197,7 @@ def timm_model(name="resnet18", **kwargs):
 
 
 class Narrow(nn.Conv2d):
-    """Maps of another number of channels than it says."""
+    """Its maps do not have `num_features` channels."""
 
     num_features = 4
 
@@ -205,26 +205,26 @@ class Narrow(nn.Conv2d):
 @pytest.mark.parametrize(
     ("make", "shape", "message"),
     [
-        (timm_model, (2, 4, 64, 64), r"\(B, C, H, W\) with C = 1 or 3, as ResNet takes them, got \(2, 4, 64, 64\)"),
+        (timm_model, (2, 4, 64, 64), r"\(B, C, H, W\) with C = 1 or 3, as ResNet expects, got \(2, 4, 64, 64\)"),
         (timm_model, (3, 64, 64), r"with C = 1 or 3, .* got \(3, 64, 64\)"),
         (lambda: timm_model(mean=[0.0], std=[1.0]), (2, 1, 64, 64), r"with C = 3, .* got \(2, 1, 64, 64\)"),
-        (lambda: timm_model("vit_tiny_patch16_224"), (2, 3, 64, 64), r"Transformer does not take images of .*64.*224"),
-        (lambda: ImageEmbedder(SmallConvNet(3)), (2, 1, 32, 32), r"takes images of shape \(B, 3, 32, 32\), got \(2, 1"),
-        (lambda: ImageEmbedder(SmallConvNet(1)), (2, 1, 64, 64), r"takes images of shape \(B, 1, 32, 32\), got \(2, 1"),
+        (lambda: timm_model("vit_tiny_patch16_224"), (2, 3, 64, 64), r"Transformer does not accept images .*64.*224"),
+        (lambda: ImageEmbedder(SmallConvNet(3)), (2, 1, 32, 32), r"images of shape \(B, 3, 32, 32\), got \(2, 1"),
+        (lambda: ImageEmbedder(SmallConvNet(1)), (2, 1, 64, 64), r"images of shape \(B, 1, 32, 32\), got \(2, 1"),
         (
             lambda: ImageEmbedder(Narrow(3, 5, 3), 8, pooling="avg"),
             (2, 3, 9, 9),
-            r"Narrow gives features of shape \(2, 5\) for images of shape \(2, 3, 9, 9\), but its num_features is 4",
+            r"Narrow outputs features of shape \(2, 5\) for images of shape \(2, 3, 9, 9\), but its num_features is 4",
         ),
         (lambda: ImageEmbedder(SmallConvNet(3), mean=[0.5] * 3), (2, 2, 32, 32), r"with C = 1 or 3"),
     ],
 )
-def test_images_of_another_shape_are_refused(make, shape, message):
+def test_images_of_another_shape_are_rejected(make, shape, message):
     with pytest.raises(ValueError, match=message):
         make()(torch.zeros(shape, dtype=torch.uint8))
 
 
-def test_only_the_first_batches_on_another_device_are_looked_at():
+def test_only_the_first_batches_on_another_device_are_checked():
     embedder, waits = small().eval(), []
     with torch.no_grad():
         for _ in range(21):
@@ -235,7 +235,7 @@ def test_only_the_first_batches_on_another_device_are_looked_at():
     assert waits[20] == 0
 
 
-def test_exported_and_compiled_it_takes_floats():
+def test_exported_and_compiled_embedders_accept_floats():
     embedder, images = small().eval(), PIXELS / 255
     expected = embedder(images)
     exported = torch.export.export(embedder, (images,)).module()
@@ -244,7 +244,7 @@ def test_exported_and_compiled_it_takes_floats():
     torch.testing.assert_close(compiled(images), expected)
 
 
-def test_batch_norm_is_frozen_and_set_free_at_any_time():
+def test_batch_norm_can_be_frozen_and_unfrozen_at_any_time():
     embedder = ImageEmbedder("resnet18", embedding_dim=8, pretrained=False).train()
     embedder.freeze_batch_norm = True
     assert not embedder.backbone.bn1.training
@@ -257,12 +257,12 @@ def test_batch_norm_is_frozen_and_set_free_at_any_time():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mean": [123.7, 116.3, 103.5]}, r"mean must hold numbers from 0 to 1, .* got \[123.7, 116.3, 103.5\]"),
-        ({"mean": []}, r"mean must hold numbers"),
-        ({"std": [0.0]}, r"std must hold numbers above 0 to 1, .* got \[0.0\]"),
-        ({"std": [58.4]}, r"std must hold numbers"),
+        ({"mean": [123.7, 116.3, 103.5]}, r"mean must have one value in \[0, 1\] per .* got \[123.7, 116.3, 103.5\]"),
+        ({"mean": []}, r"mean must have one value"),
+        ({"std": [0.0]}, r"std must have one value in \(0, 1\] per channel, .* got \[0.0\]"),
+        ({"std": [58.4]}, r"std must have one value"),
     ],
 )
-def test_statistics_of_pixels_in_0_to_255_are_refused(arguments, message):
+def test_statistics_of_pixels_in_0_to_255_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         small(**arguments)

@@ -10,9 +10,9 @@ from lightning_recall.models import ImageEmbedder, SmallConvNet, export_onnx
 
 @pytest.mark.skipif(torch.__version__ < "2.9", reason="torch's exporter fixes the number of images before 2.9")
 @pytest.mark.parametrize("backbone", ["small", "resnet10t", "test_vit"])
-def test_onnxruntime_gives_what_pytorch_does(backbone, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")  # an extra
-    pytest.importorskip("onnxscript")  # an extra
+def test_onnxruntime_equals_pytorch(backbone, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")  # an optional dependency
+    pytest.importorskip("onnxscript")  # an optional dependency
     channels, size = (1, 32) if backbone == "small" else (3, 160)
     embedder = ImageEmbedder(
         SmallConvNet() if backbone == "small" else backbone,
@@ -21,7 +21,7 @@ def test_onnxruntime_gives_what_pytorch_does(backbone, tmp_path):
         norm="batch" if backbone == "small" else "layer",
     )
     images = torch.randint(0, 256, (5, channels, size, size), dtype=torch.uint8)
-    embedder(images)  # running statistics that differ from the first
+    embedder(images)  # running statistics that differ from their initial values
     training = embedder.training
     export_onnx(embedder, tmp_path / "embedder.onnx", size, channels)
     assert embedder.training == training
@@ -34,7 +34,7 @@ def test_onnxruntime_gives_what_pytorch_does(backbone, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["embedder.onnx"]
 
 
-def test_what_is_missing_is_told(monkeypatch, tmp_path):
+def test_missing_requirements_raise(monkeypatch, tmp_path):
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.8.1"))
     with pytest.raises(RuntimeError, match=r"needs torch 2.9 or later, this is 2.8.1"):
         export_onnx(torch.nn.Identity(), tmp_path / "x.onnx", 32)

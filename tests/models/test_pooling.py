@@ -4,13 +4,13 @@ import torch
 from lightning_recall.models import GeM
 
 
-def test_between_mean_and_maximum():
+def test_lies_between_mean_and_maximum():
     features = torch.rand(2, 3, 5, 4) + 0.1
     torch.testing.assert_close(GeM(1.0)(features), features.mean((2, 3)))
     torch.testing.assert_close(GeM(200.0)(features.double()), features.double().amax((2, 3)), rtol=0.02, atol=0)
 
 
-def test_dead_activations_have_finite_gradients():
+def test_zero_activations_have_finite_gradients():
     features = torch.zeros(2, 3, 4, 4, requires_grad=True)
     pooling = GeM()
     pooling(features).sum().backward()
@@ -19,7 +19,7 @@ def test_dead_activations_have_finite_gradients():
 
 
 @pytest.mark.parametrize("arguments", [{"p": 0.0}, {"eps": 0.0}])
-def test_zero_is_refused(arguments):
+def test_zero_is_rejected(arguments):
     with pytest.raises(ValueError, match="must be above 0"):
         GeM(**arguments)
 
@@ -29,7 +29,7 @@ def test_zero_is_refused(arguments):
 def test_half_precision_is_pooled_in_fp32(dtype, largest):
     features = (torch.rand(2, 3, 7, 7) * largest).to(dtype)
     expected = features.double().pow(3).mean((2, 3)).pow(1 / 3)
-    module = GeM().to(dtype)  # as module.half()
+    module = GeM().to(dtype)  # like module.half()
     found = module(features)
     assert found.dtype == dtype
     eps = torch.finfo(dtype).eps
@@ -63,7 +63,7 @@ def test_a_large_exponent_neither_overflows_nor_vanishes(value):
     torch.testing.assert_close(features.grad, torch.full((1, 2, 3, 3), 1 / 9 if value else 0.0))
 
 
-def test_eps_may_be_set_later():
+def test_eps_may_be_changed_later():
     pooling, features = GeM(), torch.zeros(1, 1, 2, 2)
     pooling.eps = 0.5
     assert pooling(features).item() == pytest.approx(0.5)

@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_recall.recompute import largest_chunk_size
 
-META = torch.device("meta")  # stands in for a GPU: it computes nothing, and the network says when it is full
+META = torch.device("meta")  # replaces a GPU: it computes nothing, and the network reports that memory is full
 
 
 class Full(nn.Module):
@@ -37,17 +37,17 @@ class Full(nn.Module):
         (16, 16, [16, 32]),
     ],
 )
-def test_doubles_and_halves(limit, found, tried):
+def test_the_chunk_size_doubles_and_halves(limit, found, tried):
     net = Full(limit).to(META)
     assert largest_chunk_size(net, torch.empty(1000, 6, device=META), META) == found
     assert net.tried == tried
 
 
-def test_fewer_rows_than_a_trial_are_all():
+def test_a_small_batch_is_one_chunk():
     assert largest_chunk_size(Full(99).to(META), {"a": torch.empty(3, 6)}["a"], META) == 3
 
 
-def test_mappings_and_entries_of_none():
+def test_mappings_and_entries_that_are_none():
     class Fed(Full):
         def forward(self, batch):
             assert type(batch) is dict
@@ -58,7 +58,7 @@ def test_mappings_and_entries_of_none():
     assert largest_chunk_size(Fed(20).to(META), batch, META) == 16
 
 
-def test_nothing_is_changed():
+def test_gradients_and_buffers_are_unchanged():
     net = Full(99).to(META)
     state = torch.get_rng_state()
     buffers = {name: (buffer, buffer._version) for name, buffer in net.named_buffers()}
@@ -76,16 +76,16 @@ class DrawsElsewhere(Full):
         return super().forward(x)
 
 
-def test_random_numbers_are_as_before():
+def test_random_states_are_unchanged():
     net = DrawsElsewhere(99).to(META)
     state = torch.get_rng_state()
-    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002  # likewise
+    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002  # the global generator is the point
     largest_chunk_size(net, torch.empty(50, 6), META)
-    assert before == (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002  # likewise
+    assert before == (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002  # the global generator is the point
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_trial_keeps_what_backward_needs_also_where_gradients_are_off():
+def test_a_trial_enables_gradients_also_under_no_grad():
     net, modes = Full(99).to(META), []
     net.register_forward_pre_hook(lambda *_: modes.append(torch.is_grad_enabled()))
     with torch.no_grad():
@@ -93,24 +93,24 @@ def test_a_trial_keeps_what_backward_needs_also_where_gradients_are_off():
     assert set(modes) == {True}
 
 
-def test_a_frozen_network_fits_too():
+def test_a_frozen_network_is_tried_without_backward():
     assert largest_chunk_size(Full(99).to(META).requires_grad_(False), torch.empty(50, 6), META) == 50
 
 
-def test_a_cpu_is_not_tried():
+def test_a_cpu_needs_no_trial():
     net = Full(0)
     assert largest_chunk_size(net, torch.empty(1000, 6), torch.device("cpu")) == 128
     assert largest_chunk_size(net, torch.empty(10, 6), torch.device("cpu")) == 10
     assert net.tried == []
 
 
-def test_a_network_that_does_not_fit_is_told():
+def test_a_network_that_does_not_fit_raises():
     with pytest.raises(ValueError, match="Not even one image fits"):
         largest_chunk_size(Full(0).to(META), torch.empty(1000, 6), META)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: its memory is filled")
-def test_a_gpu_is_filled_but_for_a_margin():
+def test_a_gpu_is_filled_except_for_the_free_fraction():
     device = torch.device("cuda")
     net = nn.Sequential(*(nn.Sequential(nn.Linear(4096, 4096), nn.ReLU()) for _ in range(32))).to(device)
     found = largest_chunk_size(net, torch.empty(2**20, 4096), device)

@@ -20,7 +20,7 @@ LABELS = torch.arange(10) // 2
 
 
 class DropPathNet(nn.Module):
-    """Dropout, drop-path and BatchNorm: all that a second pass could get wrong."""
+    """Dropout, drop-path and BatchNorm: everything that a second pass could compute differently."""
 
     def __init__(self):
         super().__init__()
@@ -63,17 +63,17 @@ def test_gradients_equal_the_same_chunks_in_one_graph(chunk_size):
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, atol=1e-12, rtol=0)
     for name, buffer in model.named_buffers():
-        assert torch.equal(buffer, expected_statistics[name]), name  # updated once a chunk, and counted once
+        assert torch.equal(buffer, expected_statistics[name]), name  # updated and counted once per chunk
 
 
-def test_a_tensor_is_split_like_given_chunks():
+def test_a_tensor_is_split_like_a_list_of_chunks():
     model = DropPathNet().eval()
     inputs = torch.randn(10, 6)
     torch.testing.assert_close(chunked_forward(model, inputs, 3), model(inputs))
     torch.testing.assert_close(chunked_forward(model, list(inputs.split(5)), 3), model(inputs))
 
 
-def test_a_method_and_a_function_are_encoders_too():
+def test_methods_and_functions_are_embedders():
     class Towers(nn.Module):
         def __init__(self):
             super().__init__()
@@ -105,7 +105,7 @@ def test_batch_norm_inside_a_function_is_updated_once(wrap):
 def test_chunks_are_even():
     sizes = []
     chunked_forward(lambda x: sizes.append(len(x)) or x, torch.randn(129, 6), 128)
-    assert sizes == [65, 64]  # BatchNorm could not take a chunk of one
+    assert sizes == [65, 64]  # BatchNorm does not support a chunk of one row
 
 
 def test_autocast_is_the_same_in_both_passes():
@@ -122,19 +122,19 @@ def peak_bytes(forward):
     return peak_tensor_bytes(lambda: forward().square().sum().backward())
 
 
-def test_one_chunks_activations_live_at_a_time():
+def test_only_one_chunk_stores_its_activations():
     layers = [layer for _ in range(8) for layer in (nn.Linear(16, 16), nn.Tanh())]
     model = nn.Sequential(*layers, nn.Linear(16, 1))
     inputs = torch.randn(4096, 16)
     one_chunk = peak_bytes(lambda: model(inputs[:128]))
     whole = peak_bytes(lambda: model(inputs))
     chunked = peak_bytes(lambda: chunked_forward(model, inputs, 128))
-    assert whole > 6 * one_chunk  # else there is nothing to save
+    assert whole > 6 * one_chunk  # otherwise there is nothing to save
     assert chunked < 1.3 * one_chunk  # 32 chunks, and the embeddings of all of them
 
 
-def test_without_gradients_nothing_is_kept(monkeypatch):
-    monkeypatch.setattr(chunks_module, "FirstPass", None)  # copies buffers and random states
+def test_without_gradients_nothing_is_saved(monkeypatch):
+    monkeypatch.setattr(chunks_module, "FirstPassState", None)  # copies buffers and random states
     with torch.no_grad():
         assert not chunked_forward(nn.Linear(6, 4), torch.randn(9, 6), 2).requires_grad
 
@@ -168,7 +168,7 @@ def assert_same(results):
         torch.testing.assert_close(a, e, atol=1e-12, rtol=0)
     for name in state:
         torch.testing.assert_close(state[name], expected_state[name], atol=1e-12, rtol=0)
-    assert torch.equal(following, expected_next)  # the random numbers go on as if nothing had been recomputed
+    assert torch.equal(following, expected_next)  # random numbers continue as if nothing had been recomputed
 
 
 class Noisy(nn.Module):
@@ -196,7 +196,7 @@ def frozen_batch_norm():
 
 @pytest.mark.parametrize("make", [lambda: Noisy().double(), spectral, frozen_batch_norm])
 @pytest.mark.parametrize("keep_chunks", [1, 2, 9])
-def test_what_a_pass_draws_and_changes_is_the_same_again(make, keep_chunks):
+def test_random_numbers_and_buffers_are_the_same_in_both_passes(make, keep_chunks):
     net = make()
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
     inputs = torch.randn(10, 6, dtype=torch.float64)
@@ -204,7 +204,7 @@ def test_what_a_pass_draws_and_changes_is_the_same_again(make, keep_chunks):
 
 
 class Unversioned(nn.Module):
-    """Statistics of its own that torch does not count versions of: batch_norm's, and what `.data` changes."""
+    """Buffers that change without increasing _version: those of batch_norm, and those changed through `.data`."""
 
     def __init__(self):
         super().__init__()
@@ -217,7 +217,7 @@ class Unversioned(nn.Module):
     def forward(self, x):
         self.count.data.add_(1)
         out = F.batch_norm(self.layer(x), self.mean, self.var, training=self.training)
-        return out + self.count  # a chunk sees how many came before
+        return out + self.count  # a chunk sees the number of earlier chunks
 
     def embed(self, x):
         return self(x)
@@ -228,13 +228,13 @@ class Unversioned(nn.Module):
     [
         lambda net: net,
         lambda net: net.embed,
-        lambda net: lambda x: net.forward(x),  # not the module: no hook tells of it
+        lambda net: lambda x: net.forward(x),  # not the module: no hook is called
         lambda net: partial(Unversioned.forward, net),
         lambda net: partial(net.embed),
         lambda net: partial(lambda x, net: net.forward(x), net=net),
     ],
 )
-def test_buffers_changed_behind_torchs_back_are_changed_once(wrap):
+def test_buffers_that_change_without_a_version_change_once(wrap):
     net, inputs = Unversioned().double(), torch.randn(12, 6, dtype=torch.float64)
     results = []
     for chunked in (False, True):
@@ -269,14 +269,16 @@ class Counts(nn.Module):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: nn.InstanceNorm1d(2, momentum=0.3, track_running_stats=True),  # counts neither versions nor passes
+        lambda: nn.InstanceNorm1d(
+            2, momentum=0.3, track_running_stats=True
+        ),  # increases neither _version nor num_batches_tracked
         lambda: Counts(in_place=True),
         lambda: Counts(in_place=False),
     ],
 )
-def test_buffers_that_only_later_chunks_change_are_changed_once(make):
+def test_buffers_that_only_later_chunks_change_change_once(make):
     inputs = torch.randn(12, 6, dtype=torch.float64)
-    inputs[:, 0] = (torch.arange(12) >= 4).double()  # the first chunk takes another way
+    inputs[:, 0] = (torch.arange(12) >= 4).double()  # the first chunk takes another path
     results = []
     for chunked in (False, True):
         torch.manual_seed(0)
@@ -292,7 +294,7 @@ def test_buffers_that_only_later_chunks_change_are_changed_once(make):
     torch.testing.assert_close(results[1], results[0], atol=1e-10, rtol=0)
 
 
-def test_the_processes_random_numbers_go_on_after_a_replay():
+def test_global_random_numbers_continue_after_a_replay():
     net = Noisy().double()
     states = []
     for chunk_size in (9, 3):
@@ -300,7 +302,7 @@ def test_the_processes_random_numbers_go_on_after_a_replay():
         np.random.seed(1)  # noqa: NPY002  # the global generator is the point
         for part in torch.ones(9, 6, dtype=torch.float64).split(3) if chunk_size == 9 else [torch.ones(9, 6).double()]:
             chunked_forward(net, part, 3).sum().backward()
-        states.append((random.random(), np.random.rand()))  # noqa: NPY002  # likewise
+        states.append((random.random(), np.random.rand()))  # noqa: NPY002  # the global generator is the point
     assert states[0] == states[1]
 
 
@@ -320,7 +322,7 @@ def test_a_second_backward_replays_the_same_state():
         lambda out: {"embeddings": out, "far": out.detach() / 0},
     ],
 )
-def test_outputs_that_are_no_plain_numbers_are_compared(outputs):
+def test_outputs_of_other_dtypes_are_compared(outputs):
     net = nn.Linear(6, 4)
     chunked_forward(lambda x: outputs(net(x)), torch.randn(10, 6), 3)["embeddings"].sum().backward()
     assert net.weight.grad.abs().sum() > 0
@@ -340,7 +342,7 @@ class TwoHeads(nn.Module):
         return self(x)["embedding"]
 
 
-def test_an_output_of_which_a_part_is_used():
+def test_a_partly_used_output():
     net, inputs = TwoHeads().double(), torch.randn(10, 6, dtype=torch.float64)
     outputs = chunked_forward(net, inputs, 3)
     assert outputs["extras"][0].shape == (10, 3)
@@ -362,7 +364,7 @@ class TextAndImage(nn.Module):
         return self.text(batch["text"]["ids"]) + sum(views)
 
 
-def test_any_nest_of_tensors_is_split():
+def test_any_pytree_of_tensors_is_split():
     net, sizes = TextAndImage(), []
     net.text.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     batch = {"text": {"ids": torch.randint(9, (10, 7))}, "views": (torch.randn(10, 6), torch.randn(10, 6))}
@@ -374,11 +376,11 @@ def test_any_nest_of_tensors_is_split():
 
 
 class BatchEncoding(UserDict):
-    """What a tokenizer gives: no dict, though it behaves like one."""
+    """Output of a tokenizer: a Mapping that is not a dict."""
 
 
 class Text(nn.Module):
-    """Notes what it is given; sums token embeddings where the mask, if there is one, is 1."""
+    """Records its inputs; sums token embeddings where the mask, if there is one, is 1."""
 
     def __init__(self):
         super().__init__()
@@ -396,7 +398,7 @@ class Text(nn.Module):
 @pytest.mark.parametrize("make", [dict, BatchEncoding, OrderedDict])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("listed", [False, True])
-def test_any_mapping_with_entries_of_none(make, masked, listed):
+def test_mappings_with_entries_that_are_none(make, masked, listed):
     net = Text().double()
     ids, mask = torch.randint(9, (10, 7)), (torch.rand(10, 7) < 0.5).double()
     whole = net({"ids": ids, "mask": mask if masked else None})
@@ -437,16 +439,16 @@ class ChangesItsInput(nn.Linear):
         return super().forward((batch["x"] if isinstance(batch, dict) else batch).mul_(2).clone())
 
 
-def test_an_encoder_that_changes_its_input_is_refused():
+def test_an_embedder_that_changes_its_input_is_rejected():
     chunks = [torch.randn(3, 6) for _ in range(3)]
-    with pytest.raises((ValueError, RuntimeError), match=r"changes .* its input as it runs|inplace operation"):
+    with pytest.raises((ValueError, RuntimeError), match=r"modify .* or its input|inplace operation"):
         chunked_forward(ChangesItsInput(6, 4), chunks, 3).sum().backward()
-    with pytest.raises(ValueError, match="changes parameters, attributes or its input as it runs"):
+    with pytest.raises(ValueError, match="modify parameters, attributes or its input"):
         chunked_forward(ChangesItsInput(6, 4), [{"x": chunk} for chunk in chunks], 3).sum().backward()
 
 
 class Fails(nn.Module):
-    """Draws and updates as others do, and raises in the pass that is asked for."""
+    """Draws random numbers and updates buffers, and raises in pass number `at`."""
 
     def __init__(self, at):
         super().__init__()
@@ -463,12 +465,12 @@ class Fails(nn.Module):
 
 
 def draws():
-    return torch.rand(1).item(), random.random(), np.random.rand()  # noqa: NPY002  # likewise
+    return torch.rand(1).item(), random.random(), np.random.rand()  # noqa: NPY002  # the global generator is the point
 
 
 def step_until_it_fails(embedder, forward, backward):
     random.seed(1)
-    np.random.seed(1)  # noqa: NPY002  # likewise
+    np.random.seed(1)  # noqa: NPY002  # the global generator is the point
     torch.manual_seed(1)
     loss = forward(embedder).sum()
     if backward:
@@ -478,7 +480,7 @@ def step_until_it_fails(embedder, forward, backward):
 
 @pytest.mark.parametrize("as_function", [False, True])
 @pytest.mark.parametrize("at", [1, 2, 4, 5, 6, 7])  # four first passes, three recomputations
-def test_after_an_error_all_is_as_torch_leaves_it(at, as_function):
+def test_after_an_error_the_state_is_that_of_plain_torch(at, as_function):
     inputs, results = torch.randn(12, 6), []
     whole = lambda embedder: torch.cat([embedder(chunk) for chunk in inputs.split(3)])  # noqa: E731  # one line
     for forward in (whole, lambda embedder: chunked_forward(embedder, inputs, 3)):
@@ -499,7 +501,7 @@ def test_after_an_error_all_is_as_torch_leaves_it(at, as_function):
     torch.testing.assert_close(results[1], results[0])
 
 
-def test_an_encoder_with_checkpoints_of_its_own():
+def test_an_embedder_that_uses_checkpoint_itself():
     from torch.utils.checkpoint import checkpoint
 
     net = DropPathNet().double()
@@ -531,7 +533,7 @@ def test_a_chunk_of_chunks_and_second_derivatives():
     torch.testing.assert_close(results[1], results[0], atol=1e-10, rtol=0)
 
 
-def test_keep_last_chunks_are_not_computed_twice():
+def test_kept_chunks_are_not_recomputed():
     net, passes = nn.Linear(6, 4), []
     net.register_forward_pre_hook(lambda *_: passes.append(1))
     for keep_chunks, expected in ((1, 9), (3, 7), (5, 5), (99, 5)):
@@ -557,7 +559,7 @@ def test_chunks_on_the_cpu_move_one_at_a_time():
     torch.testing.assert_close(moved, gradients(net, lambda: chunked_forward(net, on_device, 5)))
 
 
-def test_the_device_is_where_chunks_go():
+def test_chunks_are_moved_to_the_device():
     net, seen = nn.Linear(6, 4, device="meta"), []
     net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].device.type))
     chunked_forward(net, torch.randn(9, 6), 3, device="meta")
@@ -581,15 +583,15 @@ class ChangesItself(nn.Linear):
 
 
 @pytest.mark.parametrize("embedder", [OwnGenerator(), ChangesItself(6, 4)])
-def test_an_encoder_that_does_not_repeat_itself_is_told(embedder):
+def test_an_embedder_that_does_not_repeat_itself_raises(embedder):
     with pytest.raises(
-        (ValueError, RuntimeError), match=r"other embeddings when a chunk was recomputed|inplace operation"
+        (ValueError, RuntimeError), match=r"Recomputing a chunk gave different embeddings|inplace operation"
     ):
         chunked_forward(embedder, torch.randn(10, 6), 4).square().sum().backward()
 
 
 class ChangesOnce(nn.Linear):
-    """Gives other embeddings for its second chunk when that is recomputed, and only for it."""
+    """Returns other embeddings only for its second chunk, and only when that is recomputed."""
 
     def forward(self, x):
         self.passes = getattr(self, "passes", 0) + 1
@@ -598,30 +600,30 @@ class ChangesOnce(nn.Linear):
 
 def test_every_chunk_is_compared():
     inputs = torch.arange(4.0).repeat_interleave(2)[:, None].expand(8, 6)
-    with pytest.raises(ValueError, match="other embeddings when a chunk was recomputed"):
+    with pytest.raises(ValueError, match="Recomputing a chunk gave different embeddings"):
         chunked_forward(ChangesOnce(6, 4), inputs, 2).sum().backward()
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
-def test_lazy_parts_are_told():
+def test_lazy_buffers_raise():
     net = nn.Sequential(nn.Linear(6, 4), nn.LazyBatchNorm1d())
-    with pytest.raises(ValueError, match="LazyBatchNorm1d has yet to learn the shape of running_mean: run a batch"):
+    with pytest.raises(ValueError, match="LazyBatchNorm1d has an uninitialised lazy buffer running_mean: run"):
         chunked_forward(net, torch.randn(8, 6), 2)
 
 
 @pytest.mark.parametrize(
     ("embedder", "message"),
     [
-        (lambda x: x[:, : len(x)], r"one shape and dtype for all chunks, got \[\(3,\)\] and \[\(4,\)\]"),
-        (lambda x: x[:2], r"one row for each of the 4 rows of a chunk, got \(2, 6\)"),
-        (lambda x: x.sum(), r"one row for each of the 4 rows of a chunk, got \(\)"),
-        (lambda _: None, "one row for each of the 4 rows of a chunk, got NoneType"),
-        (lambda _: {}, "one row for each of the 4 rows of a chunk, got NoneType"),
-        (lambda x: {"embeddings": x, "name": "b"}, "one row for each of the 4 rows of a chunk, got str"),
+        (lambda x: x[:, : len(x)], r"the same row shape and dtype for all chunks, got \[\(3,\)\] and \[\(4,\)\]"),
+        (lambda x: x[:2], r"one row per input row \(4\), got \(2, 6\)"),
+        (lambda x: x.sum(), r"one row per input row \(4\), got \(\)"),
+        (lambda _: None, r"one row per input row \(4\), got NoneType"),
+        (lambda _: {}, r"one row per input row \(4\), got NoneType"),
+        (lambda x: {"embeddings": x, "name": "b"}, r"one row per input row \(4\), got str"),
         (lambda x: {"a": x, "b": x if len(x) < 4 else None}, r"got \[\(6,\), \(6,\)\] and \[\(6,\), None\]"),
     ],
 )
-def test_an_encoder_that_gives_no_row_a_row_is_told(embedder, message):
+def test_outputs_without_one_row_per_input_row_raise(embedder, message):
     with pytest.raises(ValueError, match=message):
         chunked_forward(embedder, torch.randn(10, 6), 4)
 
@@ -629,34 +631,34 @@ def test_an_encoder_that_gives_no_row_a_row_is_told(embedder, message):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"a": torch.ones(4, 2), "b": torch.ones(3, 2)}, r"must have as many rows, got \[3, 4\]"),
-        ([torch.ones(4, 2), torch.ones(4).long()], r"float32 2-d and torch.int64 1-d. .* give tuple\(batch\)"),
+        ({"a": torch.ones(4, 2), "b": torch.ones(3, 2)}, r"must have the same number of rows, got \[3, 4\]"),
+        ([torch.ones(4, 2), torch.ones(4).long()], r"float32 2-d and torch.int64 1-d. .* pass tuple\(batch\)"),
         ({"a": torch.ones(4, 2), "b": ["x"] * 4}, "inputs must be tensors .* got str"),
         (torch.tensor(3.0), "inputs must be tensors .* got a tensor without dimensions"),
         ({"a": torch.ones(4, 2), "b": 5}, "inputs must be tensors .* got int"),
-        (np.ones((4, 2)), "inputs must be tensors .* got ndarray; torch.as_tensor"),
-        ([[1.0, 2.0]], "inputs must be tensors .* got float; torch.as_tensor"),
-        (({},), "nothing to embed"),
+        (np.ones((4, 2)), "inputs must be tensors .* got ndarray; convert .* torch.as_tensor"),
+        ([[1.0, 2.0]], "inputs must be tensors .* got float; convert .* torch.as_tensor"),
+        (({},), "inputs are empty"),
     ],
 )
-def test_inputs_that_cannot_be_split_are_told(inputs, message):
+def test_inputs_that_cannot_be_split_raise(inputs, message):
     with pytest.raises(ValueError, match=message):
         chunked_forward(lambda x: x, inputs, 4)
 
 
 @pytest.mark.parametrize("wrong", [0, -3, 2.0, "4", None, True, torch.tensor(4)])
-def test_counts_must_be_integers_from_1(wrong):
+def test_chunk_counts_must_be_positive_integers(wrong):
     for settings in ({"chunk_size": wrong}, {"chunk_size": 4, "keep_chunks": wrong}):
         with pytest.raises(
-            ValueError, match=r"chunk_size and keep_chunks must be integers from 1, got .*" + re.escape(str(wrong))
+            ValueError, match=rf"{list(settings)[-1]} must be .*at least 1, got .*" + re.escape(str(wrong))
         ):
             chunked_forward(nn.Linear(6, 4), torch.randn(9, 6), **settings)
     assert chunked_forward(nn.Linear(6, 4), torch.randn(9, 6), np.int64(4), np.int64(2)).shape == (9, 4)
 
 
 @pytest.mark.parametrize("inputs", [[], torch.ones(0, 6), None, {"ids": None}])
-def test_no_inputs_are_refused(inputs):
-    with pytest.raises(ValueError, match="nothing to embed"):
+def test_empty_inputs_are_rejected(inputs):
+    with pytest.raises(ValueError, match="inputs are empty"):
         chunked_forward(nn.Linear(6, 4), inputs, 2)
 
 

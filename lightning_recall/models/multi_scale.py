@@ -1,4 +1,4 @@
-"""Embeds several views of an image as one: scales and the mirror image."""
+"""Test-time augmentation: averages embeddings over scales and horizontal flips."""
 
 from collections.abc import Sequence
 
@@ -7,24 +7,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class MultiView(nn.Module):
-    """Sums the unit embeddings of an image at several scales, and of its mirror image, and scales the sum to length 1.
+class MultiScale(nn.Module):
+    """Sums the normalised embeddings of an image over several scales and its horizontal flip, and normalises the sum.
 
-    For tests: `RetrievalModule(test_time_augmentation=MultiView())`. Costs a pass of the embedder for each view; what a scale adds
-    depends on the network and its pooling: convnets with GeM take any size, most ViTs only their own.
+    For evaluation: `RetrievalModule(test_time_augmentation=MultiScale())`. Needs one forward pass per scale and flip.
+    Whether a scale helps depends on the network and its pooling: convnets with GeM accept any image size, most ViTs
+    only their training size.
 
-    Source: Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", PAMI 2019,
-    which takes the scales 1, 1/sqrt(2) and sqrt(2).
+    Source: Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", PAMI 2019, which uses
+    the scales 1, 1/sqrt(2) and sqrt(2).
 
     Args:
-        scales: of the images' height and width, above 0; (1,) leaves them as they are.
-        flip: whether the mirror image counts too.
+        scales: scale factors for height and width, above 0; (1,) uses only the original size.
+        flip: whether to add the horizontal flip.
 
     Raises:
-        ValueError: for no scale, or one that is not above 0.
+        ValueError: if scales is empty or contains a value that is not above 0.
 
     >>> embedder = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    >>> MultiView()(embedder, torch.rand(2, 3, 32, 32)).shape
+    >>> MultiScale()(embedder, torch.rand(2, 3, 32, 32)).shape
     torch.Size([2, 3])
     """
 
@@ -44,16 +45,16 @@ class MultiView(nn.Module):
         self.check_settings()
         total = None
         for scale in self.scales:
-            resized = images if scale == 1 else rescaled(images, scale)
-            for view in (resized, resized.flip(-1)) if self.flip else (resized,):
-                embeddings = F.normalize(embedder(view), dim=1)
+            resized = images if scale == 1 else rescale(images, scale)
+            for augmented in (resized, resized.flip(-1)) if self.flip else (resized,):
+                embeddings = F.normalize(embedder(augmented), dim=1)
                 total = embeddings if total is None else total + embeddings
-        assert total is not None  # there is a scale
+        assert total is not None  # scales is not empty
         return F.normalize(total, dim=1)
 
 
-def rescaled(images: Tensor, scale: float) -> Tensor:
-    """Images (B, C, H, W) with height and width times `scale`, at least 1; uint8 stays so."""
+def rescale(images: Tensor, scale: float) -> Tensor:
+    """Resizes images (B, C, H, W) by `scale`, to at least 1 pixel; keeps uint8."""
     size = [max(round(length * scale), 1) for length in images.shape[-2:]]
     floats = images.float() if images.dtype == torch.uint8 else images
     resized = F.interpolate(floats, size=size, mode="bilinear", antialias=True, align_corners=False)

@@ -1,0 +1,55 @@
+"""Base class of the losses over smooth ranks."""
+
+from torch import Tensor
+
+from lightning_recall.losses.base import RetrievalLoss
+from lightning_recall.losses.heaviside import Sigmoid, SmoothHeaviside
+from lightning_recall.losses.ranking import Objective, RankingConfig, rank_checked_batch
+from lightning_recall.virtual_pairs import VirtualPairs
+
+
+class RankLoss(RetrievalLoss):
+    """Base class of the losses over smooth ranks: the mean of an objective over the queries of a batch.
+
+    A subclass sets `rank_temperature` and implements `objective(ranks, valid, similarities)`; the arguments are those
+    of `smooth_rank_loss`. It may set `count_query`, and `ks` for the diagnostics, and override `heaviside`.
+
+    Attributes:
+        rank_temperature: temperature of the comparison, above 0, in units of similarity.
+        count_query: whether the query is included in its own ranking.
+        ks: cut-offs of the diagnostics.
+        diagnostics: exact "recall@k" within the last batch for each of `ks`, and, with gradients, "active_positives".
+
+    >>> import torch
+    >>> class MeanRankLoss(RankLoss):
+    ...     rank_temperature = 0.05
+    ...     def objective(self, ranks, valid, similarities):
+    ...         return (ranks * valid).sum(1) / valid.sum(1)
+    >>> embeddings = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.6, 0.8]])
+    >>> round(MeanRankLoss()(embeddings, torch.tensor([0, 0, 1, 1])).item(), 4)
+    1.4984
+    """
+
+    shares_queries = True
+    accepts_virtual = True
+    rank_temperature: float
+    count_query: bool = False
+    ks: tuple[int, ...] = (1,)
+    objective: Objective
+
+    def heaviside(self) -> SmoothHeaviside:
+        """Returns the smooth comparison for the current settings; the sigmoid unless a subclass overrides this."""
+        return Sigmoid()
+
+    def compute(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        queries: slice | Tensor | None = None,
+        pairs: VirtualPairs | None = None,
+    ) -> Tensor:
+        """See `RetrievalLoss.forward`."""
+        config = RankingConfig(self.objective, self.rank_temperature, self.heaviside(), self.count_query)
+        result = rank_checked_batch(embeddings, labels, config, queries, pairs)
+        self.diagnostics = result.diagnostics(self.ks)
+        return result.loss

@@ -1,0 +1,72 @@
+"""Subclasses of RankLoss: an objective, a comparison, and the options of the base class."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lightning_recall.losses.rank_loss import RankLoss
+from lightning_recall.losses.ranking import smooth_rank_loss
+from lightning_recall.mixup import SimilarityMixup
+
+LABELS = torch.tensor([3, 1, 1, 3, 3, 0, 1, 9, 3, 0, 3, 4, 4])
+
+
+class MeanRankLoss(RankLoss):
+    rank_temperature = 0.1
+    ks = (1, 3)
+
+    def objective(self, ranks, valid, similarities):
+        return (ranks * valid).sum(1) / valid.sum(1) - 0.01 * (similarities * valid).sum(1)
+
+
+class Step:
+    """A comparison without gradient: counts the items that are more similar."""
+
+    def __call__(self, differences, at_positives, query_chunk, with_slope):
+        return (differences > 0).to(differences.dtype).sum(2), torch.zeros_like(differences) if with_slope else None
+
+
+class ExactMeanRank(MeanRankLoss):
+    def heaviside(self):
+        return Step()
+
+
+def unit(dtype=torch.float64):
+    return F.normalize(torch.randn(13, 4, dtype=torch.float64), dim=1).to(dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("count_query", [False, True])
+@pytest.mark.parametrize("queries", [None, slice(2, 9)])
+@pytest.mark.parametrize("with_pairs", [False, True])
+def test_a_subclass_equals_the_function(count_query, queries, with_pairs):
+    loss, embeddings = MeanRankLoss(), unit()
+    loss.count_query = count_query
+    options = {"queries": queries, "pairs": SimilarityMixup().draw(LABELS) if with_pairs else None}
+    value = loss(embeddings, LABELS, **options)
+    expected = smooth_rank_loss(embeddings, LABELS, loss.objective, 0.1, count_query, **options)
+    assert value == expected.loss
+    assert loss.diagnostics == expected.diagnostics((1, 3))
+    assert set(loss.diagnostics) == {"recall@1", "recall@3", "active_positives"}
+    gradients = [torch.autograd.grad(one, embeddings)[0] for one in (value, expected.loss)]
+    assert torch.equal(*gradients)
+
+
+def test_a_subclass_may_use_another_comparison():
+    embeddings = unit()
+    value = ExactMeanRank()(embeddings.detach(), LABELS)
+    s = (embeddings @ embeddings.T).detach()
+    expected = []
+    for q in range(13):
+        positives = [x for x in range(13) if x != q and LABELS[x] == LABELS[q]]
+        if positives:
+            ranks = [1 + sum(bool(s[q, z] > s[q, x]) for z in range(13) if z != q) for x in positives]
+            expected.append(sum(ranks) / len(ranks) - 0.01 * sum(s[q, x].item() for x in positives) / 0.1)
+    assert value.item() == pytest.approx(sum(expected) / len(expected))
+
+
+def test_a_plain_tuple_of_pairs_is_accepted_by_class_and_function():
+    embeddings, loss = unit(), MeanRankLoss()
+    pairs = tuple(SimilarityMixup().draw(LABELS))
+    expected = loss(embeddings, LABELS, pairs=SimilarityMixup().draw(LABELS))
+    assert loss(embeddings, LABELS, pairs=pairs) == expected
+    assert smooth_rank_loss(embeddings, LABELS, loss.objective, 0.1, pairs=pairs).loss == expected
