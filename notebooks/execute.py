@@ -17,25 +17,26 @@ METADATA = {
 
 
 def execute(path: Path, folder: Path) -> NotebookNode:
-    """Runs a notebook in a kernel of its own, which works in `folder`; gives it with outputs, but no traces of the run.
+    """Runs a notebook in a new kernel in `folder`; returns it with outputs, without machine-specific metadata.
 
     Raises:
-        nbclient.exceptions.CellExecutionError: where a cell raises.
+        nbclient.exceptions.CellExecutionError: if a cell raises.
     """
     environment = {
         **os.environ,
-        "IPYTHONDIR": str(folder / ".ipython"),  # without what a user's own profile runs first
-        "MPLCONFIGDIR": matplotlib.get_cachedir(),  # where the list of fonts is
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # no word about debuggers
+        "IPYTHONDIR": str(folder / ".ipython"),  # ignores the user's IPython profile
+        "MPLCONFIGDIR": matplotlib.get_cachedir(),  # reuses the font cache
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # no debugger warning
+        "LIGHTNING_RECALL_LIGHTNING": "pytorch_lightning",  # no message if both Lightning packages are installed
     }
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False, coalesce_streams=True)
     client.execute(cwd=str(folder), env=environment)
-    return without_traces(notebook)
+    return without_machine_metadata(notebook)
 
 
-def without_traces(notebook: NotebookNode) -> NotebookNode:
-    """The same notebook for whoever runs it: no version of the kernel, ids that tell the cell's place."""
+def without_machine_metadata(notebook: NotebookNode) -> NotebookNode:
+    """Removes kernel version and cell metadata, and numbers the cell ids."""
     notebook.metadata = nbformat.from_dict(METADATA)
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"

@@ -1,4 +1,4 @@
-"""The notebooks run without an error or a warning, and are stored with outputs that are light and tell no machine."""
+"""The notebooks run without an error or a warning; stored outputs are small and contain no machine-specific paths."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import pytest
 FOLDER = Path(__file__).parent.parent / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
 MAX_BYTES = 600_000
-SHORTER = {  # trainings as they are stored, and as the test runs them
+SHORTER = {  # settings as stored, and in the test
     "quickstart": ("total_steps=210", "total_steps=50"),  # on a quarter of the characters
     "own_module": ("max_epochs=40", "max_epochs=4"),
     "large_batch": ("range(50)", "range(10)"),
@@ -25,15 +25,15 @@ def outputs(notebook):
 
 
 def complaints(notebook):
-    """What was written to stderr, and warnings wherever they were written."""
-    told = [
+    """Outputs on stderr, and warnings in any output."""
+    found = [
         output for output in outputs(notebook) if output.get("name") == "stderr" or "Warning:" in json.dumps(output)
     ]
-    return [json.dumps(output)[:2000] for output in told]
+    return [json.dumps(output)[:2000] for output in found]
 
 
 def kinds(notebook):
-    """Cell by cell, the kinds of outputs."""
+    """The output types of each cell."""
     return [[sorted(output.get("data", ["text"])) for output in cell.get("outputs", [])] for cell in notebook.cells]
 
 
@@ -41,12 +41,12 @@ def stored(path):
     return nbformat.read(path, as_version=4)
 
 
-def test_there_are_three():
+def test_there_are_three_notebooks():
     assert [path.stem for path in PATHS] == ["large_batch", "own_module", "quickstart"]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_it_runs_and_shows_what_is_stored(path, all_glyphs, glyph_folder, tmp_path, monkeypatch):
+def test_it_runs_and_output_types_are_as_stored(path, all_glyphs, glyph_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     glyphs = glyph_folder if path.stem == "quickstart" else all_glyphs
@@ -58,17 +58,17 @@ def test_it_runs_and_shows_what_is_stored(path, all_glyphs, glyph_folder, tmp_pa
     (tmp_path / path.name).write_text(text.replace(long, short), encoding="utf-8")
     executed = EXECUTE["execute"](tmp_path / path.name, tmp_path)
     assert complaints(executed) == []
-    assert kinds(executed) == kinds(stored(path)), "outputs are not those of the code: make notebooks"
+    assert kinds(executed) == kinds(stored(path)), "outputs do not match the code: run make notebooks"
     assert [cell.source.replace(short, long) for cell in executed.cells] == [cell.source for cell in stored(path).cells]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_what_is_stored_is_light_and_tells_no_machine(path):
+def test_stored_notebooks_are_small_and_hold_no_paths(path):
     notebook = stored(path)
     nbformat.validate(notebook)
     assert path.stat().st_size <= MAX_BYTES
     numbers = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
-    assert numbers == list(range(1, len(numbers) + 1)), "all cells run once, in order: make notebooks"
+    assert numbers == list(range(1, len(numbers) + 1)), "cells were not run once and in order: run make notebooks"
     assert sum("image/png" in output.get("data", {}) for output in outputs(notebook)) >= 2
     assert complaints(notebook) == []
     text = json.dumps(
@@ -80,7 +80,7 @@ def test_what_is_stored_is_light_and_tells_no_machine(path):
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_links_lead_somewhere(path):
+def test_links_exist(path):
     text = "\n".join(cell.source for cell in stored(path).cells if cell.cell_type == "markdown")
     links = re.findall(r"\]\(([^)#]+)\)", text)
     assert links

@@ -1,1 +1,4 @@
-"""Benchmarks: `python -m lightning_recall.benchmarks.NAME` measures, beside a bound or a peer, and prints one table."""
+"""Benchmarks: `python -m lightning_recall.benchmarks.NAME`.
+
+Each measures one component against a lower bound or a reference implementation and prints a table.
+"""

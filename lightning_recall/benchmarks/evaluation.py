@@ -1,7 +1,7 @@
-"""Evaluation: time and memory of the exact search, beside the bare matrix product and faiss's IndexFlatIP, k = 1,001.
+"""Time and memory of the exact search, compared with the matrix product alone and faiss IndexFlatIP (k = 1,001).
 
-Ratios are to the product; MiB are those taken beyond the embeddings, which are clustered (class centres plus noise, 5
-items a class) or random, of unit length.
+Ratios are relative to the product; MiB exclude the embeddings. Embeddings have unit length and are clustered (class
+centres plus noise, 5 items per class) or random.
 """
 
 import argparse
@@ -26,10 +26,10 @@ from lightning_recall.search.ranks import block_shape
 from lightning_recall.search.relevant_ranks import LabelledEmbeddings, rank_by_label
 
 KS = (1, 10, 100, 1000)
-SETS = {"recall@k": ("recall",), "all scores": (*AT_K, *OVERALL)}
+SCORE_SETS = {"recall@k": ("recall",), "all scores": (*AT_K, *OVERALL)}
 
 
-def example(size: int, dim: int, kind: str, device: torch.device) -> tuple[Tensor, Tensor]:
+def random_embeddings(size: int, dim: int, kind: str, device: torch.device) -> tuple[Tensor, Tensor]:
     """Embeddings (N, D) and labels (N,), in random order."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randperm(size, generator=generator) // 5
@@ -39,28 +39,28 @@ def example(size: int, dim: int, kind: str, device: torch.device) -> tuple[Tenso
     return F.normalize(embeddings, dim=1).to(device), labels.to(device)
 
 
-def measured(way: Callable[[], Any], device: torch.device) -> tuple[float, int, Any]:
-    """Seconds and bytes beyond what was held, of one call, and its result."""
+def measure_call(function: Callable[[], Any], device: torch.device) -> tuple[float, int, Any]:
+    """Runs a function once; returns its seconds, extra peak bytes and result."""
     results: list[Any] = []
 
     def timed() -> None:
-        results.append(seconds(lambda: results.append(way()), device))
+        results.append(seconds(lambda: results.append(function()), device))
 
     extra = peak_bytes(timed, device)
-    found, time = results
-    return time, extra, found
+    result, time = results
+    return time, extra, result
 
 
-def bare_product(queries: Tensor, gallery: Tensor) -> None:
-    """The matrix product that a search cannot avoid, in the same blocks, kept nowhere."""
-    query_rows, gallery_rows = block_shape(queries.device)
-    buffer = torch.empty(query_rows * gallery_rows, device=queries.device)
-    for items in torch.split(gallery, gallery_rows):
-        for rows in torch.split(queries, query_rows):
-            torch.mm(rows, items.T, out=buffer[: len(rows) * len(items)].view(len(rows), len(items)))
+def matrix_product(queries: Tensor, gallery: Tensor) -> None:
+    """The matrix product of the search, in the same blocks, with the result discarded."""
+    query_block_size, gallery_block_size = block_shape(queries.device)
+    buffer = torch.empty(query_block_size * gallery_block_size, device=queries.device)
+    for items in torch.split(gallery, gallery_block_size):
+        for block in torch.split(queries, query_block_size):
+            torch.mm(block, items.T, out=buffer[: len(block) * len(items)].view(len(block), len(items)))
 
 
-def recall(embeddings: Tensor, labels: Tensor, scores: tuple[str, ...]) -> dict[str, Tensor]:
+def compute_scores(embeddings: Tensor, labels: Tensor, scores: tuple[str, ...]) -> dict[str, Tensor]:
     """The metric, from update to compute."""
     metric = RetrievalScores(scores, KS)
     metric.update(embeddings, labels)
@@ -68,43 +68,44 @@ def recall(embeddings: Tensor, labels: Tensor, scores: tuple[str, ...]) -> dict[
 
 
 def recall_by_faiss(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
-    """Recall@k from the 1,001 nearest by IndexFlatIP, the query itself taken out."""
+    """Recall@k from the 1,001 nearest by IndexFlatIP, without the query itself."""
     import faiss
 
-    rows, classes = embeddings.numpy(), labels.numpy()
-    index = faiss.IndexFlatIP(rows.shape[1])
-    index.add(rows)
-    _, found = index.search(rows, max(KS) + 1)
-    right = (classes[found] == classes[:, None]) & (found != np.arange(len(rows))[:, None])
-    first = np.where(right.any(1), right.argmax(1), 2 * max(KS))
-    own = np.where(found == np.arange(len(rows))[:, None], 0, 1)  # places before the first right one, without itself
-    before = np.take_along_axis(own.cumsum(1) - own, np.minimum(first, max(KS))[:, None], 1)[:, 0]
-    return {f"recall@{k}": float((right.any(1) & (before < k)).mean()) for k in KS}
+    embeddings_np, labels_np = embeddings.numpy(), labels.numpy()
+    index = faiss.IndexFlatIP(embeddings_np.shape[1])
+    index.add(embeddings_np)
+    _, neighbors = index.search(embeddings_np, max(KS) + 1)  # (N, 1001)
+    not_self = neighbors != np.arange(len(embeddings_np))[:, None]
+    relevant = (labels_np[neighbors] == labels_np[:, None]) & not_self
+    first = np.where(relevant.any(1), relevant.argmax(1), 2 * max(KS))
+    others_before = not_self.cumsum(1) - not_self  # neighbours ahead of each one, without the query
+    ahead = np.take_along_axis(others_before, np.minimum(first, max(KS))[:, None], 1)[:, 0]
+    return {f"recall@{k}": float((relevant.any(1) & (ahead < k)).mean()) for k in KS}
 
 
 def leave_one_out(console: Console, size: int, dim: int, device: torch.device, with_faiss: bool) -> None:
-    """One table: every item queries all the others."""
-    title = f"{size:,} items query all the others, D = {dim}"
+    """Prints the leave-one-out table: each item queries all others."""
+    title = f"Each of {size:,} items queries all others, D = {dim}"
     table = Table("", "embeddings", "s", "ratio", "MiB", *(f"R@{k}" for k in KS), title=title)
     for kind in ("clustered", "random"):
-        embeddings, labels = example(size, dim, kind, device)
-        ways: dict[str, Any] = {"bare product": partial(bare_product, embeddings, embeddings)}
-        ways |= {name: partial(recall, embeddings, labels, scores) for name, scores in SETS.items()}
+        embeddings, labels = random_embeddings(size, dim, kind, device)
+        functions: dict[str, Any] = {"matrix product": partial(matrix_product, embeddings, embeddings)}
+        functions |= {name: partial(compute_scores, embeddings, labels, scores) for name, scores in SCORE_SETS.items()}
         if with_faiss:
-            ways["faiss"] = partial(recall_by_faiss, embeddings, labels)
-        bare = 0.0
-        for name, way in ways.items():
-            time, extra, found = measured(way, device)
-            bare = bare or time
-            shown = [f"{100 * float(found[f'recall@{k}']):.2f}" for k in KS if found]
-            table.add_row(name, kind, f"{time:.1f}", f"{time / bare:.2f}", f"{extra / 2**20:.0f}", *shown)
+            functions["faiss"] = partial(recall_by_faiss, embeddings, labels)
+        product_time = 0.0
+        for name, function in functions.items():
+            time, extra, result = measure_call(function, device)
+            product_time = product_time or time
+            recalls = [f"{100 * float(result[f'recall@{k}']):.2f}" for k in KS if result]
+            table.add_row(name, kind, f"{time:.1f}", f"{time / product_time:.2f}", f"{extra / 2**20:.0f}", *recalls)
         table.add_section()
     console.print(table)
 
 
 def large_gallery(console: Console, size: int, dim: int, device: torch.device) -> None:
-    """One table: a memory-mapped gallery in half precision, for few queries and for many."""
-    title = f"A gallery of {size:,} x {dim} fp16 on disk, whose mapped pages count as memory"
+    """Prints the table of a memory-mapped gallery in half precision, for few queries and for many."""
+    title = f"A gallery of {size:,} x {dim} fp16 on disk; memory includes the mapped pages"
     table = Table("queries", "s", "ratio", "MiB", title=title)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "gallery.npy"
@@ -117,42 +118,43 @@ def large_gallery(console: Console, size: int, dim: int, device: torch.device) -
         gallery = np.load(path, mmap_mode="r")
         labels = torch.arange(size, device=device) // 5
         for count in (70, 10_000):
-            rows = torch.from_numpy(np.ascontiguousarray(gallery[: 5 * count : 5])).float().to(device)
+            query_embeddings = torch.from_numpy(np.ascontiguousarray(gallery[: 5 * count : 5])).float().to(device)
             queries = LabelledEmbeddings(
-                EmbeddingBlocks(rows + 0.05 * torch.randn_like(rows), device=device),
+                EmbeddingBlocks(query_embeddings + 0.05 * torch.randn_like(query_embeddings), device=device),
                 labels[: 5 * count : 5],
                 -labels[:count] - 1,
             )
-            searched = LabelledEmbeddings(
+            items = LabelledEmbeddings(
                 EmbeddingBlocks(gallery, device=device), labels, torch.arange(size, device=device)
             )
 
-            def search(queries: LabelledEmbeddings = queries, searched: LabelledEmbeddings = searched) -> None:
-                list(rank_by_label(queries, searched, first=True))
+            def search(queries: LabelledEmbeddings = queries, items: LabelledEmbeddings = items) -> None:
+                list(rank_by_label(queries, items, first=True))
 
             block = torch.randn(block_shape(device)[1], dim, device=device)
-            bare = seconds(partial(bare_product, rows, block), device) * size / len(block)
-            time, extra, _ = measured(search, device)
-            table.add_row(f"{count:,}", f"{time:.1f}", f"{time / bare:.2f}", f"{extra / 2**20:.0f}")
+            product_time = seconds(partial(matrix_product, query_embeddings, block), device) * size / len(block)
+            time, extra, _ = measure_call(search, device)
+            table.add_row(f"{count:,}", f"{time:.1f}", f"{time / product_time:.2f}", f"{extra / 2**20:.0f}")
     console.print(table)
 
 
 def main(args: list[str] | None = None) -> None:
     """Prints two tables."""
     parser = argparse.ArgumentParser("lightning_recall.benchmarks.evaluation", description=__doc__)
-    parser.add_argument("--size", type=int, default=60_502, help="items that query each other: SOP's test images")
-    parser.add_argument("--gallery", type=int, default=1_000_000, help="items of the large gallery; 0: without it")
+    parser.add_argument("--size", type=int, default=60_502, help="number of items; default: SOP's test images")
+    parser.add_argument("--gallery", type=int, default=1_000_000, help="size of the large gallery; 0 skips it")
     parser.add_argument("--dim", type=int, default=512, help="length of an embedding")
-    parser.add_argument("--faiss", action="store_true", help="also search by faiss: pip install faiss-cpu")
+    parser.add_argument("--faiss", action="store_true", help="also search with faiss (pip install faiss-cpu)")
     parser.add_argument("--device", default="cpu", help="cpu (Linux) or cuda")
-    given = parser.parse_args(args)
-    device = torch.device(given.device)
+    options = parser.parse_args(args)
+    device = torch.device(options.device)
     console = Console()
     console.print(machine(device))
-    recall(*example(1000, given.dim, "random", device), SETS["all scores"])  # loads what is loaded once
-    leave_one_out(console, given.size, given.dim, device, given.faiss)
-    if given.gallery:
-        large_gallery(console, given.gallery, given.dim, device)
+    warm_up = random_embeddings(1000, options.dim, "random", device)
+    compute_scores(*warm_up, SCORE_SETS["all scores"])  # triggers lazy imports
+    leave_one_out(console, options.size, options.dim, device, options.faiss)
+    if options.gallery:
+        large_gallery(console, options.gallery, options.dim, device)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Real handwriting, small: eight alphabets of Omniglot, as the losses are compared on."""
+"""Eight Omniglot alphabets, the handwriting data set of the loss benchmark."""
 
 import zipfile
 from pathlib import Path
@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from lightning_recall.data.augment import random_affine
+from lightning_recall.data.images_in_memory import ImagesInMemory
 from lightning_recall.datamodules import RetrievalDataModule
-from lightning_recall.datamodules.base import ImagesInMemory
 
 TRAINING = ("Japanese_(katakana)", "Sanskrit")
 VALIDATION = ("Korean",)
@@ -17,14 +17,14 @@ ARCHIVES = ("images_background_small1.zip", "images_background_small2.zip")
 
 
 class Handwriting(RetrievalDataModule):
-    """Training on 89 characters of two alphabets, validation on 40 of a third, test on 113 of five; 20 images of each.
+    """Training on 89 characters of two alphabets, validation on 40 of a third, test on 113 of five; 20 images each.
 
-    Whole alphabets are set aside, as the test sets whole alphabets aside.
+    Validation uses a whole alphabet, because the test classes are whole alphabets too.
 
     Source: Lake, Salakhutdinov, Tenenbaum, Science 2015; MIT licence. 32 x 32 grey pixels, white on black.
 
     Args:
-        root: folder with the two archives of the small background sets.
+        root: folder with `images_background_small1.zip` and `images_background_small2.zip`.
         kwargs: for `RetrievalDataModule`.
     """
 
@@ -33,12 +33,13 @@ class Handwriting(RetrievalDataModule):
         self.root = Path(root)
 
     def read(self) -> dict[str, ImagesInMemory]:
-        """Both parts, by alphabet; two alphabets stand in both archives and count once."""
+        """Splits by alphabet; two alphabets are in both archives and are read once."""
         images: dict[str, Any] = {}
         for archive in ARCHIVES:
             if not (self.root / archive).exists():
                 raise ValueError(
-                    f"There is no {self.root / archive}: it is in github.com/brendenlake/omniglot, python/."
+                    f"{self.root / archive} not found: download it from "
+                    "https://github.com/brendenlake/omniglot/tree/master/python."
                 )
             with zipfile.ZipFile(self.root / archive) as files:
                 for name in sorted(files.namelist()):
@@ -54,7 +55,7 @@ class Handwriting(RetrievalDataModule):
         return {"train": data.select(train), "val": data.select(val), "test": data.select(~(train | val))}
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Augments a training batch, chunk by chunk, on the device."""
+        """Augments the chunks of a training batch on the device."""
         if not (self.trainer and self.trainer.training):
             return batch
         return [(random_affine(images), labels) for images, labels in batch]

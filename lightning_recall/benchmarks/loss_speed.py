@@ -1,4 +1,4 @@
-"""Speed of the losses: forward plus backward, beside the matrix products and the published code."""
+"""Speed of the losses: forward plus backward, compared with the matrix products and the published code."""
 
 import argparse
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_recall.benchmarks.measure import (
     example_batch,
     forward_backward,
-    interleaved,
+    interleaved_times,
     machine,
     peak_bytes,
     seconds,
@@ -38,96 +38,99 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def main(args: list[str] | None = None) -> None:
     """Prints two tables, or three with --published."""
     parser = argparse.ArgumentParser("lightning_recall.benchmarks.loss_speed", description=__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 4000], help="images in a batch, 4 a class")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 4000], help="images in a batch, 4 per class")
     parser.add_argument("--dim", type=int, default=512, help="length of an embedding")
-    parser.add_argument("--repeats", type=int, default=9, help="rounds, of which the median is shown")
+    parser.add_argument("--repeats", type=int, default=9, help="number of rounds; the median is reported")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--published", metavar="DIR", help="a clone of RecallatK_surrogate to compare with")
     parser.add_argument("--published-sizes", type=int, nargs="+", default=[2000], help="images, without SiMix")
-    parser.add_argument("--published-mixed", type=int, nargs="+", default=[800], help="images, before SiMix")
-    given = parser.parse_args(args)
-    device = torch.device(given.device)
+    parser.add_argument("--published-mixed", type=int, nargs="+", default=[800], help="images, to mix with SiMix")
+    options = parser.parse_args(args)
+    device = torch.device(options.device)
     console = Console()
-    console.print(f"{machine(device)}; D = {given.dim}, 4 images a class, fp32")
-    console.print(beside_products(given.sizes, given.dim, given.repeats, device))
-    console.print(all_losses(max(given.sizes), given.dim, given.repeats, device))
-    if given.published:
-        runs = [(size, False) for size in given.published_sizes] + [(size, True) for size in given.published_mixed]
-        console.print(beside_published(given.published, runs, given.dim, device))
+    console.print(f"{machine(device)}; D = {options.dim}, 4 images per class, fp32")
+    console.print(compare_with_products(options.sizes, options.dim, options.repeats, device))
+    console.print(all_losses(max(options.sizes), options.dim, options.repeats, device))
+    if options.published:
+        runs = [(size, False) for size in options.published_sizes] + [(size, True) for size in options.published_mixed]
+        console.print(compare_with_published(options.published, runs, options.dim, device))
 
 
-def beside_products(sizes: list[int], dim: int, repeats: int, device: torch.device) -> Table:
-    """The loss, and the loss with SiMix in both forms, beside the three matrix products over the same rows."""
-    table = Table("images", "data", "rows", "3 products, s", "loss, s", "ratio", title="Forward plus backward")
+def compare_with_products(sizes: list[int], dim: int, repeats: int, device: torch.device) -> Table:
+    """The loss and both SiMix variants, compared with three matrix products of the same size."""
+    table = Table("images", "data", "embeddings", "3 products, s", "loss, s", "ratio", title="Forward plus backward")
     for size in sizes:
         random, clustered, tight = (example_batch(size, dim, data, device) for data in ("random", "clustered", "tight"))
         pairs = SimilarityMixup().draw(clustered[1])
         appended = SimilarityMixup()(*clustered)
-        plain, mixed = RecallAtKLoss(), partial(RecallAtKLoss(), pairs=pairs)
+        loss, simix_loss = RecallAtKLoss(), partial(RecallAtKLoss(), pairs=pairs)
         runs: list[tuple[str, Loss, tuple[Tensor, Tensor]]] = [
-            ("random", plain, random),
-            ("clustered", plain, clustered),
-            ("tight", plain, tight),
-            ("clustered + SiMix", mixed, clustered),
-            ("clustered + SiMix, appended", plain, appended),
+            ("random", loss, random),
+            ("clustered", loss, clustered),
+            ("tight", loss, tight),
+            ("clustered + SiMix", simix_loss, clustered),
+            ("clustered + SiMix, appended", loss, appended),
         ]
-        for data, loss, batch in runs:
-            searched = appended[0] if "SiMix" in data else batch[0]
-            steps = partial(three_products, searched), partial(forward_backward, loss, *batch)
-            least, own = interleaved(list(steps), device, repeats)
-            table.add_row(f"{size:,}", data, f"{len(searched):,}", f"{least:.3f}", f"{own:.3f}", f"{own / least:.2f}")
+        for data, run_loss, batch in runs:
+            all_embeddings = appended[0] if "SiMix" in data else batch[0]
+            steps = partial(three_products, all_embeddings), partial(forward_backward, run_loss, *batch)
+            products_time, loss_time = interleaved_times(list(steps), device, repeats)
+            cells = f"{products_time:.3f}", f"{loss_time:.3f}", f"{loss_time / products_time:.2f}"
+            table.add_row(f"{size:,}", data, f"{len(all_embeddings):,}", *cells)
     return table
 
 
 def all_losses(size: int, dim: int, repeats: int, device: torch.device) -> Table:
-    """Every loss beside the three matrix products, and the memory that it takes beyond embeddings and gradient."""
+    """Every loss compared with the three matrix products, and its extra memory, without embeddings and gradient."""
     title = f"All losses, {size:,} images, clustered"
     table = Table("loss", "s", "over 3 products", "extra, MiB", title=title)
     embeddings, labels = example_batch(size, dim, "clustered", device)
     losses: list[Loss] = [RecallAtKLoss(), SupRecallAtKLoss(), SmoothAPLoss(), SupAPLoss(), UniLoss(), CircleLoss()]
     losses += [ContrastiveLoss(), NormalizedSoftmaxLoss(-(-size // 4), dim).to(device)]
     steps = [partial(forward_backward, loss, embeddings, labels) for loss in losses]
-    least, *times = interleaved([partial(three_products, embeddings), *steps], device, repeats)
+    products_time, *times = interleaved_times([partial(three_products, embeddings), *steps], device, repeats)
     for loss, step, time in zip(losses, steps, times, strict=True):
         extra = (peak_bytes(step, device) - embeddings.nbytes) / 2**20
-        table.add_row(type(loss).__name__, f"{time:.3f}", f"{time / least:.2f}", f"{extra:.0f}")
+        table.add_row(type(loss).__name__, f"{time:.3f}", f"{time / products_time:.2f}", f"{extra:.0f}")
     return table
 
 
-def beside_published(folder: str, runs: list[tuple[int, bool]], dim: int, device: torch.device) -> Table:
-    """Time, memory and numbers of the published code and of ours with `count_query=True`, on the same embeddings."""
-    columns = "rows", "published, s", "ours, s", "times faster", "published, MiB", "ours, MiB", "loss off by"
-    table = Table(*columns, "gradient off by", title="Beside the published code (clustered)")
+def compare_with_published(folder: str, runs: list[tuple[int, bool]], dim: int, device: torch.device) -> Table:
+    """Time, memory, and difference in loss and gradient, on the same embeddings; ours has `count_query=True`."""
+    columns = "embeddings", "published, s", "ours, s", "times faster", "published, MiB", "ours, MiB"
+    differences = "loss difference", "gradient difference"
+    table = Table(*columns, *differences, title="Compared with the published code (clustered)")
     for size, mixed in runs:
         embeddings, labels = example_batch(size, dim, "clustered", device)
         pairs = SimilarityMixup().draw(labels) if mixed else VirtualPairs(*(labels[:0] for _ in range(3)))
-        searched = torch.cat([labels, labels[pairs.first]])
-        order = searched.argsort(stable=True)  # the published code goes by position
-        published = published_loss(folder, len(searched), len(torch.unique(labels)), dim)
-        theirs = partial(appended_loss, published, pairs, order)
+        all_labels = torch.cat([labels, labels[pairs.first]])
+        order = all_labels.argsort(stable=True)  # the published code infers classes from the position
+        clone = published_loss(folder, len(all_labels), len(torch.unique(labels)), dim)
+        published = partial(appended_loss, clone, pairs, order)
         ours = partial(RecallAtKLoss(count_query=True), pairs=pairs) if mixed else RecallAtKLoss(count_query=True)
-        table.add_row(f"{len(searched):,}{' SiMix' if mixed else ''}", *versus(theirs, ours, embeddings, labels))
+        cells = comparison_row(published, ours, embeddings, labels)
+        table.add_row(f"{len(all_labels):,}{' SiMix' if mixed else ''}", *cells)
     return table
 
 
 def appended_loss(published: Loss, pairs: VirtualPairs, order: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:
-    """The published loss of embeddings (N, D), with those of M virtual items appended, in the order (N + M,)."""
+    """The published loss on N embeddings and M virtual ones, permuted by `order` (N + M,)."""
     return published(mix_embeddings(embeddings, pairs)[order], torch.cat([labels, labels[pairs.first]])[order])
 
 
-def versus(theirs: Loss, ours: Loss, embeddings: Tensor, labels: Tensor) -> list[str]:
-    """One row of the table: seconds, ratio, memory, differences."""
+def comparison_row(published: Loss, ours: Loss, embeddings: Tensor, labels: Tensor) -> list[str]:
+    """Seconds, ratio, memory and differences, as cells of a table row."""
     device = embeddings.device
-    own_step, their_step = (partial(forward_backward, loss, embeddings, labels) for loss in (ours, theirs))
-    own = interleaved([own_step], device, 5)[0]
-    own_bytes = peak_bytes(own_step, device)
+    our_step, published_step = (partial(forward_backward, loss, embeddings, labels) for loss in (ours, published))
+    our_time = interleaved_times([our_step], device, 5)[0]
+    our_bytes = peak_bytes(our_step, device)
     results: list[tuple[float, Tensor]] = []
-    times: list[float] = []  # once is enough: it takes a minute
-    their_bytes = peak_bytes(lambda: times.append(seconds(lambda: results.append(their_step()), device)), device)
-    (value, gradient), (their_value, their_gradient), their = own_step(), results[0], times[0]
-    differences = abs(value - their_value), float((gradient - their_gradient).abs().max())
-    numbers = [f"{their:.2f}", f"{own:.3f}", f"{their / own:.0f}"]
-    return [*numbers, *(f"{b / 2**20:.0f}" for b in (their_bytes, own_bytes)), *(f"{d:.0e}" for d in differences)]
+    times: list[float] = []  # timed only once, because it takes a minute
+    peak = peak_bytes(lambda: times.append(seconds(lambda: results.append(published_step()), device)), device)
+    (value, gradient), (published_value, published_gradient) = our_step(), results[0]
+    differences = abs(value - published_value), float((gradient - published_gradient).abs().max())
+    speeds = [f"{times[0]:.2f}", f"{our_time:.3f}", f"{times[0] / our_time:.0f}"]
+    return [*speeds, *(f"{b / 2**20:.0f}" for b in (peak, our_bytes)), *(f"{d:.0e}" for d in differences)]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How the benchmarks measure: time and memory of alternatives, in one run, on the CPU or a GPU."""
+"""Time and memory of functions, measured in one run on the CPU or a GPU."""
 
 import ctypes
 import platform
@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-PROCESS = Path("/proc/self")
+PROC_SELF = Path("/proc/self")
 
 
 def machine(device: torch.device) -> str:
-    """The hardware and the release of torch, in one line."""
+    """The hardware and the version of torch, in one line."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -35,8 +35,8 @@ def seconds(function: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(functions: list[Callable[[], Any]], device: torch.device, repeats: int) -> list[float]:
-    """Median seconds of each function, called in turns after one warm-up each, so that all see the same machine."""
+def interleaved_times(functions: list[Callable[[], Any]], device: torch.device, repeats: int) -> list[float]:
+    """Median seconds of each function, called in turns after a warm-up, so that all run under the same load."""
     for function in functions:
         function()
     rounds = [[seconds(function, device) for function in functions] for _ in range(repeats)]
@@ -44,12 +44,12 @@ def interleaved(functions: list[Callable[[], Any]], device: torch.device, repeat
 
 
 def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
-    """Most memory that one call took beyond what was taken before, in bytes.
+    """Peak memory of one call minus the memory in use before, in bytes.
 
-    On the CPU it is the growth of the resident set, read from /proc (Linux only).
+    On the CPU this is the growth of the resident set, read from /proc (Linux only).
 
     Raises:
-        OSError: where /proc cannot tell.
+        OSError: if /proc is not readable.
     """
     wait(device)
     if device.type == "cuda":
@@ -58,15 +58,16 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
         function()
         wait(device)
         return torch.cuda.max_memory_allocated(device) - before
-    ctypes.CDLL(None).malloc_trim(0)  # gives back what earlier calls have freed, else it is used again unseen
-    (PROCESS / "clear_refs").write_text("5")  # resets the high-water mark
+    # returns freed memory to the OS; otherwise reused memory would not be counted
+    ctypes.CDLL(None).malloc_trim(0)
+    (PROC_SELF / "clear_refs").write_text("5")  # resets the high-water mark
     before = resident("VmRSS")
     function()
     return resident("VmHWM") - before
 
 
 class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
-    """Counts the bytes that tensors made under it hold, now and at most."""
+    """Tracks current and peak bytes of tensors created in this context."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch has no types here
@@ -74,30 +75,30 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
         self.seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs an operation, and notes the storages of its results."""
+        """Runs an operation, and counts the storages of its results."""
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else [result]:
             if isinstance(tensor, Tensor):
-                self.note(tensor.untyped_storage())
+                self.add_storage(tensor.untyped_storage())
         return result
 
-    def note(self, storage: torch.UntypedStorage) -> None:
+    def add_storage(self, storage: torch.UntypedStorage) -> None:
         """Counts a storage until it is freed."""
         key, size = storage._cdata, storage.nbytes()
         if key not in self.seen:
             self.seen.add(key)
             self.live += size
             self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self.forget, key, size)
+            weakref.finalize(storage, self.remove_storage, key, size)
 
-    def forget(self, key: int, size: int) -> None:
-        """A storage is freed."""
+    def remove_storage(self, key: int, size: int) -> None:
+        """Subtracts a freed storage."""
         self.seen.discard(key)
         self.live -= size
 
 
 def peak_tensor_bytes(function: Callable[[], Any]) -> int:
-    """Most bytes that the tensors of one call held at one time: what it needs, whatever the allocator keeps."""
+    """Peak bytes of the tensors of one call, without memory cached by the allocator."""
     memory = LiveTensors()
     with memory:
         function()
@@ -106,20 +107,20 @@ def peak_tensor_bytes(function: Callable[[], Any]) -> int:
 
 def resident(field: str) -> int:
     """VmRSS or VmHWM of this process, in bytes."""
-    lines = (PROCESS / "status").read_text().splitlines()
+    lines = (PROC_SELF / "status").read_text().splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
 
 
 def wait(device: torch.device) -> None:
-    """Waits until the device has done what was asked of it."""
+    """Waits until the device is synchronized."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def example_batch(size: int, dim: int, data: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Unit embeddings (size, dim) of 4 images a class, and labels.
+    """Unit embeddings (size, dim) of 4 images per class, and labels.
 
-    They are "random", "clustered" about their class's centre (cosines of 0.3 within a class), or "tight" (0.9).
+    They are "random", "clustered" around the centre of their class (cosines of 0.3 within a class), or "tight" (0.9).
     """
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(size, dim, generator=generator)
@@ -131,7 +132,7 @@ def example_batch(size: int, dim: int, data: str, device: torch.device) -> tuple
 def forward_backward(
     loss: Callable[[Tensor, Tensor], Tensor], embeddings: Tensor, labels: Tensor
 ) -> tuple[float, Tensor]:
-    """One training step's share of the loss; gives its value and gradient (N, D)."""
+    """Forward and backward of the loss; returns its value and gradient (N, D)."""
     leaf = embeddings.detach().requires_grad_()
     value = loss(leaf, labels)
     (gradient,) = torch.autograd.grad(value, leaf)
@@ -139,9 +140,9 @@ def forward_backward(
 
 
 def three_products(embeddings: Tensor) -> None:
-    """The matrix products N x N x D that a loss over all similarities, and its gradient, are made of.
+    """The N x N x D matrix products needed for a loss over all similarities and its gradient.
 
-    At most 8,192 rows at a time, so that they fit where the loss does.
+    At most 8,192 rows at a time, to limit memory.
     """
     for rows in torch.split(embeddings, 8192):
         similarities = rows @ embeddings.T

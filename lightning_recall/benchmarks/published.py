@@ -1,4 +1,4 @@
-"""The published Recall@k surrogate, run from somebody's clone of github.com/yash0307/RecallatK_surrogate."""
+"""The published Recall@k surrogate, run from a local clone of github.com/yash0307/RecallatK_surrogate."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -11,38 +11,38 @@ from torch import Tensor
 
 
 def published_loss(folder: str, batch_size: int, num_classes: int, dim: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """The mean of the clone's loss over all queries, for classes of equal size that stand side by side.
+    """The mean of the clone's loss over all queries, for equal-sized classes in contiguous order.
 
     Raises:
-        ValueError: if the folder holds no such clone.
+        ValueError: if the folder is not such a clone.
     """
     source = Path(folder) / "src"
     if not (source / "losses.py").exists():
         raise ValueError(f"{source / 'losses.py'} not found: give the folder of a clone of RecallatK_surrogate.")
     sys.path.insert(0, str(source))
     ks = [1, 2, 4, 8, 16]
-    with cuda_means_here():
+    with cuda_as_noop():
         build = import_module("losses").RecallatK
         criterion = build(0.01, batch_size, num_classes, dim, ks, [1] * len(ks), mixup=False)
 
-    def loss(embeddings: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG001  # it goes by position
-        with cuda_means_here():
+    def loss(embeddings: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG001  # classes are inferred from the position
+        with cuda_as_noop():
             return torch.stack([criterion(embeddings, query) for query in range(len(embeddings))]).sum()
 
     return loss
 
 
 @contextmanager
-def cuda_means_here() -> Iterator[None]:
-    """Lets `.cuda()`, of which the published code is full, leave tensors where they are if there is no GPU."""
+def cuda_as_noop() -> Iterator[None]:
+    """Makes `.cuda()` a no-op without a GPU, because the published code calls it unconditionally."""
     original = torch.Tensor.cuda
 
     def stay(tensor: Tensor, *_: object, **__: object) -> Tensor:
         return tensor
 
     if not torch.cuda.is_available():
-        torch.Tensor.cuda = stay  # type: ignore[method-assign, assignment]  # that code asks for CUDA
+        torch.Tensor.cuda = stay  # type: ignore[method-assign, assignment]  # restored below
     try:
         yield
     finally:
-        torch.Tensor.cuda = original  # type: ignore[method-assign]  # undoes the above
+        torch.Tensor.cuda = original  # type: ignore[method-assign]  # restores it

@@ -1,4 +1,4 @@
-"""Cost of a chunked step: time and memory beside a plain step over the whole batch, and while the batch grows."""
+"""Cost of a chunked step: time and memory compared with a whole-batch step, and memory by batch size."""
 
 import argparse
 from functools import partial
@@ -11,35 +11,37 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from lightning_recall.benchmarks.measure import interleaved, machine, peak_bytes, peak_tensor_bytes
+from lightning_recall.benchmarks.measure import interleaved_times, machine, peak_bytes, peak_tensor_bytes
 from lightning_recall.losses import RecallAtKLoss
 from lightning_recall.models import ImageEmbedder
 from lightning_recall.recompute import chunked_forward
 
 
 def main(args: list[str] | None = None) -> None:
-    """Prints two tables and, where asked, draws the second."""
+    """Prints two tables and, with --plot, plots the second."""
     parser = argparse.ArgumentParser("lightning_recall.benchmarks.recompute", description=__doc__)
-    parser.add_argument("--backbone", default="resnet18", help="of timm, with random weights")
+    parser.add_argument("--backbone", default="resnet18", help="timm model name; the weights are random")
     parser.add_argument("--image-size", type=int, default=64, help="pixels")
-    parser.add_argument("--chunk-size", type=int, default=32, help="images in one pass")
+    parser.add_argument("--chunk-size", type=int, default=32, help="images in one pass of the network")
     parser.add_argument("--chunks", type=int, nargs="+", default=[1, 2, 32], help="chunks in a batch")
-    parser.add_argument("--compared", type=int, default=8, help="chunks of the batch that is beside a plain step")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds, of which the median is shown")
+    parser.add_argument("--compare-chunks", type=int, default=8, help="chunks in the batch of the first table")
+    parser.add_argument("--repeats", type=int, default=5, help="number of rounds; the median is reported")
     parser.add_argument("--device", default="cpu", help="cpu (Linux) or cuda")
-    parser.add_argument("--plot", type=Path, help="PNG file to draw the memory in")
-    given = parser.parse_args(args)
-    device = torch.device(given.device)
+    parser.add_argument("--plot", type=Path, help="PNG file for the plot of the memory")
+    options = parser.parse_args(args)
+    device = torch.device(options.device)
     torch.manual_seed(0)
-    model = ImageEmbedder(given.backbone, embedding_dim=128, pretrained=False, norm="batch").to(device).train()
-    images = partial(random_images, given.image_size, device)
+    model = ImageEmbedder(options.backbone, embedding_dim=128, pretrained=False, norm="batch").to(device).train()
+    images = partial(random_images, options.image_size, device)
     console = Console()
-    console.print(f"{machine(device)}; {given.backbone}, {given.image_size} pixels, chunks of {given.chunk_size}, fp32")
-    console.print(beside_plain(model, images(given.compared * given.chunk_size), given.chunk_size, given.repeats))
-    peaks = while_growing(model, images, given.chunk_size, given.chunks)
-    console.print(growth_table(peaks, given.chunk_size))
-    if given.plot:
-        draw_growth(peaks, given.chunk_size).savefig(given.plot, dpi=110)
+    chunk_size = options.chunk_size
+    console.print(f"{machine(device)}; {options.backbone}, {options.image_size} pixels, chunks of {chunk_size}, fp32")
+    batch = images(options.compare_chunks * chunk_size)
+    console.print(compare_with_whole_batch(model, batch, chunk_size, options.repeats))
+    peaks = peaks_by_batch_size(model, images, chunk_size, options.chunks)
+    console.print(growth_table(peaks, chunk_size))
+    if options.plot:
+        draw_growth(peaks, chunk_size).savefig(options.plot, dpi=110)
 
 
 def random_images(size: int, device: torch.device, count: int) -> Tensor:
@@ -55,32 +57,34 @@ def step(model: nn.Module, images: Tensor, chunk_size: int, keep_chunks: int = 1
     model.zero_grad()
 
 
-def beside_plain(model: nn.Module, images: Tensor, chunk_size: int, repeats: int) -> Table:
-    """One batch at once, in chunks, and in chunks of which half or all keep their activations."""
+def compare_with_whole_batch(model: nn.Module, images: Tensor, chunk_size: int, repeats: int) -> Table:
+    """A step with the whole batch, in chunks, and in chunks with the activations of half or all chunks kept."""
     chunks = -(-len(images) // chunk_size)
-    ways: dict[str, Any] = {
+    steps: dict[str, Any] = {
         "whole batch at once": partial(step, model, images, len(images)),
         "in chunks": partial(step, model, images, chunk_size),
         f"in chunks, keep_chunks={chunks // 2}": partial(step, model, images, chunk_size, max(chunks // 2, 1)),
         f"in chunks, keep_chunks={chunks}": partial(step, model, images, chunk_size, chunks),
     }
-    times = interleaved(list(ways.values()), images.device, repeats)
+    times = interleaved_times(list(steps.values()), images.device, repeats)
     table = Table("step", "seconds", "ratio", "peak, MiB", title=f"{len(images):,} images")
-    for (name, way), time in zip(ways.items(), times, strict=True):
-        memory = peak_bytes(way, images.device) / 2**20
+    for (name, function), time in zip(steps.items(), times, strict=True):
+        memory = peak_bytes(function, images.device) / 2**20
         table.add_row(name, f"{time:.2f}", f"{time / times[0]:.2f}", f"{memory:,.0f}")
     return table
 
 
-def while_growing(model: nn.Module, images: Any, chunk_size: int, chunks: list[int]) -> dict[int, tuple[float, float]]:
-    """Peak MiB of a step, beyond model and images, for more and more chunks: of its tensors, and of the process."""
+def peaks_by_batch_size(
+    model: nn.Module, images: Any, chunk_size: int, chunks: list[int]
+) -> dict[int, tuple[float, float]]:
+    """Tensor memory and process memory of a step in MiB, without model and images, for each number of chunks."""
     peaks = {}
     for count in chunks:
         batch = images(count * chunk_size)
-        way = partial(step, model, batch, chunk_size)
-        way()
-        tensors = peak_tensor_bytes(way) - batch.nbytes  # its chunks count as made in the step
-        peaks[count] = tensors / 2**20, peak_bytes(way, batch.device) / 2**20
+        run = partial(step, model, batch, chunk_size)
+        run()
+        tensors = peak_tensor_bytes(run) - batch.nbytes  # views of the batch are counted as created in the step
+        peaks[count] = tensors / 2**20, peak_bytes(run, batch.device) / 2**20
     return peaks
 
 
@@ -89,13 +93,14 @@ def growth_table(peaks: dict[int, tuple[float, float]], chunk_size: int) -> Tabl
     table = Table("chunks", "images", "tensors, MiB", "ratio", "process, MiB", "ratio", title="Peak of a chunked step")
     first = next(iter(peaks.values()))
     for count, memory in peaks.items():
-        cells = [cell for now, one in zip(memory, first, strict=True) for cell in (f"{now:,.0f}", f"{now / one:.2f}")]
+        pairs = zip(memory, first, strict=True)
+        cells = [cell for peak, base in pairs for cell in (f"{peak:,.0f}", f"{peak / base:.2f}")]
         table.add_row(f"{count}", f"{count * chunk_size:,}", *cells)
     return table
 
 
 def draw_growth(peaks: dict[int, tuple[float, float]], chunk_size: int) -> Figure:
-    """The peaks over the batch, beside what a whole batch would take if its activations grew with it."""
+    """Plots peaks by batch size, and the extrapolated peak of a whole-batch step."""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
     counts = list(peaks)

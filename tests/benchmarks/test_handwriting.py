@@ -12,7 +12,7 @@ REAL = Path(__file__).parents[3] / "shared" / "data" / "omniglot"
 
 
 def draw(folder):
-    """The archives' format: folder/ALPHABET/characterNN/*.png, 105 x 105, one bit; Greek stands in both."""
+    """The archives' format: folder/ALPHABET/characterNN/*.png, 105 x 105, one bit; Greek is in both."""
     rng = np.random.default_rng(0)
     for archive, alphabets in zip(ARCHIVES, (("Korean", "Greek"), ("Greek", "Sanskrit")), strict=True):
         with zipfile.ZipFile(folder / archive, "w") as files:
@@ -25,7 +25,7 @@ def draw(folder):
                         files.writestr(name, buffer.getvalue())
 
 
-def test_alphabets_are_apart_and_count_once(tmp_path):
+def test_splits_share_no_alphabet(tmp_path):
     draw(tmp_path)
     data = Handwriting(str(tmp_path)).read()
     assert data["train"].images.shape == (8, 1, 32, 32)  # Sanskrit
@@ -35,8 +35,8 @@ def test_alphabets_are_apart_and_count_once(tmp_path):
     assert data["train"].images.float().mean() < 80  # strokes are white
 
 
-def test_what_is_missing_is_told(tmp_path):
-    with pytest.raises(ValueError, match=r"There is no .*small1.zip"):
+def test_a_missing_archive_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"small1.zip not found: download it"):
         Handwriting(str(tmp_path)).read()
 
 

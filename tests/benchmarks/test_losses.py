@@ -8,7 +8,7 @@ from lightning_recall.datamodules import GlyphsDataModule
 
 
 @pytest.mark.filterwarnings("ignore:.*`max_epochs` was not set.*")
-def test_trains_judges_and_writes(glyph_folder, tmp_path, capsys, monkeypatch):
+def test_trains_evaluates_and_writes(glyph_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr(losses, "GlyphsDataModule", partial(GlyphsDataModule, glyph_folder))
     names = ("SupRecallAtK, proxies", "recipe")
@@ -23,7 +23,7 @@ def test_trains_judges_and_writes(glyph_folder, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "losses_glyphs.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_way_makes_a_loss():
+def test_every_entry_builds_a_loss():
     pytest.importorskip("pytorch_metric_learning")  # a test tool
-    for way in losses.WAYS.values():
-        assert way.loss(5).training
+    for config in losses.LOSSES.values():
+        assert config.loss(5).training

@@ -5,7 +5,7 @@ def test_prints_times_and_memory(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "160")
     small = ["--backbone", "resnet10t", "--image-size", "32", "--chunk-size", "8"]
     plot = tmp_path / "memory.png"
-    recompute.main([*small, "--chunks", "1", "4", "--compared", "2", "--repeats", "1", "--plot", str(plot)])
+    recompute.main([*small, "--chunks", "1", "4", "--compare-chunks", "2", "--repeats", "1", "--plot", str(plot)])
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     rows = [row for row in rows if row]
     assert [row[0] for row in rows] == [
