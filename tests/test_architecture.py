@@ -107,6 +107,8 @@ def test_a_tests_stem_is_its_files():
         "test_notebooks",
         "test_docs",
         "test_devices",
+        "test_lightning",
+        "test_workflow",
     }
     for path in tests.rglob("test_*.py"):
         source = PACKAGE / path.relative_to(tests).with_name(path.name.removeprefix("test_"))

@@ -35,7 +35,7 @@ IMPORT_LEAVES = """
 import importlib, sys
 for leaf in sys.argv[1:]:
     importlib.import_module(f"lightning_recall.{leaf}")
-    print(leaf, "pytorch_lightning" in sys.modules)
+    print(leaf, bool({"pytorch_lightning", "lightning", "lightning_fabric"} & set(sys.modules)))
 """
 
 
