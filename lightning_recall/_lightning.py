@@ -122,7 +122,7 @@ def is_installed(package: str) -> bool:
 
 
 NAME, _announced = choose_package(
-    [package for package in PACKAGES if package in sys.modules],
+    [package for package in PACKAGES if sys.modules.get(package)],
     [package for package in PACKAGES if is_installed(package)],
     os.environ,
 )

@@ -19,7 +19,7 @@ QUICK = ("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summa
 
 
 def small_config(folder, glyph_folder):
-    """configs/glyphs.yaml with a quarter of the data and eight epochs of it."""
+    """configs/glyphs.yaml with a quarter of the data and eight epochs."""
     config = yaml.safe_load(GLYPHS.read_text())
     config["data"]["init_args"]["root"] = str(glyph_folder)
     config["model"]["init_args"]["lr_scheduler"]["init_args"]["total_steps"] = 160
@@ -30,7 +30,7 @@ def small_config(folder, glyph_folder):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, glyph_folder):
-    """One short training, for all tests that need its checkpoint."""
+    """The folder of one short training, for all tests that need its checkpoint."""
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -57,7 +57,7 @@ def best(run):
 
 
 def last_scores(folder):
-    """Test scores that the newest run wrote."""
+    """Test scores of the newest run."""
     newest = max(folder.glob("runs/glyphs/version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
     with newest.open() as file:
         return {key: float(value) for row in csv.DictReader(file) for key, value in row.items() if value}

@@ -58,7 +58,7 @@ def declarations() -> list[Declaration]:
 
 
 def import_classes() -> None:
-    """Imports the modules whose classes a config may name without their path: `class_path: RetrievalModule`."""
+    """Imports the modules whose classes a config may name without their path: `class_path: NAME`."""
     for declaration in declarations():
         for name in declaration.CLASSES:
             import_module(name)

@@ -13,7 +13,7 @@ from lightning_recall.cli.errors import shorten, simplify
 VERBOSE = "LIGHTNING_RECALL_VERBOSE"  # environment variable
 
 OPTIONS = {
-    "--trainer.max_epochs 20": ("number of epochs; on eight GPUs add --trainer.devices 8 --trainer.strategy ddp"),
+    "--trainer.max_epochs 20": "number of epochs; on eight GPUs add --trainer.devices 8 --trainer.strategy ddp",
     "--ckpt_path FILE": "checkpoint to test, or to resume training from",
 }
 """example of an option that every task has -> what it sets"""

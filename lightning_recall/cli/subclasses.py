@@ -13,9 +13,9 @@ from jsonargparse import _typehints  # its lists have no public hook
 def cached_subclass_lists() -> Iterator[None]:
     """Caches subclass lists until a new module is imported.
 
-    jsonargparse looks for `class_path: RecallAtKLoss` among the roughly two thousand subclasses of torch.nn.Module, and
-    repeats this for every occurrence of the name. Without the cache this takes two thirds of the time in which a
-    command reads its settings.
+    jsonargparse looks for a short class name among all subclasses of torch.nn.Module, roughly two thousand, and repeats
+    this for every occurrence of the name. Without the cache this takes two thirds of the time in which a command reads
+    its settings.
     """
     list_subclasses = _typehints.get_all_subclass_paths
     cache: dict[Any, list[str]] = {}

@@ -30,7 +30,7 @@ SUBCOMMANDS = {
 }
 OPTIONS = {
     "--data.batch_size 512": "images that the loss compares",
-    "--model.chunk_size 64": "images in one pass of the network; less memory, the same result",
+    "--model.chunk_size 64": "images per pass of the network; smaller values need less memory and give the same result",
     "--model.loss SupRecallAtKLoss": "any loss; --model.loss.delta 0.1 sets its option",
 }
 CLASS_HELP = (

@@ -94,7 +94,9 @@ def test_every_run_has_the_callbacks_and_defaults_of_the_command(command, glyph_
     assert ModelSummary not in {base for kind in kinds for base in kind.__mro__}
     assert (cli.model.chunk_size, cli.datamodule.chunk_size) == ("auto", 512)
     for subcommand, option in (("test", "verbose"), ("validate", "verbose"), ("predict", "return_predictions")):
-        assert cli._subcommand_parsers[subcommand].get_default(option) is False  # callbacks give these results
+        assert (
+            cli._subcommand_parsers[subcommand].get_default(option) is False
+        )  # callbacks print and write these results
 
 
 @pytest.mark.parametrize(

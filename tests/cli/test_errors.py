@@ -15,7 +15,7 @@ GLYPHS = str(Path(__file__).parents[2] / "configs" / "glyphs.yaml")
 
 @pytest.fixture
 def console(in_tmp_path, monkeypatch, capsys):  # noqa: ARG001  # the command writes to the folder it runs in
-    """The console's command; gives its exit code, and what it wrote to stderr."""
+    """Runs the console entry point; returns its exit code and what it wrote to stderr."""
 
     def call(*args):
         monkeypatch.setattr("sys.argv", ["lightning-recall", *args])
