@@ -1,15 +1,19 @@
 """The one file that chooses between `lightning.pytorch` and `pytorch_lightning`, and that uses private parts of either.
 
 The two packages hold the same code, but a Trainer of one refuses a module of the other. All other files import
-Lightning's names from here. `NAME` is the package in use: the one that is already imported; else the one that is
-installed; where that leaves a choice, the one that the environment variable LIGHTNING_RECALL_LIGHTNING names,
-`pytorch_lightning` by default.
+Lightning's names from here. `NAME` is the package in use, chosen by these rules:
+
+1. If only one of the two is imported already, that one.
+2. If neither is imported and only one is installed, that one.
+3. Otherwise the one that the environment variable LIGHTNING_RECALL_LIGHTNING names; `pytorch_lightning` by default.
 """
 
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache, wraps
 from importlib import import_module
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -73,51 +77,59 @@ HOMES = {
     ".utilities.seed": ("isolate_rng",),
     ".utilities.types": ("LRSchedulerConfig",),
 }
-"""part of the package -> public names in it"""
+"""submodule of the package -> public names in it"""
 
 PRIVATE = {
     "MultiProcessingLauncher": (".strategies.launchers", "_MultiProcessingLauncher"),
     "TunerExitException": (".utilities.exceptions", "_TunerExitException"),
 }
-"""name here -> part of the package, and private name there"""
+"""name here -> submodule of the package, and private name in it"""
 
 
 def choose_package(imported: list[str], installed: list[str], environment: Mapping[str, str]) -> tuple[str, bool]:
-    """The package to use, and whether it was a choice between two that are installed, of which neither is imported.
+    """Returns the package to use, and whether a message should say so, because the default decided between two.
 
     Args:
-        imported: those of `PACKAGES` that are imported.
-        installed: those that are installed.
-        environment: the process's environment variables.
+        imported: the `PACKAGES` that are imported.
+        installed: the `PACKAGES` that are installed.
+        environment: the environment variables of the process.
 
     Raises:
         ImportError: if neither is installed.
-        ValueError: for an environment variable that names neither.
+        ValueError: if the environment variable names neither.
     """
-    asked = environment.get(VARIABLE, PACKAGES[0])
-    if asked not in PACKAGES:
-        raise ValueError(f"{VARIABLE} must be {' or '.join(PACKAGES)}, got {asked!r}.")
+    preferred = environment.get(VARIABLE, PACKAGES[0])
+    if preferred not in PACKAGES:
+        raise ValueError(f"{VARIABLE} must be {' or '.join(PACKAGES)}, got {preferred!r}.")
     candidates = imported or installed
     if not candidates:
         raise ImportError("lightning_recall needs PyTorch Lightning: pip install pytorch-lightning")
-    if asked not in candidates:
+    if preferred not in candidates:
         return candidates[0], False
-    return asked, len(candidates) > 1 and not imported
+    return preferred, len(candidates) > 1 and not imported and VARIABLE not in environment
 
 
 def is_installed(package: str) -> bool:
-    """Whether a package can be imported."""
-    try:
-        return find_spec(package) is not None
-    except ModuleNotFoundError:  # of `lightning.pytorch` without `lightning`
-        return False
+    """Whether a package is installed; does not import it or its parent, which takes seconds."""
+    parent, _, _ = package.rpartition(".")
+    path = None
+    if parent:
+        parent_spec = find_spec(parent)
+        if parent_spec is None:
+            return False
+        path = parent_spec.submodule_search_locations
+    return PathFinder.find_spec(package, path) is not None
 
 
-NAME, _chosen = choose_package(
-    [package for package in PACKAGES if package in sys.modules],
+NAME, _announced = choose_package(
+    [package for package in PACKAGES if sys.modules.get(package)],
     [package for package in PACKAGES if is_installed(package)],
     os.environ,
 )
+INSTANTIATORS = tuple(f"{package}.cli.instantiate_module" for package in PACKAGES)
+INSTANTIATOR = f"{NAME}.cli.instantiate_module"
+"""the function that builds the module of a checkpoint of `LightningCLI`"""
+
 _HOME_OF = {name: (home, name) for home, names in HOMES.items() for name in names} | PRIVATE
 
 
@@ -127,8 +139,59 @@ if not TYPE_CHECKING:
         """Imports one of Lightning's names when it is first used."""
         if name not in _HOME_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name == "LightningModule":
+            _accept_both_packages()
         home, original = _HOME_OF[name]
         return getattr(import_module(NAME + home), original)
+
+
+@cache
+def _accept_both_packages() -> None:
+    """Lets `load_from_checkpoint` load a checkpoint that was saved under the other package.
+
+    Such a checkpoint names a function of the other package as its instantiator. Lightning refuses that function or
+    fails to import it, although its own is the same.
+    """
+    saving: Any = import_module(f"{NAME}.core.saving")
+    load_state = saving._load_state
+
+    @wraps(load_state)
+    def load_with_own_instantiator(cls: type, checkpoint: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        settings = checkpoint.get("hyper_parameters")
+        if isinstance(settings, dict) and settings.get("_instantiator") in INSTANTIATORS:
+            settings["_instantiator"] = INSTANTIATOR
+        return load_state(cls, checkpoint, *args, **kwargs)
+
+    saving._load_state = load_with_own_instantiator
+
+
+class CLIHooks:
+    """Mixin for LightningCLI with a public hook for a private method; precedes LightningCLI among the bases."""
+
+    def _parse_ckpt_path(self) -> None:
+        """Does nothing: Lightning would override the settings with the checkpoint's hyperparameters."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        self.run_subcommand(subcommand)
+
+    def run_subcommand(self, subcommand: str) -> None:
+        """Runs a method of the Trainer with the hooks before and after it."""
+        super()._run_subcommand(subcommand)  # type: ignore[misc]  # defined by LightningCLI
+
+
+def last_checkpoints(trainer: "Trainer") -> set[str]:
+    """Paths among which `ckpt_path="last"` looks for the newest checkpoint; they need not exist."""
+    callbacks, home = callbacks_of(trainer), import_module(f"{NAME}.callbacks")
+    paths = {str(part.ckpt_path) for part in callbacks if isinstance(part, home.OnExceptionCheckpoint)}
+    for part in callbacks:
+        if isinstance(part, home.ModelCheckpoint):
+            paths |= {str(path) for path in part._find_last_checkpoints(trainer) if path}
+    return paths
+
+
+def changes_learning_rate(finder: "LearningRateFinder") -> bool:
+    """Whether a LearningRateFinder sets the learning rate that it finds."""
+    return finder._update_attr
 
 
 def callbacks_of(trainer: "Trainer") -> "list[Callback]":
@@ -197,7 +260,7 @@ def version() -> str:
     return str(import_module(NAME).__version__)
 
 
-if _chosen:
+if _announced:
     import_module(f"{NAME}.utilities").rank_zero_info(
         f"lightning_recall uses {NAME}: lightning.pytorch and pytorch_lightning are both installed. To choose, import "
         f"yours first, or set {VARIABLE}."

@@ -3,6 +3,7 @@ import pickle
 import zlib
 
 import numpy as np
+import other_lightning  # noqa: F401  # first: may replace pytorch_lightning
 import pytest
 import torch
 from PIL import Image

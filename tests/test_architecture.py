@@ -26,7 +26,7 @@ ALLOWED = {
     "optimization": BOTTOM | {"_lightning"},
     "data": BOTTOM | {"_lightning"},
     "callbacks": BOTTOM | {"_lightning", "search", "metrics", "plots", "data"},
-    "cli": BOTTOM | PLAIN | SHARED | RETRIEVAL | {"_lightning"},
+    "cli": BOTTOM | {"_lightning", "callbacks"},
     "modules": BOTTOM | {"_lightning", "losses", "mixup", "models", "recompute", "optimization"},
     "datamodules": BOTTOM | {"_lightning", "samplers", "data"},
     **{wing: BOTTOM | {"_lightning", "recompute", "models"} | SHARED for wing in WINGS},

@@ -19,7 +19,7 @@ QUICK = ("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summa
 
 
 def small_config(folder, glyph_folder):
-    """configs/glyphs.yaml with a quarter of the data and eight epochs of it."""
+    """configs/glyphs.yaml with a quarter of the data and eight epochs."""
     config = yaml.safe_load(GLYPHS.read_text())
     config["data"]["init_args"]["root"] = str(glyph_folder)
     config["model"]["init_args"]["lr_scheduler"]["init_args"]["total_steps"] = 160
@@ -30,7 +30,7 @@ def small_config(folder, glyph_folder):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, glyph_folder):
-    """One short training, for all tests that need its checkpoint."""
+    """The folder of one short training, for all tests that need its checkpoint."""
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -57,7 +57,7 @@ def best(run):
 
 
 def last_scores(folder):
-    """Test scores that the newest run wrote."""
+    """Test scores of the newest run."""
     newest = max(folder.glob("runs/glyphs/version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
     with newest.open() as file:
         return {key: float(value) for row in csv.DictReader(file) for key, value in row.items() if value}
@@ -75,17 +75,17 @@ def test_fit_leaves_checkpoint_metrics_settings_and_picture(run):
     assert settings["model"]["init_args"]["loss"]["init_args"]["k_temperature"] == 0.9
 
 
-def test_the_saved_settings_run_again_and_chunk_size_is_told_once(run, command, monkeypatch):
-    told, init = [], ChunkLoader.__init__
+def test_the_saved_settings_run_again_and_chunk_size_is_set_once(run, command, monkeypatch):
+    chunk_sizes, init = [], ChunkLoader.__init__
 
     def spy(self, dataset, sampler, chunk_size, *args, **kwargs):
-        told.append(chunk_size)
+        chunk_sizes.append(chunk_size)
         init(self, dataset, sampler, chunk_size, *args, **kwargs)
 
     monkeypatch.setattr(ChunkLoader, "__init__", spy)
     saved = best(run).parent.parent / "config.yaml"
     command("fit", "--config", saved, "--model.chunk_size", 100, "--trainer.fast_dev_run", 1)
-    assert told == [100]
+    assert chunk_sizes == [100]
 
 
 def test_test_in_a_new_process_scores_the_trained_network(run, glyph_folder):
@@ -132,7 +132,7 @@ def test_fit_resumes(run, command, glyph_folder, in_tmp_path):
         command("fit", "--config", config, "--ckpt_path", last, "--trainer.max_epochs", 40, *QUICK)
 
 
-def test_a_training_starts_anew_with_weights(run, command, glyph_folder, in_tmp_path):
+def test_a_new_training_starts_from_weights(run, command, glyph_folder, in_tmp_path):
     config = small_config(in_tmp_path, glyph_folder)
     other = ("--model.optimizer.lr", 0.5, "--model.lr_scheduler", "null", "--trainer.limit_train_batches", 1)
     with pytest.raises(ValueError, match="scheduler OneCycleLR and not none"):
@@ -248,7 +248,7 @@ def test_checkpoints_of_another_process_are_not_guessed(name, command, capsys):
     with pytest.raises(SystemExit) as stopped:
         command("test", "--config", GLYPHS, "--ckpt_path", name)
     assert stopped.value.code == 2
-    assert "give a file's path" in capsys.readouterr().err
+    assert "pass the path of a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("subcommand", ["fit", "test"])

@@ -8,8 +8,10 @@ from lightning_recall import RetrievalModule
 
 FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
-OF_PAPER = ("sop", "inaturalist", "vehicle_id", "cars196", "cub")
-ROWS = [path for path in CONFIGS if path.stem not in (*OF_PAPER, "glyphs", "glyphs_recipe", "paper", "your_images")]
+PAPER_DATA_SETS = ("sop", "inaturalist", "vehicle_id", "cars196", "cub")
+EXPERIMENTS = [
+    path for path in CONFIGS if path.stem not in (*PAPER_DATA_SETS, "glyphs", "glyphs_recipe", "paper", "your_images")
+]
 BACKBONES = {"_resnet50": "resnet50.tv_in1k"}
 BACKBONES |= {f"_vit_b{patch}": f"vit_base_patch{patch}_224.augreg_in21k" for patch in (16, 32)}
 SMALL_BACKBONES = ("resnet10t", "vit_tiny_patch16_224")  # convolutions, transformer
@@ -27,7 +29,7 @@ def test_glyphs_run(subcommand, command, glyph_folder):
 
 
 @pytest.mark.filterwarnings("ignore:ModelCheckpoint monitors 'val/recall@1', but there is no validation")
-def test_the_recipe_joins_its_parts(command, glyph_folder):
+def test_the_recipe_extends_the_config(command, glyph_folder):
     schedule = ("--trainer.max_epochs", 1, "--trainer.limit_train_batches", 2, "--trainer.limit_val_batches", 0)
     configs = ("-c", FOLDER / "glyphs.yaml", "-c", FOLDER / "glyphs_recipe.yaml", "--data.root", glyph_folder)
     command("fit", *configs, *schedule, "--trainer.enable_progress_bar", "false")
@@ -38,27 +40,29 @@ def test_the_recipe_joins_its_parts(command, glyph_folder):
     assert 64 <= len(proxies.unique()) - 1 <= 128  # classes of two batches
 
 
-def composed(row, root):
-    """The three configs of a row of the paper's tables, on data of the right format, without a download."""
-    name = next(name for name in OF_PAPER if row.stem.startswith(name))
-    configs = [arg for config in ("paper", name, row.stem) for arg in ("-c", FOLDER / f"{config}.yaml")]
+def experiment_args(config, root):
+    """The three configs of an experiment of the paper, on small data of the right format, without a download."""
+    name = next(name for name in PAPER_DATA_SETS if config.stem.startswith(name))
+    configs = [arg for stem in ("paper", name, config.stem) for arg in ("-c", FOLDER / f"{stem}.yaml")]
     return *configs, "--data.root", root(name), "--model.embedder.pretrained", "false", *SMALL
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda path: path.stem)
-def test_rows_of_the_paper_train(row, command, small_data, tmp_path):
-    backbone = BACKBONES[row.stem.removeprefix(next(name for name in OF_PAPER if row.stem.startswith(name)))]
-    assert f"backbone: {backbone}" in row.read_text()
-    full_size = row.stem.startswith("sop")  # a step of one data set's; the others' in small
+@pytest.mark.parametrize("config", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiments_of_the_paper_train(config, command, small_data, tmp_path):
+    backbone = BACKBONES[
+        config.stem.removeprefix(next(name for name in PAPER_DATA_SETS if config.stem.startswith(name)))
+    ]
+    assert f"backbone: {backbone}" in config.read_text()
+    full_size = config.stem.startswith("sop")  # one data set with the full network, the others with a small one
     small = () if full_size else ("--model.embedder.backbone", SMALL_BACKBONES[backbone.startswith("vit")])
-    command("fit", *composed(row, small_data), *small)
-    assert not list(tmp_path.rglob("*.ckpt"))  # a trial run keeps nothing: a ViT with its optimizer is a gigabyte
+    command("fit", *experiment_args(config, small_data), *small)
+    assert not list(tmp_path.rglob("*.ckpt"))  # fast_dev_run saves nothing: a ViT with its optimizer takes a gigabyte
 
 
-@pytest.mark.parametrize("name", OF_PAPER)
-def test_data_of_the_paper_are_tested(name, command, small_data):
-    row = composed(FOLDER / f"{name}_vit_b32.yaml", small_data)
-    command("test", *row, "--model.embedder.backbone", "resnet10t")
+@pytest.mark.parametrize("name", PAPER_DATA_SETS)
+def test_data_sets_of_the_paper_are_tested(name, command, small_data):
+    args = experiment_args(FOLDER / f"{name}_vit_b32.yaml", small_data)
+    command("test", *args, "--model.embedder.backbone", "resnet10t")
 
 
 @pytest.mark.parametrize("subcommand", ["fit", "test", "predict"])
@@ -91,5 +95,5 @@ def test_a_checkpoint_needs_no_pretrained_weights(command, small_data, tmp_path)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_configs_hold_only_what_differs(config):
+def test_configs_are_short(config):
     assert len(config.read_text().splitlines()) <= 40

@@ -1,4 +1,8 @@
+import ast
+import configparser
 import importlib.metadata
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,7 +30,7 @@ def test_unknown_names_are_refused():
         _ = lightning_recall.RecallLoss
 
 
-def test_version_is_told_once():
+def test_the_version_has_one_source():
     assert importlib.metadata.version("lightning-recall") == lightning_recall.__version__
 
 
@@ -35,7 +39,7 @@ IMPORT_LEAVES = """
 import importlib, sys
 for leaf in sys.argv[1:]:
     importlib.import_module(f"lightning_recall.{leaf}")
-    print(leaf, "pytorch_lightning" in sys.modules)
+    print(leaf, bool({"pytorch_lightning", "lightning", "lightning_fabric"} & set(sys.modules)))
 """
 
 
@@ -45,11 +49,91 @@ def test_leaves_do_without_lightning():
     assert result.stdout.split("\n")[:-1] == [f"{leaf} False" for leaf in LEAVES]
 
 
-def test_compromised_releases_of_lightning_are_excluded():
-    requirements = [r.replace(" ", "") for r in importlib.metadata.requires("lightning-recall")]
-    (lightning,) = [r for r in requirements if r.startswith("pytorch-lightning")]
-    assert "!=2.6.2" in lightning
-    assert "!=2.6.3" in lightning
+def requirements(section, option):
+    """Name -> specifier of the requirements in an option of setup.cfg."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    lines = [line.replace(" ", "") for line in config[section][option].splitlines()]
+    found = [re.fullmatch(r"([\w-]+)(\[[\w,-]+\])?(.*)", line) for line in lines if line and not line.startswith("#")]
+    return {match[1]: match[3] for match in found}
+
+
+def extras():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    return set(config["options.extras_require"])
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "option"),
+    [
+        ("pytorch-lightning", "options", "install_requires"),
+        ("lightning", "options.extras_require", "lightning"),
+    ],
+)
+def test_compromised_releases_of_lightning_are_excluded(name, section, option):
+    specifier = requirements(section, option)[name]
+    assert set(specifier.split(",")) == {">=2.5", "!=2.6.2", "!=2.6.3"}
+
+
+DISTRIBUTIONS = {"PIL": "pillow", "faiss": "faiss-cpu", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+"""import name -> name of the distribution, where it is another"""
+WITH_LIGHTNING = {"lightning_fabric"}  # installed with pytorch-lightning
+
+
+def imported_distributions(paths):
+    """Distributions that files import, without the standard library and this package."""
+    found = set()
+    for node in (node for path in paths for node in ast.walk(ast.parse(path.read_text()))):
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        modules += [node.module] if isinstance(node, ast.ImportFrom) else []
+        found |= {module.split(".")[0] for module in modules}
+    own = {path.stem for path in (ROOT / "tests").rglob("*.py")} | {"lightning_recall", "tests_of"}
+    others = found - set(sys.stdlib_module_names) - WITH_LIGHTNING - own
+    return {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in others}
+
+
+def test_every_import_of_the_package_is_declared():
+    package = ROOT / "lightning_recall"
+    everywhere = [path for path in package.rglob("*.py") if "benchmarks" not in path.parts]
+    declared = set(requirements("options", "install_requires"))
+    optional = {name for extra in extras() - {"dev"} for name in requirements("options.extras_require", extra)}
+    assert imported_distributions(everywhere) <= declared | optional
+    tools = set(requirements("options.extras_require", "dev"))
+    assert imported_distributions((package / "benchmarks").rglob("*.py")) <= declared | optional | tools
+    assert not declared & (optional | tools)
+
+
+def test_optional_imports_stand_inside_functions():
+    """An import at the top of a file needs a package that is always installed."""
+    declared = set(requirements("options", "install_requires"))
+    for path in (ROOT / "lightning_recall").rglob("*.py"):
+        if "benchmarks" not in path.parts:
+            tree = ast.parse(path.read_text())
+            top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+            modules = [alias.name for node in top if isinstance(node, ast.Import) for alias in node.names]
+            modules += [node.module for node in top if isinstance(node, ast.ImportFrom)]
+            names = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names) - {"lightning_recall"}
+            assert {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in names} <= declared, path
+
+
+def test_every_import_of_the_tests_is_declared():
+    declared = set(requirements("options", "install_requires"))
+    declared |= {name for extra in extras() for name in requirements("options.extras_require", extra)}
+    with_declared = {"griffe"}  # installed with mkdocstrings
+    assert imported_distributions((ROOT / "tests").rglob("*.py")) <= declared | with_declared
+
+
+def test_the_test_tools_name_the_extras():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    (own,) = [line for line in config["options.extras_require"]["dev"].split() if line.startswith("lightning-recall")]
+    assert own == f"lightning-recall[{','.join(sorted(extras() - {'dev'}))}]"
+
+
+def test_no_file_names_a_package_registry():
+    for name in ("setup.cfg", "pyproject.toml", "Makefile", ".github/workflows/tests.yml", ".pre-commit-config.yaml"):
+        assert not re.search(r"index-url|pypi|https?://", (ROOT / name).read_text()), name
 
 
 def test_the_citation_is_of_this_version():
@@ -87,10 +171,10 @@ def test_every_module_imports_without_the_extras():
 def distributions(tmp_path_factory):
     """The wheel and the source distribution, built from a copy of the tree."""
     folder = tmp_path_factory.mktemp("built")
-    wanted = [ROOT / name for name in ("configs", "lightning_recall", "docs", "tests")]
+    wanted = [ROOT / name for name in ("configs", "lightning_recall", "docs", "tests", ".github")]
     wanted += ROOT.glob("[!.]*.*")  # not .venv: 6 GB
-    for path in [*wanted, ROOT / "LICENSE", ROOT / "Makefile"]:
-        if path.is_dir() and path.suffix == "":
+    for path in [*wanted, ROOT / "LICENSE", ROOT / "Makefile", ROOT / ".pre-commit-config.yaml"]:
+        if path.is_dir() and path.suffix in ("", ".github"):
             shutil.copytree(path, folder / "tree" / path.name, ignore=shutil.ignore_patterns("__pycache__"))
         elif path.is_file():
             (folder / "tree").mkdir(exist_ok=True)
@@ -103,20 +187,18 @@ def distributions(tmp_path_factory):
 def test_the_wheel_works_in_an_environment_of_its_own(distributions, tmp_path):
     (wheel,) = distributions.glob("*.whl")
     venv.create(tmp_path / "env", symlinks=True)
+    options = {"capture_output": True, "text": True, "check": True, "cwd": tmp_path}
+    options["env"] = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     scripts = tmp_path / "env" / "bin"
     command = [sys.executable, "-m", "pip", "--python", str(scripts / "python"), "install", "--no-deps", "--no-index"]
-    subprocess.run([*command, str(wheel)], capture_output=True, text=True, check=True)
+    subprocess.run([*command, str(wheel)], **options)
     (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))  # of this environment: torch and the like
-    shown = subprocess.run(
-        [scripts / "lightning-recall", "--help"], capture_output=True, text=True, check=True, cwd=tmp_path
-    ).stdout
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))  # torch and the others of this environment
+    shown = subprocess.run([scripts / "lightning-recall", "--help"], **options).stdout
     assert "fit,validate,test,predict" in shown
     code = "import lightning_recall as l; print(l.__file__, l.__version__, l.RecallAtKLoss())"
-    told = subprocess.run(
-        [scripts / "python", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
-    ).stdout
-    assert told.startswith(str(site))
+    printed = subprocess.run([scripts / "python", "-c", code], **options).stdout
+    assert printed.startswith(str(site))
     assert {path.name for path in (site / "lightning_recall").rglob("*") if path.suffix in (".typed", ".html")} == {
         "py.typed",
         "report.html",
@@ -130,3 +212,4 @@ def test_the_source_distribution_holds_what_the_tests_need(distributions):
         names = {name.partition("/")[2] for name in archive.getnames()}
     needed = {"configs/glyphs.yaml", "tests/conftest.py", "tests/losses/test_circle.py", "README.md", "LICENSE"}
     assert needed | {"CITATION.cff", "CHANGELOG.md", "docs/report.png", "setup.cfg", "Makefile"} <= names
+    assert {".github/workflows/tests.yml", ".pre-commit-config.yaml", "MANIFEST.in"} <= names

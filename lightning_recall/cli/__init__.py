@@ -1,4 +1,4 @@
-"""The command `lightning-recall`: Lightning's CLI over retrieval modules, data modules and callbacks."""
+"""The command `lightning-recall`: Lightning's CLI with checks before the run and short messages."""
 
 from lightning_recall.cli.command import main, run
 

@@ -1,4 +1,4 @@
-"""Errors that a user can cause, in one paragraph."""
+"""Turns errors that a user can cause into one paragraph."""
 
 import difflib
 import importlib
@@ -8,14 +8,15 @@ import torch
 from jsonargparse import ArgumentParser
 
 from lightning_recall._lightning import MisconfigurationException
+from lightning_recall.cli.declarations import declarations, public_names
 
 USER_ERRORS = (ValueError, OSError, ImportError, MisconfigurationException, torch.OutOfMemoryError)
-"""Errors whose text says it all."""
+"""Exceptions shown without a traceback."""
 
 LONGEST = 800  # characters of a message, about a paragraph
 
 WITHOUT_CLASS = (
-    "An option of a class is given without the class. Give the class first, such as --model.optimizer SGD before "
+    "An option of a class is set before its class. Choose the class first, such as --model.optimizer SGD before "
     "--model.optimizer.lr 0.1."
 )
 
@@ -25,18 +26,17 @@ NOISE = re.compile(
 )
 
 
-def plain(message: str) -> str:
-    """A message of jsonargparse's without what only its authors can read.
+def simplify(message: str) -> str:
+    """Removes jsonargparse internals from an error message.
 
-    >>> print(plain('''Parser key "model":
+    >>> print(simplify('''Parser key "model":
     ...   Does not validate against any of the Union subtypes
     ...   Errors:
-    ...     - Problem with given class_path 'lightning_recall.RecallAtKLoss':
+    ...     - Problem with given class_path 'torch.nn.Dropout':
     ...         Option 'k' is not accepted
     ...     - Expected a <class 'NoneType'>
     ...   Given value type: <class 'str'>'''))
-    model: lightning_recall.RecallAtKLoss: Option 'k' is not accepted. It takes: ks, k_temperature, rank_temperature,
-    count_query.
+    model: torch.nn.Dropout: Option 'k' is not accepted. It takes: p, inplace.
     """
     lines = [line.strip() for line in message.splitlines()]
     text = " ".join(line.removeprefix("- ") for line in lines if line and not NOISE.match(line))
@@ -49,7 +49,9 @@ def plain(message: str) -> str:
         r"Expected a <class '[\w.]*(?:Sequence|list|tuple)'>. Got value: ([\w., ]+)$", r"A list is written [\1].", text
     )
     text = re.sub(r"(?:a )?<class '(?:[\w.]+\.)?(\w+)'>", r"\1", text)
-    text = re.sub(r"^Unexpected config:", "A settings file holds lines of the form name: value, but one holds:", text)
+    text = re.sub(
+        r"^Unexpected config:", "A settings file consists of lines of the form name: value, but one contains:", text
+    )
     text = re.sub(
         r"([\w.]+): Option '([\w.]+)' is not accepted(?!\. It)", lambda match: match[0] + options_of(match[1]), text
     )
@@ -57,7 +59,7 @@ def plain(message: str) -> str:
 
 
 def without_repeats(text: str) -> str:
-    """A text without the sentences with which an earlier one ends.
+    """Removes sentences that repeat the end of an earlier sentence.
 
     >>> without_repeats("loss: ks: A list is written [1]. Or x. ks: A list is written [1].")
     'loss: ks: A list is written [1]. Or x.'
@@ -70,33 +72,28 @@ def without_repeats(text: str) -> str:
 
 
 def unknown_class(name: str) -> str:
-    """Says that there is no such class, and which name is alike."""
-    known = [other for room in ("losses", "models", "modules", "datamodules", "callbacks") for other in names_in(room)]
-    alike = difflib.get_close_matches(name, known, 1)
-    hint = f"Did you mean {alike[0]}?" if alike else "Classes of other packages are given as package.module.Name."
+    """Error message for an unknown class, with the closest known name."""
+    closest = difflib.get_close_matches(name, public_names(), 1)
+    hint = f"Did you mean {closest[0]}?" if closest else "Name classes of other packages as package.module.Name."
     return f"There is no class {name}. {hint}"
 
 
-def names_in(room: str) -> list[str]:
-    """The public names of a part of the package."""
-    return list(importlib.import_module(f"lightning_recall.{room}").__all__)
-
-
 def options_of(class_path: str) -> str:
-    """The options of a class, in a sentence."""
+    """Lists the options of a class in a sentence."""
     module, _, name = class_path.rpartition(".")
     options = ArgumentParser().add_class_arguments(getattr(importlib.import_module(module), name), fail_untyped=False)
     return f". It takes: {', '.join(options)}." if options else ". It takes none."
 
 
-def shortened(text: str) -> str:
-    """A text of at most a paragraph."""
+def shorten(text: str) -> str:
+    """Cuts a text to the length of a paragraph."""
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."
 
 
 def explain(error: BaseException) -> str:
-    """What went wrong, and what to do where it can be told."""
-    text = plain(str(error))
+    """Error message, with a remedy if one is known."""
+    text = simplify(str(error))
     if isinstance(error, torch.OutOfMemoryError):
-        return f"The GPU's memory ran out: take a smaller --model.chunk_size. ({text.split('. ')[0]})"
-    return shortened(text) or type(error).__name__
+        remedies = " or ".join(dict.fromkeys(declaration.MEMORY_REMEDY for declaration in declarations()))
+        return f"The GPU's memory ran out: {remedies}. ({text.split('. ')[0]})"
+    return shorten(text) or type(error).__name__

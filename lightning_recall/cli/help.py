@@ -1,4 +1,4 @@
-"""What `lightning-recall --help` says."""
+"""Help texts of the command."""
 
 import re
 from argparse import Action
@@ -6,37 +6,21 @@ from typing import Any, NoReturn
 
 from jsonargparse import DefaultHelpFormatter
 
-from lightning_recall._lightning import LightningArgumentParser
-from lightning_recall.cli.errors import plain, shortened
+from lightning_recall._lightning import LightningArgumentParser, LightningCLI
+from lightning_recall.cli.declarations import declarations
+from lightning_recall.cli.errors import shorten, simplify
 
 VERBOSE = "LIGHTNING_RECALL_VERBOSE"  # environment variable
 
-SUBCOMMANDS = {
-    "fit": "Train a model, and validate it on classes set aside from training.",
-    "validate": "Score a model on the validation classes.",
-    "test": "Score a model on the test classes, with pictures and a report.",
-    "predict": "Write the embeddings of the test images.",
+OPTIONS = {
+    "--trainer.max_epochs 20": "number of epochs; on eight GPUs add --trainer.devices 8 --trainer.strategy ddp",
+    "--ckpt_path FILE": "checkpoint to test, or to resume training from",
 }
-OVERVIEW = """Trains and tests image-retrieval models for Recall@k.
-
-  lightning-recall fit --config configs/glyphs.yaml
-  lightning-recall fit --config configs/your_images.yaml --data.root FOLDER
-  lightning-recall test --config configs/your_images.yaml --data.root FOLDER --ckpt_path FILE"""
-DETAILS = """Settings come from YAML files (--config, which may be repeated) and from the command line, which wins:
-
-  --data.batch_size 512          images that the loss compares
-  --model.chunk_size 64          images in one pass of the network: less memory, the same result
-  --model.loss SupRecallAtKLoss  any loss; --model.loss.delta 0.1 sets its option
-  --trainer.max_epochs 20        how long; --trainer.devices 8 --trainer.strategy ddp: on eight GPUs
-  --ckpt_path FILE               weights to test with, or a training to go on with
-
---model.help RetrievalModule, --data.help ImageFolderDataModule and --trainer.callbacks.help RetrievalEvaluation list
-the options of a class, --print_config all settings of a run. Below are those of the Trainer and the command. An error
-is told in a line or two; with LIGHTNING_RECALL_VERBOSE=1 in the environment, with the place where it happened."""
+"""example of an option that every task has -> what it sets"""
 
 
 class ShortHelp(DefaultHelpFormatter):
-    """Help that keeps the lines of its texts, and names this package's classes, not the thousands of torch and timm."""
+    """Help formatter that keeps line breaks and lists only this package's subclasses."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n".join(indent + line for line in text.splitlines())
@@ -51,31 +35,55 @@ class ShortHelp(DefaultHelpFormatter):
 
 
 class Parser(LightningArgumentParser):
-    """Lightning's parser with short help and plain errors."""
+    """Lightning's parser with short help and simplified errors."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"formatter_class": ShortHelp, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Says what is wrong in one paragraph, and exits with 2."""
-        super().error(shortened(plain(message)), ex)
+        """Prints the error in one paragraph, and exits with code 2."""
+        super().error(shorten(simplify(message)), ex)
 
 
-def texts() -> dict[str, Any]:
-    """Descriptions of the command and its subcommands, as LightningCLI's `parser_kwargs` take them."""
+def details() -> str:
+    """What the help of a subcommand says about settings."""
+    options: dict[str, str] = {}
+    for declaration in declarations():
+        options |= declaration.OPTIONS
+    table = "\n".join(f"  {option:<31}{text}" for option, text in {**options, **OPTIONS}.items())
+    *names, last = [option for declaration in declarations() for option in declaration.CLASS_HELP]
+    class_help = f"{', '.join(names)} and {last}"
+    return f"""\
+Settings come from YAML files (--config, which may be repeated); command-line values override the files:
+
+{table}
+
+{class_help} list
+the options of a class, --print_config prints all settings of a run. Trainer and command options are listed below.
+{VERBOSE}=1 in the environment prints the traceback of an error."""
+
+
+def subcommand_summary(name: str) -> str:
+    """What a subcommand does: a sentence for each task."""
+    return " ".join(declaration.SUBCOMMANDS[name] for declaration in declarations())
+
+
+def parser_descriptions() -> dict[str, Any]:
+    """Descriptions of the command and its subcommands, for LightningCLI's `parser_kwargs`."""
     subcommands = {
         name: {
-            "description": f"{text}\n\n{DETAILS}",
+            "description": f"{subcommand_summary(name)}\n\n{details()}",
             "usage": f"lightning-recall {name} --config FILE [--OPTION VALUE ...]",
         }
-        for name, text in SUBCOMMANDS.items()
+        for name in LightningCLI.subcommands()
     }
-    return {"prog": "lightning-recall", "description": OVERVIEW, **subcommands}
+    overview = "\n\n".join(declaration.OVERVIEW for declaration in declarations())
+    return {"prog": "lightning-recall", "description": overview, **subcommands}
 
 
 def name_subcommands(parser: LightningArgumentParser) -> None:
-    """Says what each subcommand does; Lightning takes the first lines of its own methods' docstrings, cut off."""
-    subcommands = parser._subcommands_action
+    """Sets the subcommand help; Lightning's default is a truncated docstring."""
+    subcommands = parser._subcommands_action  # jsonargparse has no public way to change the help of a subcommand
     assert subcommands is not None
     for choice in subcommands._choices_actions:
-        choice.help = SUBCOMMANDS[choice.dest]
+        choice.help = subcommand_summary(choice.dest)

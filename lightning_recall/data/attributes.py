@@ -3,14 +3,13 @@
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
-from typing_extensions import Self
 
 MAX_WRAPPED = 1_000  # entries of a list that are checked for data sets; a list of all files may have millions
 EVALUATION_ATTRIBUTES = ("is_query", "is_gallery", "groups")

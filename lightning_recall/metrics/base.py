@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
-from typing_extensions import Self
 
 from lightning_recall.checks import check_finite
 from lightning_recall.metrics.states import add_empty_states, add_states, append_batch, check_same_columns, keep_columns

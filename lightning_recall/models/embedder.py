@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from typing_extensions import Self
 
 from lightning_recall.checks import check_integer
 from lightning_recall.models.pooling import GeM

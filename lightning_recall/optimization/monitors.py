@@ -18,7 +18,7 @@ from lightning_recall._lightning import (
     silent_hooks,
 )
 
-KNOWN_PACKAGES = ("lightning_recall", "pytorch_lightning", "lightning_fabric", "torch", "builtins")
+KNOWN_PACKAGES = ("lightning_recall", "lightning", "pytorch_lightning", "lightning_fabric", "torch", "builtins")
 ALWAYS_KNOWN = ("epoch", "step")  # to ModelCheckpoint
 NON_LOGGING_HOOKS = silent_hooks() - {"on_validation_end"}
 """hooks in which Lightning refuses `log`; on_validation_end is excluded, because callbacks write to

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_recall import _lightning
 from lightning_recall._lightning import LRSchedulerConfig, ReduceLROnPlateau, Trainer, rank_zero_warn
 from lightning_recall.optimization.optimizer_settings import SHARED, OptimizerSettings
 
@@ -90,7 +91,7 @@ def check_plateau(config: LRSchedulerConfig) -> None:
         raise ValueError('ReduceLROnPlateau steps after a validation: set lr_interval="epoch".')
     if not isinstance(config.scheduler, ReduceLROnPlateau):
         raise ValueError(
-            "torch's ReduceLROnPlateau has no `monitor` argument: use pytorch_lightning.cli.ReduceLROnPlateau."
+            f"torch's ReduceLROnPlateau has no `monitor` argument: use {_lightning.NAME}.cli.ReduceLROnPlateau."
         )
 
 

@@ -21,25 +21,25 @@ def saved(path, content, **kwargs):
 
 BROKEN = {
     "empty": (lambda _: b"", "is empty: the process that saved it was interrupted"),
-    "first bytes": (lambda path: saved(path, RESUMABLE)[:5], "is cut off"),
-    "half": (lambda path: saved(path, {**RESUMABLE, "more": torch.zeros(9000)})[:20_000], "is cut off"),
-    "all but the end": (lambda path: saved(path, RESUMABLE)[:-30], "is cut off"),
-    "bytes": (lambda _: bytes(range(256)) * 9, "is not a file that torch has saved: give a checkpoint"),
-    "zeros": (lambda _: bytes(9000), "is not a file that torch has saved"),
-    "text": (lambda _: b"hello\n" * 99, "is not a file that torch has saved"),
-    "weights": (lambda path: saved(path, WEIGHTS), r"holds weights only; .*: --weights \S+ instead of --ckpt_path"),
+    "first bytes": (lambda path: saved(path, RESUMABLE)[:5], "is truncated"),
+    "half": (lambda path: saved(path, {**RESUMABLE, "more": torch.zeros(9000)})[:20_000], "is truncated"),
+    "all but the end": (lambda path: saved(path, RESUMABLE)[:-30], "is truncated"),
+    "bytes": (lambda _: bytes(range(256)) * 9, "is not a file that torch.save wrote: pass a checkpoint"),
+    "zeros": (lambda _: bytes(9000), "is not a file that torch.save wrote"),
+    "text": (lambda _: b"hello\n" * 99, "is not a file that torch.save wrote"),
+    "weights": (lambda path: saved(path, WEIGHTS), r"holds weights only; .* pass --weights \S+ instead of --ckpt_path"),
     "old weights": (lambda path: saved(path, WEIGHTS, _use_new_zipfile_serialization=False), "holds weights only"),
     "named weights": (lambda path: saved(path, {"state_dict": WEIGHTS, "arch": "x"}), "holds weights only"),
     "a network": (lambda path: saved(path, nn.Linear(2, 2)), r"Python objects \(torch.nn.modules.linear.Linear\)"),
     "a blocked object": (lambda path: saved(path, {"call": os.system}), rf"Python objects \({os.name}.system\)"),
-    "a tensor": (lambda path: saved(path, torch.ones(2)), "is no checkpoint: it holds a Tensor"),
+    "a tensor": (lambda path: saved(path, torch.ones(2)), "is not a checkpoint: it holds a Tensor"),
     "another library's": (lambda path: saved(path, {"model": WEIGHTS, "epoch": 3}), "it holds 'model', 'epoch'"),
 }
 
 
 @pytest.mark.parametrize("subcommand", ["fit", "test"])
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_checkpoint_is_a_sentence(tmp_path, name, subcommand):
+def test_a_broken_checkpoint_has_its_own_message(tmp_path, name, subcommand):
     make, message = BROKEN[name]
     path = tmp_path / "broken.ckpt"
     path.write_bytes(make(path))
@@ -55,7 +55,7 @@ def test_checkpoints_pass(tmp_path):
     for content in (RESUMABLE, LIGHTNING):
         torch.save(content, path)
         check_checkpoint(path, "test")
-    with pytest.raises(ValueError, match=r"save_weights_only, so that its training cannot be resumed; .*--weights"):
+    with pytest.raises(ValueError, match=r"save_weights_only, so its training cannot be resumed; .*--weights"):
         check_checkpoint(path, "fit")
     torch.save(RESUMABLE, path)
     check_checkpoint(path, "fit")
@@ -72,10 +72,10 @@ def test_on_request_objects_are_loaded(tmp_path):
 
 
 def test_a_folder_names_its_checkpoints(tmp_path):
-    with pytest.raises(ValueError, match=r"is a folder: give a checkpoint file\.$"):
+    with pytest.raises(ValueError, match=r"is a folder: pass a checkpoint file\.$"):
         check_checkpoint(tmp_path, "fit")
     (tmp_path / "last.ckpt").touch()
-    with pytest.raises(ValueError, match=r"is a folder: give a checkpoint file, such as .*last.ckpt"):
+    with pytest.raises(ValueError, match=r"is a folder: pass a checkpoint file, such as .*last.ckpt"):
         check_checkpoint(tmp_path, "fit")
 
 
@@ -88,7 +88,7 @@ def test_a_folder_of_a_sharded_checkpoint_passes(tmp_path, name):
 @pytest.mark.parametrize("name", ["model.safetensors", "model.npz"])
 def test_weights_of_a_backbone_have_an_option_of_their_own(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
-    with pytest.raises(ValueError, match=r"weights of a backbone are given as --model.embedder.pretrained"):
+    with pytest.raises(ValueError, match=r"pass backbone weights with --model.embedder.pretrained"):
         check_checkpoint(tmp_path / name, "fit")
 
 
@@ -133,14 +133,14 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, content, message):
     assert "weights.pth" in str(caught.value)
 
 
-def test_words_and_addresses_are_not_files():
+def test_keywords_and_addresses_are_not_files():
     assert is_local("a/b.pth")
     assert not any(map(is_local, ("", "best", "last", "hpc", "s3://a/b.ckpt", "registry:model")))
 
 
 @pytest.mark.parametrize("now", [None, 1])
 @pytest.mark.parametrize("before", [None, 1])
-def test_a_training_starts_anew_with_or_without_mixup(before, now, tmp_path):
+def test_a_new_training_starts_with_or_without_mixup(before, now, tmp_path):
     def module(seed):
         mixup = None if seed is None else SimilarityMixup(seed=seed)
         return RetrievalModule(nn.Linear(3, 2), nn.Identity(), mixup=mixup)

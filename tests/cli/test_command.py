@@ -8,13 +8,13 @@ import pytest
 import torch
 import yaml
 from jsonargparse import Namespace
-from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint, ModelSummary, OnExceptionCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint, ModelSummary
 
+from lightning_recall._lightning import NAME
 from lightning_recall.callbacks import InterruptCheckpoint, RunSummary
 from lightning_recall.cli import command as command_module
 from lightning_recall.cli import run
-from lightning_recall.cli.command import RecallCLI, SaveSettings, chunk_to_load, has_last_checkpoint, without_download
+from lightning_recall.cli.command import RecallCLI
 
 GLYPHS = Path(__file__).parent.parent.parent / "configs" / "glyphs.yaml"
 QUICK = ("--trainer.enable_progress_bar", "false", "--trainer.limit_train_batches", 1, "--trainer.limit_val_batches", 0)
@@ -85,7 +85,7 @@ def test_a_trial_leaves_nothing(command, glyph_folder, in_tmp_path):
 
 def test_every_run_has_the_callbacks_and_defaults_of_the_command(command, glyph_folder, monkeypatch):
     made = []
-    monkeypatch.setattr(RecallCLI, "_run_subcommand", lambda self, _: made.append(self))
+    monkeypatch.setattr(RecallCLI, "run_subcommand", lambda self, _: made.append(self))
     settings = ("--trainer.logger", "false", "--model.chunk_size", "auto")
     command("fit", "--config", GLYPHS, "--data.root", glyph_folder, *settings)
     (cli,) = made
@@ -93,27 +93,10 @@ def test_every_run_has_the_callbacks_and_defaults_of_the_command(command, glyph_
     assert kinds.count(RunSummary) == kinds.count(InterruptCheckpoint) == 1
     assert ModelSummary not in {base for kind in kinds for base in kind.__mro__}
     assert (cli.model.chunk_size, cli.datamodule.chunk_size) == ("auto", 512)
-    assert chunk_to_load(7) == 7
     for subcommand, option in (("test", "verbose"), ("validate", "verbose"), ("predict", "return_predictions")):
-        assert cli._subcommand_parsers[subcommand].get_default(option) is False  # callbacks give these results
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({"backbone": "resnet18"}, True),
-        ({"backbone": {"class_path": "SmallConvNet"}}, False),
-        ({"backbone": "resnet18", "freeze_batch_norm": False}, False),
-        ({"backbone": {"class_path": "SmallConvNet"}, "freeze_batch_norm": True}, True),
-    ],
-)
-def test_without_a_download_batch_norm_is_frozen_as_with_it(settings, expected):
-    settings["pretrained"] = True
-    without_download({"init_args": {"embedder": {"init_args": settings}}})
-    assert (settings["pretrained"], settings["freeze_batch_norm"]) == (False, expected)
-    untrained = {"backbone": "resnet18", "pretrained": False}
-    without_download({"init_args": {"embedder": {"init_args": untrained}}})
-    assert untrained == {"backbone": "resnet18", "pretrained": False}  # trained from the start, nothing is frozen
+        assert (
+            cli._subcommand_parsers[subcommand].get_default(option) is False
+        )  # callbacks print and write these results
 
 
 @pytest.mark.parametrize(
@@ -136,7 +119,7 @@ def test_pretrained_weights_are_fetched_where_they_are_used(callbacks, given, do
     with caplog.at_level(logging.INFO):
         RecallCLI.before_instantiate_classes(SimpleNamespace(config=Namespace(subcommand="test", test=config)))
     assert embedder.init_args.pretrained is downloads
-    assert ("as it was initialised" in caplog.text) == (not given)
+    assert ("uses its initial weights" in caplog.text) == (not given)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +131,7 @@ def test_pretrained_weights_are_fetched_where_they_are_used(callbacks, given, do
         ("fit", None, "holds Python objects"),
     ],
 )
-def test_a_checkpoint_is_looked_at_for_what_it_is_given_for(subcommand, weights_only, message, tmp_path):
+def test_a_checkpoint_is_checked_for_its_subcommand(subcommand, weights_only, message, tmp_path):
     path = tmp_path / "some.ckpt"
     weights = {"state_dict": {"a": torch.ones(1)}, "pytorch-lightning_version": "2.6.0"}
     torch.save({**weights, "object": torch.nn.Linear(1, 1)}, path)  # and no states of optimizers
@@ -157,33 +140,6 @@ def test_a_checkpoint_is_looked_at_for_what_it_is_given_for(subcommand, weights_
     cli = SimpleNamespace(config=Namespace({"subcommand": subcommand, subcommand: config}))
     with pytest.raises(ValueError, match=message) if message else nullcontext():
         RecallCLI.before_instantiate_classes(cli)
-
-
-def test_a_last_checkpoint_is_one_of_the_callbacks(tmp_path):
-    quiet = {"logger": False, "accelerator": "cpu", "enable_model_summary": False, "enable_progress_bar": False}
-    for callback, name in (
-        (ModelCheckpoint(tmp_path / "a", save_last=True), "a/last.ckpt"),
-        (OnExceptionCheckpoint(tmp_path / "b", "ended"), "b/ended.ckpt"),
-    ):
-        trainer = Trainer(**quiet, callbacks=callback, default_root_dir=tmp_path)
-        assert not has_last_checkpoint(trainer)
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-        assert has_last_checkpoint(trainer)
-
-
-def test_checkpoints_hold_settings_that_fetch_nothing_and_a_modules_own_stay():
-    embedder = Namespace(init_args=Namespace(backbone="resnet18", pretrained=True))
-    model = Namespace(class_path="a.B", init_args=Namespace(embedder=embedder))
-    settings = SaveSettings(None, Namespace(model=model))
-    checkpoint, own = {}, {"hyper_parameters": {"width": 3}}
-    for content in (checkpoint, own):
-        settings.on_save_checkpoint(None, None, content)
-    assert own == {"hyper_parameters": {"width": 3}}
-    saved = checkpoint["hyper_parameters"]
-    assert (saved["_class_path"], saved["_instantiator"]) == ("a.B", "pytorch_lightning.cli.instantiate_module")
-    assert saved["embedder"]["init_args"] == {"backbone": "resnet18", "pretrained": False, "freeze_batch_norm": True}
-    assert embedder.init_args.pretrained is True  # of this run
 
 
 @pytest.mark.parametrize("loading", [True, False])
@@ -196,7 +152,7 @@ def test_only_weights_that_do_not_fit_are_an_error_of_the_checkpoint(loading, mo
     cli.config = Namespace(test=Namespace(ckpt_path="some.ckpt"))
     expected = ValueError if loading else RuntimeError
     with pytest.raises(expected, match="some.ckpt holds the weights of another network" if loading else "a defect"):
-        cli._run_subcommand("test")
+        cli.run_subcommand("test")
 
 
 def test_an_output_folder_without_permission_is_refused(tmp_path, monkeypatch):
@@ -206,7 +162,7 @@ def test_an_output_folder_without_permission_is_refused(tmp_path, monkeypatch):
         raise SystemExit(message)
 
     trainer = SimpleNamespace(log_dir=None, default_root_dir=tmp_path / "new")
-    with pytest.raises(SystemExit, match=f"Cannot write to {tmp_path}/new: {tmp_path} is no folder"):
+    with pytest.raises(SystemExit, match=f"Cannot write to {tmp_path}/new: {tmp_path} is not a writable folder"):
         RecallCLI.before_predict(SimpleNamespace(trainer=trainer, parser=SimpleNamespace(error=error)))
 
 
@@ -232,22 +188,12 @@ def test_a_run_ends_with_its_folder(finished, tmp_path, monkeypatch, capsys):
     assert ("Checkpoint: best.ckpt" in shown) == (finished == "after_fit")
 
 
-def test_settings_are_written_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(command_module, "output_path", lambda _, name: tmp_path / name)
-    written = []
-    parser = SimpleNamespace(save=lambda _, path, **options: written.append((path.name, options["skip_unset"])))
-    settings = SaveSettings(parser, Namespace())
-    for _ in range(2):
-        settings.setup(SimpleNamespace(is_global_zero=True), None, "fit")
-    assert written == [("config.yaml", False)]
-
-
 def test_the_console_shows_warnings_in_a_line_and_no_advertisement(monkeypatch):
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # `run` sets it for its process
     monkeypatch.setattr(command_module, "main", lambda: None)
     run()
     assert warnings.formatwarning("look here", UserWarning, "file.py", 3) == "Warning: look here\n"
-    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    logger = logging.getLogger(f"{NAME}.utilities.rank_zero")
     monkeypatch.setattr(logger, "filters", [])
     with warnings.catch_warnings():
         command_module.hide_noise()

@@ -8,14 +8,14 @@ import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from lightning_recall.cli import run
-from lightning_recall.cli.errors import explain, plain
+from lightning_recall.cli.errors import explain, simplify
 
 GLYPHS = str(Path(__file__).parents[2] / "configs" / "glyphs.yaml")
 
 
 @pytest.fixture
 def console(in_tmp_path, monkeypatch, capsys):  # noqa: ARG001  # the command writes to the folder it runs in
-    """The console's command; gives its exit code, and what it wrote to stderr."""
+    """Runs the console entry point; returns its exit code and what it wrote to stderr."""
 
     def call(*args):
         monkeypatch.setattr("sys.argv", ["lightning-recall", *args])
@@ -27,13 +27,13 @@ def console(in_tmp_path, monkeypatch, capsys):  # noqa: ARG001  # the command wr
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "message"),
     [
         (("--model.lss", "3"), "Option 'lss' is not accepted. It takes: embedder, loss, mixup, chunk_size,"),
         (("--model.loss.delta", "3"), "'delta' is not accepted. It takes: ks, k_temperature, rank_temperature, count_"),
         (("--model.loss", "CircleLos"), "model: lightning_recall.RetrievalModule: loss: There is no class CircleLos. "),
         (("--model.loss", "CircleLos"), "Did you mean CircleLoss?"),
-        (("--model.loss", "Zzz"), "There is no class Zzz. Classes of other packages are given as package.module.Name."),
+        (("--model.loss", "Zzz"), "There is no class Zzz. Name classes of other packages as package.module.Name."),
         (
             ("--data.batch_size", "x"),
             "data: lightning_recall.datamodules.GlyphsDataModule: batch_size: Expected int. Got value: x",
@@ -41,11 +41,11 @@ def console(in_tmp_path, monkeypatch, capsys):  # noqa: ARG001  # the command wr
         (("--model.loss.ks", "1,2,4"), "RecallAtKLoss: ks: A list is written [1,2,4]."),
         (
             ("--model.optimizer=null", "--model.optimizer.lr", "0.1"),
-            "Give the class first, such as --model.opti",
+            "Choose the class first, such as --model.opti",
         ),
         (
             ("--trainer.callbacks+=LearningRateFinder",),
-            "a learning rate that config.yaml does not state: take LearningRateSuggestion, which prints one",
+            "changes the learning rate without recording it in config.yaml: use LearningRateSuggestion, which prints",
         ),
         (
             ("--trainer.callbacks+=RetrievalEvaluatio",),
@@ -57,11 +57,11 @@ def console(in_tmp_path, monkeypatch, capsys):  # noqa: ARG001  # the command wr
         (("--trainer.nope", "3"), "unrecognized arguments: --trainer.nope 3"),
     ],
 )
-def test_a_wrong_option_is_told_in_a_line(console, option, told):
+def test_a_wrong_option_is_explained_in_a_line(console, option, message):
     code, shown = console("fit", "--config", GLYPHS, *option)
     assert code == 2
     *usage, error = shown.strip().splitlines()
-    assert told in error
+    assert message in error
     assert shown.count("It takes") <= 1
     assert error.count("There is no class") <= 1
     assert len(usage) == 2
@@ -69,26 +69,26 @@ def test_a_wrong_option_is_told_in_a_line(console, option, told):
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "message"),
     [
         (("--model.loss.rank_temperature", "-1"), "rank_temperature must be above 0, got -1.0."),
         (("--data.samples_per_class", "7"), "batch_size must be a multiple of samples_per_class=7"),
         (("--trainer.accelerator", "tpu"), "torch_xla"),
         (("--trainer.gradient_clip_val", "1"), "--model.gradient_clip_val 1"),
-        (("--ckpt_path", __file__), "is not a file that torch has saved: give a checkpoint"),
+        (("--ckpt_path", __file__), "is not a file that torch.save wrote: pass a checkpoint"),
     ],
 )
-def test_a_wrong_value_is_told_in_a_paragraph(console, option, told, glyph_folder):
+def test_a_wrong_value_is_explained_in_a_paragraph(console, option, message, glyph_folder):
     code, shown = console("fit", "--config", GLYPHS, "--data.root", str(glyph_folder), *option)
     assert code == 1
     error, hint = shown.strip().splitlines()[-2:]
     assert error.startswith("lightning-recall: error: ")
-    assert told in error
-    assert hint == "(LIGHTNING_RECALL_VERBOSE=1 shows where it happened.)"
+    assert message in error
+    assert hint == "(LIGHTNING_RECALL_VERBOSE=1 shows the traceback.)"
     assert not any(word in shown for word in ("Union", "NoneType", "Namespace", "Traceback"))
 
 
-def test_on_request_it_shows_where_it_happened(monkeypatch, in_tmp_path):  # noqa: ARG001  # the command writes to the folder it runs in
+def test_on_request_the_traceback_is_shown(monkeypatch, in_tmp_path):  # noqa: ARG001  # the command writes to the folder it runs in
     monkeypatch.setenv("LIGHTNING_RECALL_VERBOSE", "1")
     monkeypatch.setattr("sys.argv", ["lightning-recall", "fit", "--config", GLYPHS, "--model.chunk_size", "0"])
     with pytest.raises(ValueError, match="chunk_size must be"):
@@ -106,7 +106,7 @@ def test_the_checkpoint_of_another_network_is_named_as_such(console, glyph_folde
     assert len(shown.strip().splitlines()[-2]) < 900
 
 
-def test_an_error_of_nobodys_making_keeps_its_traceback(monkeypatch):
+def test_a_defect_keeps_its_traceback(monkeypatch):
     def broken():
         raise RuntimeError("a defect")
 
@@ -130,22 +130,22 @@ def test_errors_of_users_end_with_code_1(kind, monkeypatch, capsys):
 
 
 def test_a_class_without_options_says_so_for_another_option():
-    told = plain("loss: torch.nn.Sigmoid: Option 'delta' is not accepted")
-    assert told == "loss: torch.nn.Sigmoid: Option 'delta' is not accepted. It takes none."
+    message = simplify("loss: torch.nn.Sigmoid: Option 'delta' is not accepted")
+    assert message == "loss: torch.nn.Sigmoid: Option 'delta' is not accepted. It takes none."
 
 
 def test_memory_that_runs_out_has_a_remedy():
-    told = explain(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB. GPU 0 has"))
-    assert told == "The GPU's memory ran out: take a smaller --model.chunk_size. (CUDA out of memory)"
+    message = explain(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB. GPU 0 has"))
+    assert message == "The GPU's memory ran out: set a smaller --model.chunk_size. (CUDA out of memory)"
     assert explain(KeyError()) == "KeyError"
 
 
 def test_a_plain_message_stays_as_it_is():
-    for message in ("The file is missing: look there.", "a: b", plain("Option 'x' is not accepted")):
-        assert plain(message) == message
+    for message in ("The file is missing: look there.", "a: b", simplify("Option 'x' is not accepted")):
+        assert simplify(message) == message
 
 
-def test_help_names_the_subcommands_whole():
+def test_help_describes_the_subcommands_in_full():
     shown = subprocess.run(
         [sys.executable, "-m", "lightning_recall", "--help"], capture_output=True, text=True, check=True
     ).stdout
@@ -169,7 +169,7 @@ def test_a_broken_checkpoint_is_refused_by_all(console, subcommand):
     assert "error: empty.ckpt is empty: the process that saved it was interrupted" in shown
 
 
-def test_a_training_that_cannot_be_resumed_does_not_start_anew(console, glyph_folder):
+def test_a_training_that_cannot_be_resumed_does_not_start_again(console, glyph_folder):
     data = ("--config", GLYPHS, "--data.root", str(glyph_folder))
     code, shown = console("fit", *data, "--ckpt_path", "last")
     assert code == 2
@@ -178,7 +178,7 @@ def test_a_training_that_cannot_be_resumed_does_not_start_anew(console, glyph_fo
     torch.save({}, "some.ckpt")
     code, shown = console("fit", *data, "--ckpt_path", "some.ckpt", "--weights", "some.ckpt")
     assert code == 2
-    assert "Give either --ckpt_path, to go on, or --weights, to start anew, not both." in shown
+    assert "Pass --ckpt_path to resume or --weights to start a new training, not both." in shown
 
 
 def test_home_folders_are_found(console, in_tmp_path, monkeypatch):
@@ -196,9 +196,11 @@ def test_home_folders_are_found(console, in_tmp_path, monkeypatch):
     assert f"{in_tmp_path}/empty.ckpt is empty" in shown
 
 
-@pytest.mark.parametrize(("text", "told"), [("", "A settings file holds lines of the form name"), ("- 1", "- 1")])
-def test_a_file_without_settings_is_refused(console, text, told):
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "A settings file consists of lines of the form name"), ("- 1", "- 1")]
+)
+def test_a_file_without_settings_is_refused(console, text, message):
     Path("settings.yaml").write_text(text)
     code, shown = console("fit", "--config", "settings.yaml")
     assert code == 2
-    assert told in shown
+    assert message in shown

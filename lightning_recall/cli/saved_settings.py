@@ -1,0 +1,38 @@
+"""The settings of a run, saved in config.yaml and in its checkpoints."""
+
+from typing import Any
+
+from lightning_recall._lightning import INSTANTIATOR, LightningModule, SaveConfigCallback, Trainer
+from lightning_recall.callbacks.output import free_paths, output_path, print_path
+from lightning_recall.cli.declarations import declarations
+
+
+class SaveSettings(SaveConfigCallback):
+    """Writes config.yaml to the run's folder, and saves the module's hyperparameters in checkpoints.
+
+    Never overwrites another run's config.yaml; writes config-1.yaml instead.
+
+    The modules do not call `save_hyperparameters`, because their arguments are networks, which a checkpoint would then
+    hold twice. The settings from which this command builds them are small, and `load_from_checkpoint` rebuilds from
+    these.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes the settings once."""
+        if self.already_saved:
+            return
+        self.already_saved = True
+        path = output_path(trainer, self.config_filename)  # collective call: must run on every process
+        if trainer.is_global_zero:
+            (free,) = free_paths(path)
+            self.parser.save(self.config, free, skip_unset=False, multifile=self.multifile)
+            if free != path:
+                print_path("Settings, beside those of another run", free)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds the model's settings, unless the module has saved hyperparameters of its own."""
+        model = self.config.model.as_dict()
+        for declaration in declarations():
+            declaration.disable_pretrained(model)
+        settings = {**model.get("init_args", {}), "_class_path": model["class_path"], "_instantiator": INSTANTIATOR}
+        checkpoint.setdefault(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, settings)

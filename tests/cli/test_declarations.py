@@ -1,0 +1,82 @@
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from jsonargparse import Namespace
+
+from lightning_recall.callbacks import InterruptCheckpoint, RunSummary
+from lightning_recall.cli import declarations as declarations_module
+from lightning_recall.cli.declarations import (
+    DECLARATIONS,
+    Declaration,
+    declarations,
+    default_callbacks,
+    expand_model_files,
+    import_classes,
+    public_names,
+)
+from lightning_recall.cli.errors import explain
+from lightning_recall.cli.help import parser_descriptions
+
+GLYPHS = Path(__file__).parents[2] / "configs" / "glyphs.yaml"
+NAMES = {*Declaration.__annotations__, "disable_pretrained", "evaluates_initial_weights"}
+
+
+@pytest.mark.parametrize("name", DECLARATIONS)
+def test_each_module_declares_every_name_and_no_other(name):
+    declared = {key for key, value in vars(import_module(name)).items() if key.isupper()}
+    assert declared == set(Declaration.__annotations__)
+    assert all(callable(getattr(import_module(name), key)) for key in NAMES - declared)
+
+
+def test_names_of_all_modules_are_known_after_import():
+    import_classes()
+    assert {"RetrievalModule", "CircleLoss", "GlyphsDataModule", "ImageEmbedder", "RunSummary"} <= set(public_names())
+
+
+@pytest.fixture
+def two_tasks(monkeypatch):
+    """A second task that shares a callback and a remedy with the first."""
+    (first,) = declarations()
+    second = SimpleNamespace(**{**{name: getattr(first, name) for name in NAMES}, "OVERVIEW": "Segments images."})
+    second.SUBCOMMANDS = dict.fromkeys(first.SUBCOMMANDS, "Or masks.")
+    second.MODEL_FILES = ("init_args.weights",)
+    monkeypatch.setitem(sys.modules, "second", second)
+    monkeypatch.setattr(declarations_module, "DECLARATIONS", (*DECLARATIONS, "second"))
+
+
+@pytest.mark.usefixtures("two_tasks")
+def test_two_tasks_share_the_command():
+    assert [type(callback) for callback in default_callbacks()] == [RunSummary, InterruptCheckpoint]
+    shown = parser_descriptions()
+    assert shown["description"].endswith("\n\nSegments images.")
+    assert "Write the embeddings of the test images. Or masks." in shown["predict"]["description"]
+    assert explain(torch.OutOfMemoryError("x")) == "The GPU's memory ran out: set a smaller --model.chunk_size. (x)"
+
+
+@pytest.mark.usefixtures("two_tasks")
+def test_two_tasks_may_declare_the_same_link(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command("fit", "--config", GLYPHS, "--model.chunk_size", 7, "--print_config")
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.count("chunk_size: 7") == 1
+
+
+@pytest.mark.usefixtures("two_tasks")
+def test_home_folders_of_every_task_are_expanded():
+    settings = Namespace(weights="~/b", embedder=Namespace(init_args=Namespace(pretrained="~/a")))
+    model = Namespace(init_args=settings)
+    expand_model_files(model)
+    assert (settings.weights, settings.embedder.init_args.pretrained) == tuple(map(os.path.expanduser, ("~/b", "~/a")))
+
+
+@pytest.mark.parametrize("embedder", [None, "mine.Net", Namespace(init_args=Namespace(pretrained=True))])
+def test_settings_that_are_not_paths_stay(embedder):
+    model = Namespace(init_args=Namespace(embedder=embedder))
+    before = model.clone()
+    expand_model_files(model)
+    assert model == before
