@@ -260,13 +260,6 @@ def version() -> str:
     return str(import_module(NAME).__version__)
 
 
-if _announced:
-    import_module(f"{NAME}.utilities").rank_zero_info(
-        f"lightning_recall uses {NAME}: lightning.pytorch and pytorch_lightning are both installed. To choose, import "
-        f"yours first, or set {VARIABLE}."
-    )
-
-
 def backward_is_skipped(trainer: "Trainer") -> bool:
     """Whether the epoch makes no steps: StochasticWeightAveraging runs one only to update BatchNorm statistics."""
     return bool(getattr(trainer.fit_loop, "_skip_backward", False))
@@ -291,3 +284,10 @@ def uses_static_graph(strategy: object) -> bool:
 def attached_trainer(module: "LightningModule") -> "Trainer | None":
     """The Trainer of a module; None if it has none, as in `load_from_checkpoint`."""
     return module._trainer
+
+
+if _announced:
+    import_module(f"{NAME}.utilities").rank_zero_info(
+        f"lightning_recall uses {NAME}: lightning.pytorch and pytorch_lightning are both installed. To choose, import "
+        f"yours first, or set {VARIABLE}."
+    )
