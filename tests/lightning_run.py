@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-NAME, PACKAGE, GLYPHS, *CHECKPOINT = sys.argv[1:]
-OTHER = {"pytorch_lightning": "lightning.pytorch", "lightning.pytorch": "pytorch_lightning"}[PACKAGE]
+if __name__ == "__main__":  # pytest imports the file to look for doctests
+    NAME, PACKAGE, GLYPHS, *CHECKPOINT = sys.argv[1:]
+    OTHER = {"pytorch_lightning": "lightning.pytorch", "lightning.pytorch": "pytorch_lightning"}[PACKAGE]
 CONFIG = Path(__file__).parent.parent / "configs" / "glyphs.yaml"
 
 

@@ -190,7 +190,7 @@ def test_home_folders_are_found(console, in_tmp_path, monkeypatch):
     )
     code, shown = console("fit", "--config=~/settings.yaml")
     assert code == 1
-    assert f"there is no file {in_tmp_path}/w.pth" in shown
+    assert f"no such file: {in_tmp_path}/w.pth" in shown
     Path("empty.ckpt").touch()
     _, shown = console("fit", "--config=~/settings.yaml", "--ckpt_path=~/empty.ckpt")
     assert f"{in_tmp_path}/empty.ckpt is empty" in shown

@@ -20,8 +20,8 @@ METRICS = [RecallAtK, ClusterNMI, lambda: RevisitedMAP(TRUTH)]
         (EMBEDDINGS.long(), "embeddings must be floating point, of 16, 32 or 64 bits, got torch.int64"),
         (EMBEDDINGS.cfloat(), "embeddings must be floating point, of 16, 32 or 64 bits, got torch.complex64"),
         (EMBEDDINGS.to(torch.float8_e4m3fn), "embeddings must be floating point, of 16, 32 or 64 bits, got .*float8"),
-        (EMBEDDINGS / 0, "embeddings hold NaN or infinity"),
-        ((EMBEDDINGS * 1e6).half(), "embeddings hold NaN or infinity"),
+        (EMBEDDINGS / 0, "embeddings contain NaN or infinity"),
+        ((EMBEDDINGS * 1e6).half(), "embeddings contain NaN or infinity"),
     ],
 )
 def test_embeddings_that_metrics_refuse(make, embeddings, message):

@@ -118,11 +118,11 @@ def test_ignored_items_are_excluded():
     assert whole.compute() == rest.compute()
     assert whole.search().gallery.tolist() == [9 + i for i in kept]
     strict = RevisitedMAP(truths)
-    with pytest.raises(ValueError, match="embeddings hold NaN"):
+    with pytest.raises(ValueError, match="embeddings contain NaN"):
         update(strict, broken, torch.arange(69))
     update(strict, embeddings, torch.arange(69))
     strict.embeddings = [broken]  # as in a MetricCollection where a metric with an ignore_index updates both
-    with pytest.raises(ValueError, match="embeddings hold NaN"):
+    with pytest.raises(ValueError, match="embeddings contain NaN"):
         strict.compute()
 
 

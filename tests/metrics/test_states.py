@@ -148,7 +148,7 @@ def test_items_that_one_metric_ignores_are_checked_by_another():
     collection.update(EMBEDDINGS, LABELS)
     collection.update(torch.full((1, 5), torch.nan), torch.tensor([-1]))  # only the first metric checks it
     assert collection["first"].compute().item() == pytest.approx(VALUE)
-    with pytest.raises(ValueError, match="embeddings hold NaN"):
+    with pytest.raises(ValueError, match="embeddings contain NaN"):
         collection["second"].compute()
 
 

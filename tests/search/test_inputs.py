@@ -15,8 +15,8 @@ EMBEDDINGS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
         (EMBEDDINGS.long(), EMBEDDINGS, "queries must be floating point"),
         (EMBEDDINGS, EMBEDDINGS[:, :2], r"the same D, got \(6, 3\) and \(6, 2\)"),
         (EMBEDDINGS[0], EMBEDDINGS, r"matrices \(N, D\) with the same D, got \(3,\)"),
-        (EMBEDDINGS * torch.nan, EMBEDDINGS, "embeddings hold NaN"),
-        (EMBEDDINGS, torch.cat([EMBEDDINGS, EMBEDDINGS[:1] / 0]), "embeddings hold NaN"),
+        (EMBEDDINGS * torch.nan, EMBEDDINGS, "embeddings contain NaN"),
+        (EMBEDDINGS, torch.cat([EMBEDDINGS, EMBEDDINGS[:1] / 0]), "embeddings contain NaN"),
     ],
 )
 def test_embeddings_that_searches_refuse(queries, gallery, message):
