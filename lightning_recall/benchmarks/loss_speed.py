@@ -113,7 +113,9 @@ def compare_with_published(folder: str, runs: list[tuple[int, bool]], dim: int, 
     return table
 
 
-def published_loss_with_virtual(published: Loss, pairs: VirtualPairs, order: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:
+def published_loss_with_virtual(
+    published: Loss, pairs: VirtualPairs, order: Tensor, embeddings: Tensor, labels: Tensor
+) -> Tensor:
     """The published loss on N embeddings and M virtual ones, permuted by `order` (N + M,)."""
     return published(mix_embeddings(embeddings, pairs)[order], torch.cat([labels, labels[pairs.first]])[order])
 

@@ -28,7 +28,9 @@ SINGLE_LOSSES = {
     "CircleProxyLoss": lambda: seeded(losses.CircleProxyLoss, 6, 8, 0.3, 8),
 }
 ALL = SINGLE_LOSSES | {
-    "MultipleLosses": lambda: losses.MultipleLosses([SINGLE_LOSSES["RecallAtKLoss"](), SINGLE_LOSSES["NormalizedSoftmaxLoss"]()]),
+    "MultipleLosses": lambda: losses.MultipleLosses(
+        [SINGLE_LOSSES["RecallAtKLoss"](), SINGLE_LOSSES["NormalizedSoftmaxLoss"]()]
+    ),
     "CrossBatchMemory": lambda: losses.CrossBatchMemory(SINGLE_LOSSES["CircleLoss"](), 30, 8),
 }
 
