@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 # one more worker than cores, since some tests wait for subprocesses
-WORKERS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )) --maxprocesses 5 \
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )) --maxprocesses 5 \
 	--dist loadfile --durations 30 --durations-min 5
 
 .PHONY: help demo test check docs notebooks test-oldest clean
@@ -52,13 +52,13 @@ test: $(VENV)/.installed-dev
 	@echo "==> mypy"
 	$(BIN)/mypy
 	@echo "==> pytest, about 4 minutes on 2 CPU cores"
-	$(WORKERS)
+	$(PYTEST)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(WORKERS) -q tests/losses tests/metrics tests/recompute tests/datamodules tests/test_samplers.py \
+	$(PYTEST) -q tests/losses tests/metrics tests/recompute tests/datamodules tests/test_samplers.py \
 		tests/test_mixup.py tests/test_architecture.py
 
 docs: $(VENV)/.installed-docs

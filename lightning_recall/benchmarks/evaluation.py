@@ -1,6 +1,6 @@
 """Time and memory of the exact search, compared with the matrix product alone and faiss IndexFlatIP (k = 1,001).
 
-Ratios are relative to the product; MiB exclude the embeddings. Embeddings have unit length and are clustered (class
+Ratios are relative to the product; memory excludes the embeddings. Embeddings have unit length and are clustered (class
 centres plus noise, 5 items per class) or random.
 """
 

@@ -83,7 +83,7 @@ def compare_with_products(sizes: list[int], dim: int, repeats: int, device: torc
 def all_losses(size: int, dim: int, repeats: int, device: torch.device) -> Table:
     """Every loss compared with the three matrix products, and its extra memory, without embeddings and gradient."""
     title = f"All losses, {size:,} images, clustered"
-    table = Table("loss", "s", "over 3 products", "extra, MiB", title=title)
+    table = Table("loss", "s", "ratio to 3 products", "extra, MiB", title=title)
     embeddings, labels = example_batch(size, dim, "clustered", device)
     losses: list[Loss] = [RecallAtKLoss(), SupRecallAtKLoss(), SmoothAPLoss(), SupAPLoss(), UniLoss(), CircleLoss()]
     losses += [ContrastiveLoss(), NormalizedSoftmaxLoss(-(-size // 4), dim).to(device)]
@@ -106,14 +106,16 @@ def compare_with_published(folder: str, runs: list[tuple[int, bool]], dim: int, 
         all_labels = torch.cat([labels, labels[pairs.first]])
         order = all_labels.argsort(stable=True)  # the published code infers classes from the position
         clone = published_loss(folder, len(all_labels), len(torch.unique(labels)), dim)
-        published = partial(appended_loss, clone, pairs, order)
+        published = partial(published_loss_with_virtual, clone, pairs, order)
         ours = partial(RecallAtKLoss(count_query=True), pairs=pairs) if mixed else RecallAtKLoss(count_query=True)
         cells = comparison_row(published, ours, embeddings, labels)
         table.add_row(f"{len(all_labels):,}{' SiMix' if mixed else ''}", *cells)
     return table
 
 
-def appended_loss(published: Loss, pairs: VirtualPairs, order: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:
+def published_loss_with_virtual(
+    published: Loss, pairs: VirtualPairs, order: Tensor, embeddings: Tensor, labels: Tensor
+) -> Tensor:
     """The published loss on N embeddings and M virtual ones, permuted by `order` (N + M,)."""
     return published(mix_embeddings(embeddings, pairs)[order], torch.cat([labels, labels[pairs.first]])[order])
 

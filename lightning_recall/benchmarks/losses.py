@@ -43,13 +43,13 @@ class LossConfig(NamedTuple):
 
     loss: builds the loss from the number of classes.
     mixup: builds the mixup, or None.
-    proxy_rate: ratio of the proxies' learning rate to the network's.
+    proxy_lr_ratio: ratio of the proxies' learning rate to the network's.
     schedule: settings by epoch for `AttributeScheduler`, or None.
     """
 
     loss: Callable[[int], nn.Module]
     mixup: Callable[[], nn.Module] | None = None
-    proxy_rate: float = 10.0
+    proxy_lr_ratio: float = 10.0
     schedule: dict[str, dict[int, Any]] | None = None
 
 
@@ -61,7 +61,8 @@ def with_proxies(loss: Callable[[], nn.Module], weight: float, classes: int) -> 
 def recipe(classes: int) -> nn.Module:
     """A larger rank temperature, and a proxy loss that starts once the proxies are trained.
 
-    Before, a small weight trains the proxies without affecting the network, since AdamW is scale-invariant.
+    Until then the proxy loss has a small weight: AdamW still trains the proxies, because it is scale-invariant, and the
+    network is not affected.
     """
     return losses.MultipleLosses(
         [losses.RecallAtKLoss(rank_temperature=0.05), losses.ProxyAnchorLoss(classes, DIM)], [1.0, 0.001]
@@ -81,7 +82,7 @@ def pml_loss(name: str) -> Callable[[int], nn.Module]:
 
 
 LOSSES = {
-    "recipe": LossConfig(recipe, proxy_rate=100.0, schedule={"loss.weights": {5: [1.0, 0.001], 8: [0.9, 0.1]}}),
+    "recipe": LossConfig(recipe, proxy_lr_ratio=100.0, schedule={"loss.weights": {5: [1.0, 0.001], 8: [0.9, 0.1]}}),
     "RecallAtK": LossConfig(lambda _: losses.RecallAtKLoss()),
     "RecallAtK, 0.05": LossConfig(lambda _: losses.RecallAtKLoss(rank_temperature=0.05)),
     "RecallAtK, SiMix": LossConfig(lambda _: losses.RecallAtKLoss(), SimilarityMixup),
@@ -97,7 +98,7 @@ LOSSES = {
     "normalized softmax": LossConfig(lambda classes: losses.NormalizedSoftmaxLoss(classes, DIM)),
     "MultiSimilarity (PML)": LossConfig(pml_loss("MultiSimilarityLoss")),
     "SupCon (PML)": LossConfig(pml_loss("SupConLoss")),
-    "ProxyAnchor": LossConfig(lambda classes: losses.ProxyAnchorLoss(classes, DIM), proxy_rate=100.0),
+    "ProxyAnchor": LossConfig(lambda classes: losses.ProxyAnchorLoss(classes, DIM), proxy_lr_ratio=100.0),
 }
 
 
@@ -126,7 +127,7 @@ def train(
         None if config.mixup is None else config.mixup(),
         chunk_size=data.batch_size,
         optimizer=partial(torch.optim.AdamW, lr=rate),
-        loss_lr=config.proxy_rate * rate,
+        loss_lr=config.proxy_lr_ratio * rate,
         lr_scheduler=lambda optimizer: OneCycleLR(
             optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=steps, pct_start=0.05
         ),

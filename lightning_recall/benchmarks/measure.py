@@ -61,9 +61,9 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
     # returns freed memory to the OS; otherwise reused memory would not be counted
     ctypes.CDLL(None).malloc_trim(0)
     (PROC_SELF / "clear_refs").write_text("5")  # resets the high-water mark
-    before = resident("VmRSS")
+    before = resident_bytes("VmRSS")
     function()
-    return resident("VmHWM") - before
+    return resident_bytes("VmHWM") - before
 
 
 class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
@@ -105,7 +105,7 @@ def peak_tensor_bytes(function: Callable[[], Any]) -> int:
     return memory.peak
 
 
-def resident(field: str) -> int:
+def resident_bytes(field: str) -> int:
     """VmRSS or VmHWM of this process, in bytes."""
     lines = (PROC_SELF / "status").read_text().splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))

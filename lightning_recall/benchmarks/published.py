@@ -11,7 +11,9 @@ from torch import Tensor
 
 
 def published_loss(folder: str, batch_size: int, num_classes: int, dim: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """The mean of the clone's loss over all queries, for equal-sized classes in contiguous order.
+    """Builds a function that sums the clone's loss over all queries, for equal-sized classes in contiguous order.
+
+    The clone divides the loss of a query by the batch size, so the sum is the mean over the queries.
 
     Raises:
         ValueError: if the folder is not such a clone.
@@ -37,11 +39,11 @@ def cuda_as_noop() -> Iterator[None]:
     """Makes `.cuda()` a no-op without a GPU, because the published code calls it unconditionally."""
     original = torch.Tensor.cuda
 
-    def stay(tensor: Tensor, *_: object, **__: object) -> Tensor:
+    def return_self(tensor: Tensor, *_: object, **__: object) -> Tensor:
         return tensor
 
     if not torch.cuda.is_available():
-        torch.Tensor.cuda = stay  # type: ignore[method-assign, assignment]  # restored below
+        torch.Tensor.cuda = return_self  # type: ignore[method-assign, assignment]  # restored below
     try:
         yield
     finally:

@@ -83,7 +83,7 @@ def peaks_by_batch_size(
         batch = images(count * chunk_size)
         run = partial(step, model, batch, chunk_size)
         run()
-        tensors = peak_tensor_bytes(run) - batch.nbytes  # views of the batch are counted as created in the step
+        tensors = peak_tensor_bytes(run) - batch.nbytes  # also counted, because the step creates views of it
         peaks[count] = tensors / 2**20, peak_bytes(run, batch.device) / 2**20
     return peaks
 
@@ -106,7 +106,7 @@ def draw_growth(peaks: dict[int, tuple[float, float]], chunk_size: int) -> Figur
     counts = list(peaks)
     batches = [count * chunk_size for count in counts]
     tensors, process = zip(*peaks.values(), strict=True)
-    axes.plot(batches, [tensors[0] * count / counts[0] for count in counts], "k:", label="all activations (computed)")
+    axes.plot(batches, [tensors[0] * count / counts[0] for count in counts], "k:", label="whole batch (extrapolated)")
     axes.plot(batches, process, "s--", label="in chunks, process")
     axes.plot(batches, tensors, "o-", label="in chunks, tensors")
     axes.set_xscale("log", base=2)

@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from lightning_recall.benchmarks.measure import PROC_SELF, resident
+from lightning_recall.benchmarks.measure import PROC_SELF, resident_bytes
 from lightning_recall.data.chunk_loader import ChunkLoader
 from lightning_recall.samplers import ClassBalancedBatchSampler
 
@@ -31,8 +31,8 @@ class RandomImages(Dataset[tuple[Tensor, Tensor]]):
         if worker := get_worker_info():
             if not self.before:
                 (PROC_SELF / "clear_refs").write_text("5")
-                self.before = resident("VmRSS")
-            (self.folder / f"{worker.id}").write_text(str(resident("VmHWM") - self.before))
+                self.before = resident_bytes("VmRSS")
+            (self.folder / f"{worker.id}").write_text(str(resident_bytes("VmHWM") - self.before))
         return torch.full((3, self.size, self.size), index % 256, dtype=torch.uint8), torch.tensor(index // 4)
 
 

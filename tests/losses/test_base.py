@@ -15,7 +15,7 @@ from lightning_recall.losses.ranking import smooth_rank_loss
 from lightning_recall.mixup import SimilarityMixup
 
 LABELS = torch.arange(24) // 4
-LEAVES = {
+SINGLE_LOSSES = {
     "RecallAtKLoss": lambda: losses.RecallAtKLoss((1, 2), 1.0, 0.1),
     "SmoothAPLoss": lambda: losses.SmoothAPLoss(0.1),
     "SupAPLoss": lambda: losses.SupAPLoss(0.1, 0.3),
@@ -27,9 +27,11 @@ LEAVES = {
     "ProxyAnchorLoss": lambda: seeded(losses.ProxyAnchorLoss, 6, 8),
     "CircleProxyLoss": lambda: seeded(losses.CircleProxyLoss, 6, 8, 0.3, 8),
 }
-ALL = LEAVES | {
-    "MultipleLosses": lambda: losses.MultipleLosses([LEAVES["RecallAtKLoss"](), LEAVES["NormalizedSoftmaxLoss"]()]),
-    "CrossBatchMemory": lambda: losses.CrossBatchMemory(LEAVES["CircleLoss"](), 30, 8),
+ALL = SINGLE_LOSSES | {
+    "MultipleLosses": lambda: losses.MultipleLosses(
+        [SINGLE_LOSSES["RecallAtKLoss"](), SINGLE_LOSSES["NormalizedSoftmaxLoss"]()]
+    ),
+    "CrossBatchMemory": lambda: losses.CrossBatchMemory(SINGLE_LOSSES["CircleLoss"](), 30, 8),
 }
 
 
@@ -185,21 +187,21 @@ def test_a_scheduled_temperature_takes_effect_in_sup_ap():
     torch.testing.assert_close(value, 1 - 1 / rank)
 
 
-@pytest.mark.parametrize("name", LEAVES)
+@pytest.mark.parametrize("name", SINGLE_LOSSES)
 def test_unnormalised_embeddings_cause_one_warning(name):
-    embeddings, loss = unit(), LEAVES[name]()
+    embeddings, loss = unit(), SINGLE_LOSSES[name]()
     message = rf"{name} is meant for embeddings of length 1, but one has length 3: .* F.normalize\(embeddings, dim=1\)"
     loss(embeddings, LABELS)
     with pytest.warns(UserWarning, match=message) as warned:
         loss(torch.cat([embeddings[:-1], 3 * embeddings[-1:]]), LABELS)
     assert warned[0].filename == __file__
     loss(3 * embeddings, LABELS)  # warnings are errors
-    LEAVES[name]()(0.3 * embeddings, LABELS)
+    SINGLE_LOSSES[name]()(0.3 * embeddings, LABELS)
     for dtype in (torch.bfloat16, torch.float16):
-        LEAVES[name]()(embeddings.to(dtype), LABELS)
-    LEAVES[name]()(F.normalize(torch.randn(24, 8, dtype=torch.bfloat16), dim=1), LABELS)
+        SINGLE_LOSSES[name]()(embeddings.to(dtype), LABELS)
+    SINGLE_LOSSES[name]()(F.normalize(torch.randn(24, 8, dtype=torch.bfloat16), dim=1), LABELS)
     mixed, labels = SimilarityMixup()(embeddings, LABELS)
-    LEAVES[name]()(mixed, labels)
+    SINGLE_LOSSES[name]()(mixed, labels)
 
 
 def test_combined_losses_leave_the_warning_to_their_losses():
@@ -308,7 +310,7 @@ def test_autocast_changes_neither_value_nor_gradient(name, mixed):
 @pytest.mark.filterwarnings("ignore:.*torch.compile:UserWarning")
 def test_capability_flags_survive_torch_compile():
     loss = torch.compile(Products(), backend="eager")
-    total = losses.MultipleLosses([loss, LEAVES["NormalizedSoftmaxLoss"]()])
+    total = losses.MultipleLosses([loss, SINGLE_LOSSES["NormalizedSoftmaxLoss"]()])
     pairs = SimilarityMixup().draw(LABELS)
     for wrapped in (total, losses.CrossBatchMemory(loss, 30, 8)):
         assert wrapped.shares_queries
@@ -336,4 +338,4 @@ def test_a_compiled_loss_still_rejects_nan(name):
     broken = unit().clone()
     broken[0, 0] = torch.nan
     with pytest.raises(ValueError, match="NaN"):
-        torch.compile(LEAVES[name](), backend="eager")(broken, LABELS)
+        torch.compile(SINGLE_LOSSES[name](), backend="eager")(broken, LABELS)
