@@ -23,13 +23,13 @@ from lightning_recall.callbacks.embedding_folder import EmbeddingFolder, as_stor
 from lightning_recall.callbacks.embedding_state import EmbeddingState, differences, load_state, save_state, state_of
 from lightning_recall.callbacks.index_checks import check_recorded
 from lightning_recall.callbacks.index_recorder import (
-    REMEDY,
+    HINT,
     has_known_order,
     indices_of_batch,
     record_indices,
     stop_recording,
 )
-from lightning_recall.callbacks.output import free_paths, keeps_files, output_path, print_path
+from lightning_recall.callbacks.output import output_path, print_path, unused_paths, writes_files
 from lightning_recall.callbacks.remaining_batches import without_saved
 
 __all__ = ["EmbeddingWriter", "load_embeddings"]
@@ -103,9 +103,9 @@ class EmbeddingWriter(Callback):
 
     def new_root(self, trainer: Trainer) -> Path:
         """A new folder within that of the run, the same on all processes."""
-        if not keeps_files(trainer):
+        if not writes_files(trainer):
             return Path()
-        (path,) = free_paths(output_path(trainer, "embeddings"))
+        (path,) = unused_paths(output_path(trainer, "embeddings"))
         path = Path(trainer.strategy.broadcast(str(path)))
         path.mkdir(exist_ok=True)
         return path
@@ -152,7 +152,7 @@ class EmbeddingWriter(Callback):
         ]
         assert self.state is not None  # record_state sets it
         trainer.strategy.barrier()  # all processes have checked the folder
-        if trainer.is_global_zero and keeps_files(trainer):
+        if trainer.is_global_zero and writes_files(trainer):
             save_state(self.root, self.state)
         trainer.strategy.barrier()
 
@@ -192,7 +192,7 @@ class EmbeddingWriter(Callback):
         labels = labels_of_pair(batch)
         ids = indices_of_batch(loader_at(trainer.predict_dataloaders, dataloader_idx), batch_idx, len(outputs), labels)
         if ids is None:
-            raise ValueError(f"{REQUIRES_INDICES}, but those of batch {batch_idx} are unknown: {REMEDY}.")
+            raise ValueError(f"{REQUIRES_INDICES}, but those of batch {batch_idx} are unknown: {HINT}.")
         part = {"embeddings": as_stored(outputs), "ids": ids}
         if labels is not None:
             part["labels"] = labels.cpu()
@@ -210,7 +210,7 @@ class EmbeddingWriter(Callback):
         trainer.strategy.barrier()  # all processes have compared
         for folder in self.folders:
             self.write(trainer, folder)
-        if keeps_files(trainer) and trainer.is_global_zero:
+        if writes_files(trainer) and trainer.is_global_zero:
             print_path("Embeddings, ids and labels", self.root)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -221,6 +221,6 @@ class EmbeddingWriter(Callback):
 
     def write(self, trainer: Trainer, folder: EmbeddingFolder) -> None:
         """Writes the pending embeddings of one dataloader."""
-        if keeps_files(trainer):
+        if writes_files(trainer):
             assert self.state is not None  # on_predict_start has set it
             folder.write(trainer.global_rank, self.state.digest)

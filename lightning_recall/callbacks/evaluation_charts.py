@@ -1,7 +1,7 @@
 """Writes the charts of a test: similarity histograms, Recall@k against k, and a 2-D PCA of the embeddings."""
 
 from lightning_recall._lightning import Callback, LightningModule, Trainer
-from lightning_recall.callbacks.output import file_name, keeps_files, output_path, save_picture
+from lightning_recall.callbacks.output import file_name, output_path, save_picture, writes_files
 from lightning_recall.callbacks.retrieval_evaluation import results_of
 from lightning_recall.plots.charts import charts_of
 
@@ -31,7 +31,7 @@ class EvaluationCharts(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the charts."""
-        if not keeps_files(trainer):
+        if not writes_files(trainer):
             return
         for result in results_of(trainer, self):
             for chart in charts_of(result.search_result, self.seed):

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_recall._lightning import Trainer
 from lightning_recall.callbacks.dataloaders import named_loaders
-from lightning_recall.callbacks.index_recorder import REMEDY, recorder_of
+from lightning_recall.callbacks.index_recorder import HINT, recorder_of
 from lightning_recall.data.attributes import ground_truth_of
 from lightning_recall.metrics import RetrievalScores, RevisitedMAP
 
@@ -22,8 +22,7 @@ def check_recorded(loaders: Any, reason: str) -> None:
     for name, loader in named_loaders(loaders).items():
         if recorder_of(loader) is None:
             raise ValueError(
-                f"{reason}, but the indices of dataloader {name} ({type(loader).__name__}) cannot be recorded: "
-                f"{REMEDY}."
+                f"{reason}, but the indices of dataloader {name} ({type(loader).__name__}) cannot be recorded: {HINT}."
             )
 
 
@@ -49,7 +48,7 @@ def check_indices_not_needed(trainer: Trainer, loader: Any, roles: dict[str, Ten
         reason = "several processes may evaluate the same items"
     if reason:
         raise ValueError(
-            f"The indices of each batch of {type(dataset).__name__} are required, because {reason}: {REMEDY}."
+            f"The indices of each batch of {type(dataset).__name__} are required, because {reason}: {HINT}."
         )
 
 

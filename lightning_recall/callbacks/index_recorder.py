@@ -12,7 +12,7 @@ from lightning_recall._lightning import Trainer, add_dataloader_hook, remove_dat
 from lightning_recall.callbacks.collate_order import IN_ORDER, CheckedCollate
 from lightning_recall.data.attributes import labels_of
 
-REMEDY = (
+HINT = (
     "use a map-style data set and a torch DataLoader with in_order=True whose collate_fn keeps all items, keeps their "
     "order and is deterministic"
 )

@@ -59,7 +59,7 @@ def new_folder(parent: Path) -> Path:
     raise AssertionError  # count never ends
 
 
-def keeps_files(trainer: Trainer) -> bool:
+def writes_files(trainer: Trainer) -> bool:
     """Whether a run writes files; False with `fast_dev_run`."""
     return not is_trial_run(trainer)
 
@@ -71,7 +71,7 @@ def output_path(trainer: Trainer, name: str) -> Path:
     return folder / name
 
 
-def free_paths(*paths: Path) -> list[Path]:
+def unused_paths(*paths: Path) -> list[Path]:
     """The paths, or, if one of them exists, all of them with the first unused number: report-1.html."""
     for number in count():
         free = [path.with_name(f"{path.stem}-{number}{path.suffix}") if number else path for path in paths]
@@ -93,7 +93,7 @@ def print_path(what: str, path: Path) -> None:
 def save_picture(trainer: Trainer, figure: Figure, path: Path, what: str) -> None:
     """Saves a figure under an unused name, prints its path, and logs it to loggers that support images."""
     key = path.stem
-    (path,) = free_paths(path)
+    (path,) = unused_paths(path)
     figure.savefig(path, dpi=110)
     print_path(what, path)
     for logger in trainer.loggers:

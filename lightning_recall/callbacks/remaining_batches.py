@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler
 
 from lightning_recall._lightning import unwrapped_batch_sampler
 from lightning_recall.callbacks.embedding_check import evenly_spaced
-from lightning_recall.callbacks.index_recorder import REMEDY, IndexRecorder, as_indices, changed_copy, sampler_name
+from lightning_recall.callbacks.index_recorder import HINT, IndexRecorder, as_indices, changed_copy, sampler_name
 from lightning_recall.random_state import random_state_restored
 
 
@@ -94,7 +94,7 @@ def indices_of(entry: Any) -> Tensor:
     """The indices (b,) in what a sampler yields."""
     indices = as_indices(entry)
     if indices is None:
-        raise ValueError(f"The sampler of a dataloader must yield indices of the data set, got {entry!r}: {REMEDY}.")
+        raise ValueError(f"The sampler of a dataloader must yield indices of the data set, got {entry!r}: {HINT}.")
     return indices
 
 

@@ -15,7 +15,7 @@ from lightning_recall.callbacks.dataloaders import check_loaders, loader_at, nam
 from lightning_recall.callbacks.evaluation_metrics import EvaluationMetrics, embeddings_of_batch
 from lightning_recall.callbacks.index_checks import check_recorded
 from lightning_recall.callbacks.index_recorder import record_indices, stop_recording
-from lightning_recall.callbacks.output import file_name, keeps_files, output_path, print_path
+from lightning_recall.callbacks.output import file_name, output_path, print_path, writes_files
 from lightning_recall.callbacks.tables import write_tables
 from lightning_recall.data.attributes import ground_truth_of
 from lightning_recall.metrics import RetrievalScores
@@ -198,7 +198,7 @@ class RetrievalEvaluation(Callback):
             search_seconds = time.perf_counter() - search_start
             caption = f"embedded in {embedding_seconds:.1f} s, searched in {search_seconds:.1f} s"
             print_scores(scores_by_title, split, caption)
-            if self.tables and keeps_files(trainer):
+            if self.tables and writes_files(trainer):
                 self.write_score_tables(trainer, split)
 
     def write_score_tables(self, trainer: Trainer, split: str) -> None:

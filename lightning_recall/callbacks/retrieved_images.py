@@ -13,8 +13,8 @@ from lightning_recall._lightning import Callback, LightningModule, Trainer
 from lightning_recall.batch import describe
 from lightning_recall.callbacks.dataloaders import named_loaders
 from lightning_recall.callbacks.index_checks import check_recorded
-from lightning_recall.callbacks.index_recorder import REMEDY
-from lightning_recall.callbacks.output import file_name, keeps_files, output_path, save_picture
+from lightning_recall.callbacks.index_recorder import HINT
+from lightning_recall.callbacks.output import file_name, output_path, save_picture, writes_files
 from lightning_recall.callbacks.retrieval_evaluation import EvaluationResult, results_of
 from lightning_recall.checks import check_integer
 from lightning_recall.plots.retrieved_images import Choice, draw_queries, load_pictures, retrieve
@@ -62,7 +62,7 @@ class RetrievedImages(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the pictures."""
-        if not keeps_files(trainer):
+        if not writes_files(trainer):
             return
         for result in results_of(trainer, self):
             for choice in self.choices:
@@ -89,7 +89,7 @@ def check_images(trainer: Trainer, callback: Callback) -> None:
 def pictures_of(result: EvaluationResult, items: Iterable[int]) -> dict[int, NDArray[np.float64]]:
     """Loads the images of some items of a search from the data set."""
     if result.search_result.indices is None:
-        raise ValueError(f"Cannot draw images: the data set indices of the batches are unknown: {REMEDY}.")
+        raise ValueError(f"Cannot draw images: the data set indices of the batches are unknown: {HINT}.")
     return load_pictures(result.search_result, partial(image_of, result.dataset), items)
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from lightning_recall import _lightning
 from lightning_recall._lightning import Callback, LightningModule, ModelCheckpoint, Trainer, rank_zero_only
 from lightning_recall.batch import chunks_of_batch
-from lightning_recall.callbacks.output import keeps_files
+from lightning_recall.callbacks.output import writes_files
 
 
 class RunSummary(Callback):
@@ -65,7 +65,7 @@ class RunSummary(Callback):
         for checkpoint in trainer.checkpoint_callbacks:
             if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_score is not None:
                 rows[f"best {checkpoint.monitor}"] = f"{float(checkpoint.best_model_score):.4f}"
-        if rows and keeps_files(trainer):
+        if rows and writes_files(trainer):
             print_rows("Last validation", rows)
 
 

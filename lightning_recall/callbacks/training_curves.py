@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_recall._lightning import Callback, LightningModule, Trainer
-from lightning_recall.callbacks.output import free_paths, keeps_files, output_path, print_path
+from lightning_recall.callbacks.output import output_path, print_path, unused_paths, writes_files
 from lightning_recall.plots.training_curves import draw_training_curves
 
 
@@ -57,12 +57,12 @@ class TrainingCurves(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the plot."""
-        if not keeps_files(trainer):
+        if not writes_files(trainer):
             return
         path = output_path(trainer, "training_curves.png")  # must be called on all processes
         curves = self.curves()
         if not trainer.is_global_zero or not curves:
             return
-        (path,) = free_paths(path)
+        (path,) = unused_paths(path)
         draw_training_curves(curves, self.loss).savefig(path, dpi=110)
         print_path("Loss and Recall@k over the training", path)
