@@ -174,7 +174,7 @@ def column_names(path: Path, delimiter: str) -> list[str]:
     return [name.lower() for name in next(iterate_lines(path, delimiter), (0, []))[1]]
 
 
-def integers(path: Path, column: str, values: Sequence[str]) -> NDArray[np.int64]:
+def parse_integers(path: Path, column: str, values: Sequence[str]) -> NDArray[np.int64]:
     """Converts a column to integers.
 
     Raises:

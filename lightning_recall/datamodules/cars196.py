@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 
 from lightning_recall.data import ImageFiles, ImageTransforms
-from lightning_recall.data.tables import check_counts, check_files, integers, read_columns, require_path, user_path
+from lightning_recall.data.tables import (
+    check_counts,
+    check_files,
+    parse_integers,
+    read_columns,
+    require_path,
+    user_path,
+)
 from lightning_recall.datamodules.base import RetrievalDataModule
 
 SOURCE = (
@@ -101,7 +108,7 @@ def read_kaggle(root: Path) -> Rows:
         columns = ("fname", "x1", "y1", "x2", "y2", "class")
         file = require_path(root / f"anno_{part}.csv", SOURCE)
         table = read_columns(file, columns, ",", header=False)
-        for path, number in zip(table[0], integers(file, "class", table[5]).tolist(), strict=True):
+        for path, number in zip(table[0], parse_integers(file, "class", table[5]).tolist(), strict=True):
             if not 1 <= number <= len(names):
                 raise ValueError(f"{file}: class {number} of {path} is not among the {len(names)} of names.csv.")
             rows.append((f"{folder}/{part}/{names[number - 1].replace('/', '-')}/{path}", number))

@@ -5,7 +5,14 @@ from typing import Any
 import numpy as np
 
 from lightning_recall.data import ImageFiles, ImageTransforms
-from lightning_recall.data.tables import check_counts, check_files, integers, read_columns, require_path, user_path
+from lightning_recall.data.tables import (
+    check_counts,
+    check_files,
+    parse_integers,
+    read_columns,
+    require_path,
+    user_path,
+)
 from lightning_recall.datamodules.base import RetrievalDataModule
 
 SOURCE = (
@@ -49,7 +56,7 @@ class CUB200DataModule(RetrievalDataModule):
         )
         ids, paths = read_columns(files[0], ("id", "path"), header=False)
         label_ids, classes = read_columns(files[1], ("id", "class"), header=False)
-        class_of = dict(zip(label_ids, integers(files[1], "class", classes).tolist(), strict=True))
+        class_of = dict(zip(label_ids, parse_integers(files[1], "class", classes).tolist(), strict=True))
         unknown = [name for name in ids if name not in class_of]
         if unknown:
             raise ValueError(f"{files[1]} has no class for image {unknown[0]} of {files[0].name}.")

@@ -3,7 +3,14 @@
 from typing import Any
 
 from lightning_recall.data import ImageFiles, ImageTransforms
-from lightning_recall.data.tables import check_counts, check_files, integers, read_columns, require_path, user_path
+from lightning_recall.data.tables import (
+    check_counts,
+    check_files,
+    parse_integers,
+    read_columns,
+    require_path,
+    user_path,
+)
 from lightning_recall.datamodules.base import RetrievalDataModule
 
 SOURCE = (
@@ -50,8 +57,8 @@ class SOPDataModule(RetrievalDataModule):
         data = ImageFiles(
             self.root,
             paths,
-            integers(file, "class_id", labels),
-            integers(file, "super_class_id", super_labels),
+            parse_integers(file, "class_id", labels),
+            parse_integers(file, "super_class_id", super_labels),
             transforms=self.transforms,
         )
         check_counts(file, data, images, classes)

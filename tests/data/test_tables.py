@@ -10,7 +10,7 @@ from lightning_recall.data.tables import (
     check_files,
     column_names,
     encode_labels,
-    integers,
+    parse_integers,
     read_columns,
     require_path,
 )
@@ -75,10 +75,10 @@ def test_names_are_encoded_as_labels():
 
 
 def test_only_integers_are_accepted(tmp_path):
-    assert integers(tmp_path, "class", ["7", "-1"]).tolist() == [7, -1]
+    assert parse_integers(tmp_path, "class", ["7", "-1"]).tolist() == [7, -1]
     for wrong in ("seven", "--7", "7.0", "²", "", "9" * 19):
         with pytest.raises(ValueError, match=f"list.txt: class must be an integer of .*, got {wrong!r}"):
-            integers(tmp_path / "list.txt", "class", ["7", wrong])
+            parse_integers(tmp_path / "list.txt", "class", ["7", wrong])
 
 
 @pytest.mark.parametrize("text", ["path,label\na.jpg,Müller\n", "path,Größe\na.jpg,1\n"])
