@@ -26,8 +26,8 @@ class CUB200DataModule(RetrievalDataModule):
     """CUB-200-2011: 11,788 images of 200 bird species; retrieves images of the same species.
 
     Train: 5,864 images of the first 100 species. Test: 5,924 images of the other 100; every test image is a query
-    against all others, Recall@1, 2, 4 and 8. `train_test_split.txt`, made for classification, and the bounding boxes
-    are not used. `val_classes` of the training species are held out for validation.
+    against all others. Metrics: Recall@1, 2, 4, 8. `train_test_split.txt`, made for classification, and the bounding
+    boxes are not used. `val_classes` of the training species are held out for validation.
 
     Source: Wah, Branson, Welinder, Perona, Belongie, "The Caltech-UCSD Birds-200-2011 Dataset", 2011. Licence:
     non-commercial research; the photographers hold the copyright of the images.
@@ -35,7 +35,7 @@ class CUB200DataModule(RetrievalDataModule):
     Args:
         root: folder `CUB_200_2011`.
         transforms: image loading and transforms.
-        kwargs: for `RetrievalDataModule`.
+        kwargs: passed to `RetrievalDataModule`.
 
     Raises:
         ValueError: at setup, if a list or an image is missing, or a list is malformed.

@@ -34,7 +34,7 @@ class LandmarksDataModule(RetrievalDataModule):
     Args:
         root: folder that holds `train_clean.csv` and `train`.
         transforms: image loading and transforms.
-        kwargs: for `RetrievalDataModule`.
+        kwargs: passed to `RetrievalDataModule`.
 
     Raises:
         ValueError: at setup, if the list or an image is missing, or the list is malformed.

@@ -28,10 +28,10 @@ class VehicleIDDataModule(RetrievalDataModule):
     Args:
         root: folder `VehicleID_V1.0`.
         protocol: "all": every image is a query against all others, as in the paper's tables; "reid": one image of each
-            vehicle, drawn with `seed`, forms the gallery and all others are queries, as in vehicle re-identification,
-            where the mean over ten draws is usual.
+            vehicle, drawn with `seed`, forms the gallery and all others are queries, as in vehicle re-identification;
+            scores are usually averaged over ten draws.
         transforms: image loading and transforms.
-        kwargs: for `RetrievalDataModule`.
+        kwargs: passed to `RetrievalDataModule`.
 
     Raises:
         ValueError: at setup, if a list or an image is missing, or a list is malformed.
