@@ -15,26 +15,26 @@ class TrainingCurves(Callback):
     Checkpoints hold the curves, so that a resumed training draws all of them.
 
     Args:
-        loss: key of the logged training loss.
-        scores: prefix of the validation metric keys.
+        loss_key: key of the logged training loss.
+        score_prefix: prefix of the keys of the validation scores.
     """
 
-    def __init__(self, loss: str = "train/loss", scores: str = "val/recall@") -> None:
-        self.loss = loss
-        self.scores = scores
+    def __init__(self, loss_key: str = "train/loss", score_prefix: str = "val/recall@") -> None:
+        self.loss_key = loss_key
+        self.score_prefix = score_prefix
         self.points: dict[str, list[tuple[int, Tensor | float]]] = {}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Records the loss."""
-        self._record(trainer, self.loss)
+        self._record(trainer, self.loss_key)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Records the validation scores."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             for key in trainer.callback_metrics:
-                if key.startswith(self.scores):
+                if key.startswith(self.score_prefix):
                     self._record(trainer, key)
 
     def _record(self, trainer: Trainer, key: str) -> None:
@@ -64,5 +64,5 @@ class TrainingCurves(Callback):
         if not trainer.is_global_zero or not curves:
             return
         (path,) = unused_paths(path)
-        draw_training_curves(curves, self.loss).savefig(path, dpi=110)
-        print_path("Loss and Recall@k over the training", path)
+        draw_training_curves(curves, self.loss_key).savefig(path, dpi=110)
+        print_path("Training curves", path)
