@@ -9,11 +9,13 @@ from lightning_recall.plots.charts import charts_of
 class EvaluationCharts(Callback):
     """After a test, writes `similarities.png`, `recall_over_k.png` and `embedding_map.png`.
 
-    The first shows the similarities of queries to images of their class and to others. The overlap of the two
-    histograms shows how much classes are confused. The second has Recall@k for every k. The third plots some classes on
-    their first two principal components. Requires a `RetrievalEvaluation`. With several test sets, one plot per set is
-    written. The plots are also sent to loggers that support images. `lightning_recall.plots` draws the same figures
-    without Lightning.
+    `similarities.png` shows two histograms: the similarities of queries to images of their class, and to images of
+    other classes. Their overlap shows how much classes are confused. `recall_over_k.png` shows Recall@k for every k up
+    to 1,000. `embedding_map.png` shows the embeddings of some classes on their first two principal components; it needs
+    labels.
+
+    Requires a `RetrievalEvaluation`. With several test sets, one plot per set is written. The plots are also sent to
+    loggers that support images. `lightning_recall.plots` draws the same figures without Lightning.
 
     Args:
         seed: seed for sampling queries and classes.

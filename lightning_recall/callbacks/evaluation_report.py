@@ -35,8 +35,8 @@ class EvaluationReport(Callback):
         seed: seed for the random queries.
 
     Raises:
-        ValueError: for numbers below 1. At test start, if there is no `RetrievalEvaluation` or images cannot be looked
-            up in the data set (`index_recorder`).
+        ValueError: for numbers below 1. At test start, if there is no `RetrievalEvaluation`, the data set indices of
+            the images are unknown (see `index_recorder`), or the data set does not return images.
     """
 
     def __init__(self, num_queries: int = 60, num_neighbors: int = 8, seed: int = 0) -> None:

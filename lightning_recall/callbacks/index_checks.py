@@ -1,4 +1,4 @@
-"""Checks for cases that need the indices of a data set while they are unknown."""
+"""Raises errors if data set indices are required but unknown."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from lightning_recall.metrics import RetrievalScores, RevisitedMAP
 
 
 def check_recorded(loaders: Any, reason: str) -> None:
-    """Rejects dataloaders whose indices cannot be recorded, before the first batch.
+    """Raises an error before the first batch if the indices of a dataloader cannot be recorded.
 
     Raises:
         ValueError: if indices cannot be recorded; the message states the reason why they are needed.
@@ -26,14 +26,15 @@ def check_recorded(loaders: Any, reason: str) -> None:
             )
 
 
-def check_indices_not_needed(trainer: Trainer, loader: Any, roles: dict[str, Tensor], reason: str = "") -> None:
-    """Rejects a dataloader whose indices are required but unknown.
+def raise_if_indices_required(trainer: Trainer, loader: Any, roles: dict[str, Tensor], reason: str = "") -> None:
+    """Raises an error if the indices of a dataloader are required. Called when they are unknown.
 
     Args:
         trainer: the Trainer that evaluates.
         loader: the dataloader.
         roles: roles (N,) of the items of its data set.
-        reason: why the indices are required in any case; "" if only the data set or several processes require them.
+        reason: why the caller requires the indices; "" if it does not. Data sets with roles or a ground truth
+            always require them, and so do map-style data sets on several processes.
 
     Raises:
         ValueError: if there is a reason, the data set has roles or a ground truth, or a distributed sampler may repeat
@@ -53,13 +54,14 @@ def check_indices_not_needed(trainer: Trainer, loader: Any, roles: dict[str, Ten
 
 
 def check_processes_differ(trainer: Trainer, metric: RetrievalScores | RevisitedMAP, name: int | str) -> None:
-    """Rejects a dataloader that gives all processes the same items, since each item would retrieve its copy.
+    """Raises an error if all processes evaluate the same items: each item would retrieve its own copy.
 
     Raises:
         ValueError: if the embeddings of all processes are the same.
     """
     if trainer.world_size > 1:
-        local_sum = torch.stack([part.double().sum() for part in metric.embeddings]).sum()  # of whole batches, in order
+        # summed batch by batch, so that equal data give bit-equal sums
+        local_sum = torch.stack([part.double().sum() for part in metric.embeddings]).sum()
         sums = trainer.strategy.all_gather(local_sum).flatten()
         if torch.equal(sums, sums[:1].expand_as(sums)):
             raise ValueError(
