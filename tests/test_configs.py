@@ -19,7 +19,7 @@ SMALL = ("--data.batch_size", 4, "--data.samples_per_class", 2, "--data.num_work
 SMALL += ("--trainer.fast_dev_run", 1)
 pytestmark = [
     pytest.mark.filterwarnings("ignore:OneCycleLR ends after"),
-    pytest.mark.filterwarnings("ignore:.* lists .* images of .* classes, where the published split"),
+    pytest.mark.filterwarnings("ignore:.* lists .* images of .* classes, but the published split"),
 ]
 
 

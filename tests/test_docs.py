@@ -133,7 +133,7 @@ def test_your_images_are_searched(command, small_data, in_tmp_path):
     assert plt.imread("neighbors.png").std() > 0.1
 
 
-@pytest.mark.filterwarnings("ignore:.* lists .* images of .* classes, where the published split")
+@pytest.mark.filterwarnings("ignore:.* lists .* images of .* classes, but the published split")
 def test_the_papers_experiment_runs(command, small_data, in_tmp_path):
     """The first commands of reproduce_paper.md, in their order."""
     (in_tmp_path / "configs").symlink_to(ROOT / "configs")

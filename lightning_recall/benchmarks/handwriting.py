@@ -25,7 +25,7 @@ class Handwriting(RetrievalDataModule):
 
     Args:
         root: folder with `images_background_small1.zip` and `images_background_small2.zip`.
-        kwargs: for `RetrievalDataModule`.
+        kwargs: passed to `RetrievalDataModule`.
     """
 
     def __init__(self, root: str, **kwargs: Any) -> None:

@@ -17,18 +17,18 @@ class AttributeScheduler(Callback):
     until the next given epoch. Before the first given epoch and after the last the value is constant. A resumed run
     uses the values of its epoch.
 
-    Attributes annotated as int in the constructor are rounded (half up); without an annotation, those that hold
-    integers when training starts. All others are floats, even if the schedule contains integers. Examples of integers
-    are `ks`, `chunk_size` and `accumulate_grad_batches`.
+    Values are rounded (half up) for attributes that the constructor annotates as int. Without an annotation, they are
+    rounded if the attribute's value is an int when training starts. All other values are floats, even if the schedule
+    contains integers. Examples of integers are `ks`, `chunk_size` and `accumulate_grad_batches`.
 
     Args:
         schedules: name of an attribute -> {epoch: value}. The name is a path from the module, such as
             `loss.rank_temperature`, `loss.weights`, `loss.losses.0.k_temperature` or `mixup.max_virtual_per_class`.
 
     Raises:
-        ValueError: for empty schedules or negative epochs; at training start, for an attribute that does not exist, is
+        ValueError: for empty schedules or negative epochs. At training start, for an attribute that does not exist, is
             a parameter, buffer, module or read-only property, or is only read when the optimizer is built (`lr`,
-            `optimizer`, ...), and for a fraction in the schedule of an integer.
+            `optimizer`, ...). Also at training start, if the schedule of an integer attribute contains a fraction.
 
     >>> scheduler = AttributeScheduler({"loss.rank_temperature": {0: 0.05, 10: 0.01}})
     >>> [round(scheduler.value("loss.rank_temperature", epoch), 3) for epoch in (0, 5, 10, 20)]
@@ -65,11 +65,11 @@ class AttributeScheduler(Callback):
                     f"AttributeScheduler: {name} is only read in configure_optimizers, so a schedule has no effect; "
                     "use an lr_scheduler."
                 )
-            self.is_integer[name] = takes_integers(pl_module.get_submodule(owner), attribute)
+            self.is_integer[name] = is_integer_attribute(pl_module.get_submodule(owner), attribute)
             self.check_integers(name)
 
     def check_integers(self, name: str) -> None:
-        """Raises ValueError for fractions in the schedule of an integer."""
+        """Raises ValueError if the schedule of an integer attribute contains a fraction."""
         for epoch, value in self.schedules[name].items() if self.is_integer[name] else ():
             if any(isinstance(number, float) and not number.is_integer() for number in numbers_of(value)):
                 raise ValueError(f"AttributeScheduler: {name} takes integers, got {value} for epoch {epoch}.")
@@ -94,7 +94,7 @@ def interpolate(epoch: int, epochs: tuple[int, int], start: Any, end: Any) -> An
 
     Args:
         epoch: where to interpolate.
-        epochs: of the two values.
+        epochs: the first and the last epoch.
         start: value at the first epoch.
         end: value at the last epoch.
     """
@@ -129,11 +129,11 @@ def numbers_of(value: Any) -> list[Any]:
     return [value] if is_number(value) else []
 
 
-def takes_integers(owner: nn.Module, attribute: str) -> bool:
+def is_integer_attribute(owner: nn.Module, attribute: str) -> bool:
     """Whether an attribute is an integer, by its annotation in __init__ or by its current value."""
     for kind in type(owner).__mro__:
         annotation = str(getattr(vars(kind).get("__init__"), "__annotations__", {}).get(attribute, ""))
         if re.search(r"\b(int|float)\b", annotation):
             return re.search(r"\bfloat\b", annotation) is None
-    held = numbers_of(getattr(owner, attribute))
-    return bool(held) and all(isinstance(number, int) for number in held)
+    numbers = numbers_of(getattr(owner, attribute))
+    return bool(numbers) and all(isinstance(number, int) for number in numbers)

@@ -16,7 +16,7 @@ class Baselines:
     """Embeds test images as raw pixels and with the initial weights of a module.
 
     Attributes:
-        initial_state: copies of the parameters and buffers that the module had when `remember` first saw it.
+        initial_state: parameters and buffers of the module, copied by the first call of `remember`.
         module: the module that they belong to.
     """
 

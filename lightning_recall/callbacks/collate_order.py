@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate, default_convert
 
-IN_ORDER = (default_collate, default_convert)
+ORDER_PRESERVING_COLLATES = (default_collate, default_convert)
 
 
 class CheckedCollate:
@@ -59,7 +59,7 @@ def keeps_order(collate: Any, items: list[Any], batch: Any) -> bool:
 
 
 def is_permuted(batch: Any, permuted: Any, order: Any) -> bool:
-    """Whether `permuted` is `batch` in this order; parts without an entry per item must be equal.
+    """Whether `permuted` is `batch` in this order; parts that do not have one entry per item must be equal.
 
     Args:
         batch: tensors or arrays (b, ...), lists of b entries, and nested structures of them.

@@ -55,11 +55,13 @@ def load_reference(folder: Path, ids: Tensor) -> ReferenceEmbeddings:
     return ReferenceEmbeddings(ids, embeddings)
 
 
-def check_same(reference: ReferenceEmbeddings, ids: Tensor, embeddings: Tensor, folder: Path, precision: str) -> Tensor:
-    """Compares the embeddings (b, D) of a batch with the reference; returns which of them (b,) are in the reference.
+def compare_with_reference(
+    reference: ReferenceEmbeddings, ids: Tensor, embeddings: Tensor, folder: Path, precision: str
+) -> Tensor:
+    """Compares the embeddings (b, D) of a batch with the reference; returns a mask (b,) of those in the reference.
 
     Raises:
-        ValueError: if one differs by more than rounding.
+        ValueError: if an embedding differs by more than the rounding tolerance.
     """
     positions = reference.positions(ids)
     is_saved = positions >= 0

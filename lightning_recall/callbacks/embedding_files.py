@@ -20,8 +20,7 @@ def load_embeddings(folder: str | Path) -> dict[str, Tensor]:
     """Loads the output of `EmbeddingWriter`: embeddings (N, D), ids (N,) and, if available, labels (N,), sorted by id.
 
     Raises:
-        ValueError: if there is no such file in the folder, one is damaged, or the shards come from different models or
-            data.
+        ValueError: if the folder has no shards, a shard is damaged, or the shards come from different models or data.
     """
     folder = Path(folder).expanduser()
     paths = shard_paths(folder)
@@ -39,7 +38,7 @@ def load_embeddings(folder: str | Path) -> dict[str, Tensor]:
         if signature != signatures[0]:
             raise ValueError(
                 f"{paths[0].name} and {path.name} in {folder} come from different weights, data or settings: "
-                "delete the ones that do not belong."
+                "delete the shards of the other model or data."
             )
     joined = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
     order = joined["ids"].argsort(stable=True)
@@ -61,15 +60,15 @@ def signature_of(path: Path, shard: dict[str, Tensor]) -> Any:
 
 
 def shard_paths(folder: Path) -> list[Path]:
-    """Files of embeddings in a folder."""
+    """Paths of the shards in a folder."""
     return sorted(path for path in folder.glob("shard-*") if path.suffix in (".npz", ".safetensors"))
 
 
 def load_shard(path: Path) -> dict[str, Tensor]:
-    """The arrays of one file.
+    """The arrays of one shard.
 
     Raises:
-        ValueError: if it is damaged.
+        ValueError: if the file is damaged.
     """
     try:
         if path.suffix == ".safetensors":

@@ -6,13 +6,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_recall.callbacks.embedding_check import ReferenceEmbeddings, check_same
+from lightning_recall.callbacks.embedding_check import ReferenceEmbeddings, compare_with_reference
 from lightning_recall.callbacks.embedding_files import save_shard
 from lightning_recall.callbacks.output import file_name
 
 
 class EmbeddingFolder:
-    """The embeddings of one dataloader: those saved in its folder, and those collected since.
+    """The embeddings of one dataloader: those saved in its folder, and those not yet written.
 
     Args:
         path: the folder.
@@ -47,7 +47,7 @@ class EmbeddingFolder:
         return sum(len(part["ids"]) for part in self.pending)
 
     def add(self, part: dict[str, Tensor], precision: str) -> None:
-        """Compares the items of a batch that are saved, and collects the others.
+        """Compares already saved items of a batch with their saved embeddings, and collects the others.
 
         Args:
             part: embeddings (b, D), ids (b,) and, if known, labels (b,).
@@ -57,14 +57,14 @@ class EmbeddingFolder:
             ValueError: if an embedding differs from the saved one.
         """
         if self.reference is not None:
-            is_saved = check_same(self.reference, part["ids"], part["embeddings"], self.path, precision)
+            is_saved = compare_with_reference(self.reference, part["ids"], part["embeddings"], self.path, precision)
             self.has_compared |= bool(is_saved.any())
             part = {name: values[~is_saved] for name, values in part.items()}
         if len(part["ids"]):
             self.pending.append(part)
 
     def write(self, rank: int, state: str) -> None:
-        """Writes the pending embeddings to one file of the process with this rank; `state` is a hash."""
+        """Writes the pending embeddings to one shard of this rank, with the state hash."""
         if self.pending:
             arrays = {name: torch.cat([part[name] for part in self.pending]) for name in self.pending[0]}
             self.pending = []
@@ -82,7 +82,7 @@ def folder_names(names: list[str]) -> list[str]:
     return folders
 
 
-def as_stored(embeddings: Tensor) -> Tensor:
-    """Embeddings on the CPU, contiguous; bf16 is cast to fp32, since NumPy lacks it."""
+def to_storable(embeddings: Tensor) -> Tensor:
+    """Copies embeddings to the CPU, contiguous; bf16 is cast to fp32, since NumPy lacks it."""
     embeddings = embeddings.float() if embeddings.dtype == torch.bfloat16 else embeddings
     return embeddings.cpu().contiguous()

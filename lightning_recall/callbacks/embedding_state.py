@@ -21,7 +21,7 @@ from lightning_recall.callbacks.embedding_files import write_atomically
 from lightning_recall.data.attributes import attribute_of, leaves
 
 METADATA_FILE, ITEMS_FILE = "about.json", "rows-{}.npz"  # names as in folders of earlier versions
-WRAPPING = "nest of Subset and ConcatDataset"  # key of the hash of a data set's wrappers, as in earlier versions
+WRAPPER_HASH = "nest of Subset and ConcatDataset"  # key of the hash of a data set's wrappers; as in earlier versions
 CONTENT_ATTRIBUTES = ("images", "data")  # attributes with the contents of a data set, in addition to `tensors`
 
 
@@ -30,7 +30,7 @@ class EmbeddingState(NamedTuple):
 
     model: {"weights": a hash, "module": its class, "precision": ..., "test-time augmentation": ...}.
     data: name of the dataloader -> {"number of items": ..., "transforms": ..., "contents": a hash, ...}.
-    items: name of the dataloader -> {"paths": (N,) bytes, "labels": (N,) int64}, those that are available.
+    items: name of the dataloader -> {"paths": (N,) bytes, "labels": (N, ...)}, with the keys that are available.
     """
 
     model: dict[str, str]
@@ -53,7 +53,7 @@ def state_of(trainer: Trainer, pl_module: LightningModule, loaders: Mapping[str,
         "weights": fingerprint(pl_module),
         "module": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
         "precision": str(trainer.precision),
-        "test-time augmentation": text_of(getattr(pl_module, "test_time_augmentation", None)),
+        "test-time augmentation": one_line_repr(getattr(pl_module, "test_time_augmentation", None)),
     }
     datasets = {name: getattr(loader, "dataset", None) for name, loader in loaders.items()}
     data = {name: describe_dataset(dataset) for name, dataset in datasets.items()}
@@ -68,10 +68,12 @@ def describe_dataset(dataset: Any) -> dict[str, str]:
         os.path.abspath(part.root) for part in parts if isinstance(getattr(part, "root", 0), str)
     )
     settings = [getattr(part, name, None) for part in parts for name in ("transforms", "transform")]
-    description["transforms"] = "; ".join(text_of(setting) for setting in settings if setting is not None)
+    description["transforms"] = "; ".join(one_line_repr(setting) for setting in settings if setting is not None)
     description["contents"] = contents_of(parts)
-    wrapping = hash_of_wrappers(dataset)
-    return {**description, WRAPPING: wrapping} if wrapping else description  # omitted as in earlier versions
+    wrapper_hash = hash_of_wrappers(dataset)
+    if wrapper_hash:  # unwrapped data sets have no hash, for compatibility with earlier versions
+        description[WRAPPER_HASH] = wrapper_hash
+    return description
 
 
 def contents_of(parts: list[Any]) -> str:
@@ -182,9 +184,9 @@ def first_difference(saved: Any, current: Any, noun: str, place: str) -> list[st
 
 
 def changed_settings(saved: Mapping[str, str], current: Mapping[str, str], place: str) -> list[str]:
-    """The changed settings, in words; hashes are only named, not printed."""
+    """Describes the changed settings, without printing hashes."""
     names = [name for name in {**saved, **current} if saved.get(name, "") != current.get(name, "")]
-    hashes = {"weights": "weights", "contents": "contents", WRAPPING: "Subset or ConcatDataset"}
+    hashes = {"weights": "weights", "contents": "contents", WRAPPER_HASH: "Subset or ConcatDataset"}
     return [
         f"changed {hashes[name]}{place}"
         if name in hashes
@@ -198,7 +200,7 @@ def change_of(name: str, saved: str | None, current: str | None) -> str:
     return f"{name} was {saved or 'none'} and is {current or 'none'}"
 
 
-def text_of(value: Any) -> str:
+def one_line_repr(value: Any) -> str:
     """A one-line repr without memory addresses; "" for None."""
     return re.sub(r"\s+", " ", re.sub(r" at 0x[0-9a-f]+", "", repr(value))) if value is not None else ""
 

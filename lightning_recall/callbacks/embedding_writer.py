@@ -19,22 +19,22 @@ from lightning_recall.batch import labels_of_pair
 from lightning_recall.callbacks.dataloaders import loader_at, named_loaders
 from lightning_recall.callbacks.embedding_check import ReferenceEmbeddings, load_reference, saved_ids
 from lightning_recall.callbacks.embedding_files import load_embeddings
-from lightning_recall.callbacks.embedding_folder import EmbeddingFolder, as_stored, folder_names
+from lightning_recall.callbacks.embedding_folder import EmbeddingFolder, folder_names, to_storable
 from lightning_recall.callbacks.embedding_state import EmbeddingState, differences, load_state, save_state, state_of
 from lightning_recall.callbacks.index_checks import check_recorded
 from lightning_recall.callbacks.index_recorder import (
-    REMEDY,
+    HINT,
     has_known_order,
     indices_of_batch,
     record_indices,
     stop_recording,
 )
-from lightning_recall.callbacks.output import free_paths, keeps_files, output_path, print_path
+from lightning_recall.callbacks.output import output_path, print_path, unused_paths, writes_files
 from lightning_recall.callbacks.remaining_batches import without_saved
 
 __all__ = ["EmbeddingWriter", "load_embeddings"]
 
-REQUIRES_INDICES = "EmbeddingWriter saves the index of each item in the data set"
+REQUIRES_INDICES = "EmbeddingWriter needs the data set index of each item"
 
 
 class EmbeddingWriter(Callback):
@@ -42,31 +42,35 @@ class EmbeddingWriter(Callback):
 
     An id is an index of the data set. `load_embeddings(folder)` reads all files. With `folder` set, an interrupted run
     continues after its last complete file, also with another number of processes. A folder whose embeddings come from a
-    different model or data is rejected: different weights, module, precision or test-time augmentation; a different
-    number of items; different paths (`paths`, `samples`, `imgs`), labels (`labels`, `targets`), tensors or arrays
-    (`tensors`, `images`, `data`), indices of a `Subset` or parts of a `ConcatDataset`; different transforms or folder
-    of images.
+    different model or data is rejected. These must be unchanged:
 
-    As a further check, each process first computes up to 16 saved embeddings again, evenly spaced with the first and
-    the last. If one differs from its saved embedding by more than rounding, the run ends with an error and saves
-    nothing. The recomputed embeddings are among the predictions that `trainer.predict` returns. Changes of images
-    outside this sample (the contents of a few files) are not detected.
+    - the weights, the module, the precision and the test-time augmentation;
+    - the names of the dataloaders and their numbers of items;
+    - the paths (`paths`, `samples`, `imgs`) and labels (`labels`, `targets`);
+    - tensors and arrays (`tensors`, `images`, `data`);
+    - the indices of a `Subset` and the parts of a `ConcatDataset`;
+    - the transforms and the folder of the images.
+
+    As a further check, each process first recomputes up to 16 evenly spaced saved embeddings, including the first and
+    the last. If one differs from its saved embedding by more than the rounding tolerance, the run ends with an error
+    and saves nothing. The recomputed embeddings are among the predictions that `trainer.predict` returns. Changes of
+    images outside this sample (the contents of a few files) are not detected.
 
     Works with any module whose predict step returns embeddings (b, D), with batches (inputs, labels) or inputs only.
-    Several dataloaders have one folder each. All dataloaders are reduced to the items that are not saved, after those
-    to compare: those of the module or the data module, and those passed to `trainer.predict`.
+    Several dataloaders have one folder each. Saved items are removed from all dataloaders, whether they come from the
+    module, the data module or `trainer.predict`. The saved items to recompute are kept and come first.
 
     Args:
-        folder: where to write, "~" is the home folder; None: `embeddings` in the run's folder, a new one for each
-            `predict`.
+        folder: output folder ("~" is expanded). None: a new folder `embeddings` (or `embeddings-1`, ...) in the run's
+            folder for each `predict`.
         format: "npz" or "safetensors".
         shard_size: images in a file, per process; at most this many are lost on interruption.
 
     Raises:
         ValueError: for an unknown format or a `shard_size` below 1; if the folder holds embeddings of a different model
             or data, or a damaged file; if an embedding differs from the saved one; for predictions that are not
-            embeddings; if the indices of a batch are unknown; and if one of several EmbeddingWriters would be resumed,
-            since the others would not get the items that it has saved.
+            embeddings; if the indices of a batch are unknown; and if one of several EmbeddingWriters resumes: the
+            others would miss the items that it has saved.
     """
 
     def __init__(
@@ -83,13 +87,13 @@ class EmbeddingWriter(Callback):
         self.format = format
         self.shard_size = shard_size
         self.root = Path()
-        self.saved_state: EmbeddingState | None = None  # of the embeddings that the folder holds
-        self.state: EmbeddingState | None = None  # of this run
+        self.saved_state: EmbeddingState | None = None  # state of the embeddings in the folder
+        self.state: EmbeddingState | None = None  # state of this run
         self.references: list[ReferenceEmbeddings | None] = []  # one for each dataloader of a resumed run
         self.folders: list[EmbeddingFolder] = []  # one for each dataloader
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Chooses the folder; if it holds embeddings, reduces the dataloaders to the items that are not saved yet."""
+        """Chooses the folder; if it holds embeddings, removes the saved items from the dataloaders."""
         if stage != "predict":
             return
         self.root = self.new_root(trainer) if self.folder is None else Path(self.folder).expanduser()
@@ -98,33 +102,33 @@ class EmbeddingWriter(Callback):
             if sum(isinstance(callback, EmbeddingWriter) for callback in callbacks_of(trainer)) > 1:
                 raise ValueError(f"{self.root} holds embeddings: a Trainer can resume only one EmbeddingWriter.")
             self.saved_state = load_state(self.root)
-            add_dataloader_hook(trainer, self.leave_out_saved)
+            add_dataloader_hook(trainer, self.remove_saved)
         record_indices(trainer)
 
     def new_root(self, trainer: Trainer) -> Path:
-        """A new folder within that of the run, the same on all processes."""
-        if not keeps_files(trainer):
+        """Creates a new subfolder of the run's folder, the same on all processes."""
+        if not writes_files(trainer):
             return Path()
-        (path,) = free_paths(output_path(trainer, "embeddings"))
+        (path,) = unused_paths(output_path(trainer, "embeddings"))
         path = Path(trainer.strategy.broadcast(str(path)))
         path.mkdir(exist_ok=True)
         return path
 
     def holds_embeddings(self) -> bool:
-        """Whether a folder given by the user holds embeddings; the one of a run is new."""
+        """Whether a folder given by the user holds embeddings; a run's own folder is always new."""
         patterns = ("shard-*", "*/shard-*")
         return self.folder is not None and any(path for pattern in patterns for path in self.root.glob(pattern))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Removes the hooks of the dataloaders."""
-        remove_dataloader_hook(trainer, self.leave_out_saved)
+        remove_dataloader_hook(trainer, self.remove_saved)
         stop_recording(trainer)
 
-    def leave_out_saved(self, trainer: Trainer, loader: Any) -> Any:
+    def remove_saved(self, trainer: Trainer, loader: Any) -> Any:
         """The next dataloader, without the items that are saved.
 
-        Lightning prepares dataloaders in order. Here their names are those of the saved state; `record_state` compares
-        all of the state before the first batch.
+        Lightning prepares dataloaders one by one, in order. Names are taken from the saved state, because those of this
+        run are not yet known; `record_state` checks them before the first batch.
         """
         names = folder_names(list(self.saved_state.data)) if self.saved_state is not None else []
         number = len(self.references)
@@ -136,9 +140,11 @@ class EmbeddingWriter(Callback):
         if len(saved) == 0:
             return loader
         remainder = without_saved(loader, saved)
-        self.references[number] = load_reference(folder, remainder.compared)
-        each = " on this process" if trainer.world_size > 1 else ""
-        rank_zero_info(f"{folder} holds {len(saved):,} embeddings, {remainder.num_left:,} are left{each}.")
+        self.references[number] = load_reference(folder, remainder.recheck_indices)
+        where = " on this process" if trainer.world_size > 1 else ""
+        rank_zero_info(
+            f"{folder} holds {len(saved):,} embeddings, {remainder.num_left:,} remain to be computed{where}."
+        )
         return remainder.loader
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -152,7 +158,7 @@ class EmbeddingWriter(Callback):
         ]
         assert self.state is not None  # record_state sets it
         trainer.strategy.barrier()  # all processes have checked the folder
-        if trainer.is_global_zero and keeps_files(trainer):
+        if trainer.is_global_zero and writes_files(trainer):
             save_state(self.root, self.state)
         trainer.strategy.barrier()
 
@@ -192,8 +198,8 @@ class EmbeddingWriter(Callback):
         labels = labels_of_pair(batch)
         ids = indices_of_batch(loader_at(trainer.predict_dataloaders, dataloader_idx), batch_idx, len(outputs), labels)
         if ids is None:
-            raise ValueError(f"{REQUIRES_INDICES}, but those of batch {batch_idx} are unknown: {REMEDY}.")
-        part = {"embeddings": as_stored(outputs), "ids": ids}
+            raise ValueError(f"{REQUIRES_INDICES}, but the indices of batch {batch_idx} are unknown: {HINT}.")
+        part = {"embeddings": to_storable(outputs), "ids": ids}
         if labels is not None:
             part["labels"] = labels.cpu()
         folder = self.folders[dataloader_idx]
@@ -210,7 +216,7 @@ class EmbeddingWriter(Callback):
         trainer.strategy.barrier()  # all processes have compared
         for folder in self.folders:
             self.write(trainer, folder)
-        if keeps_files(trainer) and trainer.is_global_zero:
+        if writes_files(trainer) and trainer.is_global_zero:
             print_path("Embeddings, ids and labels", self.root)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -221,6 +227,6 @@ class EmbeddingWriter(Callback):
 
     def write(self, trainer: Trainer, folder: EmbeddingFolder) -> None:
         """Writes the pending embeddings of one dataloader."""
-        if keeps_files(trainer):
+        if writes_files(trainer):
             assert self.state is not None  # on_predict_start has set it
             folder.write(trainer.global_rank, self.state.digest)

@@ -1,7 +1,7 @@
 """Writes the charts of a test: similarity histograms, Recall@k against k, and a 2-D PCA of the embeddings."""
 
 from lightning_recall._lightning import Callback, LightningModule, Trainer
-from lightning_recall.callbacks.output import file_name, keeps_files, output_path, save_picture
+from lightning_recall.callbacks.output import file_name, output_path, save_picture, writes_files
 from lightning_recall.callbacks.retrieval_evaluation import results_of
 from lightning_recall.plots.charts import charts_of
 
@@ -9,11 +9,13 @@ from lightning_recall.plots.charts import charts_of
 class EvaluationCharts(Callback):
     """After a test, writes `similarities.png`, `recall_over_k.png` and `embedding_map.png`.
 
-    The first shows the similarities of queries to images of their class and to others. The overlap of the two
-    histograms shows how much classes are confused. The second has Recall@k for every k. The third plots some classes on
-    their first two principal components. Requires a `RetrievalEvaluation`. With several test sets, one plot per set is
-    written. The plots are also sent to loggers that support images. `lightning_recall.plots` draws the same figures
-    without Lightning.
+    `similarities.png` shows two histograms: the similarities of queries to images of their class, and to images of
+    other classes. Their overlap shows how much classes are confused. `recall_over_k.png` shows Recall@k for every k up
+    to 1,000. `embedding_map.png` shows the embeddings of some classes on their first two principal components; it needs
+    labels.
+
+    Requires a `RetrievalEvaluation`. With several test sets, one plot per set is written. The plots are also sent to
+    loggers that support images. `lightning_recall.plots` draws the same figures without Lightning.
 
     Args:
         seed: seed for sampling queries and classes.
@@ -31,7 +33,7 @@ class EvaluationCharts(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the charts."""
-        if not keeps_files(trainer):
+        if not writes_files(trainer):
             return
         for result in results_of(trainer, self):
             for chart in charts_of(result.search_result, self.seed):

@@ -1,4 +1,4 @@
-"""Collects the embeddings of an evaluation in metrics, one for each dataloader and kind of embeddings."""
+"""Holds one metric for each dataloader and each kind of embeddings (model, baselines)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_recall._lightning import LightningModule, Trainer
 from lightning_recall.batch import IGNORED_LABEL, describe, evaluation_inputs, evaluation_labels
-from lightning_recall.callbacks.index_checks import check_indices_not_needed, check_processes_differ
+from lightning_recall.callbacks.index_checks import check_processes_differ, raise_if_indices_required
 from lightning_recall.callbacks.index_recorder import indices_of_batch
 from lightning_recall.data.attributes import ground_truth_of, roles_of
 from lightning_recall.metrics import RetrievalScores, RevisitedMAP
@@ -53,7 +53,7 @@ class EvaluationMetrics:
             position: index of the dataloader, index of the batch.
             embeddings: (b, D) of each kind.
             labels: (b,).
-            reason: why the indices of the data set are required in any case; "" if they are not.
+            reason: why the caller requires the data set indices, for the error message; "" if it does not.
 
         Raises:
             ValueError: if the indices of the batch are required and unknown.
@@ -65,7 +65,7 @@ class EvaluationMetrics:
         roles, is_known = self.roles[dataloader_idx], self.indices_known[dataloader_idx]
         indices = indices_of_batch(loader, batch_idx, len(labels), labels) if is_known else None  # (b,)
         if indices is None:
-            check_indices_not_needed(trainer, loader, roles, reason)
+            raise_if_indices_required(trainer, loader, roles, reason)
             self.forget_indices(dataloader_idx)
         for kind, values in embeddings.items():
             key = dataloader_idx, kind
@@ -87,13 +87,17 @@ class EvaluationMetrics:
         return RevisitedMAP([GroundTruth(*parts) for parts in ground_truth], self.ks, ignore_index=IGNORED_LABEL)
 
     def search(self, trainer: Trainer, names: Sequence[int | str]) -> Iterator[tuple[int, str, SearchResult]]:
-        """Index of the dataloader, kind and search result of each metric; `names` are those of the dataloaders.
+        """Yields (dataloader index, kind, search result) for each metric.
+
+        Args:
+            trainer: the Trainer that evaluates.
+            names: names of the dataloaders.
 
         Raises:
-            ValueError: if a dataloader gave no batch, or gave all processes the same items.
+            ValueError: if a dataloader yielded no batch, or yielded the same items on all processes.
         """
-        given = {number for number, _ in self.metrics}
-        empty = [str(name) for number, name in enumerate(names) if number not in given]
+        evaluated = {number for number, _ in self.metrics}
+        empty = [str(name) for number, name in enumerate(names) if number not in evaluated]
         if empty:
             raise ValueError(f"Nothing to score: no batch came from dataloader {', '.join(empty)}.")
         for (number, kind), metric in self.metrics.items():
@@ -112,8 +116,8 @@ def update_metric(
     roles: Mapping[str, Tensor],
 ) -> None:
     """Adds embeddings (b, D), labels (b,), indices (b,), if known, and the roles of these items to a metric."""
-    of_batch = {} if indices is None else {name: values[indices] for name, values in roles.items()}
-    metric.update(embeddings, labels.to(embeddings.device), indices, **of_batch)
+    batch_roles = {} if indices is None else {name: values[indices] for name, values in roles.items()}
+    metric.update(embeddings, labels.to(embeddings.device), indices, **batch_roles)
 
 
 def embeddings_of_batch(trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any) -> Tensor:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lightning_recall._lightning import Callback, LightningModule, Trainer
-from lightning_recall.callbacks.output import free_paths, keeps_files, output_path, print_path
+from lightning_recall.callbacks.output import output_path, print_path, unused_paths, writes_files
 from lightning_recall.callbacks.retrieval_evaluation import EvaluationResult, results_of
 from lightning_recall.callbacks.retrieved_images import check_images, pictures_of
 from lightning_recall.checks import check_integer
@@ -35,8 +35,8 @@ class EvaluationReport(Callback):
         seed: seed for the random queries.
 
     Raises:
-        ValueError: for numbers below 1. At test start, if there is no `RetrievalEvaluation` or images cannot be looked
-            up in the data set (`index_recorder`).
+        ValueError: for numbers below 1. At test start, if there is no `RetrievalEvaluation`, the data set indices of
+            the images are unknown (see `index_recorder`), or the data set does not return images.
     """
 
     def __init__(self, num_queries: int = 60, num_neighbors: int = 8, seed: int = 0) -> None:
@@ -53,7 +53,7 @@ class EvaluationReport(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the page."""
-        if not keeps_files(trainer):
+        if not writes_files(trainer):
             return
         path = output_path(trainer, "report.html")  # must be called on all processes
         results = results_of(trainer, self)
@@ -61,7 +61,7 @@ class EvaluationReport(Callback):
             details = [f"Model: {type(pl_module).__name__}"]
             if trainer.ckpt_path:
                 details.append(f"Checkpoint: {trainer.ckpt_path}")
-            (path,) = free_paths(path)
+            (path,) = unused_paths(path)
             path.write_text(self.page(results, details), encoding="utf-8")
             print_path("HTML report", path)
 

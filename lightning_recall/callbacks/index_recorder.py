@@ -1,4 +1,4 @@
-"""Records from the sampler which indices of its data set each batch holds."""
+"""Records the data set indices of each batch by wrapping the sampler."""
 
 from collections.abc import Iterator
 from copy import copy
@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_recall._lightning import Trainer, add_dataloader_hook, remove_dataloader_hook
-from lightning_recall.callbacks.collate_order import IN_ORDER, CheckedCollate
+from lightning_recall.callbacks.collate_order import ORDER_PRESERVING_COLLATES, CheckedCollate
 from lightning_recall.data.attributes import labels_of
 
-REMEDY = (
+HINT = (
     "use a map-style data set and a torch DataLoader with in_order=True whose collate_fn keeps all items, keeps their "
     "order and is deterministic"
 )
@@ -25,25 +25,25 @@ class IndexRecorder:
         seen_batch_indices: what the current pass has yielded; named as in Lightning's own wrapper for `predict`.
     """
 
-    def __init__(self, recorded: Any) -> None:
-        self.recorded = recorded
+    def __init__(self, wrapped_sampler: Any) -> None:
+        self.wrapped_sampler = wrapped_sampler
         self.seen_batch_indices: list[Any] = []
 
     def __iter__(self) -> Iterator[Any]:
         """Yields from the sampler; each pass resets the record."""
         self.seen_batch_indices = seen = []
-        for indices in self.recorded:
+        for indices in self.wrapped_sampler:
             seen.append(indices)
             yield indices
 
     def __len__(self) -> int:
-        return len(self.recorded)
+        return len(self.wrapped_sampler)
 
     def __getattr__(self, name: str) -> Any:
         """Forwards other attributes to the wrapped sampler: `batch_size`, `set_epoch`, ..."""
-        if name == "recorded":  # not set yet during copy
+        if name == "wrapped_sampler":  # not set yet during copy
             raise AttributeError(name)
-        return getattr(self.recorded, name)
+        return getattr(self.wrapped_sampler, name)
 
 
 def record_indices(trainer: Trainer) -> None:
@@ -69,13 +69,13 @@ def recording_copy(loader: Any) -> Any:
     changes: dict[str, Any] = {"dataset_labels": labels_of(loader.dataset)}
     if recorder_of(loader) is None:
         changes[name] = IndexRecorder(getattr(loader, name))
-    if loader.collate_fn not in IN_ORDER:
+    if loader.collate_fn not in ORDER_PRESERVING_COLLATES:
         changes["collate_fn"] = CheckedCollate(loader.collate_fn)
     return changed_copy(loader, **changes)
 
 
 def changed_copy(loader: Any, **attributes: Any) -> Any:
-    """A copy of a dataloader with other attributes, also those that `DataLoader.__setattr__` does not let us change."""
+    """A copy of a dataloader with changed attributes, including those that `DataLoader.__setattr__` protects."""
     loader = copy(loader)
     vars(loader).update(attributes)
     return loader
@@ -87,8 +87,10 @@ def has_known_order(loader: Any) -> bool:
         isinstance(loader, DataLoader)
         and type(loader).__iter__ is DataLoader.__iter__
         and not isinstance(loader.dataset, IterableDataset)
-        and (loader.batch_sampler is not None or loader.collate_fn in IN_ORDER)  # otherwise it may get whole batches
-        and (loader.num_workers == 0 or getattr(loader, "in_order", True))  # from torch 2.6; older ones keep the order
+        # with batch_size=None, a custom collate_fn may receive whole batches
+        and (loader.batch_sampler is not None or loader.collate_fn in ORDER_PRESERVING_COLLATES)
+        # in_order exists since torch 2.6; older versions always keep the order
+        and (loader.num_workers == 0 or getattr(loader, "in_order", True))
     )
 
 
@@ -108,11 +110,13 @@ def recorder_of(loader: Any) -> Any:
 def indices_of_batch(loader: Any, batch_idx: int, size: int, labels: Tensor | None = None) -> Tensor | None:
     """Indices (b,) in the data set of a batch of `size` items; None if they are unknown.
 
-    They are unknown for iterable data sets, and for dataloaders that return batches out of order or override
-    `__iter__`. They are unknown if the size of the batch is not the number of indices drawn: `collate_fn` drops items,
-    or the items of the data set are batches themselves. And they are unknown if the items of the batch are in another
-    order than the indices: `collate_fn` reorders them (`CheckedCollate` finds out), or a hook does, which shows if the
-    labels (b,) are a permutation of those of the indices.
+    They are unknown in these cases:
+
+    - The data set is iterable, or the dataloader returns batches out of order or overrides `__iter__`.
+    - The batch does not have as many items as the sampler yielded indices: `collate_fn` drops items, or the items of
+      the data set are batches themselves.
+    - `collate_fn` or a hook reorders the items. `CheckedCollate` detects the former; comparing the labels (b,) with
+      those of the data set detects the latter.
     """
     recorder = recorder_of(loader)
     if recorder is None or batch_idx >= len(recorder.seen_batch_indices):
@@ -125,10 +129,10 @@ def indices_of_batch(loader: Any, batch_idx: int, size: int, labels: Tensor | No
     return None if is_reordered(getattr(loader, "dataset_labels", None), indices, labels) else indices
 
 
-def as_indices(drawn: Any) -> Tensor | None:
-    """What a sampler yields for a batch, as indices (b,) int64; None for keys that are not integers."""
+def as_indices(entry: Any) -> Tensor | None:
+    """Converts what a sampler yields to indices (b,) int64; None if it does not yield integers."""
     try:
-        indices = torch.as_tensor(drawn)
+        indices = torch.as_tensor(entry)
     except (TypeError, ValueError, RuntimeError):
         return None
     is_integer = not (indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool)
@@ -136,9 +140,9 @@ def as_indices(drawn: Any) -> Tensor | None:
 
 
 def is_reordered(dataset_labels: Tensor | None, indices: Tensor, labels: Tensor | None) -> bool:
-    """Whether labels (b,) are a permutation, and not equal, to those of the indices (b,).
+    """Whether labels (b,) are a non-identical permutation of the data set's labels at the indices (b,).
 
-    Other labels, because the data set maps them or an image is unreadable, do not show that items are reordered.
+    Labels can also differ because the data set maps them or an image is unreadable; this does not count as reordering.
     """
     if dataset_labels is None or labels is None or labels.shape != indices.shape:
         return False

@@ -12,7 +12,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 from lightning_recall._lightning import Callback, LightningModule, MultiProcessingLauncher, Trainer, rank_zero_info
 from lightning_recall.callbacks.output import output_path
 
-INTERRUPTED = 130  # exit code of an interrupted process that a launcher started: 128 + SIGINT
+EXIT_CODE_INTERRUPTED = 130  # exit code of an interrupted process that a launcher started: 128 + SIGINT
 DEBOUNCE_SECONDS = 1.0  # a launched process gets each Ctrl-C twice, from the terminal and from the launcher
 
 
@@ -24,7 +24,7 @@ class InterruptCheckpoint(Callback):
     batch, and the exit code is 1. Outside the main thread, where Python does not handle signals, the callback does
     nothing.
 
-    With a strategy that launches processes from this one (`ddp_fork`, `ddp_spawn`, `ddp_notebook`), validation, test
+    With strategies that start their processes from Python (`ddp_fork`, `ddp_spawn`, `ddp_notebook`), validation, test
     and prediction also end if one process receives SIGINT; without this callback Lightning hangs.
 
     `lightning-recall` adds it to every run.
@@ -33,33 +33,33 @@ class InterruptCheckpoint(Callback):
     def __init__(self) -> None:
         self.stop_requested = False
         self.requested_at = 0.0
-        self.process = 0
-        self.previous: Any = None
+        self.process_id = 0
+        self.previous_handler: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Makes launched processes exit with a code on SIGINT, since the launcher ignores their KeyboardInterrupt."""
+        """Makes launched processes exit with code 130 on SIGINT; the launcher ignores a KeyboardInterrupt."""
         if launches_processes(trainer) and in_main_thread():
-            signal.signal(signal.SIGINT, exit_interrupted)
+            signal.signal(signal.SIGINT, exit_on_sigint)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Installs the SIGINT handler."""
         self.stop_requested = False
-        self.process = os.getpid()
+        self.process_id = os.getpid()
         if in_main_thread():
-            self.previous = signal.signal(signal.SIGINT, self.request_stop)
+            self.previous_handler = signal.signal(signal.SIGINT, self.request_stop)
 
     def request_stop(self, *_: Any) -> None:
         """Handles SIGINT during training."""
-        if os.getpid() != self.process:
+        if os.getpid() != self.process_id:
             return  # a worker of a dataloader, which has inherited the handler
         if (
             self.stop_requested
-            and self.previous is exit_interrupted
+            and self.previous_handler is exit_on_sigint
             and time.monotonic() < self.requested_at + DEBOUNCE_SECONDS
         ):
             return
         if self.stop_requested:
-            raise SystemExit(INTERRUPTED) if self.previous is exit_interrupted else KeyboardInterrupt
+            raise SystemExit(EXIT_CODE_INTERRUPTED) if self.previous_handler is exit_on_sigint else KeyboardInterrupt
         self.stop_requested, self.requested_at = True, time.monotonic()
         rank_zero_info(
             "Stopping after this batch and saving a checkpoint. Press Ctrl-C again to stop now without saving."
@@ -78,13 +78,13 @@ class InterruptCheckpoint(Callback):
             console.print(
                 f"Saved after step {trainer.global_step:,}. To resume, add to the same command: --ckpt_path {path}"
             )
-        raise SystemExit(INTERRUPTED) if launches_processes(trainer) else KeyboardInterrupt
+        raise SystemExit(EXIT_CODE_INTERRUPTED) if launches_processes(trainer) else KeyboardInterrupt
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restores the previous SIGINT handler."""
-        if self.previous is not None:
-            signal.signal(signal.SIGINT, self.previous)
-            self.previous = None
+        if self.previous_handler is not None:
+            signal.signal(signal.SIGINT, self.previous_handler)
+            self.previous_handler = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Restores the handler; a launcher forwards SIGINT to its processes and waits for them."""
@@ -98,7 +98,7 @@ class InterruptCheckpoint(Callback):
             for process in launcher.procs:
                 process.join()
             signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning would leave it ignored
-        elif isinstance(exception, ProcessExitedException) and exception.exit_code == INTERRUPTED:
+        elif isinstance(exception, ProcessExitedException) and exception.exit_code == EXIT_CODE_INTERRUPTED:
             raise SystemExit(1) from exception
 
 
@@ -112,6 +112,6 @@ def in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def exit_interrupted(*_: Any) -> None:
+def exit_on_sigint(*_: Any) -> None:
     """Exits with the code that the launcher checks."""
-    raise SystemExit(INTERRUPTED)
+    raise SystemExit(EXIT_CODE_INTERRUPTED)

@@ -17,9 +17,11 @@ RUN_FOLDER_ATTRIBUTE = "_lightning_recall_folder"  # stored on the Trainer, so t
 def run_folder(trainer: Trainer) -> Path:
     """The folder of a run, the same on all processes. Must be called on all processes.
 
-    It is the `log_dir` of a CSV or TensorBoard logger, `save_dir/name/version` of any other logger, as for Lightning's
-    checkpoints, and without a logger a new `runs/version_N` in the Trainer's `default_root_dir`. It is chosen once per
-    Trainer.
+    - With a CSV or TensorBoard logger, its `log_dir`.
+    - With any other logger, its `save_dir/name/version`, as for Lightning's checkpoints.
+    - Without a logger, a new `runs/version_N` in the Trainer's `default_root_dir`.
+
+    It is chosen once per Trainer.
     """
     folder = vars(trainer).get(RUN_FOLDER_ATTRIBUTE)
     if folder is None:
@@ -59,7 +61,7 @@ def new_folder(parent: Path) -> Path:
     raise AssertionError  # count never ends
 
 
-def keeps_files(trainer: Trainer) -> bool:
+def writes_files(trainer: Trainer) -> bool:
     """Whether a run writes files; False with `fast_dev_run`."""
     return not is_trial_run(trainer)
 
@@ -71,12 +73,12 @@ def output_path(trainer: Trainer, name: str) -> Path:
     return folder / name
 
 
-def free_paths(*paths: Path) -> list[Path]:
-    """The paths, or, if one of them exists, all of them with the first unused number: report-1.html."""
+def unused_paths(*paths: Path) -> list[Path]:
+    """Returns the paths unchanged if none exists; otherwise adds the first unused number to all: report-1.html."""
     for number in count():
-        free = [path.with_name(f"{path.stem}-{number}{path.suffix}") if number else path for path in paths]
-        if not any(path.exists() or path.is_symlink() for path in free):
-            return free
+        numbered = [path.with_name(f"{path.stem}-{number}{path.suffix}") if number else path for path in paths]
+        if not any(path.exists() or path.is_symlink() for path in numbered):
+            return numbered
     raise AssertionError  # count never ends
 
 
@@ -85,17 +87,17 @@ def file_name(*parts: str) -> str:
     return re.sub(r'[/\\:*?"<>|\x00-\x1f]', "_", "_".join(filter(None, parts)))
 
 
-def print_path(what: str, path: Path) -> None:
-    """Prints one line: what was written, and its path."""
-    Console(soft_wrap=True, highlight=False).print(f"{what}: {path}", markup=False)
+def print_path(description: str, path: Path) -> None:
+    """Prints one line: a description of what was written, and its path."""
+    Console(soft_wrap=True, highlight=False).print(f"{description}: {path}", markup=False)
 
 
-def save_picture(trainer: Trainer, figure: Figure, path: Path, what: str) -> None:
+def save_picture(trainer: Trainer, figure: Figure, path: Path, description: str) -> None:
     """Saves a figure under an unused name, prints its path, and logs it to loggers that support images."""
     key = path.stem
-    (path,) = free_paths(path)
+    (path,) = unused_paths(path)
     figure.savefig(path, dpi=110)
-    print_path(what, path)
+    print_path(description, path)
     for logger in trainer.loggers:
         experiment: Any = getattr(logger, "experiment", None)
         if hasattr(logger, "log_image"):

@@ -15,7 +15,7 @@ from lightning_recall.callbacks.dataloaders import check_loaders, loader_at, nam
 from lightning_recall.callbacks.evaluation_metrics import EvaluationMetrics, embeddings_of_batch
 from lightning_recall.callbacks.index_checks import check_recorded
 from lightning_recall.callbacks.index_recorder import record_indices, stop_recording
-from lightning_recall.callbacks.output import file_name, keeps_files, output_path, print_path
+from lightning_recall.callbacks.output import file_name, output_path, print_path, writes_files
 from lightning_recall.callbacks.tables import write_tables
 from lightning_recall.data.attributes import ground_truth_of
 from lightning_recall.metrics import RetrievalScores
@@ -45,31 +45,33 @@ class RetrievalEvaluation(Callback):
 
     ModelCheckpoint and EarlyStopping can monitor the logged keys. With several dataloaders each has its own keys:
     `val/0/recall@1`, `val/1/recall@1`, ..., or `test/small/recall@1` if they are a dict with names. With several
-    processes each searches for part of the queries; items that the distributed sampler repeats are counted once.
+    processes, each process searches the neighbours of its part of the queries; items that the distributed sampler
+    repeats are counted once.
 
     A data set may define bool arrays `is_query` and `is_gallery` (N,): which images are queries, and which are in the
-    gallery. It may also define integers `groups` (N,), such as cameras: a query ignores images of its class in its own
-    group. A data set with a `ground_truth` of easy, hard and junk images, such as revisited Oxford and Paris, is scored
-    by `RevisitedMAP`. A `Subset` or `ConcatDataset` keeps these attributes of its parts. A dataloader may shuffle: the
-    indices are recorded from its sampler. Other iterables of batches, and dataloaders whose `collate_fn` sorts, are
-    scored without these attributes and without tables. Images with the label -100, such as unreadable files, are
-    ignored.
+    gallery. It may also define integers `groups` (N,), such as cameras: gallery images with the class and group of the
+    query are ignored. These attributes are also read through `Subset` and `ConcatDataset`. A data set with a
+    `ground_truth` of easy, hard and junk images, such as revisited Oxford and Paris, is scored by `RevisitedMAP`.
 
-    `trainer.validate` and `trainer.test` end with a table. If the Trainer's progress bar is enabled, searches that take
-    more than two seconds show one.
+    A dataloader may shuffle: the indices are recorded from its sampler. For other iterables of batches, and for a
+    `collate_fn` that reorders items, these attributes and the tables are not available. Images with the label -100,
+    such as unreadable files, are ignored.
+
+    `trainer.validate` and `trainer.test` print a table. If the Trainer's progress bar is enabled, searches that take
+    more than two seconds show a progress bar.
 
     Args:
         ks: cut-off ranks k, at least 1.
         scores: which scores of `RetrievalScores` are logged; ModelCheckpoint may monitor `val/map@r`, for example.
-        baselines: whether the test also scores, in the same pass, the raw pixels and the weights that the module had
-            when this callback first saw it, before training or before a checkpoint was loaded. They are logged as
-            `test/pixels/recall@k` and `test/untrained/recall@k`.
+        baselines: whether the test also scores raw pixels and the untrained network (the weights at the first `setup`,
+            before training or loading a checkpoint) as baselines. They are logged as `test/pixels/recall@k` and
+            `test/untrained/recall@k`.
         tables: whether `trainer.validate` and `trainer.test` write the scores of each query and of each class to
             `test_queries.csv` and `test_classes.csv`.
 
     Raises:
         ValueError: for invalid `ks` or `scores`. During evaluation: if embeddings or labels have the wrong shape, a
-            dataloader gives no batch, each class has a single image, or the indices of a data set are required and
+            dataloader yields no batch, no class has more than one image, or the indices of a data set are required but
             unknown.
     """
 
@@ -85,7 +87,7 @@ class RetrievalEvaluation(Callback):
         self.baselines = Baselines() if baselines else None
         self.tables = tables
         self.metrics = EvaluationMetrics(self.scores, self.ks)
-        self.results: list[EvaluationResult] = []  # of the last validate or test
+        self.results: list[EvaluationResult] = []  # results of the last validate or test
         self.start_time = 0.0
 
     def logged_keys(self, trainer: Trainer) -> list[str] | None:
@@ -175,10 +177,10 @@ class RetrievalEvaluation(Callback):
     def requires_indices(self, trainer: Trainer) -> str:
         """The reason why the evaluation requires indices; "" if it does not."""
         writes_tables = self.tables and trainer.state.fn != "fit"
-        return "tables=True lists the items of the data set by index" if writes_tables else ""
+        return "tables=True writes the data set index of each query" if writes_tables else ""
 
     def log_scores(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
-        """Computes and logs all scores of a split; outside fit, also prints and keeps them."""
+        """Computes and logs all scores of a split; outside fit, also prints them and stores the results."""
         loaders = named_loaders(loaders_of(trainer))
         names = list(loaders)
         embedding_seconds, search_start = time.perf_counter() - self.start_time, time.perf_counter()
@@ -198,7 +200,7 @@ class RetrievalEvaluation(Callback):
             search_seconds = time.perf_counter() - search_start
             caption = f"embedded in {embedding_seconds:.1f} s, searched in {search_seconds:.1f} s"
             print_scores(scores_by_title, split, caption)
-            if self.tables and keeps_files(trainer):
+            if self.tables and writes_files(trainer):
                 self.write_score_tables(trainer, split)
 
     def write_score_tables(self, trainer: Trainer, split: str) -> None:

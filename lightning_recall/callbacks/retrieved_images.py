@@ -13,8 +13,8 @@ from lightning_recall._lightning import Callback, LightningModule, Trainer
 from lightning_recall.batch import describe
 from lightning_recall.callbacks.dataloaders import named_loaders
 from lightning_recall.callbacks.index_checks import check_recorded
-from lightning_recall.callbacks.index_recorder import REMEDY
-from lightning_recall.callbacks.output import file_name, keeps_files, output_path, save_picture
+from lightning_recall.callbacks.index_recorder import HINT
+from lightning_recall.callbacks.output import file_name, output_path, save_picture, writes_files
 from lightning_recall.callbacks.retrieval_evaluation import EvaluationResult, results_of
 from lightning_recall.checks import check_integer
 from lightning_recall.plots.retrieved_images import Choice, draw_queries, load_pictures, retrieve
@@ -35,8 +35,8 @@ class RetrievedImages(Callback):
         seed: seed for sampling queries.
 
     Raises:
-        ValueError: for numbers below 1 or unknown choices. At test start, if there is no `RetrievalEvaluation` or
-            images cannot be looked up in the data set (`index_recorder`).
+        ValueError: for numbers below 1 or unknown choices. At test start, if there is no `RetrievalEvaluation`, the
+            data set indices of the images are unknown (see `index_recorder`), or the data set does not return images.
     """
 
     def __init__(
@@ -62,15 +62,14 @@ class RetrievedImages(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the pictures."""
-        if not keeps_files(trainer):
+        if not writes_files(trainer):
             return
         for result in results_of(trainer, self):
             for choice in self.choices:
                 name = file_name("retrieved_images", "" if choice == "random" else choice, result.name)
                 path = output_path(trainer, f"{name}.png")  # must be called on all processes
                 if trainer.is_global_zero:
-                    what = f"What the model retrieves, {choice} queries"
-                    save_picture(trainer, self.draw(result, choice), path, what)
+                    save_picture(trainer, self.draw(result, choice), path, f"Retrieved images, {choice} queries")
 
     def draw(self, result: EvaluationResult, choice: Choice) -> Figure:
         """Draws one figure."""
@@ -79,8 +78,8 @@ class RetrievedImages(Callback):
 
 
 def check_images(trainer: Trainer, callback: Callback) -> None:
-    """Raises ValueError if the images of the test cannot be looked up in the data set."""
-    check_recorded(trainer.test_dataloaders, f"{type(callback).__name__} looks its images up in the data set")
+    """Raises ValueError if the images of the test cannot be loaded by data set index."""
+    check_recorded(trainer.test_dataloaders, f"{type(callback).__name__} loads images by data set index")
     for loader in named_loaders(trainer.test_dataloaders).values():
         if len(loader.dataset):
             image_of(loader.dataset, 0)
@@ -89,7 +88,7 @@ def check_images(trainer: Trainer, callback: Callback) -> None:
 def pictures_of(result: EvaluationResult, items: Iterable[int]) -> dict[int, NDArray[np.float64]]:
     """Loads the images of some items of a search from the data set."""
     if result.search_result.indices is None:
-        raise ValueError(f"Cannot draw images: the data set indices of the batches are unknown: {REMEDY}.")
+        raise ValueError(f"Cannot draw images: the data set indices of the batches are unknown: {HINT}.")
     return load_pictures(result.search_result, partial(image_of, result.dataset), items)
 
 
@@ -97,12 +96,13 @@ def image_of(dataset: Any, index: int) -> Tensor:
     """Image (C, H, W) of an item (image, label).
 
     Raises:
-        ValueError: if the item begins with something else.
+        ValueError: if the first element of the item is not an image.
     """
     item = dataset[index]
     image = item[0] if isinstance(item, Sequence) and len(item) else item
     if not (isinstance(image, Tensor) and image.ndim == 3):
         raise ValueError(
-            f"Pictures need items (image (C, H, W), label); item {index} of the data set begins with {describe(image)}."
+            f"The data set must return (image (C, H, W), label); the first element of item {index} is "
+            f"{describe(image)}."
         )
     return image

@@ -10,15 +10,15 @@ from rich.table import Table
 from lightning_recall import _lightning
 from lightning_recall._lightning import Callback, LightningModule, ModelCheckpoint, Trainer, rank_zero_only
 from lightning_recall.batch import chunks_of_batch
-from lightning_recall.callbacks.output import keeps_files
+from lightning_recall.callbacks.output import writes_files
 
 
 class RunSummary(Callback):
     """Prints a table before the first step and one after training, and logs images per second.
 
     The first table lists network, number of steps, device, Lightning package and batch. A module may define
-    `training_summary(batch)`, a dict of more rows, as `RetrievalModule` does for loss, chunks and memory; a row with
-    the name of one of ours replaces it. It is called on all processes with the first batch. The last table lists the
+    `training_summary(batch)`, a dict of more rows, as `RetrievalModule` does for loss, chunks and memory; rows with the
+    same name replace the default rows. It is called on all processes with the first batch. The last table lists the
     scores of the last validation and the best score of each ModelCheckpoint. `images/s`, summed over processes and
     including data loading, is logged and shown in the progress bar. A batch is a pair (inputs, labels) or a list of
     such chunks; other batch types are not counted.
@@ -65,7 +65,7 @@ class RunSummary(Callback):
         for checkpoint in trainer.checkpoint_callbacks:
             if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_score is not None:
                 rows[f"best {checkpoint.monitor}"] = f"{float(checkpoint.best_model_score):.4f}"
-        if rows and keeps_files(trainer):
+        if rows and writes_files(trainer):
             print_rows("Last validation", rows)
 
 

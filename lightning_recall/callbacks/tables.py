@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_recall.callbacks.output import free_paths
+from lightning_recall.callbacks.output import unused_paths
 from lightning_recall.data.attributes import attribute_of
 from lightning_recall.search.result import SearchResult
 
@@ -33,7 +33,7 @@ def write_tables(result: SearchResult, dataset: Any, prefix: Path) -> Path:
         columns["label"] = labels = result.labels.cpu()[queries].numpy()
     columns |= {"first_rank": result.first_ranks.cpu().numpy(), **scores}
     tables = ("queries", "classes")
-    path, path_of_classes = free_paths(*(prefix.with_name(f"{prefix.name}_{table}.csv") for table in tables))
+    path, path_of_classes = unused_paths(*(prefix.with_name(f"{prefix.name}_{table}.csv") for table in tables))
     _write(path, columns)
     if result.labels is not None:
         classes, class_index, counts = np.unique(labels, return_inverse=True, return_counts=True)

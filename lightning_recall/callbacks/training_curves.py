@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_recall._lightning import Callback, LightningModule, Trainer
-from lightning_recall.callbacks.output import free_paths, keeps_files, output_path, print_path
+from lightning_recall.callbacks.output import output_path, print_path, unused_paths, writes_files
 from lightning_recall.plots.training_curves import draw_training_curves
 
 
@@ -15,26 +15,26 @@ class TrainingCurves(Callback):
     Checkpoints hold the curves, so that a resumed training draws all of them.
 
     Args:
-        loss: key of the logged training loss.
-        scores: prefix of the validation metric keys.
+        loss_key: key of the logged training loss.
+        score_prefix: prefix of the keys of the validation scores.
     """
 
-    def __init__(self, loss: str = "train/loss", scores: str = "val/recall@") -> None:
-        self.loss = loss
-        self.scores = scores
+    def __init__(self, loss_key: str = "train/loss", score_prefix: str = "val/recall@") -> None:
+        self.loss_key = loss_key
+        self.score_prefix = score_prefix
         self.points: dict[str, list[tuple[int, Tensor | float]]] = {}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Records the loss."""
-        self._record(trainer, self.loss)
+        self._record(trainer, self.loss_key)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Records the validation scores."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             for key in trainer.callback_metrics:
-                if key.startswith(self.scores):
+                if key.startswith(self.score_prefix):
                     self._record(trainer, key)
 
     def _record(self, trainer: Trainer, key: str) -> None:
@@ -57,12 +57,12 @@ class TrainingCurves(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the plot."""
-        if not keeps_files(trainer):
+        if not writes_files(trainer):
             return
         path = output_path(trainer, "training_curves.png")  # must be called on all processes
         curves = self.curves()
         if not trainer.is_global_zero or not curves:
             return
-        (path,) = free_paths(path)
-        draw_training_curves(curves, self.loss).savefig(path, dpi=110)
-        print_path("Loss and Recall@k over the training", path)
+        (path,) = unused_paths(path)
+        draw_training_curves(curves, self.loss_key).savefig(path, dpi=110)
+        print_path("Training curves", path)

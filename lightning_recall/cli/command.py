@@ -25,7 +25,7 @@ from lightning_recall._lightning import (
     last_checkpoints,
     rank_zero_info,
 )
-from lightning_recall.callbacks.output import keeps_files, print_path, run_folder
+from lightning_recall.callbacks.output import print_path, run_folder, writes_files
 from lightning_recall.cli.checkpoints import check_checkpoint, is_local, load_weights, mismatch_message
 from lightning_recall.cli.declarations import declarations, default_callbacks, expand_model_files, import_classes
 from lightning_recall.cli.errors import USER_ERRORS, explain
@@ -132,7 +132,7 @@ class RecallCLI(CLIHooks, LightningCLI):
                 f"Cannot write to {folder}: {nearest_existing_parent} is not a writable folder. Choose another with "
                 "--trainer.default_root_dir or the logger's save_dir."
             )
-        keeps = keeps_files(self.trainer)
+        keeps = writes_files(self.trainer)
         if keeps and self.trainer.is_global_zero:
             self.refuse_used_loggers()
         run = run_folder(self.trainer) if keeps else Path()  # chosen before a launcher starts processes
@@ -158,13 +158,13 @@ class RecallCLI(CLIHooks, LightningCLI):
         """Prints where the checkpoint and the other results are."""
         checkpoints = self.trainer.checkpoint_callback
         best = getattr(checkpoints, "best_model_path", "") or getattr(checkpoints, "last_model_path", "")
-        if best and self.trainer.is_global_zero and keeps_files(self.trainer):
+        if best and self.trainer.is_global_zero and writes_files(self.trainer):
             print_path("Checkpoint", Path(best))
         self.after_test()
 
     def after_test(self) -> None:
         """Prints where the results are."""
-        if keeps_files(self.trainer):
+        if writes_files(self.trainer):
             folder = run_folder(self.trainer)  # collective call: must run on every process
             if self.trainer.is_global_zero:
                 print_path("Metrics and settings", folder)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lightning_recall._lightning import INSTANTIATOR, LightningModule, SaveConfigCallback, Trainer
-from lightning_recall.callbacks.output import free_paths, output_path, print_path
+from lightning_recall.callbacks.output import output_path, print_path, unused_paths
 from lightning_recall.cli.declarations import declarations
 
 
@@ -24,7 +24,7 @@ class SaveSettings(SaveConfigCallback):
         self.already_saved = True
         path = output_path(trainer, self.config_filename)  # collective call: must run on every process
         if trainer.is_global_zero:
-            (free,) = free_paths(path)
+            (free,) = unused_paths(path)
             self.parser.save(self.config, free, skip_unset=False, multifile=self.multifile)
             if free != path:
                 print_path("Settings, beside those of another run", free)

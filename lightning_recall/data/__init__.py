@@ -1,4 +1,4 @@
-"""Images as data sets: files, transforms, batches in chunks, and checks of what users pass."""
+"""Image data sets, transforms, and the loader of chunked batches."""
 
 from lightning_recall.data.attributes import RetrievalDataset
 from lightning_recall.data.chunk_loader import ChunkLoader

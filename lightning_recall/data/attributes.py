@@ -1,4 +1,4 @@
-"""What a data set may say about its items, and how to read it, also through `Subset` and `ConcatDataset`."""
+"""Reads optional attributes of data sets, also through `Subset` and `ConcatDataset`."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
-MAX_WRAPPED = 1_000  # entries of a list that are checked for data sets; a list of all files may have millions
+MAX_WRAPPED = 1_000  # maximum number of list entries that are searched for data sets
 EVALUATION_ATTRIBUTES = ("is_query", "is_gallery", "groups")
 """attributes with an entry for each item that evaluation reads"""
 
@@ -19,14 +19,14 @@ EVALUATION_ATTRIBUTES = ("is_query", "is_gallery", "groups")
 class RetrievalDataset(Protocol):
     """A map-style data set of N items (image, label) whose labels are known without loading an image.
 
-    `ImageFiles` and `ImagesInMemory` are such data sets. Data modules need what this class declares. The following
-    attributes are optional: a data set may lack them, or set them to None.
+    `ImageFiles` and `ImagesInMemory` are such data sets. Data modules require the members declared here. The following
+    attributes are optional (missing or None):
 
     - `super_labels`, (N,) integers: super-class of each item. The data module passes it to the sampler, which reads it
       if `super_classes` is set.
     - `is_query`, (N,) bool: whether an item is a query in evaluation. None: all are. `RetrievalEvaluation` reads it.
     - `is_gallery`, (N,) bool: whether an item can be retrieved. None: all can. `RetrievalEvaluation` reads it.
-    - `groups`, (N,) integers, such as cameras: items with both the label and the group of the query are ignored.
+    - `groups`, (N,) integers, such as cameras: gallery items with the same label and group as the query are ignored.
       `RetrievalEvaluation` reads it.
     - `ground_truth`, one tuple (easy, hard, junk) of lists of gallery indices for each query, as in revisited Oxford:
       `RetrievalEvaluation` then computes mAP, and ignores the labels.
@@ -78,13 +78,14 @@ def ground_truth_of(dataset: Any) -> Any:
     """The `ground_truth` of a data set; None if it has none.
 
     Raises:
-        ValueError: if a wrapped data set has one: its indices are not valid for the wrapper.
+        ValueError: if a data set inside a `Subset` or `ConcatDataset` has one, since its indices do not apply to the
+            wrapper.
     """
     truth = getattr(dataset, "ground_truth", None)
     if truth is None and any(getattr(leaf, "ground_truth", None) is not None for leaf in leaves(dataset)):
         raise ValueError(
-            f"The ground truth of a data set holds indices, which are not valid for a {type(dataset).__name__}: "
-            "evaluate the whole data set by itself."
+            f"The ground truth of a data set holds indices, which do not apply to a {type(dataset).__name__}: "
+            "evaluate the data set without the wrapper."
         )
     return truth
 
@@ -125,22 +126,23 @@ def last_tensor_of(dataset: Any) -> Any:
 
 
 def check_wrapped(dataset: Any) -> None:
-    """Rejects other wrappers of a data set with roles or a ground truth, since their item order is unknown.
+    """Raises an error if a wrapper hides roles or a ground truth of the data set that it wraps.
 
-    Wrappers that define the attribute themselves, even as None, are accepted.
+    `Subset` and `ConcatDataset` hide nothing; the item order of other wrappers is unknown. Wrappers that define the
+    attribute themselves, even as None, are accepted.
 
     Raises:
         ValueError: for such a wrapper.
     """
     names = (*EVALUATION_ATTRIBUTES, "ground_truth")
     for leaf in leaves(dataset):
-        found = hidden_attribute(leaf, names, set())
-        if found:
-            holder, name = found
+        hidden = hidden_attribute(leaf, names, set())
+        if hidden:
+            attribute, name = hidden
             kind = type(leaf).__name__
             raise ValueError(
-                f"{kind} has no {name}, but the data set in its attribute {holder} has it: give {kind} an attribute "
-                f"{name} with an entry for each of its own items, or set {name} = None to ignore it."
+                f"{kind} does not define {name}, but its attribute {attribute} does. Define {name} on {kind}, for its "
+                f"own items, or set {name} = None to ignore it."
             )
 
 
@@ -149,8 +151,8 @@ def hidden_attribute(leaf: Any, names: tuple[str, ...], seen: set[int]) -> tuple
 
     Args:
         leaf: a data set that may wrap others.
-        names: of attributes.
-        seen: ids of the data sets that are checked already.
+        names: attribute names.
+        seen: ids of the data sets that have been checked.
 
     Returns:
         The attribute in which the wrapper holds the data set, and the name; None if there is none.
@@ -159,18 +161,18 @@ def hidden_attribute(leaf: Any, names: tuple[str, ...], seen: set[int]) -> tuple
     if id(leaf) in seen:
         return None
     seen.add(id(leaf))
-    for holder, inner in wrapped_datasets(leaf):
-        name = next((name for name in names if getattr(inner, name, None) is not None), None)
+    for attribute, wrapped in wrapped_datasets(leaf):
+        name = next((name for name in names if getattr(wrapped, name, None) is not None), None)
         if name:
-            return holder, name
-        deeper = hidden_attribute(inner, names, seen)
-        if deeper:
-            return f"{holder}.{deeper[0]}", deeper[1]
+            return attribute, name
+        nested = hidden_attribute(wrapped, names, seen)
+        if nested:
+            return f"{attribute}.{nested[0]}", nested[1]
     return None
 
 
 def wrapped_datasets(dataset: Any) -> Iterator[tuple[str, Any]]:
-    """The innermost data sets in the attributes of another one, also in lists and dicts, with the attributes' names."""
+    """Yields (attribute name, data set) for data sets in attributes of `dataset`, directly or in a list or dict."""
     for name, value in getattr(dataset, "__dict__", {}).items():
         values = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
         for part in islice(values, MAX_WRAPPED):

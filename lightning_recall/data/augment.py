@@ -1,4 +1,4 @@
-"""Batched augmentation of tensors with another transform for each image, for images too small to need workers."""
+"""Random affine augmentation of a batch, with a different transform for each image."""
 
 import math
 

@@ -14,10 +14,10 @@ from lightning_recall.random_state import random_state_restored
 
 
 class ResumableBatchSampler(Protocol):
-    """What `ChunkLoader` needs of a batch sampler, such as `ClassBalancedBatchSampler`.
+    """The interface that `ChunkLoader` requires of a batch sampler, such as `ClassBalancedBatchSampler`.
 
     Attributes:
-        seed: of the batches and of the augmentation.
+        seed: seed of the batches and the augmentation.
         epoch: number of the next epoch.
     """
 
@@ -29,10 +29,10 @@ class ResumableBatchSampler(Protocol):
         """The slice of each global batch that this process yields."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Makes the next iteration epoch `epoch`."""
+        """Sets the epoch of the next iteration."""
 
     def settings(self) -> dict[str, Any]:
-        """Settings that the batches depend on, besides the epoch, of types that `torch.load` accepts."""
+        """Settings, besides the epoch, that determine the batches; values must be loadable with `weights_only=True`."""
 
     def __len__(self) -> int: ...
 
@@ -63,7 +63,7 @@ class ChunkSampler(Sampler[Chunk]):
 
     @property
     def chunk_boundaries(self) -> list[int]:
-        """Positions in the global batch at which the chunks begin, and at which the last one ends."""
+        """Chunk boundaries, as positions in the global batch, including the end."""
         local_slice = self.batches.local_slice
         size = local_slice.stop - local_slice.start
         count = -(-size // self.chunk_size)
@@ -93,7 +93,7 @@ class SeededItems:
         self.dataset = dataset
 
     def __getitems__(self, chunk: Chunk) -> Any:
-        """Items of a chunk, in order; with num_workers=0, the generators are those of the training."""
+        """Items of a chunk, in order; restores the RNG state, which the training process shares if num_workers=0."""
         with random_state_restored():
             if hasattr(self.dataset, "__getitems__"):
                 seed_generators(*chunk[1:])
@@ -116,22 +116,22 @@ def seed_generators(*key: int) -> None:
 class ChunkLoader:
     """Loads class-balanced batches as lists of chunks; the workers load the chunks of a batch in parallel.
 
-    Yields lists of collated chunks (images (c, ...), labels (c,)): one list per batch of `sampler`, with this process's
-    slice of it. Order and augmentation depend only on the sampler's seed and epoch: they are the same with any number
-    of workers, chunks and processes.
+    Yields lists of collated chunks (images (c, ...), labels (c,)): one list for each batch of `sampler`, restricted to
+    this process's slice. Order and augmentation depend only on the sampler's seed and epoch: they are the same with any
+    number of workers, chunks and processes.
 
     `state_dict` holds the position and the settings that the batches depend on; with it, Lightning resumes in the
     middle of an epoch. Batches that `load_state_dict` skips are not loaded.
 
     Args:
-        dataset: map-style; items must be tensors of equal shape, or what torch can collate.
+        dataset: map-style; items must be collatable by torch's `default_collate`.
         sampler: draws the batches, the same on every process.
         chunk_size: largest number of items in a chunk, at least 1.
-        kwargs: for `torch.utils.data.DataLoader`.
+        kwargs: passed to `torch.utils.data.DataLoader`.
 
     Raises:
-        ValueError: for an invalid `chunk_size`; at the start of an epoch, if it resumes an epoch that was started with
-            other settings.
+        ValueError: for an invalid `chunk_size`; when resuming in the middle of an epoch that was started with other
+            settings.
     """
 
     def __init__(self, dataset: Any, sampler: ResumableBatchSampler, chunk_size: int, **kwargs: Any) -> None:
@@ -157,7 +157,7 @@ class ChunkLoader:
     def __iter__(self) -> Iterator[list[Any]]:
         """One epoch of batches, each a list of chunks; after `load_state_dict`, the rest of that epoch."""
         self.epoch, self.batches_done = self.sampler.epoch, 0
-        self.num_batches = len(self)  # once the epoch has started, the sampler's length is that of the next one
+        self.num_batches = len(self)  # len(sampler) refers to the next epoch once this one has started
         if self.resumed is not None and self.resumed["epoch"] == self.epoch:
             self.batches_done = self.batches_in_state(self.resumed)
         self.resumed = None

@@ -1,4 +1,4 @@
-"""Selects items of a data set together with their entries in its per-item attributes."""
+"""Selects a subset of a data set and of its per-item attributes."""
 
 import copy
 from typing import Any, TypeVar
@@ -19,12 +19,12 @@ def select_items(data: Data, indices: Any) -> Data:
         indices: (N,) bool, (M,) integers or a slice.
 
     Raises:
-        ValueError: if a column's length differs from the data set's, an undeclared attribute has N entries, or there is
-            a `ground_truth`, which holds indices.
+        ValueError: for a column of wrong length, an attribute of length N that is not in `columns`, or a
+            `ground_truth`, whose indices would be invalid.
     """
     kind, count, values = type(data).__name__, len(data), vars(data)
     if values.get("ground_truth") is not None:
-        raise ValueError(f"The ground truth of {kind} holds indices, so no subset can be selected.")
+        raise ValueError(f"{kind} has a ground_truth of gallery indices, so no subset of it can be selected.")
     chosen = copy.copy(data)
     for name, column in values.items():
         is_column = name in data.columns and column is not None
@@ -34,9 +34,8 @@ def select_items(data: Data, indices: Any) -> Data:
             setattr(chosen, name, select_entries(column, indices))
         elif isinstance(column, (np.ndarray, Tensor, list)) and np.ndim(column) and len(column) == count:
             raise ValueError(
-                f"{kind}.{name} has {count:,} entries, as many as there are images, but is not in {kind}.columns, so "
-                f"it cannot be selected with the images. Add {name!r} to `columns`; if it does not have an entry for "
-                "each image, make it a tuple."
+                f"{kind}.{name} has {count:,} entries, one per image, but is not in {kind}.columns. Add {name!r} to "
+                "`columns`, or make it a tuple if it is not per image."
             )
     return chosen
 

@@ -19,7 +19,7 @@ from lightning_recall.data.messages import pluralize, quote, shorten
 Images = ImageFiles | ImagesInMemory
 BLOCK = 4096  # bytes in the middle of a file: enough to distinguish most files of equal size
 
-MERGED = {"paths", "labels", "boxes", "is_query", "is_gallery", "unreadable"}
+MERGEABLE_COLUMNS = {"paths", "labels", "boxes", "is_query", "is_gallery", "unreadable"}
 """columns that may differ between duplicates, or are compared separately"""
 
 
@@ -41,52 +41,56 @@ class ImageTable:
     """A flat table of the M images of several data sets.
 
     Args:
-        parts: the data sets and their names, each of which begins with its split: "training", "test small".
+        datasets: pairs (name, data set); names begin with the split: "training", "test small".
 
     Attributes:
-        part: (M,) number of each image's data set.
-        index: (M,) index of each image in its data set.
-        label: (M,) label of each image.
-        size: (M,) size of each file in bytes; -1 for images in memory and files that cannot be found.
-        inode: (M,) hash of (device, inode), equal for hard links and symbolic links to one file.
-        box: (M,) checksum of each image's crop box.
+        dataset_numbers: (M,) number of each image's data set.
+        indices: (M,) index of each image in its data set.
+        labels: (M,) label of each image.
+        sizes: (M,) size of each file in bytes; -1 for images in memory and files that cannot be found.
+        inodes: (M,) hash of (device, inode), equal for hard links and symbolic links to one file.
+        boxes: (M,) checksum of each image's crop box.
     """
 
-    def __init__(self, parts: Sequence[tuple[str, Images]]) -> None:
-        self.parts = parts
-        self.names = [name for name, _ in parts]
+    def __init__(self, datasets: Sequence[tuple[str, Images]]) -> None:
+        self.names = [name for name, _ in datasets]
+        self.datasets = [data for _, data in datasets]
         self.splits = [name.split()[0] for name in self.names]  # "test small" and "test large" may share images
-        counts = [len(data) for _, data in parts]
-        self.part = np.repeat(np.arange(len(parts)), counts)
-        self.index = np.concatenate([np.arange(count) for count in counts])
-        self.label = np.concatenate([data.labels for _, data in parts])
-        self.box = np.concatenate([box_checksums(data) for _, data in parts])
-        self.size = np.full(len(self.part), -1, dtype=np.int64)
-        self.inode = np.zeros(len(self.part), dtype=np.int64)
-        is_file = np.repeat([isinstance(data, ImageFiles) for _, data in parts], counts)
+        counts = [len(data) for data in self.datasets]
+        self.dataset_numbers = np.repeat(np.arange(len(datasets)), counts)
+        self.indices = np.concatenate([np.arange(count) for count in counts])
+        self.labels = np.concatenate([data.labels for data in self.datasets])
+        self.boxes = np.concatenate([box_checksums(data) for data in self.datasets])
+        self.sizes = np.full(len(self.indices), -1, dtype=np.int64)
+        self.inodes = np.zeros(len(self.indices), dtype=np.int64)
+        is_file = np.repeat([isinstance(data, ImageFiles) for data in self.datasets], counts)
         for number in progress(np.flatnonzero(is_file), "Looking up files"):
             try:
                 status = os.stat(self.path(number))
             except OSError:
                 continue  # an error is reported when the image is read
-            self.size[number] = status.st_size
-            self.inode[number] = hash((status.st_dev, status.st_ino))
+            self.sizes[number] = status.st_size
+            self.inodes[number] = hash((status.st_dev, status.st_ino))
+
+    def dataset_of(self, number: int) -> Images:
+        """Data set of an image."""
+        return self.datasets[int(self.dataset_numbers[number])]
 
     def path(self, number: int) -> str:
         """Path of an image's file."""
-        data = self.parts[self.part[number]][1]
+        data = self.dataset_of(number)
         assert isinstance(data, ImageFiles)
-        return data.path(self.index[number])
+        return data.path(self.indices[number])
 
     def name(self, number: int) -> str:
         """Display name of an image: its path, or its index for images in memory."""
-        is_file = isinstance(self.parts[self.part[number]][1], ImageFiles)
-        return shorten(self.path(number)) if is_file else f"image {self.index[number]}"
+        is_file = isinstance(self.dataset_of(number), ImageFiles)
+        return shorten(self.path(number)) if is_file else f"image {self.indices[number]}"
 
     def label_name(self, number: int) -> str:
         """Class name of an image, or its label if the class has no name."""
-        names = getattr(self.parts[self.part[number]][1], "class_names", None)
-        return quote(shorten(names[self.label[number]], 60)) if names else str(self.label[number])
+        names = getattr(self.dataset_of(number), "class_names", None)
+        return quote(shorten(names[self.labels[number]], 60)) if names else str(self.labels[number])
 
 
 def box_checksums(data: Images) -> NDArray[np.int64]:
@@ -103,7 +107,7 @@ def progress(numbers: NDArray[np.int64], what: str) -> "tqdm[int]":
 
 
 def group_equal_rows(*columns: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Group id (M,) and group size (M,) of each row of some columns (M,); equal rows form a group."""
+    """Groups equal rows of the columns (M,); returns the group id (M,) and group size (M,) of each row."""
     order = np.lexsort(columns)
     table = np.stack(columns)[:, order]  # (columns, M), equal rows side by side
     new = np.concatenate([[False], (table[:, 1:] != table[:, :-1]).any(0)])[: len(order)]
@@ -112,94 +116,93 @@ def group_equal_rows(*columns: NDArray[np.int64]) -> tuple[NDArray[np.int64], ND
     return group, np.bincount(group)[group]
 
 
-def find_duplicates(parts: Sequence[tuple[str, Images]]) -> Duplicates:
+def find_duplicates(datasets: Sequence[tuple[str, Images]]) -> Duplicates:
     """Searches for duplicate images.
 
-    Paths are the same file if they resolve to the same real path. Files are copies if they have the same bytes; only
-    files of equal size are read, most of them partially. Images in memory are copies if they have the same shape and
-    bytes; they are not compared with files.
+    Two paths refer to the same file if they resolve to the same real path. Files are copies if they have the same
+    bytes; only files of equal size are read, most of them partially. Images in memory are copies if they have the same
+    shape and bytes; they are not compared with files.
 
     Args:
-        parts: the data sets and their names, each of which begins with its split: "training", "test small".
+        datasets: pairs (name, data set); names begin with the split: "training", "test small".
     """
-    images = ImageTable(parts)
+    images = ImageTable(datasets)
     repeated, warnings, error = same_files(images)
     if error is None:
-        kept = np.ones(len(images.part), dtype=np.bool_)
-        for part, pairs in enumerate(repeated):
-            kept[np.flatnonzero(images.part == part)[[index for _, index in pairs]]] = False
-        content = np.full(len(kept), -1, dtype=np.int64)
-        content[kept] = content_ids(images, np.flatnonzero(kept))
-        in_memory = memory_content_ids(parts)
-        content[in_memory >= 0] = len(kept) + in_memory[in_memory >= 0]  # offset, to differ from the ids of files
-        warnings += copies_within(images, content) + copies_between(images, content)
+        is_kept = np.ones(len(images.indices), dtype=np.bool_)
+        for dataset_number, pairs in enumerate(repeated):
+            is_kept[np.flatnonzero(images.dataset_numbers == dataset_number)[[index for _, index in pairs]]] = False
+        content_ids = np.full(len(is_kept), -1, dtype=np.int64)
+        content_ids[is_kept] = file_content_ids(images, np.flatnonzero(is_kept))
+        in_memory = memory_content_ids(images.datasets)
+        content_ids[in_memory >= 0] = len(is_kept) + in_memory[in_memory >= 0]  # offset, to differ from ids of files
+        warnings += copies_within(images, content_ids) + copies_between(images, content_ids)
     return Duplicates(repeated, warnings, error)
 
 
 def same_files(images: ImageTable) -> Duplicates:
     """Finds entries of the same file; returns an error if their labels or splits differ."""
-    repeated: list[list[tuple[int, int]]] = [[] for _ in images.parts]
-    found: dict[tuple[str, int], dict[int, int]] = defaultdict(dict)  # path and box -> part -> first image
-    _, counts = group_equal_rows(images.inode)
-    for number in np.flatnonzero((counts > 1) & (images.size >= 0)).tolist():
-        part = int(images.part[number])
-        firsts = found[os.path.realpath(images.path(number)), int(images.box[number])]  # hard links count as copies
-        elsewhere = [first for other, first in firsts.items() if images.splits[other] != images.splits[part]]
-        if elsewhere:
-            names = f"in {images.names[images.part[elsewhere[0]]]} and in {images.names[part]}"
-            message = same_file_message(images, elsewhere[0], number)
-            return Duplicates([], [], f"{message} {names}: keep it in one of them.")
-        first = firsts.setdefault(part, number)
+    repeated: list[list[tuple[int, int]]] = [[] for _ in images.datasets]
+    firsts_of_file: dict[tuple[str, int], dict[int, int]] = defaultdict(dict)  # path and box -> data set -> first image
+    _, counts = group_equal_rows(images.inodes)
+    for number in np.flatnonzero((counts > 1) & (images.sizes >= 0)).tolist():
+        here = int(images.dataset_numbers[number])
+        path = os.path.realpath(images.path(number))  # hard links count as copies
+        first_images = firsts_of_file[path, int(images.boxes[number])]
+        for there, other in first_images.items():
+            if images.splits[there] != images.splits[here]:
+                message = same_file_message(images, other, number)
+                names = f"in {images.names[there]} and in {images.names[here]}"
+                return Duplicates([], [], f"{message}, {names}: keep it in one of them.")
+        first = first_images.setdefault(here, number)
         difference = difference_between(images, first, number)
         if difference:
             message = same_file_message(images, first, number)
-            return Duplicates([], [], f"{message} with {difference}: keep one of them.")
+            return Duplicates([], [], f"{message}, but with {difference}: keep one of them.")
         if first != number:
-            repeated[part].append((int(images.index[first]), int(images.index[number])))
-    warnings = [dropped_message(images, part, pairs) for part, pairs in enumerate(repeated) if pairs]
+            repeated[here].append((int(images.indices[first]), int(images.indices[number])))
+    warnings = [dropped_message(images, number, pairs) for number, pairs in enumerate(repeated) if pairs]
     return Duplicates(repeated, warnings, None)
 
 
 def difference_between(images: ImageTable, one: int, other: int) -> str | None:
-    """Describes a difference, other than roles, that prevents merging two entries of the same file."""
-    if images.label[one] != images.label[other]:
+    """Describes the first difference that prevents merging two entries of the same file; None if there is none."""
+    if images.labels[one] != images.labels[other]:
         return f"the labels {images.label_name(one)} and {images.label_name(other)}"
-    data = images.parts[images.part[one]][1]
+    data = images.dataset_of(one)
     for name in data.columns:
         values = getattr(data, name, None)
-        if values is not None and name not in MERGED:
-            first, second = (np.asarray(values[images.index[number]]) for number in (one, other))
+        if values is not None and name not in MERGEABLE_COLUMNS:
+            first, second = (np.asarray(values[images.indices[number]]) for number in (one, other))
             if not np.array_equal(first, second):
                 return f"the {name} {quote(first.tolist())} and {quote(second.tolist())}"
     return None
 
 
-def dropped_message(images: ImageTable, part: int, pairs: list[tuple[int, int]]) -> str:
+def dropped_message(images: ImageTable, dataset_number: int, pairs: list[tuple[int, int]]) -> str:
     """Warning about dropped duplicates."""
-    name, data = images.parts[part]
-    start = int(np.argmax(images.part == part))
-    one, other = start + pairs[0][0], start + pairs[0][1]
-    is_listed = images.path(one) == images.path(other)
-    example = f"{images.name(one)} is listed twice" if is_listed else f"{images.name(other)} is {images.name(one)}"
-    verb = "is" if len(pairs) == 1 else "are"
+    start = int(np.argmax(images.dataset_numbers == dataset_number))
+    example = same_file_message(images, start + pairs[0][0], start + pairs[0][1])
+    total = pluralize(len(images.datasets[dataset_number]), "image")
     return (
-        f"{name}: {len(pairs):,} of {pluralize(len(data), 'image')} {verb} dropped, because an earlier entry is the "
-        f"same file: {example}{', for example' if len(pairs) > 1 else ''}."
+        f"{images.names[dataset_number]}: {len(pairs):,} of {total} "
+        f"{'is dropped as a duplicate of an earlier entry' if len(pairs) == 1 else 'are dropped as duplicates'}: "
+        f"{example}{', for example' if len(pairs) > 1 else ''}."
     )
 
 
 def same_file_message(images: ImageTable, one: int, other: int) -> str:
-    """Start of an error message about two entries of one file."""
+    """Start of a message about two entries of the same file."""
     if images.path(one) == images.path(other):
-        return f"{images.name(one)} is listed twice,"
-    return f"{images.name(one)} and {images.name(other)} are one file"
+        return f"{images.name(one)} is listed twice"
+    return f"{images.name(one)} and {images.name(other)} are the same file"
 
 
-def memory_content_ids(parts: Sequence[tuple[str, Images]]) -> NDArray[np.int64]:
+def memory_content_ids(datasets: Sequence[Images]) -> NDArray[np.int64]:
     """Content id (M,) of images in memory, equal for equal shape and bytes; -1 if unique."""
     keys: dict[tuple[Any, int], int] = {}  # shape, and hash of the bytes -> number
     numbers = []
-    for _, data in parts:
+    for data in datasets:
         if not isinstance(data, ImagesInMemory):
             numbers.append(np.full(len(data), -1, dtype=np.int64))
             continue
@@ -211,75 +214,79 @@ def memory_content_ids(parts: Sequence[tuple[str, Images]]) -> NDArray[np.int64]
     return np.where((content >= 0) & (counts[content] > 1), content, -1)
 
 
-def content_ids(images: ImageTable, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Content id of some images' files, equal for equal bytes and boxes; -1 if unique."""
+def file_content_ids(images: ImageTable, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Content ids (m,) of the files of some images: equal if bytes and boxes are equal, -1 if unique."""
     content = np.full(len(numbers), -1, dtype=np.int64)
-    left = np.flatnonzero(images.size[numbers] > 0)
-    for whole in (False, True):
-        size, box = images.size[numbers[left]], images.box[numbers[left]]
-        left = left[group_equal_rows(size, box, content[left])[1] > 1]
-        read = left[images.size[numbers[left]] > BLOCK] if whole else left
-        for place in progress(read, "Comparing files"):
-            number = numbers[place]
-            content[place] = digest(images.path(number), int(images.size[number]), whole)
-    group, counts = group_equal_rows(images.size[numbers[left]], images.box[numbers[left]], content[left])
+    sizes, boxes = images.sizes[numbers], images.boxes[numbers]
+    remaining = np.flatnonzero(sizes > 0)
+    for whole_file in (False, True):
+        _, counts = group_equal_rows(sizes[remaining], boxes[remaining], content[remaining])
+        remaining = remaining[counts > 1]
+        to_read = remaining[sizes[remaining] > BLOCK] if whole_file else remaining
+        for position in progress(to_read, "Comparing files"):
+            content[position] = digest(images.path(numbers[position]), int(sizes[position]), whole_file)
+    group, counts = group_equal_rows(sizes[remaining], boxes[remaining], content[remaining])
     content[:] = -1
-    content[left] = np.where(counts > 1, group, -1)
+    content[remaining] = np.where(counts > 1, group, -1)
     return content
 
 
-def digest(path: str, size: int, whole: bool) -> int:
+def digest(path: str, size: int, whole_file: bool) -> int:
     """Hash of a whole file of `size` bytes, or of its middle block."""
     try:
         with open(path, "rb") as file:
-            if not whole:
+            if not whole_file:
                 file.seek(max(0, (size - BLOCK) // 2))
-            data = file.read(size if whole else BLOCK)
+            data = file.read(size if whole_file else BLOCK)
     except OSError:
         return hash(path)  # a unique value; the error is reported when the image is read
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
 
 
-def copies_within(images: ImageTable, content: NDArray[np.int64]) -> list[str]:
+def copies_within(images: ImageTable, content_ids: NDArray[np.int64]) -> list[str]:
     """Warnings about copies within a data set, separately for equal and different labels."""
     sentences = []
-    for part, (name, data) in enumerate(images.parts):
-        numbers = np.flatnonzero((images.part == part) & (content >= 0))
-        _, copies = group_equal_rows(content[numbers])
-        _, same_label = group_equal_rows(content[numbers], images.label[numbers])  # copies of the same label
+    for dataset_number, (name, data) in enumerate(zip(images.names, images.datasets, strict=True)):
+        numbers = np.flatnonzero((images.dataset_numbers == dataset_number) & (content_ids >= 0))
+        contents, labels = content_ids[numbers], images.labels[numbers]
+        _, copies = group_equal_rows(contents)
+        _, same_label = group_equal_rows(contents, labels)  # copies of the same label
         for is_same, is_copy in ((True, same_label > 1), (False, copies > same_label)):
             if not is_copy.any():
                 continue
             one = numbers[np.argmax(is_copy)]
-            others = (content[numbers] == content[one]) & ((images.label[numbers] == images.label[one]) == is_same)
+            others = (contents == content_ids[one]) & ((labels == images.labels[one]) == is_same)
             other = next(number for number in numbers[others] if number != one)
             what = "that has the same label" if is_same else "that has another label"
             sentence = f"{name}: {is_copy.sum():,} of {len(data):,} images have an exact copy {what}"
-            why = ": copies rank first in retrieval" if images.splits[part] != "training" else ""
+            why = ": copies rank first in retrieval" if images.splits[dataset_number] != "training" else ""
             sentences.append(f"{sentence}, such as {images.name(one)} and {images.name(other)}{why}.")
     return sentences
 
 
-def copies_between(images: ImageTable, content: NDArray[np.int64]) -> list[str]:
+def copies_between(images: ImageTable, content_ids: NDArray[np.int64]) -> list[str]:
     """Warnings about copies between splits."""
     sentences = []
-    for one, other in combinations(range(len(images.parts)), 2):
-        here, there = (np.flatnonzero((images.part == part) & (content >= 0)) for part in (one, other))
-        common = there[np.isin(content[there], content[here])]
+    for one, other in combinations(range(len(images.datasets)), 2):
+        here, there = (
+            np.flatnonzero((images.dataset_numbers == number) & (content_ids >= 0)) for number in (one, other)
+        )
+        common = there[np.isin(content_ids[there], content_ids[here])]
         if len(common) and images.splits[one] != images.splits[other]:
-            original = here[content[here] == content[common[0]]][0]
-            total = pluralize(len(images.parts[other][1]), "image")
+            original = here[content_ids[here] == content_ids[common[0]]][0]
+            total = pluralize(len(images.datasets[other]), "image")
             are = "is an exact copy of a" if len(common) == 1 else "are exact copies of"
             originals = f"{images.names[one]} image{'' if len(common) == 1 else 's'}"
             sentences.append(
                 f"{images.names[other]}: {len(common):,} of {total} {are} {originals}, such as "
-                f"{images.name(common[0])} of {images.name(original)}: scores are inflated if the model has seen them."
+                f"{images.name(common[0])}, a copy of {images.name(original)}: scores are inflated if the model has "
+                "seen them."
             )
     return sentences
 
 
 def without_repeated(data: Any, repeated: list[tuple[int, int]]) -> Any:
-    """Drops duplicates; the kept entry is a query or gallery item if any duplicate was."""
+    """Drops duplicates; the kept entry gets the roles of all its duplicates."""
     if not repeated:
         return data
     kept = np.setdiff1d(np.arange(len(data)), [index for _, index in repeated])

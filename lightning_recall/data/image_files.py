@@ -33,13 +33,13 @@ def read_image(
     """Decodes an image to (C, H, W) uint8, applies its EXIF orientation and converts its colour mode.
 
     Grey, palette and CMYK images are converted, and transparent pixels are blended with white. 16-bit channels are
-    divided by 257 to 8 bits, so that 65,535 is white, whatever values the image has.
+    divided by 257, so that 65,535 maps to 255, without rescaling to the image's range.
 
     Args:
-        path: of any format that Pillow reads.
+        path: file in any format that Pillow reads.
         mode: "RGB" or "L".
         box: crop of the upright image: left, top, right, bottom, in pixels; None or NaN: the whole image.
-        longest_side: the crop is downscaled by the factor that would bring the whole image's longer side to this many
+        longest_side: downscales so that the longer side of the whole image (before the crop) has at most this many
             pixels; smaller images keep their size.
 
     Raises:
@@ -82,7 +82,7 @@ def integer_labels(labels: Any, count: int) -> NDArray[np.int64]:
 class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
     """Image files and their labels; an item is (image (C, H, W) uint8, label).
 
-    Paths and labels are arrays, so that worker processes share the memory of millions of them.
+    Paths and labels are arrays, so that workers share their memory (no copy-on-write of Python objects).
 
     Args:
         root: folder that paths are relative to.
@@ -94,12 +94,11 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
         is_gallery: (N,) whether an image can be retrieved; None: all can.
         transforms: image loading and transforms.
         training: whether to use the training transform.
-        groups: (N,) integers: in evaluation, images with the query's label and group, such as its camera, are ignored;
-            None: no image is ignored.
+        groups: (N,) integers: in evaluation, gallery images with the same label and group (such as camera) as the query
+            are ignored; None: no image is ignored.
 
     Attributes:
-        columns: names of the attributes that have an entry for each image, which `select` therefore indexes. A
-            subclass adds its own.
+        columns: names of the per-image attributes, which `select` indexes; subclasses extend it.
         class_names: name of each label, for messages; None: not known.
         unreadable: (N,) bool: True for files that could not be read, in memory that the workers share.
 
@@ -173,9 +172,10 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
         except Exception as error:  # decoders may raise any exception
             if self.transforms.on_error == "raise":
                 raise ValueError(f"Cannot read the image {shorten(self.path(index))}: {shorten(error)}") from error
-            already_warned, self.unreadable[index] = bool(self.unreadable[index]), True
+            already_warned = bool(self.unreadable[index])
+            self.unreadable[index] = True
             if not already_warned:
-                instead = "another image of its class is taken" if self.training else "it is ignored"
+                instead = "using another image of its class" if self.training else "ignoring it"
                 warnings.warn(
                     f"Cannot read the image {shorten(self.path(index))}: {shorten(error)}; {instead}.", stacklevel=2
                 )
@@ -193,11 +193,11 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
             if image is not None:
                 return int(other), image
         raise ValueError(
-            f"No image of the class of {shorten(self.path(index))} can be read: is the folder still there?"
+            f"Cannot read any image of the class of {shorten(self.path(index))}: check that the folder exists."
         )
 
     def select(self, indices: Any, training: bool = False) -> "ImageFiles":
-        """A subset, by mask (N,) or indices (M,), with its entries in all columns.
+        """Selects a subset, by mask (N,) or indices (M,), including its entries in all columns.
 
         Raises:
             ValueError: for an attribute that has as many entries as there are images, but is not in `columns`.

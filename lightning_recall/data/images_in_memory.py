@@ -19,8 +19,7 @@ class ImagesInMemory(Dataset[tuple[Tensor, Tensor]]):
     for their meaning.
 
     Attributes:
-        columns: names of the attributes that have an entry for each image, which `select` therefore indexes. A
-            subclass adds its own.
+        columns: names of the per-image attributes, which `select` indexes; subclasses extend it.
 
     Raises:
         ValueError: for images of another shape or type, or labels that are not N integers.
@@ -47,7 +46,7 @@ class ImagesInMemory(Dataset[tuple[Tensor, Tensor]]):
         return list(zip(self.images[indices], torch.from_numpy(self.labels[indices]), strict=True))
 
     def select(self, indices: Any, training: bool = False) -> "ImagesInMemory":
-        """A subset, by mask (N,) or indices (M,), with its entries in all columns.
+        """Selects a subset, by mask (N,) or indices (M,), including its entries in all columns.
 
         Raises:
             ValueError: for an attribute that has as many entries as there are images, but is not in `columns`.

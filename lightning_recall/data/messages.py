@@ -5,9 +5,9 @@ import reprlib
 
 LONGEST = 130  # characters of a path, so that a message with three paths stays below 500 characters
 
-shortened = reprlib.Repr()
-shortened.maxstring = 120
-quote = shortened.repr
+short_repr = reprlib.Repr()
+short_repr.maxstring = 120
+quote = short_repr.repr
 """`repr` that leaves out the middle of long values"""
 
 

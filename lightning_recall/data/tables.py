@@ -1,4 +1,4 @@
-"""Reads and validates the list files of data sets."""
+"""Reads and validates the text files that list the images of a data set."""
 
 import csv
 import os
@@ -39,7 +39,9 @@ def require_path(path: Path, source: str) -> Path:
     """
     if not os.path.exists(path):  # also False for a name that is too long
         parent = next(parent for parent in path.parents if os.path.exists(parent))
-        raise ValueError(f"{shorten(path, 100)} does not exist (its parent {shorten(parent, 100)} does). {source}")
+        raise ValueError(
+            f"{shorten(path, 100)} does not exist, but its parent folder {shorten(parent, 100)} does. {source}"
+        )
     return path
 
 
@@ -54,7 +56,7 @@ def open_text(path: Path) -> Iterator[TextIO]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             yield file
     except UnicodeDecodeError as error:
-        raise ValueError(f"{shorten(path)} cannot be read as UTF-8 text ({error}): save it as such.") from error
+        raise ValueError(f"{shorten(path)} is not UTF-8 text ({error}): save it as UTF-8.") from error
     except OSError as error:
         raise ValueError(f"{shorten(path)} cannot be read: {error.strerror}.") from error
 
@@ -78,8 +80,8 @@ def iterate_lines(path: Path, delimiter: str | None, skip: int = 0) -> Iterator[
                     row = next(csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=True), [])
                 except csv.Error as error:
                     raise ValueError(
-                        f'{shorten(path)}, line {number}: a quote (") is not closed in its line, or text follows it '
-                        f"({error}): {quote(line.strip())}."
+                        f"{shorten(path)}, line {number}: a quoted cell is not closed on the same line, or is "
+                        f"followed by text ({error}): {quote(line.strip())}."
                     ) from error
                 check_quotes(path, number, line, row)
             if "".join(row).strip():
@@ -115,7 +117,7 @@ def read_columns(
             order.
         delimiter: column separator; with ",", cells may be quoted. None: whitespace.
         header: whether the first line names the columns.
-        skip: number of lines to skip before that.
+        skip: number of lines to skip at the start of the file.
 
     Raises:
         ValueError: for a missing or repeated column, a line with too few or too many cells, an empty cell, a file
@@ -138,17 +140,17 @@ def read_columns(
                 check_length(path, number, row[index])
             values.append(row[index])
     if not table[0]:
-        raise ValueError(f"{shorten(path)} lists nothing.")
+        raise ValueError(f"{shorten(path)} has no data lines.")
     return table
 
 
 def check_length(path: Path, number: int, cell: str) -> None:
-    """Raises ValueError for the path of an image, in a line of a table, that is longer than file systems allow."""
+    """Raises ValueError if an image path in a table is longer than file systems allow."""
     longest = max(len(os.fsencode(name)) for name in cell.split("/"))
     if longest > LONGEST_NAME or len(os.fsencode(cell)) > LONGEST_PATH:
         raise ValueError(
             f"{shorten(path)}, line {number}: the path {quote(cell)} has {len(cell):,} characters. File systems "
-            f"allow at most {LONGEST_PATH:,} bytes, and {LONGEST_NAME} between two /."
+            f"allow at most {LONGEST_PATH:,} bytes, and at most {LONGEST_NAME} bytes per path component."
         )
 
 
@@ -174,7 +176,7 @@ def column_names(path: Path, delimiter: str) -> list[str]:
     return [name.lower() for name in next(iterate_lines(path, delimiter), (0, []))[1]]
 
 
-def integers(path: Path, column: str, values: Sequence[str]) -> NDArray[np.int64]:
+def parse_integers(path: Path, column: str, values: Sequence[str]) -> NDArray[np.int64]:
     """Converts a column to integers.
 
     Raises:
@@ -193,7 +195,7 @@ def check_files(data: ImageFiles, source: str) -> None:
     """Checks that a sample of the files, spread over the list, exists.
 
     Raises:
-        ValueError: if one is missing, for example because an archive was not unpacked completely, or is a folder.
+        ValueError: if a file is missing or is a folder, for example because an archive was not unpacked completely.
     """
     indices = np.unique(np.linspace(0, len(data) - 1, MAX_CHECKED).astype(int)) if len(data) else np.zeros(0, dtype=int)
     missing = [path for path in map(data.path, indices) if not os.path.isfile(path)]
@@ -213,8 +215,8 @@ def check_counts(file: Path, data: Any, images: int, classes: int) -> None:
     if counts != (images, classes):
         listed = f"{pluralize(counts[0], 'image')} of {pluralize(counts[1], 'class', 'classes')}"
         warnings.warn(
-            f"{shorten(file)} lists {listed}, where the published split has {images:,} of {classes:,}: results cannot "
-            "be compared with published ones.",
+            f"{shorten(file)} lists {listed}, but the published split has {images:,} images of {classes:,} classes: "
+            "results cannot be compared with published ones.",
             stacklevel=3,
         )
 

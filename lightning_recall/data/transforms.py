@@ -1,4 +1,4 @@
-"""How image files become tensors: settings of the usual transforms, or transforms of your own."""
+"""Settings for loading and transforming images."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,16 +17,16 @@ class ImageTransforms:
     Args:
         size: output height and width in pixels.
         resize: shorter side before the centre crop in pixels, at least `size`.
-        longest_side: evaluate whole images, downscaled so that the longer side is at most this many pixels, instead of
-            the centre crop; if sizes differ, the batch size must be 1. None: centre crop.
+        longest_side: in evaluation, downscale the longer side to at most this many pixels instead of a centre crop;
+            images of different sizes need batch size 1. None: centre crop.
         min_scale: smallest area fraction of the random crop, above 0 and at most 1.
         flip: whether training images are flipped horizontally at random.
         mode: "RGB", or "L" for one grey channel.
         train_transform: a transform of (C, H, W) uint8 tensors, for example of torchvision's v2, that replaces the
             random crop and flip.
         eval_transform: a transform that replaces the centre crop.
-        on_error: how unreadable files are handled. "skip": training takes another image of the class, evaluation
-            ignores the image, and both warn; "raise" stops with an error.
+        on_error: how unreadable files are handled. "skip": training uses another image of the class; evaluation
+            ignores the image; a warning is issued in both cases. "raise": stops with an error.
 
     Raises:
         ValueError: for values out of range.

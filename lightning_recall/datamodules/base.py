@@ -27,27 +27,27 @@ class RetrievalDataModule(LightningDataModule):
     """Base of the data modules: a subclass reads the data sets; this class splits them and builds the loaders.
 
     A subclass overrides `read`, and `prepare_data` (called once per machine) if needed. The data sets are
-    `RetrievalDataset`s, whose optional attributes mark queries and gallery, cameras and super-classes. Training,
-    validation and test have disjoint classes: evaluation uses unseen classes.
+    `RetrievalDataset`s, which may define queries, gallery, cameras and super-classes. Training, validation and test
+    have disjoint classes: evaluation uses unseen classes.
 
-    A training batch is a list of chunks (images (c, C, H, W) uint8, labels (c,)), together `batch_size` images over
-    all processes. An evaluation batch is one such pair, in the order of the data set.
+    A training batch is a list of chunks (images (c, C, H, W) uint8, labels (c,)), with `batch_size` images in total
+    over all processes. An evaluation batch is one such pair, in the order of the data set.
 
     Args:
-        batch_size: images that the loss compares, over all processes; a multiple of `samples_per_class`.
+        batch_size: global batch size, over all processes; the loss compares these images. A multiple of
+            `samples_per_class`.
         samples_per_class: images of each class in a batch, at least 2.
         chunk_size: images that a worker loads at a time, per process; the command line links it to the model's
             `chunk_size`.
         eval_batch_size: images in one pass of validation and test, per process.
-        val_classes: fraction (below 1) or number of the training classes that are held out for validation; 0: none, to
-            train on all classes without validation.
+        val_classes: fraction (below 1) or number of training classes held out for validation; 0 disables validation.
         num_workers: loader processes; 0 loads in the training process.
-        seed: seed of the validation split, and of the sampler unless its own seed is not 0.
-        sampler: `ClassBalancedBatchSampler` with other settings, or another sampler with the same interface. With the
-            Trainer's `overfit_batches`, reshuffling is disabled.
-        check_duplicates: whether setup searches for duplicate files (dropped, or an error if labels or splits differ)
-            and for exact copies of files and of images in memory (reported but kept). It queries the size of every
-            file and partly reads files of equal size.
+        seed: seed of the validation split, and of the sampler if the sampler's own seed is 0.
+        sampler: factory of the batch sampler: (labels, batch_size, samples_per_class) -> sampler. None:
+            `ClassBalancedBatchSampler`. With the Trainer's `overfit_batches`, reshuffling is disabled.
+        check_duplicates: whether setup searches for duplicates. Duplicate files are dropped (an error if labels or
+            splits differ). Exact copies of files and of images in memory are reported and kept. Needs the size of every
+            file, and partly reads files of equal size.
 
     Raises:
         ValueError: for a value that is not an integer or is too small.
@@ -187,7 +187,7 @@ class RetrievalDataModule(LightningDataModule):
                 mask.zero_()
 
     def _eval_loader(self, data: RetrievalDataset) -> DataLoader[Any]:
-        # Without a generator, each pass draws from torch's global one, and resumed trainings differ.
+        # Without a generator, each pass would draw from the global generator, and a resumed training would differ.
         generator = torch.Generator()
         return DataLoader(
             data,  # type: ignore[arg-type]  # the Protocol has the methods that DataLoader calls

@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 
 from lightning_recall.data import ImageFiles, ImageTransforms
-from lightning_recall.data.tables import check_counts, check_files, integers, read_columns, require_path, user_path
+from lightning_recall.data.tables import (
+    check_counts,
+    check_files,
+    parse_integers,
+    read_columns,
+    require_path,
+    user_path,
+)
 from lightning_recall.datamodules.base import RetrievalDataModule
 
 SOURCE = (
@@ -15,7 +22,7 @@ SOURCE = (
     "names.csv, anno_train.csv, anno_test.csv and car_data/."
 )
 TRAIN_CLASSES = 98
-Rows = list[tuple[str, int]]
+PathsAndClasses = list[tuple[str, int]]
 """(path, class from 1) of each image"""
 
 
@@ -23,8 +30,8 @@ class Cars196DataModule(RetrievalDataModule):
     """Cars196: 16,185 images of 196 car models; retrieves images of the same make, model and year.
 
     Train: 8,054 images of the first 98 classes. Test: 8,131 images of the other 98; every test image is a query against
-    all others, Recall@1, 2, 4 and 8. The train/test split for classification is not used. `val_classes` of the training
-    classes are held out for validation.
+    all others. Metrics: Recall@1, 2, 4, 8. The train/test split for classification is not used. `val_classes` of the
+    training classes are held out for validation.
 
     Source: Krause, Stark, Deng, Fei-Fei, "3D Object Representations for Fine-Grained Categorization", 3dRR 2013.
     Licence: non-commercial research. The original site is offline; three layouts of the data are in use, and the
@@ -33,7 +40,7 @@ class Cars196DataModule(RetrievalDataModule):
     Args:
         root: folder that holds the annotations and the images.
         transforms: image loading and transforms.
-        kwargs: for `RetrievalDataModule`.
+        kwargs: passed to `RetrievalDataModule`.
 
     Raises:
         ValueError: at setup, if annotations or images are missing, or annotations have no labels.
@@ -62,21 +69,21 @@ class Cars196DataModule(RetrievalDataModule):
         return {"train": train, "test": test}
 
 
-def read_one_mat(root: Path) -> Rows:
+def read_one_mat(root: Path) -> PathsAndClasses:
     """The layout with a single annotation file: images car_ims/000001.jpg, ..."""
     return read_mat(root / "cars_annos.mat", "relative_im_path", "")
 
 
-def read_devkit(root: Path) -> Rows:
+def read_devkit(root: Path) -> PathsAndClasses:
     """The layout with two annotation files; the test file must be the one with labels."""
-    rows: Rows = []
+    rows: PathsAndClasses = []
     for part, name in (("train", "cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat")):
         file = next((file for file in (root / "devkit" / name, root / name) if file.exists()), root / "devkit" / name)
         rows += read_mat(require_path(file, SOURCE), "fname", f"cars_{part}/")
     return rows
 
 
-def read_mat(file: Path, path_field: str, folder: str) -> Rows:
+def read_mat(file: Path, path_field: str, folder: str) -> PathsAndClasses:
     """Reads the MATLAB struct array `annotations` by field name, since the order of fields varies."""
     try:
         from scipy.io import loadmat
@@ -90,19 +97,21 @@ def read_mat(file: Path, path_field: str, folder: str) -> Rows:
     return [(folder + str(row[path_field]), int(row["class"])) for row in annotations]
 
 
-def read_kaggle(root: Path) -> Rows:
+def read_kaggle(root: Path) -> PathsAndClasses:
     """The Kaggle layout: two CSV files without header and one folder per class."""
     (names,) = read_columns(require_path(root / "names.csv", SOURCE), ("name",), "\n", header=False)
     folder = next(
         (f for f in ("car_data/car_data", "car_data", "") if (root / f / "train").exists()), "car_data/car_data"
     )
-    rows: Rows = []
+    rows: PathsAndClasses = []
     for part in ("train", "test"):
         columns = ("fname", "x1", "y1", "x2", "y2", "class")
         file = require_path(root / f"anno_{part}.csv", SOURCE)
         table = read_columns(file, columns, ",", header=False)
-        for path, number in zip(table[0], integers(file, "class", table[5]).tolist(), strict=True):
+        for path, number in zip(table[0], parse_integers(file, "class", table[5]).tolist(), strict=True):
             if not 1 <= number <= len(names):
-                raise ValueError(f"{file}: class {number} of {path} is not among the {len(names)} of names.csv.")
+                raise ValueError(
+                    f"{file}: class {number} of {path} is not one of the {len(names)} classes in names.csv."
+                )
             rows.append((f"{folder}/{part}/{names[number - 1].replace('/', '-')}/{path}", number))
     return rows

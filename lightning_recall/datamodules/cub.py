@@ -5,7 +5,14 @@ from typing import Any
 import numpy as np
 
 from lightning_recall.data import ImageFiles, ImageTransforms
-from lightning_recall.data.tables import check_counts, check_files, integers, read_columns, require_path, user_path
+from lightning_recall.data.tables import (
+    check_counts,
+    check_files,
+    parse_integers,
+    read_columns,
+    require_path,
+    user_path,
+)
 from lightning_recall.datamodules.base import RetrievalDataModule
 
 SOURCE = (
@@ -19,8 +26,8 @@ class CUB200DataModule(RetrievalDataModule):
     """CUB-200-2011: 11,788 images of 200 bird species; retrieves images of the same species.
 
     Train: 5,864 images of the first 100 species. Test: 5,924 images of the other 100; every test image is a query
-    against all others, Recall@1, 2, 4 and 8. `train_test_split.txt`, made for classification, and the bounding boxes
-    are not used. `val_classes` of the training species are held out for validation.
+    against all others. Metrics: Recall@1, 2, 4, 8. `train_test_split.txt`, made for classification, and the bounding
+    boxes are not used. `val_classes` of the training species are held out for validation.
 
     Source: Wah, Branson, Welinder, Perona, Belongie, "The Caltech-UCSD Birds-200-2011 Dataset", 2011. Licence:
     non-commercial research; the photographers hold the copyright of the images.
@@ -28,7 +35,7 @@ class CUB200DataModule(RetrievalDataModule):
     Args:
         root: folder `CUB_200_2011`.
         transforms: image loading and transforms.
-        kwargs: for `RetrievalDataModule`.
+        kwargs: passed to `RetrievalDataModule`.
 
     Raises:
         ValueError: at setup, if a list or an image is missing, or a list is malformed.
@@ -49,7 +56,7 @@ class CUB200DataModule(RetrievalDataModule):
         )
         ids, paths = read_columns(files[0], ("id", "path"), header=False)
         label_ids, classes = read_columns(files[1], ("id", "class"), header=False)
-        class_of = dict(zip(label_ids, integers(files[1], "class", classes).tolist(), strict=True))
+        class_of = dict(zip(label_ids, parse_integers(files[1], "class", classes).tolist(), strict=True))
         unknown = [name for name in ids if name not in class_of]
         if unknown:
             raise ValueError(f"{files[1]} has no class for image {unknown[0]} of {files[0].name}.")

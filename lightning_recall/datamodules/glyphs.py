@@ -48,7 +48,8 @@ def draw_glyphs() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     charmaps = [set(FT2Font(path).get_charmap()) for path in paths]
     fonts = [ImageFont.truetype(path, FONT_SIZE) for path in paths]
     counts = Counter(code for charmap in charmaps for code in charmap)
-    codes = [c for c, n in sorted(counts.items()) if n >= MIN_TYPEFACES and unicodedata.category(chr(c))[0] in "LNS"]
+    frequent = [code for code, count in sorted(counts.items()) if count >= MIN_TYPEFACES]
+    codes = [code for code in frequent if unicodedata.category(chr(code))[0] in "LNS"]  # letters, numbers, symbols
 
     seen: set[tuple[int, bytes]] = set()  # (typeface, bitmap)
     images: list[NDArray[np.uint8]] = []
@@ -71,23 +72,24 @@ def draw(character: str, font: ImageFont.FreeTypeFont) -> NDArray[np.uint8]:
 
 
 class GlyphsDataModule(RetrievalDataModule):
-    """Retrieves the same character in other typefaces: 2,055 characters, 27,656 images of 32 x 32 grey pixels.
+    """Glyphs: 27,656 images (32 x 32, greyscale) of 2,055 characters; retrieves images of the same character.
 
     The images are rendered from the 16 typefaces in matplotlib (DejaVu Sans, Sans Mono and Serif, and STIX, in four
-    styles each) in about two seconds, and cached in the user's cache folder. Every second character, 1,028 of them, is
-    for the test, where each image is a query against all others; `val_classes` of the other 1,027 are held out for
-    validation. The counts hold for matplotlib 3.8 to 3.11.
+    styles each) in about two seconds, and cached in the user's cache folder.
 
-    Licence: rendered from the DejaVu fonts (Bitstream Vera licence) and the STIX fonts (their user licence), which
-    both allow free use of images rendered with them.
+    Test: every second character (1,028 classes); each image is a query against all others. Train: the other 1,027
+    classes, of which `val_classes` are held out for validation. The counts hold for matplotlib 3.8 to 3.11.
+
+    Licence: rendered from the DejaVu fonts (Bitstream Vera licence) and the STIX fonts (their user licence); both
+    licences allow free use of images rendered with the fonts.
 
     Args:
         root: folder of the cached images; None: lightning_recall/ in $XDG_CACHE_HOME, or in ~/.cache.
         augment: whether each training image is slightly rotated, sheared, scaled and shifted at random.
-        check_duplicates: whether setup counts exact copies. One in four images duplicates another image of the same
-            character, since many symbols look the same in several styles of a family; no two characters share a
-            bitmap.
-        kwargs: for `RetrievalDataModule`.
+        check_duplicates: whether setup reports exact copies. One in four images duplicates another image of the same
+            character, since many symbols look the same in several styles of a family; images of different characters
+            always differ.
+        kwargs: passed to `RetrievalDataModule`.
     """
 
     def __init__(

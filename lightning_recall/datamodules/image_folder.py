@@ -32,24 +32,26 @@ SYSTEM_FILES = {"__macosx", "thumbs.db", "desktop.ini"}
 class ImageFolderDataModule(RetrievalDataModule):
     """Data module for a folder of images with one subfolder per class.
 
-    Either root holds one folder per class, and `test_classes` of the classes, drawn with `seed`, form the test set; or
-    root holds folders `train` and `test` (and optionally `val`), each with one folder per class. Images may be in
-    subfolders of their class; symbolic links are followed, hidden and system files are ignored. With `query` and
-    `gallery` folders instead of `test`, queries are searched in the gallery. `val_classes` of the training classes are
-    held out for validation, unless there is `val`. Splits may also be called training, valid, validation, dev, testing
-    or queries, in upper or lower case.
+    There are two layouts:
 
-    Files with a suffix that Pillow can decode are read; other files in class folders are reported.
+    - Root holds one folder per class. `test_classes` of the classes, drawn with `seed`, form the test set.
+    - Root holds folders `train` and `test` (and optionally `val`), each with one folder per class. With folders `query`
+      and `gallery` instead of `test`, the queries are searched in the gallery. Splits may also be called training,
+      valid, validation, dev, testing or queries, in upper or lower case.
+
+    `val_classes` of the training classes are held out for validation, unless there is a folder `val`. Images may be in
+    subfolders of their class. Symbolic links are followed; hidden and system files are ignored. Files with a suffix
+    that Pillow can decode are read; other files in class folders are reported.
 
     Args:
         root: the folder; ~ is the home folder.
         test_classes: fraction or number of classes; only for folders without `train` and `test`.
         transforms: image loading and transforms.
-        kwargs: for `RetrievalDataModule`.
+        kwargs: passed to `RetrievalDataModule`.
 
     Raises:
-        ValueError: at setup, if root is not a folder, `train` is missing, an unknown folder is beside `train`, there
-            are too few classes, a class has no images, or a class is in two splits.
+        ValueError: at setup, if root is not a folder, `train` is missing, there is an unknown folder next to `train`,
+            there are too few classes, a class has no images, or a class is in two splits.
     """
 
     def __init__(
@@ -71,8 +73,10 @@ class ImageFolderDataModule(RetrievalDataModule):
         classes: list[str] = []
         skipped: list[str] = []
         for name, folder in (folders or {"": self.root}).items():
-            more = list_images(folder, self.root, skipped)
-            names, paths, classes = names + [name] * len(more[0]), paths + more[0], classes + more[1]
+            listed_paths, listed_classes = list_images(folder, self.root, skipped)
+            names += [name] * len(listed_paths)
+            paths += listed_paths
+            classes += listed_classes
         check_class_names(classes, self.root)
         if skipped:
             suffixes = sorted({os.path.splitext(file)[1].lower() or "none" for file in skipped})
@@ -94,7 +98,7 @@ def split_folders(root: Path) -> dict[str, Path]:
     """Folder of each split, in the order of `SPLIT_NAMES`; empty if root holds class folders.
 
     Raises:
-        ValueError: for splits without train, two folders of one split, or an unknown folder beside train.
+        ValueError: for splits without train, two folders of one split, or an unknown folder next to train.
     """
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not is_hidden(entry.name))
     found: dict[str, Path] = {}
@@ -110,14 +114,14 @@ def split_folders(root: Path) -> dict[str, Path]:
     if splits and "train" not in splits:
         names = " and ".join(folder.name for folder in splits.values())
         raise ValueError(
-            f"{shorten(root)} holds {names}, but no train. It must hold one folder per class, not named like a split; "
-            "or train and test, or train, query and gallery, each with one folder per class."
+            f"{shorten(root)} has {names} but no train folder. Use either one folder per class (not named like a "
+            "split), or the folders train and test, or train, query and gallery, each with one folder per class."
         )
     unknown = [folder.name for folder in folders if folder not in found.values()]
     if splits and unknown:
         raise ValueError(
             f"{shorten(root)} holds {splits['train'].name} and {quote(unknown[0])}, which is not a split. Allowed "
-            f"folders beside {splits['train'].name} are "
+            f"folders next to {splits['train'].name} are "
             f"{', '.join(name for name in SPLIT_OF if SPLIT_OF[name] != 'train')}. If {splits['train'].name} is a "
             "class, rename it."
         )
@@ -152,7 +156,7 @@ def list_images(folder: Path, root: Path, skipped: list[str]) -> tuple[list[str]
 
 
 def files_below(folder: str) -> Iterator[str]:
-    """Yields non-hidden files recursively; a folder that several links lead to is visited once.
+    """Yields non-hidden files recursively; a folder with several links to it is visited once.
 
     Raises:
         ValueError: for a folder that cannot be read, or a symbolic link to a parent folder, which would include other

@@ -21,7 +21,7 @@ class ImageTableDataModule(RetrievalDataModule):
     """Data module for images listed in a CSV file with columns `path`, `label` and optionally `split`.
 
     Paths are absolute, start with ~, or are relative to the CSV file's folder; labels are strings. `split` is train,
-    val, test, or query and gallery instead of test; queries are then searched in the gallery. Without `split`,
+    val or test; instead of test, use query and gallery to search the queries in the gallery. Without `split`,
     `test_classes` of the classes, drawn with `seed`, form the test set. `val_classes` of the training classes are held
     out for validation, unless `split` has val. Names of columns and splits may be in upper or lower case; training,
     valid, validation, dev, testing and queries mean the same as train, val, test and query. An image that is both
@@ -31,11 +31,15 @@ class ImageTableDataModule(RetrievalDataModule):
         file: the CSV file, UTF-8, whose first line names the columns; ~ is the home folder.
         test_classes: fraction or number of classes; only without `split`.
         transforms: image loading and transforms.
-        kwargs: for `RetrievalDataModule`.
+        kwargs: passed to `RetrievalDataModule`.
 
     Raises:
-        ValueError: at setup, if the file, a column, a cell or one of 200 checked images is missing, there are too few
-            classes, a split name is unknown, an image has two labels, or a class is in two splits.
+        ValueError: at setup, in these cases:
+
+            - The file, a column, a cell or one of 200 checked images is missing.
+            - There are too few classes, or a class is in two splits.
+            - A split name is unknown.
+            - An image has two labels.
     """
 
     def __init__(

@@ -17,9 +17,9 @@ SOURCE = (
 class InShopDataModule(RetrievalDataModule):
     """In-Shop Clothes: 52,712 images of 7,982 items; retrieves shop images of the same item.
 
-    Train: 25,882 images of 3,997 items. Test: 14,218 queries and 12,612 gallery images of 3,985 other items, Recall@1,
-    10, 20, 30, 40 and 50. `val_classes` of the training items are held out for validation. Some items have fewer than
-    4 images: with `samples_per_class=4`, use `small_classes="drop"`.
+    Train: 25,882 images of 3,997 items. Test: 14,218 queries and 12,612 gallery images of 3,985 other items. Metrics:
+    Recall@1, 10, 20, 30, 40, 50. `val_classes` of the training items are held out for validation. Some items have fewer
+    than 4 images: with `samples_per_class=4`, use `small_classes="drop"`.
 
     Source: Liu, Luo, Qiu, Wang, Tang, "DeepFashion: Powering Robust Clothes Recognition and Retrieval with Rich
     Annotations", CVPR 2016. Licence: non-commercial research.
@@ -27,7 +27,7 @@ class InShopDataModule(RetrievalDataModule):
     Args:
         root: folder that holds `Eval` and `img`, or `img_highres`.
         transforms: image loading and transforms.
-        kwargs: for `RetrievalDataModule`.
+        kwargs: passed to `RetrievalDataModule`.
 
     Raises:
         ValueError: at setup, if the list or an image is missing, or the list is malformed.

@@ -8,8 +8,8 @@ from lightning_recall.datamodules.base import RetrievalDataModule
 
 SOURCE = (
     "Unpack train_val2018.tar.gz from https://github.com/visipedia/inat_comp/tree/master/2018 in root, and "
-    "Inat_dataset_splits.zip beside it; the splits are those of Smooth-AP, on Google Drive only: "
-    "https://github.com/Andrew-Brown1/Smooth_AP links to them."
+    "Inat_dataset_splits.zip, also in root. The zip is linked from the README of "
+    "https://github.com/Andrew-Brown1/Smooth_AP (Google Drive)."
 )
 
 
@@ -17,10 +17,10 @@ class INaturalist2018DataModule(RetrievalDataModule):
     """iNaturalist 2018: 461,939 images of 8,142 species, long-tailed; retrieves images of the same species.
 
     Train: 325,846 images of 5,690 species. Test: 136,093 images of 2,452 other species, as in the lists of Smooth-AP,
-    `Inaturalist_train_set1.txt` and `Inaturalist_test_set1.txt`; every test image is a query against all others,
-    Recall@1, 4, 16 and 32. `val_classes` of the training species are held out for validation. The super-categories,
-    such as "Aves", are passed to the sampler as super-classes. Some species have fewer than 4 images: with
-    `samples_per_class=4`, use `small_classes="drop"`.
+    `Inaturalist_train_set1.txt` and `Inaturalist_test_set1.txt`; every test image is a query against all others.
+    Metrics: Recall@1, 4, 16, 32. `val_classes` of the training species are held out for validation. The
+    super-categories, such as "Aves", are passed to the sampler as super-classes. Some species have fewer than 4 images:
+    with `samples_per_class=4`, use `small_classes="drop"`.
 
     Source: Van Horn et al., "The iNaturalist Species Classification and Detection Dataset", CVPR 2018; splits: Brown,
     Xie, Kalogeiton, Zisserman, "Smooth-AP", ECCV 2020. Licence: non-commercial research.
@@ -28,7 +28,7 @@ class INaturalist2018DataModule(RetrievalDataModule):
     Args:
         root: folder with `train_val2018` and the split files, or a subfolder `Inat_dataset_splits` with them.
         transforms: image loading and transforms.
-        kwargs: for `RetrievalDataModule`.
+        kwargs: passed to `RetrievalDataModule`.
 
     Raises:
         ValueError: at setup, if a list or an image is missing, or a list is malformed.
@@ -42,7 +42,10 @@ class INaturalist2018DataModule(RetrievalDataModule):
         self.transforms = transforms or ImageTransforms()
 
     def read(self) -> dict[str, ImageFiles]:
-        """Reads both lists; the folders of an image are its classes, `train_val2018/SUPER-CATEGORY/SPECIES/`."""
+        """Reads both lists.
+
+        The folder names of an image give its super-category and species: `train_val2018/SUPER-CATEGORY/SPECIES/`.
+        """
         folder = self.root / "Inat_dataset_splits"
         folder = folder if folder.exists() else self.root
         files = [require_path(folder / f"Inaturalist_{split}_set1.txt", SOURCE) for split in ("train", "test")]

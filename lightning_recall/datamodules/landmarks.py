@@ -5,7 +5,14 @@ from typing import Any
 import numpy as np
 
 from lightning_recall.data import ImageFiles, ImageTransforms
-from lightning_recall.data.tables import check_counts, check_files, integers, read_columns, require_path, user_path
+from lightning_recall.data.tables import (
+    check_counts,
+    check_files,
+    parse_integers,
+    read_columns,
+    require_path,
+    user_path,
+)
 from lightning_recall.datamodules.base import RetrievalDataModule
 
 SOURCE = (
@@ -27,7 +34,7 @@ class LandmarksDataModule(RetrievalDataModule):
     Args:
         root: folder that holds `train_clean.csv` and `train`.
         transforms: image loading and transforms.
-        kwargs: for `RetrievalDataModule`.
+        kwargs: passed to `RetrievalDataModule`.
 
     Raises:
         ValueError: at setup, if the list or an image is missing, or the list is malformed.
@@ -46,7 +53,7 @@ class LandmarksDataModule(RetrievalDataModule):
         landmarks, lists = read_columns(file, ("landmark_id", "images"), ",")
         image_ids = [line.split() for line in lists]
         paths = [f"train/{i[0]}/{i[1]}/{i[2]}/{i}.jpg".encode() for ids in image_ids for i in ids]
-        labels = np.repeat(integers(file, "landmark_id", landmarks), [len(ids) for ids in image_ids])
+        labels = np.repeat(parse_integers(file, "landmark_id", landmarks), [len(ids) for ids in image_ids])
         data = ImageFiles(self.root, np.array(paths), labels, transforms=self.transforms)
         check_counts(file, data, 1_580_470, 81_313)
         check_files(data, SOURCE)

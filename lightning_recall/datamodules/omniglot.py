@@ -9,8 +9,8 @@ from lightning_recall.data.tables import check_counts, encode_labels, require_pa
 from lightning_recall.datamodules.base import RetrievalDataModule
 
 SOURCE = (
-    "torchvision downloads it; otherwise unpack python/images_background.zip and python/images_evaluation.zip of "
-    "https://github.com/brendenlake/omniglot manually in root/omniglot-py."
+    "Omniglot is downloaded automatically. If that fails, download python/images_background.zip and "
+    "python/images_evaluation.zip from https://github.com/brendenlake/omniglot and unpack them in root/omniglot-py."
 )
 SPLITS = {"train": "images_background", "test": "images_evaluation"}
 
@@ -29,7 +29,7 @@ class OmniglotDataModule(RetrievalDataModule):
     Args:
         root: folder for the download of 9 MB, 150 MB unpacked.
         transforms: image loading and transforms.
-        kwargs: for `RetrievalDataModule`.
+        kwargs: passed to `RetrievalDataModule`.
 
     Raises:
         ValueError: if the data are missing and cannot be downloaded.

@@ -39,7 +39,11 @@ class RestrictedUnpickler(pickle.Unpickler):
 
 
 class RevisitedData(ImageFiles):
-    """Queries, then gallery; `ground_truth` holds (easy, hard, junk) gallery indices of each query."""
+    """Image files of the queries followed by the gallery.
+
+    Attributes:
+        ground_truth: (easy, hard, junk) lists of gallery indices for each query.
+    """
 
     ground_truth: list[tuple[list[int], list[int], list[int]]]
 
@@ -55,15 +59,16 @@ class RevisitedDataModule(RetrievalDataModule):
     Benchmarking", CVPR 2018. Licence: the Flickr authors hold the copyright of the images.
 
     Args:
-        root: folder that holds `roxford5k`, `rparis6k` and perhaps `revisitop1m`.
+        root: folder that holds `roxford5k`, `rparis6k` and, for distractors, `revisitop1m`.
         benchmark: "roxford5k" or "rparis6k".
         distractors: whether the 1,001,001 images of R1M are added to the gallery.
         transforms: image loading and transforms.
         eval_batch_size: images in one pass; values above 1 require images of equal size.
-        kwargs: for `RetrievalDataModule`.
+        kwargs: passed to `RetrievalDataModule`.
 
     Raises:
-        ValueError: at setup, if the ground truth or an image is missing, or the ground truth contains code.
+        ValueError: at setup, if the ground truth or an image is missing, or the ground truth references classes or
+            functions that are not allowed.
     """
 
     def __init__(
@@ -84,8 +89,8 @@ class RevisitedDataModule(RetrievalDataModule):
     def read(self) -> dict[str, ImageFiles]:
         """Reads the test set: queries, gallery and distractors, in this order."""
         file = require_path(self.root / self.benchmark / f"gnd_{self.benchmark}.pkl", SOURCE)
-        with file.open("rb") as opened:
-            truth = read_ground_truth(file, opened)
+        with file.open("rb") as pickle_file:
+            truth = read_ground_truth(file, pickle_file)
         names = [*truth["qimlist"], *truth["imlist"]]
         paths = [f"{self.benchmark}/jpg/{name}.jpg" for name in names]
         if self.distractors:

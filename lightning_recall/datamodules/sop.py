@@ -3,7 +3,14 @@
 from typing import Any
 
 from lightning_recall.data import ImageFiles, ImageTransforms
-from lightning_recall.data.tables import check_counts, check_files, integers, read_columns, require_path, user_path
+from lightning_recall.data.tables import (
+    check_counts,
+    check_files,
+    parse_integers,
+    read_columns,
+    require_path,
+    user_path,
+)
 from lightning_recall.datamodules.base import RetrievalDataModule
 
 SOURCE = (
@@ -16,9 +23,9 @@ class SOPDataModule(RetrievalDataModule):
     """Stanford Online Products: 120,053 images of 22,634 products; retrieves images of the same product.
 
     Train: 59,551 images of 11,318 products, in `Ebay_train.txt`. Test: 60,502 images of 11,316 other products, in
-    `Ebay_test.txt`; every test image is a query against all others, Recall@1, 10, 100 and 1,000. `val_classes` of the
-    training products are held out for validation. A product has 2 to 12 images: with `samples_per_class=4`, use
-    `small_classes="drop"`, as published. The 12 super-classes, such as "bicycle", are passed to the sampler.
+    `Ebay_test.txt`; every test image is a query against all others. Metrics: Recall@1, 10, 100, 1,000. `val_classes` of
+    the training products are held out for validation. A product has 2 to 12 images: with `samples_per_class=4`, use
+    `small_classes="drop"`, as in the paper. The 12 super-classes, such as "bicycle", are passed to the sampler.
 
     Source: Oh Song, Xiang, Jegelka, Savarese, "Deep Metric Learning via Lifted Structured Feature Embedding", CVPR
     2016. Licence: none is stated; the eBay sellers hold the copyright of the images.
@@ -26,7 +33,7 @@ class SOPDataModule(RetrievalDataModule):
     Args:
         root: folder `Stanford_Online_Products`.
         transforms: image loading and transforms.
-        kwargs: for `RetrievalDataModule`.
+        kwargs: passed to `RetrievalDataModule`.
 
     Raises:
         ValueError: at setup, if a list or an image is missing, or a list is malformed.
@@ -50,8 +57,8 @@ class SOPDataModule(RetrievalDataModule):
         data = ImageFiles(
             self.root,
             paths,
-            integers(file, "class_id", labels),
-            integers(file, "super_class_id", super_labels),
+            parse_integers(file, "class_id", labels),
+            parse_integers(file, "super_class_id", super_labels),
             transforms=self.transforms,
         )
         check_counts(file, data, images, classes)

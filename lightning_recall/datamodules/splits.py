@@ -28,7 +28,7 @@ SPLIT_WORDS = SPLIT_OF | {"trn": "train", "vld": "val", "tst": "test", "probe": 
 
 
 def split_of(name: str) -> str | None:
-    """Split named by a folder or CSV cell, in any case: train, val, test, query or gallery; None for other names."""
+    """Split that a folder name or CSV cell denotes (case-insensitive): a key of `SPLIT_NAMES`; None for other names."""
     return SPLIT_OF.get(name.lower())
 
 
@@ -56,20 +56,21 @@ def check_class_names(classes: Sequence[str], where: Path) -> None:
         ValueError: for class names that differ only in Unicode normalization.
     """
     names = sorted(set(classes))
-    same = first_alike(names, lambda name: unicodedata.normalize("NFC", name))
-    if same is not None:
+    equal_names = first_with_same_key(names, lambda name: unicodedata.normalize("NFC", name))
+    if equal_names is not None:
         raise ValueError(
-            f"{shorten(where)}: two class names look the same, but are encoded as {ascii(same[0])[:99]} and "
-            f"{ascii(same[1])[:99]}. Use one name if they are the same class, otherwise rename one."
+            f"{shorten(where)}: two class names look the same, but are encoded as {ascii(equal_names[0])[:99]} and "
+            f"{ascii(equal_names[1])[:99]}. Use one name if they are the same class, otherwise rename one."
         )
-    alike = first_alike(names, lambda name: unicodedata.normalize("NFC", name.casefold()))
-    if alike is not None:
+    similar_names = first_with_same_key(names, lambda name: unicodedata.normalize("NFC", name.casefold()))
+    if similar_names is not None:
         rank_zero_warn(
-            f"{shorten(where)}: the names of the classes {quote(alike[0])} and {quote(alike[1])} differ only in case."
+            f"{shorten(where)}: the names of the classes {quote(similar_names[0])} and {quote(similar_names[1])} "
+            "differ only in case."
         )
 
 
-def first_alike(names: Sequence[str], key: Callable[[str], str]) -> tuple[str, str] | None:
+def first_with_same_key(names: Sequence[str], key: Callable[[str], str]) -> tuple[str, str] | None:
     """The first two names that have the same key."""
     seen: dict[str, str] = {}
     return next(((seen[key(name)], name) for name in names if seen.setdefault(key(name), name) != name), None)
@@ -87,7 +88,7 @@ def split_classes(data: ImageFiles, test_classes: float, seed: int) -> dict[str,
     """Uses random classes for the test and the others for training.
 
     Raises:
-        ValueError: for fewer than 4 classes, or a number that leaves too few.
+        ValueError: for fewer than 4 classes, or if `test_classes` leaves too few.
     """
     count = len(np.unique(data.labels))
     if count < 4:
@@ -115,13 +116,11 @@ def split_by_name(
         raise ValueError(
             f"{shorten(root)} has {' and '.join(sorted(set(splits)))}: use either test, or query and gallery."
         )
-    use = np.where(np.isin(split, ("query", "gallery")), "test", split)
-    parts = {name: data.select(use == name) for name in ("train", "val", "test") if name in use}
+    final_split = np.where(np.isin(split, ("query", "gallery")), "test", split)
+    parts = {name: data.select(final_split == name) for name in ("train", "val", "test") if name in final_split}
     if roles:
-        parts["test"].is_query, parts["test"].is_gallery = (
-            split[use == "test"] == "query",
-            split[use == "test"] == "gallery",
-        )
+        test_split = split[final_split == "test"]
+        parts["test"].is_query, parts["test"].is_gallery = test_split == "query", test_split == "gallery"
     for name, other in (("train", "val"), ("train", "test"), ("val", "test")):
         if not {name, other} <= set(parts):
             continue
@@ -148,7 +147,7 @@ def held_out_classes(
     Args:
         labels: (N,) labels.
         size: fraction of the classes, above 0 and below 1, at least one class; or number of classes, at least 1.
-        seed: of the random choice.
+        seed: random seed.
         name: name of the argument, for error messages.
         split: name of the held-out split, for error messages.
 

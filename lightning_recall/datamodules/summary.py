@@ -10,7 +10,7 @@ from lightning_recall.data.messages import pluralize, shorten
 
 
 def named_test_sets(test_data: Any) -> list[tuple[str, Any]]:
-    """Names and data sets of a test: "test NAME" for each of several, "test" if there is only one."""
+    """Pairs (name, data set) of the test sets: "test NAME" for each of several, "test" if there is only one."""
     if isinstance(test_data, Mapping):
         return [(f"test {name}", data) for name, data in test_data.items()]
     return [("test", test_data)]
@@ -36,24 +36,25 @@ def check_queries(name: str, data: Any, required: bool) -> None:
     Raises:
         ValueError: if no query has a relevant item and `required` is set.
     """
-    everything = np.ones(len(data), dtype=np.bool_)
+    all_items = np.ones(len(data), dtype=np.bool_)
     is_query, is_gallery = (
-        everything if mask is None else np.asarray(mask)
+        all_items if mask is None else np.asarray(mask)
         for mask in (getattr(data, "is_query", None), getattr(data, "is_gallery", None))
     )
-    classes, class_of = np.unique(data.labels, return_inverse=True)
-    relevant = np.bincount(class_of, is_gallery, len(classes))[class_of] - is_gallery  # (N,), without the image itself
+    classes, class_indices = np.unique(data.labels, return_inverse=True)
+    gallery_counts = np.bincount(class_indices, is_gallery, len(classes))
+    relevant = gallery_counts[class_indices] - is_gallery  # (N,), without the image itself
     without_match = np.flatnonzero(is_query & (relevant == 0))
     total = int(is_query.sum())
     if len(without_match) == total and required:
         raise ValueError(
-            f"{name}: none of {pluralize(total, 'query', 'queries')} has another image of its class to find, so "
-            "nothing can be scored. At least one class needs two images."
+            f"{name}: none of {pluralize(total, 'query', 'queries')} has a relevant gallery image, so nothing can be "
+            "scored. At least one class needs two images."
         )
     if len(without_match):
         example = f", such as {shorten(data.path(without_match[0]))}" if hasattr(data, "path") else ""
-        have, their, they = ("has", "its", "it is") if len(without_match) == 1 else ("have", "their", "they are")
+        have, are = ("has", "is") if len(without_match) == 1 else ("have", "are")
         rank_zero_warn(
-            f"{name}: {len(without_match):,} of {pluralize(total, 'query', 'queries')} {have} no other image of "
-            f"{their} class to find{example}: {they} not scored."
+            f"{name}: {len(without_match):,} of {pluralize(total, 'query', 'queries')} {have} no relevant gallery "
+            f"image and {are} not scored{example}."
         )

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lightning_recall.data import ImageFiles, ImageTransforms
-from lightning_recall.data.tables import check_files, integers, read_columns, require_path, user_path
+from lightning_recall.data.tables import check_files, parse_integers, read_columns, require_path, user_path
 from lightning_recall.datamodules.base import RetrievalDataModule
 
 SOURCE = (
@@ -28,10 +28,10 @@ class VehicleIDDataModule(RetrievalDataModule):
     Args:
         root: folder `VehicleID_V1.0`.
         protocol: "all": every image is a query against all others, as in the paper's tables; "reid": one image of each
-            vehicle, drawn with `seed`, forms the gallery and all others are queries, as in vehicle re-identification,
-            where the mean over ten draws is usual.
+            vehicle, drawn with `seed`, forms the gallery and all others are queries, as in vehicle re-identification;
+            scores are usually averaged over ten draws.
         transforms: image loading and transforms.
-        kwargs: for `RetrievalDataModule`.
+        kwargs: passed to `RetrievalDataModule`.
 
     Raises:
         ValueError: at setup, if a list or an image is missing, or a list is malformed.
@@ -64,8 +64,8 @@ class VehicleIDDataModule(RetrievalDataModule):
         """Reads one list; each line holds an image id and a vehicle id."""
         file = require_path(self.root / "train_test_split" / name, SOURCE)
         numbers, vehicles = read_columns(file, ("image", "vehicle"), header=False)
-        paths = [f"image/{number:07d}.jpg" for number in integers(file, "image", numbers)]
-        data = ImageFiles(self.root, paths, integers(file, "vehicle", vehicles), transforms=self.transforms)
+        paths = [f"image/{number:07d}.jpg" for number in parse_integers(file, "image", numbers)]
+        data = ImageFiles(self.root, paths, parse_integers(file, "vehicle", vehicles), transforms=self.transforms)
         check_files(data, SOURCE)
         return data
 

@@ -1,4 +1,4 @@
-"""Figures of a search and of a training, drawn with matplotlib alone: no Lightning is needed."""
+"""Plots search results and training curves with matplotlib, without Lightning."""
 
 from lightning_recall.plots.charts import draw_embedding_map, draw_recall_over_k, draw_similarities
 from lightning_recall.plots.retrieved_images import draw_neighbors, draw_retrieved_images

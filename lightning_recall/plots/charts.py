@@ -15,7 +15,8 @@ from lightning_recall.search.result import SearchResult
 
 MAX_K = 1000  # last k of the Recall@k curve
 MAX_QUERIES = 1000  # queries sampled for the similarity histogram
-FINE_BINS, BINS = 4000, 80  # number of bins for counting; approximate number of bins drawn over the non-empty range
+FINE_BINS = 4000  # bins for counting
+BINS = 80  # at most this many are drawn over the non-empty range
 MAX_CLASSES, MAX_ITEMS_PER_CLASS = 12, 60  # on the embedding map
 BLUE, ORANGE = "#0072b2", "#d55e00"  # colour-blind safe (Okabe and Ito)
 COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
@@ -117,7 +118,9 @@ def _draw_histograms(
 
 
 def draw_embedding_map(result: SearchResult, seed: int = 0) -> Figure:
-    """Plots some classes, each with a colour, a marker and its label, on their first two principal components.
+    """Plots the embeddings of some classes on their first two principal components.
+
+    Each class has a colour, a marker and its label.
 
     Args:
         result: the search, with labels.
@@ -130,21 +133,21 @@ def draw_embedding_map(result: SearchResult, seed: int = 0) -> Figure:
         raise ValueError("draw_embedding_map needs class labels, but this search has none.")
     labels = result.labels.cpu().numpy()
     rng = np.random.default_rng(seed)
-    names, counts = np.unique(labels, return_counts=True)
-    classes = rng.permutation(names[counts > 1])[:MAX_CLASSES]
-    items = [rng.permutation(np.flatnonzero(labels == name))[:MAX_ITEMS_PER_CLASS] for name in classes]
+    class_labels, counts = np.unique(labels, return_counts=True)
+    classes = rng.permutation(class_labels[counts > 1])[:MAX_CLASSES]
+    items = [rng.permutation(np.flatnonzero(labels == label))[:MAX_ITEMS_PER_CLASS] for label in classes]
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
-    for number, (name, points) in enumerate(zip(classes, _project_to_2d(result, items), strict=True)):
-        colour = COLOURS[number % len(COLOURS)]
-        marker = MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
+    for class_number, (label, points) in enumerate(zip(classes, _project_to_2d(result, items), strict=True)):
+        colour = COLOURS[class_number % len(COLOURS)]
+        marker = MARKERS[(class_number + class_number // len(COLOURS)) % len(MARKERS)]
         style: dict[str, Any] = {"s": 28, "alpha": 0.8, "edgecolor": "white", "linewidth": 0.4}
         axes.scatter(points[:, 0], points[:, 1], color=colour, marker=marker, **style)
         box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": colour, "alpha": 0.85}
         x, y = np.median(points, axis=0)
-        axes.annotate(f"{name}", (x, y), fontsize=8, ha="center", va="center", bbox=box)
+        axes.annotate(f"{label}", (x, y), fontsize=8, ha="center", va="center", bbox=box)
     axes.set(xlabel="first principal component", ylabel="second principal component", aspect="equal")
-    axes.set_title(f"Embeddings of {len(classes)} of {len(names):,} classes, with their labels")
+    axes.set_title(f"Embeddings of {len(classes)} of {len(class_labels):,} classes, with their labels")
     axes.grid(alpha=0.3)
     return figure
 

@@ -57,7 +57,7 @@ def choose_queries(result: SearchResult, num_queries: int, choice: Choice, seed:
     Args:
         result: the search.
         num_queries: maximum number of queries.
-        choice: "worst" and "best" go by the rank of the first relevant item; ties are broken at random.
+        choice: "worst" and "best" sort by the rank of the first relevant item; ties are broken at random.
         seed: random seed.
     """
     ranks = result.first_ranks.cpu()
@@ -86,7 +86,10 @@ def load_pictures(
         ValueError: if the search has no indices.
     """
     if result.indices is None:
-        raise ValueError("Images are looked up by index, but this search has no indices: pass them to update().")
+        raise ValueError(
+            "Images are loaded by data set index, but this search has no data set indices: pass indices to the "
+            "metric's update()."
+        )
     indices = result.indices.cpu()
     return {item: to_picture(load_image(int(indices[item]))) for item in sorted(items)}
 
@@ -128,16 +131,21 @@ def draw_retrieved_images(
 
 
 def draw_queries(pictures: Mapping[int, NDArray[np.float64]], retrieved: RetrievedQueries) -> Figure:
-    """Draws one row per query: the query, then its K neighbours. `pictures` are by item."""
+    """Draws one row per query: the query, then its K neighbours.
+
+    Args:
+        pictures: item -> picture (H, W) or (H, W, 3).
+        retrieved: the queries and their neighbours.
+    """
     num_queries, num_neighbors = retrieved.neighbors.shape
     figure, axes = _empty_figure(num_neighbors + 1, num_queries, head=0.6)
     for row, query in enumerate(retrieved.queries.tolist()):
         caption = f"first relevant\nat rank {int(retrieved.first_ranks[row]):,}"
-        _show(axes, row, 0, pictures[query], caption, BLACK, width=1)
+        _show(axes, row, 0, pictures[query], caption, BLACK, line_width=1)
         for column, item in enumerate(retrieved.neighbors[row].tolist()):
             frame = RELEVANT if retrieved.is_relevant[row, column] else IRRELEVANT
             caption = f"{retrieved.similarities[row, column]:.2f}"
-            _show(axes, row, column + 1, pictures[item], caption, frame, width=3)
+            _show(axes, row, column + 1, pictures[item], caption, frame, line_width=3)
     figure.suptitle(
         "Queries, with the rank of their first relevant item, and their nearest neighbours, with similarity:\n"
         "green solid = relevant, red dashed = not relevant",
@@ -156,16 +164,21 @@ def draw_neighbors(query: Tensor, neighbors: Sequence[Tensor], similarities: Ten
         similarities: (K,) similarity of each neighbour.
     """
     figure, axes = _empty_figure(len(neighbors) + 1, 1)
-    _show(axes, 0, 0, to_picture(query), "query", BLACK, width=3)
+    _show(axes, 0, 0, to_picture(query), "query", BLACK, line_width=3)
     for column, (image, similarity) in enumerate(zip(neighbors, similarities.tolist(), strict=True), 1):
-        _show(axes, 0, column, to_picture(image), f"{similarity:.2f}", ("grey", "solid"), width=1)
+        _show(axes, 0, column, to_picture(image), f"{similarity:.2f}", ("grey", "solid"), line_width=1)
     return figure
 
 
 def _empty_figure(num_columns: int, num_rows: int, head: float = 0.0) -> tuple[Figure, Axes]:
-    """A figure with one axes whose units are inches from the upper left; `head` inches are left for a title.
+    """Creates a figure with a single Axes in inches, with the origin at the upper left.
 
-    One axes per image would take three times as long to draw.
+    One Axes per image would take three times as long to draw.
+
+    Args:
+        num_columns: number of cells in a row.
+        num_rows: number of rows.
+        head: height of the space for a title above the origin, in inches.
     """
     width, height = num_columns * CELL + 0.1, num_rows * (CELL + CAPTION) + 0.1 + head
     figure = Figure(figsize=(width, height))
@@ -176,14 +189,30 @@ def _empty_figure(num_columns: int, num_rows: int, head: float = 0.0) -> tuple[F
 
 
 def _show(
-    axes: Axes, row: int, column: int, picture: NDArray[np.float64], title: str, frame: tuple[str, Any], width: float
+    axes: Axes,
+    row: int,
+    column: int,
+    picture: NDArray[np.float64],
+    title: str,
+    frame: tuple[str, Any],
+    line_width: float,
 ) -> None:
-    """Draws one image in its cell, with a title, and a frame (colour, line style) of a line width."""
+    """Draws one image in its cell, with a title and a frame.
+
+    Args:
+        axes: where to draw.
+        row: row of the cell.
+        column: column of the cell.
+        picture: image (H, W) or (H, W, 3).
+        title: text above the image.
+        frame: colour and line style of the frame.
+        line_width: line width of the frame.
+    """
     left, top = column * CELL + 0.1, row * (CELL + CAPTION) + CAPTION
-    high, wide = (IMAGE * side / max(picture.shape[:2]) for side in picture.shape[:2])
-    x, y = left + (IMAGE - wide) / 2, top + (IMAGE - high) / 2
-    extent = (x, x + wide, y + high, y)
+    height, width = (IMAGE * side / max(picture.shape[:2]) for side in picture.shape[:2])
+    x, y = left + (IMAGE - width) / 2, top + (IMAGE - height) / 2
+    extent = (x, x + width, y + height, y)
     axes.imshow(picture, extent=extent, aspect="auto", cmap="gray", vmin=0, vmax=1, interpolation="antialiased")
-    frame_style = {"edgecolor": frame[0], "linestyle": frame[1], "linewidth": width, "capstyle": "butt"}
-    axes.add_patch(Rectangle((x, y), wide, high, fill=False, **frame_style))
+    frame_style = {"edgecolor": frame[0], "linestyle": frame[1], "linewidth": line_width, "capstyle": "butt"}
+    axes.add_patch(Rectangle((x, y), width, height, fill=False, **frame_style))
     axes.text(left + IMAGE / 2, y - 0.05, title, fontsize=8, ha="center", va="bottom")

@@ -4,7 +4,7 @@ import torch
 
 from lightning_recall.callbacks.embedding_check import (
     ReferenceEmbeddings,
-    check_same,
+    compare_with_reference,
     evenly_spaced,
     load_reference,
     saved_ids,
@@ -32,13 +32,19 @@ def test_the_reference_is_that_of_the_first_file_that_has_them(tmp_path):
 def test_a_distance_is_rounding_up_to_a_fraction_of_the_norm(precision, same, other):
     ids = torch.tensor([7, 9, 2])
     embeddings = torch.tensor([[8.0, 8.0], [torch.nan, 1.0], [3.0, 4.0 + same]])  # item 2 has norm 5
-    assert check_same(REFERENCE, ids, embeddings, "here", precision).tolist() == [False, True, True]
+    assert compare_with_reference(REFERENCE, ids, embeddings, "here", precision).tolist() == [False, True, True]
     embeddings[2, 1] = 4 + other
     with pytest.raises(ValueError, match=r"item 2 differs from the saved one by (1\.1|3\.2) % of its norm, in here"):
-        check_same(REFERENCE, ids, embeddings, "here", precision)
+        compare_with_reference(REFERENCE, ids, embeddings, "here", precision)
 
 
 def test_items_that_are_not_saved_are_not_compared():
-    assert check_same(REFERENCE, torch.tensor([0, 10]), torch.ones(2, 7), "here", "32-true").tolist() == [False, False]
+    assert compare_with_reference(REFERENCE, torch.tensor([0, 10]), torch.ones(2, 7), "here", "32-true").tolist() == [
+        False,
+        False,
+    ]
     nothing = ReferenceEmbeddings(torch.empty(0, dtype=torch.int64), torch.empty(0, 2))
-    assert check_same(nothing, torch.tensor([0, 10]), torch.ones(2, 2), "here", "32-true").tolist() == [False, False]
+    assert compare_with_reference(nothing, torch.tensor([0, 10]), torch.ones(2, 2), "here", "32-true").tolist() == [
+        False,
+        False,
+    ]

@@ -432,7 +432,7 @@ def test_unknown_indices_are_refused(tmp_path):
     loader = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4, num_workers=1, in_order=False)
     with pytest.raises(
         ValueError,
-        match=r"saves the index of each item .* dataloader 0 \(DataLoader\) cannot be recorded: use a map-style",
+        match=r"needs the data set index of each item, .* 0 \(DataLoader\) cannot be recorded: use a map-style",
     ):
         trainer(tmp_path, EmbeddingWriter()).predict(Double(), loader)
 
@@ -622,7 +622,8 @@ def test_items_that_a_collate_function_sorts_are_refused(tmp_path):
 
     loader = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4, collate_fn=by_sum)
     with pytest.raises(
-        ValueError, match=r"saves the index of each item .* those of batch 0 are unknown: .* keeps their order"
+        ValueError,
+        match=r"needs the data set index of each item, but the indices of batch 0 are unknown: .* keeps their order",
     ):
         trainer(tmp_path, EmbeddingWriter()).predict(Double(), loader)
 
@@ -630,7 +631,7 @@ def test_items_that_a_collate_function_sorts_are_refused(tmp_path):
         def predict_dataloader(self):
             return loader
 
-    with pytest.raises(ValueError, match="saves the index of each item"):
+    with pytest.raises(ValueError, match="needs the data set index of each item"):
         trainer(tmp_path, EmbeddingWriter()).predict(Double(), datamodule=Sorts())
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lightning_recall.callbacks.index_checks import check_indices_not_needed, check_recorded
+from lightning_recall.callbacks.index_checks import check_recorded, raise_if_indices_required
 from lightning_recall.callbacks.index_recorder import recording_copy
 
 DATA = TensorDataset(torch.zeros(4, 2))
@@ -17,17 +17,17 @@ class Stream(IterableDataset):
 
 def test_indices_may_be_unknown_where_nothing_needs_them():
     one, two = SimpleNamespace(world_size=1), SimpleNamespace(world_size=2)
-    check_indices_not_needed(one, DataLoader(DATA), {})
-    check_indices_not_needed(two, DataLoader(Stream()), {})
-    check_indices_not_needed(two, [1, 2], {})
+    raise_if_indices_required(one, DataLoader(DATA), {})
+    raise_if_indices_required(two, DataLoader(Stream()), {})
+    raise_if_indices_required(two, [1, 2], {})
     with pytest.raises(ValueError, match="because several processes may evaluate the same items: use a map-style"):
-        check_indices_not_needed(two, DataLoader(DATA), {})  # a distributed sampler fills up the last batch
+        raise_if_indices_required(two, DataLoader(DATA), {})  # a distributed sampler fills up the last batch
     with pytest.raises(ValueError, match="because it has groups"):
-        check_indices_not_needed(one, DataLoader(DATA), {"groups": torch.zeros(4)})
+        raise_if_indices_required(one, DataLoader(DATA), {"groups": torch.zeros(4)})
     truth = TensorDataset(torch.zeros(4, 2))
     truth.ground_truth = [([1], [], [])]
     with pytest.raises(ValueError, match="because it has a ground truth"):
-        check_indices_not_needed(one, DataLoader(truth), {})
+        raise_if_indices_required(one, DataLoader(truth), {})
 
 
 def test_each_dataloader_must_record():

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_recall import RecallAtKLoss, RetrievalModule
 from lightning_recall.callbacks import InterruptCheckpoint
-from lightning_recall.callbacks.interrupt_checkpoint import INTERRUPTED, exit_interrupted
+from lightning_recall.callbacks.interrupt_checkpoint import EXIT_CODE_INTERRUPTED, exit_on_sigint
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:You defined a `validation_step` but have no", "ignore:.* is meant for embeddings of length 1"
@@ -96,7 +96,7 @@ def test_a_second_ctrl_c_stops_immediately(tmp_path):
 
 def test_a_workers_copy_of_the_handler_does_nothing(capsys):
     callback = InterruptCheckpoint()
-    callback.process = os.getppid()
+    callback.process_id = os.getppid()
     callback.request_stop()
     assert not callback.stop_requested
     assert capsys.readouterr().out == ""
@@ -132,13 +132,13 @@ def test_a_launched_process_counts_one_ctrl_c_once(monkeypatch):
     clock = iter([10.0, 10.9, 11.1])
     monkeypatch.setattr("lightning_recall.callbacks.interrupt_checkpoint.time.monotonic", lambda: next(clock))
     callback = InterruptCheckpoint()
-    callback.process, callback.previous = os.getpid(), exit_interrupted
+    callback.process_id, callback.previous_handler = os.getpid(), exit_on_sigint
     callback.request_stop()
     callback.request_stop()  # the same, from the launcher
     assert callback.stop_requested
     with pytest.raises((SystemExit, KeyboardInterrupt)) as ended:
         callback.request_stop()
-    assert getattr(ended.value, "code", None) == INTERRUPTED == 130
+    assert getattr(ended.value, "code", None) == EXIT_CODE_INTERRUPTED == 130
 
 
 @pytest.mark.parametrize("end", ["train_end", "exception"])

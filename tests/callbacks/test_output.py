@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from lightning_recall.callbacks.output import file_name, free_paths, new_folder, output_path, run_folder, save_picture
+from lightning_recall.callbacks.output import file_name, new_folder, output_path, run_folder, save_picture, unused_paths
 
 
 class OtherLogger(Logger):
@@ -71,12 +71,12 @@ def test_a_new_folder_has_the_next_number_and_is_reserved(tmp_path, monkeypatch)
 
 
 def test_no_file_is_overwritten(tmp_path):
-    assert free_paths(tmp_path / "a.csv", tmp_path / "b.csv") == [tmp_path / "a.csv", tmp_path / "b.csv"]
+    assert unused_paths(tmp_path / "a.csv", tmp_path / "b.csv") == [tmp_path / "a.csv", tmp_path / "b.csv"]
     (tmp_path / "b.csv").touch()
     (tmp_path / "a-1.csv").symlink_to(tmp_path / "nowhere")
-    assert free_paths(tmp_path / "a.csv", tmp_path / "b.csv") == [tmp_path / "a-2.csv", tmp_path / "b-2.csv"]
+    assert unused_paths(tmp_path / "a.csv", tmp_path / "b.csv") == [tmp_path / "a-2.csv", tmp_path / "b-2.csv"]
     (tmp_path / "folder").mkdir()
-    assert free_paths(tmp_path / "folder") == [tmp_path / "folder-1"]
+    assert unused_paths(tmp_path / "folder") == [tmp_path / "folder-1"]
 
 
 def test_an_existing_picture_is_not_overwritten(tmp_path, capsys):

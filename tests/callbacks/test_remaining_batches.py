@@ -18,24 +18,24 @@ def batches_of(loader):
 
 
 def test_items_to_compare_come_first_and_batches_are_full():
-    loader, compared, num_left = without_saved(DataLoader(DATA, batch_size=5), SAVED)
+    loader, recheck_indices, num_left = without_saved(DataLoader(DATA, batch_size=5), SAVED)
     assert batches_of(loader) == [[0, 1, 2, 3, 4], [7, 5, 6, 8, 9], [10, 11]]
-    assert (compared.tolist(), num_left, len(loader)) == ([0, 1, 2, 3, 4, 7], 6, 3)
+    assert (recheck_indices.tolist(), num_left, len(loader)) == ([0, 1, 2, 3, 4, 7], 6, 3)
 
 
 def test_sixteen_of_many_are_compared():
     data = TensorDataset(torch.arange(100) * 10)
-    loader, compared, num_left = without_saved(DataLoader(data, batch_size=8), torch.arange(0, 92))
-    assert compared.tolist() == [round(i * 91 / 15) for i in range(16)]
+    loader, recheck_indices, num_left = without_saved(DataLoader(data, batch_size=8), torch.arange(0, 92))
+    assert recheck_indices.tolist() == [round(i * 91 / 15) for i in range(16)]
     assert num_left == 8
-    assert batches_of(loader) == [compared[:8].tolist(), compared[8:].tolist(), list(range(92, 100))]
+    assert batches_of(loader) == [recheck_indices[:8].tolist(), recheck_indices[8:].tolist(), list(range(92, 100))]
 
 
 def test_items_that_a_batch_sampler_puts_together_stay_together():
     loader = DataLoader(DATA, batch_sampler=[[11, 10, 9], [8, 0], [7, 6, 1], [3]])
-    loader, compared, num_left = without_saved(loader, SAVED)
+    loader, recheck_indices, num_left = without_saved(loader, SAVED)
     assert batches_of(loader) == [[0], [7, 1], [3], [11, 10, 9], [8], [6]]
-    assert (compared.tolist(), num_left) == ([0, 1, 3, 7], 5)
+    assert (recheck_indices.tolist(), num_left) == ([0, 1, 3, 7], 5)
 
 
 @pytest.mark.parametrize(
@@ -55,14 +55,14 @@ def test_without_a_batch_size_the_sampler_is_reduced(sampler, expected):
 
 
 def test_all_or_nothing_may_be_saved():
-    loader, compared, num_left = without_saved(DataLoader(DATA, batch_size=8), torch.arange(12))
+    loader, recheck_indices, num_left = without_saved(DataLoader(DATA, batch_size=8), torch.arange(12))
     assert batches_of(loader) == [list(range(8)), list(range(8, 12))]
-    assert (len(compared), num_left) == (12, 0)
-    loader, compared, num_left = without_saved(DataLoader(DATA, batch_size=8), torch.tensor([20]))
+    assert (len(recheck_indices), num_left) == (12, 0)
+    loader, recheck_indices, num_left = without_saved(DataLoader(DATA, batch_size=8), torch.tensor([20]))
     assert batches_of(loader) == [list(range(8)), list(range(8, 12))]
-    assert (len(compared), num_left) == (0, 12)
+    assert (len(recheck_indices), num_left) == (0, 12)
     empty = without_saved(DataLoader(DATA, batch_sampler=BatchSampler([], 4, False)), SAVED)
-    assert (len(empty.loader), len(empty.compared), empty.num_left) == (0, 0, 0)
+    assert (len(empty.loader), len(empty.recheck_indices), empty.num_left) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -73,11 +73,11 @@ def test_parts_of_a_distributed_sampler_complete_each_other(shuffle):
         before = torch.get_rng_state()
         base = RandomSampler(DATA) if shuffle else range(12)
         sampler = UnrepeatedDistributedSamplerWrapper(base, num_replicas=2, rank=rank, shuffle=shuffle)
-        loader, compared, num_left = without_saved(DataLoader(DATA, batch_size=4, sampler=sampler), SAVED)
+        loader, recheck_indices, num_left = without_saved(DataLoader(DATA, batch_size=4, sampler=sampler), SAVED)
         assert torch.equal(torch.get_rng_state(), before)
         indices = [index for batch in batches_of(loader) for index in batch]
-        assert set(indices[: len(compared)]) == set(compared.tolist()) <= set(SAVED.tolist())
-        assert len(indices) == len(compared) + num_left == 6
+        assert set(indices[: len(recheck_indices)]) == set(recheck_indices.tolist()) <= set(SAVED.tolist())
+        assert len(indices) == len(recheck_indices) + num_left == 6
         yielded += indices
     assert sorted(yielded) == list(range(12))
 

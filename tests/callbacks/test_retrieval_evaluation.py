@@ -444,7 +444,7 @@ def test_items_that_a_collate_function_sorts_are_scored_unless_indices_are_neede
     plain = DataLoader(PLAIN_DATA, batch_size=8, collate_fn=by_brightness)
     results = make_trainer(RetrievalEvaluation(ks=(1,))).test(Pixels(), plain, verbose=False)[0]
     assert results["test/recall@1"] == pytest.approx(recall_at_1(images.flatten(1), labels))
-    with pytest.raises(ValueError, match=r"tables=True lists the items .* keeps their order"):
+    with pytest.raises(ValueError, match=r"tables=True writes the data set index .* keeps their order"):
         make_trainer(RetrievalEvaluation(tables=True), default_root_dir=tmp_path).test(Pixels(), plain, verbose=False)
     loader = DataLoader(QUERY_DATA, batch_size=8, collate_fn=by_brightness)
     with pytest.raises(ValueError, match=r"because it has is_query and is_gallery: .* keeps their order"):
@@ -485,7 +485,7 @@ def test_a_wrapper_that_loses_the_queries_is_refused():
             return self.base[index]
 
     data = Wrapper()
-    with pytest.raises(ValueError, match="Wrapper has no is_query, but the data set in its attribute base has"):
+    with pytest.raises(ValueError, match="Wrapper does not define is_query, but its attribute base does"):
         make_trainer(RetrievalEvaluation()).test(Pixels(), DataLoader(data, batch_size=9), verbose=False)
     data.is_query, data.is_gallery = QUERY_DATA.is_query, QUERY_DATA.is_gallery
     results = make_trainer(RetrievalEvaluation(ks=(1,))).test(Pixels(), DataLoader(data, batch_size=9), verbose=False)
@@ -511,7 +511,7 @@ def test_a_list_of_batches_and_single_items_raise_with_a_remedy():
 def test_tables_with_unknown_indices_are_refused_before_the_test(kind):
     module = TheirModule()
     with pytest.raises(
-        ValueError, match=r"tables=True lists the items of the data set by index, but the indices of dataloader 0"
+        ValueError, match=r"tables=True writes the data set index of each query, but the indices of dataloader 0"
     ):
         make_trainer(RetrievalEvaluation(tables=True)).test(module, UNKNOWN[kind](), verbose=False)
     assert module.calls == 0

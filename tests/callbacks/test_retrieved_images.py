@@ -47,10 +47,10 @@ def test_images_that_cannot_be_looked_up_are_an_error(tmp_path):
         accelerator="cpu", devices=1, logger=False, default_root_dir=tmp_path, enable_progress_bar=False,
         callbacks=[RetrievedImages(), RetrievalEvaluation()],
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"RetrievedImages looks its images up in the data set.* map-style data set"):
+    with pytest.raises(ValueError, match=r"RetrievedImages loads images by data set index.* map-style data set"):
         trainer.test(Flatten(), DataLoader(Stream(), batch_size=4), verbose=False)
     mappings = [({"pixels": torch.rand(1, 4, 4)}, torch.tensor(row // 2)) for row in range(8)]
-    with pytest.raises(ValueError, match="item 0 of the data set begins with a dict with the keys 'pixels'"):
+    with pytest.raises(ValueError, match="the first element of item 0 is a dict with the keys 'pixels'"):
         trainer.test(Flatten(), DataLoader(mappings, batch_size=4), verbose=False)
     assert not list(tmp_path.rglob("*.png"))
 

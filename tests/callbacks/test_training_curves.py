@@ -71,7 +71,7 @@ def test_only_the_requested_scores_are_recorded_and_only_during_training():
         global_step=3,
         callback_metrics={"val/map": score, "val/recall@1": torch.tensor(0.5)},
     )
-    callback = TrainingCurves(scores="val/map")
+    callback = TrainingCurves(score_prefix="val/map")
     callback.on_validation_end(trainer, None)
     assert callback.curves() == {}
     trainer.state.fn = "fit"

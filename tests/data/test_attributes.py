@@ -49,7 +49,7 @@ def test_a_ground_truth_is_only_valid_for_the_whole_data_set():
     data = Data(3, ground_truth=[([1], [2], [])])
     assert ground_truth_of(data) == [([1], [2], [])]
     for other in (Subset(data, [0, 1]), ConcatDataset([Data(2), data])):
-        with pytest.raises(ValueError, match=f"holds indices, which are not valid for a {type(other).__name__}"):
+        with pytest.raises(ValueError, match=f"holds indices, which do not apply to a {type(other).__name__}"):
             ground_truth_of(other)
 
 
@@ -82,13 +82,13 @@ ROLE_DATA = Data(4, is_query=[True, False, True, False], is_gallery=[False, True
     ],
 )
 def test_a_wrapper_that_hides_roles_is_rejected(data, attribute):
-    with pytest.raises(ValueError, match=f"Wrapper has no is_query, but the data set in its attribute {attribute} has"):
+    with pytest.raises(ValueError, match=f"Wrapper does not define is_query, but its attribute {attribute} does"):
         roles_of(data)
 
 
 def test_a_wrapper_that_hides_groups_or_a_ground_truth_is_rejected():
     for name, values in (("groups", [1, 1, 2, 2]), ("ground_truth", [([1], [2], [])])):
-        with pytest.raises(ValueError, match=f"Wrapper has no {name}, but the data set in its attribute base has"):
+        with pytest.raises(ValueError, match=f"Wrapper does not define {name}, but its attribute base does"):
             roles_of(Wrapper(Data(4, **{name: values})))
 
 
@@ -97,7 +97,7 @@ def test_a_wrapper_that_defines_its_roles_is_accepted():
     found = roles_of(Wrapper(ROLE_DATA, **roles))
     assert {name: values.tolist() for name, values in found.items()} == roles
     assert roles_of(Wrapper(ROLE_DATA, is_query=None, is_gallery=None)) == {}
-    with pytest.raises(ValueError, match="Wrapper has no is_gallery"):
+    with pytest.raises(ValueError, match="Wrapper does not define is_gallery"):
         roles_of(Wrapper(ROLE_DATA, is_query=roles["is_query"]))
 
     class Forwards(Wrapper):

@@ -87,7 +87,7 @@ def test_a_selection_has_its_own_transform_and_mask_of_unreadable_files(tmp_path
 def test_a_data_set_with_a_ground_truth_has_no_subsets():
     data = image_files()
     data.ground_truth = [([1], [], [])]
-    with pytest.raises(ValueError, match="The ground truth of ImageFiles holds indices"):
+    with pytest.raises(ValueError, match="ImageFiles has a ground_truth of gallery indices"):
         data.select([0])
 
 
@@ -130,7 +130,7 @@ def test_dropping_a_repeated_file_keeps_the_cameras_of_the_others(tmp_path):
     All of these have other labels: 0 of 6. Without cameras, a, b and e are correct: 3 of 6.
     """
     data = camera_images(tmp_path, [*LINES, LINES[0]])
-    with pytest.warns(UserWarning, match=r"test: 1 of 7 images is dropped, .*a\.png is listed twice\."):
+    with pytest.warns(UserWarning, match=r"test: 1 of 7 images is dropped as a duplicate .*a\.png is listed twice\."):
         assert recall(data) == 0
     assert data.test_data.groups.tolist() == [1, 1, 1, 2, 2, 2]
     del data.test_data.groups
@@ -138,7 +138,7 @@ def test_dropping_a_repeated_file_keeps_the_cameras_of_the_others(tmp_path):
 
 
 def test_one_file_with_two_cameras_is_rejected(tmp_path):
-    with pytest.raises(ValueError, match=r"a\.png is listed twice, with the groups 1 and 2: keep one of them"):
+    with pytest.raises(ValueError, match=r"a\.png is listed twice, but with the groups 1 and 2: keep one of them"):
         camera_images(tmp_path, [*LINES, ("a", 10, 0, 2)]).setup("test")
 
 

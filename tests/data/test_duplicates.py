@@ -56,7 +56,7 @@ def test_files_that_are_listed_twice_count_once(four_tones):
     os.symlink(root / "c.png", root / "link.png")
     os.symlink(root, root / "folder")
     again = ["a.png,x,test", "./train/../b.png,y,test", "link.png,x,test", f"{root}/folder/d.png,y,test"]
-    with pytest.warns(UserWarning, match="test: 4 of 8 images are dropped, because an earlier entry") as warned:
+    with pytest.warns(UserWarning, match="test: 4 of 8 images are dropped as duplicates: ") as warned:
         data = table(root, lines + again)
     assert len(warned) == 1
     assert [os.path.basename(data.test_data.path(index)) for index in range(4)] == ["a.png", "b.png", "c.png", "d.png"]
@@ -68,7 +68,7 @@ def test_the_remaining_training_images_are_augmented(four_tones):
     root, lines = four_tones
     trained = os.path.basename(table(root, lines).train_data.path(0))
     again = next(line for line in lines if trained in line)
-    with pytest.warns(UserWarning, match="training: 1 of 13 images is dropped, because an earlier entry is"):
+    with pytest.warns(UserWarning, match="training: 1 of 13 images is dropped as a duplicate of an earlier"):
         data = table(root, [*lines, again])
     assert data.train_data.training
     assert len(data.train_data) == 12
@@ -78,7 +78,7 @@ def test_an_image_that_is_query_and_gallery_is_one_item(four_tones):
     root, lines = four_tones
     lines = [line.replace(",test", ",query") for line in lines]
     gallery = [line.replace(",query", ",gallery") for line in lines if ",query" in line][1:]
-    lost = pytest.warns(UserWarning, match=r"1 of 4 queries has no other image .* such as .*c\.png")
+    lost = pytest.warns(UserWarning, match=r"1 of 4 queries has no relevant gallery image .* such as .*c\.png")
     with lost, pytest.warns(UserWarning, match="test: 3 of 7 images are dropped"):
         test = table(root, lines + gallery).test_data
     assert test.is_query.tolist() == [True] * 4
@@ -88,9 +88,18 @@ def test_an_image_that_is_query_and_gallery_is_one_item(four_tones):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("link.png,y,test", r"a\.png and .*link\.png are one file with the labels 'x' and 'y': keep one of them"),
-        ("link.png,train 0,train", r"link\.png and .*a\.png are one file in training and in test: keep it in one"),
-        ("link.png,val,val", r"link\.png and .*a\.png are one file in validation and in test: keep it in one of them"),
+        (
+            "link.png,y,test",
+            r"a\.png and .*link\.png are the same file, but with the labels 'x' and 'y': keep one of them",
+        ),
+        (
+            "link.png,train 0,train",
+            r"link\.png and .*a\.png are the same file, in training and in test: keep it in one",
+        ),
+        (
+            "link.png,val,val",
+            r"link\.png and .*a\.png are the same file, in validation and in test: keep it in one of them",
+        ),
     ],
 )
 def test_one_file_with_two_labels_or_splits_is_rejected(line, message, four_tones):
@@ -103,7 +112,7 @@ def test_one_file_with_two_labels_or_splits_is_rejected(line, message, four_tone
 def test_a_link_to_a_class_folder_under_another_name_is_rejected(small_data):
     root = small_data("image_folder")
     (root / "class 5").symlink_to(root / "class 1", target_is_directory=True)
-    with pytest.raises(ValueError, match=r"class 1/0\.png and .*class 5/0\.png are one file (with|in)"):
+    with pytest.raises(ValueError, match=r"class 1/0\.png and .*class 5/0\.png are the same file, (but with|in)"):
         ImageFolderDataModule(str(root)).setup("fit")
 
 
@@ -138,11 +147,11 @@ def test_copies_are_counted_and_kept(tmp_path):
         "test_small_1.png: copies rank first in retrieval.",
         "test small: 3 of 5 images have an exact copy that has another label, such as test_small_0.png and "
         "test_small_2.png: copies rank first in retrieval.",
-        "test small: 3 of 5 images are exact copies of training images, such as test_small_0.png of training_0.png: "
-        + inflated,
-        "test large: 2 of 3 images are exact copies of training images, such as test_large_0.png of training_0.png: "
-        + inflated,
-        "test small: 1 of 5 images is an exact copy of a validation image, such as test_small_4.png of "
+        "test small: 3 of 5 images are exact copies of training images, such as test_small_0.png, a copy of "
+        "training_0.png: " + inflated,
+        "test large: 2 of 3 images are exact copies of training images, such as test_large_0.png, a copy of "
+        "training_0.png: " + inflated,
+        "test small: 1 of 5 images is an exact copy of a validation image, such as test_small_4.png, a copy of "
         "validation_0.png: " + inflated,
     ]
 
@@ -245,8 +254,8 @@ def test_copies_in_memory_are_counted_and_kept():
         "rank first in retrieval.",
         "test large: 3 of 5 images have an exact copy that has another label, such as image 0 and image 2: copies "
         "rank first in retrieval.",
-        "test large: 1 of 5 images is an exact copy of a training image, such as image 3 of image 2: scores are "
-        "inflated if the model has seen them.",
+        "test large: 1 of 5 images is an exact copy of a training image, such as image 3, a copy of image 2: scores "
+        "are inflated if the model has seen them.",
     ]
     assert [len(part) for part in (data.train_data, *data.test_data.values())] == [4, 4, 5]
     in_memory(check_duplicates=False).setup("fit")
@@ -270,7 +279,7 @@ def test_messages_with_long_paths_are_short(tmp_path):
     data = ImageFiles(deep, [f"{'f' * 100}.png", "link.png"], [0, 1])
     data.class_names = (labels, labels + "2")
     error = find_duplicates([("test", data)]).error
-    assert "link.png are one file with the labels 'xxx" in error
+    assert "link.png are the same file, but with the labels 'xxx" in error
     same = ImageFiles(deep, [f"{'f' * 100}.png", "link.png"], [0, 0])
     shutil.copy(deep / "link.png", deep / "copy.png")
     copies = ImageFiles(deep, ["copy.png", "copy.png"], [0, 0])

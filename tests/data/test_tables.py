@@ -10,7 +10,7 @@ from lightning_recall.data.tables import (
     check_files,
     column_names,
     encode_labels,
-    integers,
+    parse_integers,
     read_columns,
     require_path,
 )
@@ -37,8 +37,8 @@ def test_quoted_cells_and_no_header(tmp_path):
     [
         ("id file\n1 a.jpg\n", "has no column 'path': its first line names 'id, file'"),
         ("id path\n1 a.jpg\n2\n", "line 3: expected 2 cells, got 1: '2'"),
-        ("id path\n", "lists nothing"),
-        ("", "lists nothing"),
+        ("id path\n", "has no data lines"),
+        ("", "has no data lines"),
     ],
 )
 def test_errors_name_the_malformed_list(tmp_path, text, message):
@@ -49,7 +49,7 @@ def test_errors_name_the_malformed_list(tmp_path, text, message):
 
 
 def test_a_missing_path_names_its_parent(tmp_path):
-    with pytest.raises(ValueError, match=r"a/b.txt does not exist \(its parent .* does\). Unpack it."):
+    with pytest.raises(ValueError, match=r"a/b.txt does not exist, but its parent folder .* does\. Unpack it\."):
         require_path(tmp_path / "a" / "b.txt", "Unpack it.")
     assert require_path(tmp_path, "") == tmp_path
 
@@ -64,7 +64,7 @@ def test_missing_files_are_counted(tmp_path):
 def test_counts_that_differ_from_the_published_ones_warn(tmp_path):
     data = ImageFiles(tmp_path, ["0.png", "1.png"], [7, 8])
     check_counts(tmp_path / "list.txt", data, 2, 2)
-    with pytest.warns(UserWarning, match=r"list.txt lists 2 images of 2 classes, where .* has 3,000 of 2"):
+    with pytest.warns(UserWarning, match=r"list.txt lists 2 images of 2 classes, but .* has 3,000 images of 2 classes"):
         check_counts(tmp_path / "list.txt", data, 3000, 2)
 
 
@@ -75,10 +75,10 @@ def test_names_are_encoded_as_labels():
 
 
 def test_only_integers_are_accepted(tmp_path):
-    assert integers(tmp_path, "class", ["7", "-1"]).tolist() == [7, -1]
+    assert parse_integers(tmp_path, "class", ["7", "-1"]).tolist() == [7, -1]
     for wrong in ("seven", "--7", "7.0", "²", "", "9" * 19):
         with pytest.raises(ValueError, match=f"list.txt: class must be an integer of .*, got {wrong!r}"):
-            integers(tmp_path / "list.txt", "class", ["7", wrong])
+            parse_integers(tmp_path / "list.txt", "class", ["7", wrong])
 
 
 @pytest.mark.parametrize("text", ["path,label\na.jpg,Müller\n", "path,Größe\na.jpg,1\n"])
@@ -86,7 +86,7 @@ def test_the_error_for_text_that_is_not_utf8_names_the_file(tmp_path, text):
     file = tmp_path / "list.csv"
     file.write_text(text, encoding="latin-1")
     for read in (lambda: read_columns(file, ("path",), ","), lambda: column_names(file, ",")):
-        with pytest.raises(ValueError, match=r"list\.csv cannot be read as UTF-8 text \(.*\): save it as such"):
+        with pytest.raises(ValueError, match=r"list\.csv is not UTF-8 text \(.*\): save it as UTF-8"):
             read()
 
 
@@ -96,7 +96,7 @@ def test_the_error_for_an_unclosed_quote_names_its_line(lines, tmp_path):
     text = ["path,label", *(f"{i}.jpg,class {i % 7}" for i in range(lines))]
     text[4] = '"3.jpg,class 3'
     file.write_text("\n".join(text))
-    with pytest.raises(ValueError, match=r'list\.csv, line 5: a quote \("\) is not closed in its line') as raised:
+    with pytest.raises(ValueError, match=r"list\.csv, line 5: a quoted cell is not closed on the same line") as raised:
         read_columns(file, ("path", "label"), ",")
     assert len(str(raised.value)) < 500
 
@@ -112,7 +112,7 @@ def test_the_error_for_an_unclosed_quote_names_its_line(lines, tmp_path):
         ("path\tlabel\na.jpg\t1\n", "The file seems to use tabs: save it with commas."),
         ("path,label\na, b.jpg,1\n", "line 2: expected 2 cells, got 3: 'a b.jpg 1'."),
         ("path,label\na.jpg,1\0\n", "line 2: the line has NUL characters. Save the file as UTF-8 text."),
-        ('path,label\n"a.jpg"x,1\n', "line 2: a quote"),
+        ('path,label\n"a.jpg"x,1\n', "line 2: a quoted cell"),
         ('path,label\na.jpg,dog\nb.jpg,dog"\n', "line 3: unbalanced quote (\") in the cell 'dog\"'."),
         ('path,label\na.jpg",dog"\n', "line 2: unbalanced quote (\") in the cell 'a.jpg\"'"),
         ('path,label\na.jpg,5" lens\n', "line 2: unbalanced quote (\") in the cell '5\" lens'"),
@@ -153,7 +153,7 @@ def test_utf16_is_rejected(encoding, tmp_path):
     file = tmp_path / "list.csv"
     file.write_text("path,label\na.jpg,1\n", encoding=encoding)
     for read in (lambda: read_columns(file, ("path",), ","), lambda: column_names(file, ",")):
-        with pytest.raises(ValueError, match=r"list\.csv.* (cannot be read as UTF-8 text|the line has NUL characters)"):
+        with pytest.raises(ValueError, match=r"list\.csv.* (is not UTF-8 text|the line has NUL characters)"):
             read()
 
 
@@ -176,5 +176,5 @@ def test_messages_about_a_single_file_use_the_singular(tmp_path):
     (tmp_path / "1.png").mkdir()
     with pytest.raises(ValueError, match=r"^1 of 1 checked file cannot be found: .*1\.png is a folder\."):
         check_files(ImageFiles(tmp_path, ["1.png"], [0]), "")
-    with pytest.warns(UserWarning, match=r"lists 1 image of 1 class, where"):
+    with pytest.warns(UserWarning, match=r"lists 1 image of 1 class, but"):
         check_counts(tmp_path, ImageFiles(tmp_path, ["0.png"], [0]), 2, 2)

@@ -54,7 +54,7 @@ def test_queries_and_gallery(small_data):
     shutil.copytree(root / "query" / "class 101", root / "gallery" / "class 101")
     for image in (root / "gallery" / "class 101").iterdir():
         draw(image, size=(20, 30))  # otherwise they are copies
-    with pytest.warns(UserWarning, match="4 of 8 queries have no other image of their class to find, such as"):
+    with pytest.warns(UserWarning, match="4 of 8 queries have no relevant gallery image and are not scored, such as"):
         test = set_up(root).test_data
     assert (test.is_query.sum(), test.is_gallery.sum()) == (8, 8)
     shutil.copytree(root / "gallery", root / "test")
@@ -66,7 +66,7 @@ def test_queries_and_gallery(small_data):
 def test_split_folders_without_train_are_rejected(splits, small_data):
     root = small_data("image_folder")
     arrange(root, **splits)
-    with pytest.raises(ValueError, match=f"holds {' and '.join(splits)}, but no train. It must hold one folder per"):
+    with pytest.raises(ValueError, match=f"has {' and '.join(splits)} but no train folder. Use either one folder per"):
         set_up(root)
 
 
@@ -280,7 +280,7 @@ def test_class_names_that_look_the_same_warn_or_are_rejected(small_data):
     root = small_data("image_folder")
     draw(root / "Caf\N{LATIN SMALL LETTER E WITH ACUTE}" / "1.png")
     draw(root / "cafe\N{COMBINING ACUTE ACCENT}" / "1.png")
-    lost = pytest.warns(UserWarning, match="1 of .* queries has no other image of its class to find")
+    lost = pytest.warns(UserWarning, match="1 of .* queries has no relevant gallery image and is not scored")
     alike = pytest.warns(UserWarning, match="the classes '.*' and '.*' differ only in case")
     with lost, alike:
         set_up(root, val_classes=0, test_classes=8)
@@ -359,7 +359,7 @@ def test_a_link_to_a_parent_folder_is_rejected(target, small_data):
 @pytest.mark.parametrize("name", ["x" * 300, "x" * 50_000, "x/" * 5_000])
 def test_a_root_with_a_long_name_does_not_exist(name):
     for data in (ImageFolderDataModule(name), ImageTableDataModule(name)):
-        with pytest.raises(ValueError, match=r"x does not exist \(its parent \. does\)") as raised:
+        with pytest.raises(ValueError, match=r"x does not exist, but its parent folder \. does") as raised:
             data.setup("fit")
         assert len(str(raised.value)) < 500
 

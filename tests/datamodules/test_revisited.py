@@ -77,7 +77,7 @@ def test_numpy_arrays_and_scalars_are_accepted(protocol, small_data):
 
 def test_missing_files_and_training_images_are_errors(small_data):
     root = small_data("revisited")
-    with pytest.raises(ValueError, match=r"gnd_rparis6k\.pkl does not exist .* revisitop"):
+    with pytest.raises(ValueError, match=r"gnd_rparis6k\.pkl does not exist, .* revisitop"):
         set_up(root, benchmark="rparis6k")
     data = set_up(root)
     with pytest.raises(ValueError, match="RevisitedDataModule has no training images"):

@@ -19,14 +19,14 @@ def test_classes_of_one_image_are_rejected_before_training(split):
     data = RetrievalDataModule(val_classes=0)
     data.read = lambda: {"train": in_memory([0, 0, 1, 1]), split: in_memory([5, 6, 7])}
     name = {"val": "validation", "test": "test"}[split]
-    with pytest.raises(ValueError, match=f"{name}: none of 3 queries has another image of its class to find"):
+    with pytest.raises(ValueError, match=f"{name}: none of 3 queries has a relevant gallery image"):
         data.setup("fit")
 
 
 def test_classes_of_one_image_can_be_embedded():
     data = RetrievalDataModule()
     data.read = lambda: {"test": in_memory([5, 6, 7])}
-    with pytest.warns(UserWarning, match="test: 3 of 3 queries have no other image of their class to find: they"):
+    with pytest.warns(UserWarning, match="test: 3 of 3 queries have no relevant gallery image and"):
         data.setup("predict")
 
 
@@ -37,7 +37,7 @@ def test_training_classes_of_one_image_are_left_to_the_sampler():
 
 
 def test_classes_of_one_image_are_counted():
-    with pytest.warns(UserWarning, match="validation: 2 of 6 queries have no other image of their class to find"):
+    with pytest.warns(UserWarning, match="validation: 2 of 6 queries have no relevant gallery image"):
         check_queries("validation", in_memory([5, 6, 7, 7, 8, 8]), required=True)
 
 
@@ -63,5 +63,5 @@ def test_a_query_in_the_gallery_does_not_match_itself(is_query, is_gallery, with
 def test_queries_without_relevant_items_are_rejected():
     data = in_memory([5, 6, 7, 7])
     data.is_query, data.is_gallery = np.array([1, 1, 0, 0], bool), np.array([0, 0, 1, 1], bool)
-    with pytest.raises(ValueError, match="test: none of 2 queries has another image of its class to find"):
+    with pytest.raises(ValueError, match="test: none of 2 queries has a relevant gallery image"):
         check_queries("test", data, required=True)

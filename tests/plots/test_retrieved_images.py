@@ -85,7 +85,7 @@ def test_images_are_looked_up_by_their_index_in_the_data_set():
         assert items == [query, *(item for item in order if item != query)]
     metric.reset()
     metric.update(images.flatten(1), labels)
-    with pytest.raises(ValueError, match="this search has no indices"):
+    with pytest.raises(ValueError, match="this search has no data set indices"):
         draw_retrieved_images(metric.search(), load_image)
 
 
