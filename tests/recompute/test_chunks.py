@@ -614,7 +614,10 @@ def test_lazy_buffers_raise():
 @pytest.mark.parametrize(
     ("embedder", "message"),
     [
-        (lambda x: x[:, : len(x)], r"the same row shape and dtype for all chunks, got \[\(3,\)\] and \[\(4,\)\]"),
+        (
+            lambda x: x[:, : len(x)],
+            r"the same trailing dimensions and dtype for all chunks, got \[\(3,\)\] and \[\(4,\)\]",
+        ),
         (lambda x: x[:2], r"one row per input row \(4\), got \(2, 6\)"),
         (lambda x: x.sum(), r"one row per input row \(4\), got \(\)"),
         (lambda _: None, r"one row per input row \(4\), got NoneType"),
