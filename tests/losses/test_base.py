@@ -110,11 +110,11 @@ def test_wrong_batches_are_rejected(name, embeddings, labels, message):
 SETTINGS = {
     "RecallAtKLoss": {
         "ks": ((4, 8), (1.5,), "ks must contain at least one positive integer"),
-        "k_temperature": (2.0, 0.0, "k_temperature must be above 0, got 0.0"),
-        "rank_temperature": (0.3, -1.0, "rank_temperature must be above 0, got -1.0"),
+        "k_temperature": (2.0, 0.0, "k_temperature must be a finite number above 0, got 0.0"),
+        "rank_temperature": (0.3, -1.0, "rank_temperature must be a finite number above 0, got -1.0"),
         "count_query": (True, None, None),
     },
-    "SmoothAPLoss": {"rank_temperature": (0.3, 0.0, "rank_temperature must be above 0, got 0.0")},
+    "SmoothAPLoss": {"rank_temperature": (0.3, 0.0, "rank_temperature must be a finite number above 0, got 0.0")},
     "SupAPLoss": {
         "rank_temperature": (0.3, 0.0, "rank_temperature, delta and slope must be above 0"),
         "delta": (0.1, 0.0, "got 0.1, 0.0, 100.0"),
@@ -124,7 +124,7 @@ SETTINGS = {
     },
     "UniLoss": {
         "ks": ((1, 3), (0,), "ks must contain at least one positive integer"),
-        "tau": (9.0, 0.0, "tau must be above 0, got 0.0"),
+        "tau": (9.0, 0.0, "tau must be a finite number above 0, got 0.0"),
         "num_good": (3, 2.5, "num_good must be an integer, at least 1, got 2.5"),
         "num_bad": (3, -1, "num_bad must be at least 0, got -1"),
         "seed": (5, None, None),
@@ -134,8 +134,8 @@ SETTINGS = {
         "positive_margin": (0.5, 1.5, "Margins must be from -1 to 1"),
         "negative_margin": (-0.2, 0.9, "negative_margin below positive_margin, got 0.9 and 0.8"),
     },
-    "NormalizedSoftmaxLoss": {"temperature": (0.2, 0.0, "temperature must be above 0, got 0.0")},
-    "ProxyAnchorLoss": {"delta": (0.3, None, None), "alpha": (5.0, 0.0, "alpha must be above 0, got 0.0")},
+    "NormalizedSoftmaxLoss": {"temperature": (0.2, 0.0, "temperature must be a finite number above 0, got 0.0")},
+    "ProxyAnchorLoss": {"delta": (0.3, None, None), "alpha": (5.0, 0.0, "alpha must be a finite number above 0, got 0.0")},
     "CircleProxyLoss": {"m": (0.4, 0.0, "m must be above 0"), "gamma": (20.0, -1.0, "gamma above 0, got 0.3 and -1")},
     "MultipleLosses": {"weights": ([0.5, 2.0], [1.0], "a non-negative weight for each, got 2 and")},
     "CrossBatchMemory": {"start_after": (3, -1, "start_after must be at least 0, got -1")},

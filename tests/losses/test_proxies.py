@@ -55,7 +55,7 @@ def test_low_precision_is_computed_in_fp32():
 def test_wrong_use_is_rejected():
     with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
         NormalizedSoftmaxLoss(0, 2)
-    with pytest.raises(ValueError, match="temperature must be above 0"):
+    with pytest.raises(ValueError, match="temperature must be a finite number above 0"):
         NormalizedSoftmaxLoss(2, 2, temperature=0)
     loss = NormalizedSoftmaxLoss(2, 3)
     with pytest.raises(ValueError, match="3 different labels, but num_classes is 2: set it to the number of training"):

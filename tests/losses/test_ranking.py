@@ -218,7 +218,7 @@ def test_wrong_settings_are_rejected(settings, message):
 
 
 def test_wrong_temperatures_cut_offs_and_batches_are_rejected():
-    with pytest.raises(ValueError, match="rank_temperature must be above 0, got 0"):
+    with pytest.raises(ValueError, match="rank_temperature must be a finite number above 0, got 0"):
         SmoothAPLoss(0)
     with pytest.raises(ValueError, match="ks must contain"):
         SupRecallAtKLoss(ks=())

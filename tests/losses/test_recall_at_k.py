@@ -251,7 +251,7 @@ def test_wrong_ks_are_rejected(ks):
 
 @pytest.mark.parametrize("name", ["k_temperature", "rank_temperature"])
 def test_a_temperature_of_zero_is_rejected(name):
-    with pytest.raises(ValueError, match=f"{name} must be above 0, got 0"):
+    with pytest.raises(ValueError, match=f"{name} must be a finite number above 0, got 0"):
         RecallAtKLoss(**{name: 0})
 
 

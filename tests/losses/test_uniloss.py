@@ -164,7 +164,7 @@ def test_extremes_give_finite_gradients(embeddings):
     ("settings", "message"),
     [
         ({"ks": (0,)}, "ks must contain"),
-        ({"tau": 0}, "tau must be above 0"),
+        ({"tau": 0}, "tau must be a finite number above 0"),
         ({"num_good": 0}, "num_good must be at least 1, got 0"),
         ({"num_bad": 2.5}, "num_bad must be an integer, at least 0, got 2.5"),
     ],
