@@ -109,7 +109,7 @@ def test_wrong_batches_are_rejected(name, embeddings, labels, message):
 # setting: a value that a schedule may set, a value out of range, and the error message of the latter
 SETTINGS = {
     "RecallAtKLoss": {
-        "ks": ((4, 8), (1.5,), "ks must contain at least one positive integer"),
+        "ks": ((4, 8), (1.5,), "ks must be one or more positive integers"),
         "k_temperature": (2.0, 0.0, "k_temperature must be a finite number above 0, got 0.0"),
         "rank_temperature": (0.3, -1.0, "rank_temperature must be a finite number above 0, got -1.0"),
         "count_query": (True, None, None),
@@ -123,7 +123,7 @@ SETTINGS = {
         "offset": (1.2, None, None),
     },
     "UniLoss": {
-        "ks": ((1, 3), (0,), "ks must contain at least one positive integer"),
+        "ks": ((1, 3), (0,), "ks must be one or more positive integers"),
         "tau": (9.0, 0.0, "tau must be a finite number above 0, got 0.0"),
         "num_good": (3, 2.5, "num_good must be an integer, at least 1, got 2.5"),
         "num_bad": (3, -1, "num_bad must be at least 0, got -1"),
@@ -135,9 +135,12 @@ SETTINGS = {
         "negative_margin": (-0.2, 0.9, "negative_margin below positive_margin, got 0.9 and 0.8"),
     },
     "NormalizedSoftmaxLoss": {"temperature": (0.2, 0.0, "temperature must be a finite number above 0, got 0.0")},
-    "ProxyAnchorLoss": {"delta": (0.3, None, None), "alpha": (5.0, 0.0, "alpha must be a finite number above 0, got 0.0")},
+    "ProxyAnchorLoss": {
+        "delta": (0.3, None, None),
+        "alpha": (5.0, 0.0, "alpha must be a finite number above 0, got 0.0"),
+    },
     "CircleProxyLoss": {"m": (0.4, 0.0, "m must be above 0"), "gamma": (20.0, -1.0, "gamma above 0, got 0.3 and -1")},
-    "MultipleLosses": {"weights": ([0.5, 2.0], [1.0], "a non-negative weight for each, got 2 and")},
+    "MultipleLosses": {"weights": ([0.5, 2.0], [1.0], "a non-negative weight for each, got 2 losses and weights")},
     "CrossBatchMemory": {"start_after": (3, -1, "start_after must be at least 0, got -1")},
 }
 SETTINGS["SupRecallAtKLoss"] = SETTINGS["SupAPLoss"] | {
@@ -188,7 +191,7 @@ def test_a_scheduled_temperature_takes_effect_in_sup_ap():
 @pytest.mark.parametrize("name", LEAVES)
 def test_unnormalised_embeddings_cause_one_warning(name):
     embeddings, loss = unit(), LEAVES[name]()
-    message = rf"{name} is meant for embeddings of length 1, but one has length 3: .* F.normalize\(embeddings, dim=1\)"
+    message = rf"{name} expects unit-norm embeddings, but one has norm 3: .* F.normalize\(embeddings, dim=1\)"
     loss(embeddings, LABELS)
     with pytest.warns(UserWarning, match=message) as warned:
         loss(torch.cat([embeddings[:-1], 3 * embeddings[-1:]]), LABELS)
@@ -207,7 +210,7 @@ def test_combined_losses_leave_the_warning_to_their_losses():
         "pytorch_metric_learning.losses"
     ).ContrastiveLoss()  # optional dependency of the tests; it normalises
     losses.MultipleLosses([theirs])(3 * unit(), LABELS)
-    with pytest.warns(UserWarning, match="SmoothAPLoss is meant for") as warned:
+    with pytest.warns(UserWarning, match="SmoothAPLoss expects unit-norm") as warned:
         losses.CrossBatchMemory(losses.MultipleLosses([losses.SmoothAPLoss()]), 30, 8)(3 * unit(), LABELS)
     assert len(warned) == 1
 

@@ -85,9 +85,9 @@ def test_evaluation_adds_no_label():
 
 def test_an_empty_batch_is_rejected():
     for loss in (NormalizedSoftmaxLoss(2, 3), CircleProxyLoss(2, 3), ProxyAnchorLoss(2, 3)):
-        with pytest.raises(ValueError, match="batch is empty, or `queries` selects no item"):
+        with pytest.raises(ValueError, match="batch is empty, or `queries` selects no items"):
             loss(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
-    with pytest.raises(ValueError, match="batch is empty, or `queries` selects no item"):
+    with pytest.raises(ValueError, match="batch is empty, or `queries` selects no items"):
         NormalizedSoftmaxLoss(2, 3)(torch.eye(3), torch.tensor([0, 0, 1]), queries=torch.tensor([], dtype=torch.int64))
 
 

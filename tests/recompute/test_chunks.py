@@ -14,7 +14,7 @@ from lightning_recall import RecallAtKLoss, chunked_forward
 from lightning_recall.benchmarks.measure import peak_tensor_bytes
 from lightning_recall.recompute import chunks as chunks_module
 
-pytestmark = pytest.mark.filterwarnings("ignore:.* is meant for embeddings of length 1")
+pytestmark = pytest.mark.filterwarnings("ignore:.* expects unit-norm embeddings")
 
 LABELS = torch.arange(10) // 2
 
