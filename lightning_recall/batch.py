@@ -1,4 +1,4 @@
-"""Defines a batch: a pair (inputs, labels), or a list of such pairs, the chunks of a large batch."""
+"""A batch is a pair (inputs, labels). A large batch is a list of such pairs, one per chunk."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
@@ -15,8 +15,8 @@ Batch = Any
 
 def is_pair(batch: Any) -> TypeGuard[Sequence[Any]]:
     """Whether a batch is a pair (inputs, labels), with labels a tensor (b, ...)."""
-    is_two = isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) == 2
-    return is_two and isinstance(batch[1], Tensor) and batch[1].ndim > 0
+    has_two_items = isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) == 2
+    return has_two_items and isinstance(batch[1], Tensor) and batch[1].ndim > 0
 
 
 def chunks_of_batch(batch: Batch) -> list[tuple[Any, Tensor]]:
@@ -33,7 +33,7 @@ def labels_of_pair(batch: Batch) -> Tensor | None:
 
 
 def evaluation_inputs(batch: Batch) -> Any:
-    """The inputs of an evaluation batch (inputs, labels), which are the argument of the module's forward.
+    """Returns the inputs of an evaluation batch (inputs, labels); they are passed to the module's forward.
 
     Raises:
         ValueError: if the batch is not a pair.
@@ -49,8 +49,8 @@ def evaluation_inputs(batch: Batch) -> Any:
 def evaluation_labels(outputs: Any, batch: Batch) -> Tensor:
     """Labels (b,) of an evaluation batch.
 
-    If the step returned "labels" beside "embeddings", these are the labels. Otherwise they are in the batch, a mapping
-    with "labels" or a pair (inputs, labels).
+    If the step returned "labels" beside "embeddings", these are the labels. Otherwise the labels are taken from the
+    batch, which is a mapping with "labels" or a pair (inputs, labels).
 
     Raises:
         ValueError: if there are no labels, or they are not a tensor with one dimension.
@@ -64,7 +64,7 @@ def evaluation_labels(outputs: Any, batch: Batch) -> Tensor:
         labels = batch[1]
     if not isinstance(labels, Tensor) or labels.ndim != 1:
         is_scalar = labels.ndim == 0 if isinstance(labels, Tensor) else isinstance(labels, int | np.integer)
-        hint = " A single label belongs to an item, not to a batch: give the dataloader a batch_size."
+        hint = " The batch contains a single item without a batch dimension: set batch_size in the DataLoader."
         hint = hint if is_scalar else ""
         raise ValueError(f"The labels of an evaluation batch must be a tensor (b,), got {describe(labels)}.{hint}")
     return labels

@@ -1,4 +1,4 @@
-"""Checks of arguments that several rooms share; each raises ValueError with the value given and the values allowed."""
+"""Argument checks used by several packages. Each raises ValueError with the value given and the values allowed."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def check_tensors(**values: Any) -> None:
-    """Raises ValueError for an argument that is not a tensor, such as a list or an array; None passes."""
+    """Raises ValueError for an argument that is not a tensor, such as a list or an array; None is allowed."""
     for name, value in values.items():
         if value is not None and not isinstance(value, Tensor):
             raise ValueError(f"{name} must be a tensor, got {type(value).__name__}: convert it with torch.as_tensor.")
@@ -50,26 +50,26 @@ def check_finite(embeddings: Tensor) -> None:
         )
 
 
-def check_integer(name: str, value: Any, least: int) -> None:
-    """Raises ValueError unless a value is an integer, of Python or numpy, and at least `least`."""
+def check_integer(name: str, value: Any, minimum: int) -> None:
+    """Raises ValueError unless `value` is a Python or NumPy integer of at least `minimum`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, Integral):
-        raise ValueError(f"{name} must be an integer, at least {least}, got {value!r}.")
-    if int(value) < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}.")
+        raise ValueError(f"{name} must be an integer, at least {minimum}, got {value!r}.")
+    if int(value) < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}.")
 
 
 def check_above_zero(**settings: float) -> None:
     """Raises ValueError unless every setting is a finite number above 0."""
     for name, value in settings.items():
         if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be above 0, got {value}.")
+            raise ValueError(f"{name} must be a finite number above 0, got {value}.")
 
 
-def checked_ks(ks: int | Sequence[int]) -> tuple[int, ...]:
+def ks_to_tuple(ks: int | Sequence[int]) -> tuple[int, ...]:
     """Cut-offs as a tuple of Python integers; a single integer counts as one cut-off.
 
     Raises:
-        ValueError: if there is none, one is not an integer or below 1, or one is repeated.
+        ValueError: if `ks` is empty, or contains duplicates, non-integers or values below 1.
     """
     values: tuple[Any, ...] = tuple(ks) if isinstance(ks, Iterable) else (ks,)
     integers = [int(k) for k in values if type(k) is not bool and isinstance(k, Integral)]
@@ -79,10 +79,10 @@ def checked_ks(ks: int | Sequence[int]) -> tuple[int, ...]:
 
 
 Labels = Sequence[int] | Sequence[Sequence[int]] | NDArray[np.integer] | Tensor
-"""what a user may give as labels"""
+"""Types accepted as labels."""
 
 
-def checked_labels(labels: Labels) -> NDArray[np.integer]:
+def labels_to_numpy(labels: Labels) -> NDArray[np.integer]:
     """Labels as an array (N,), or (N, 2) with super-classes.
 
     Raises:
@@ -93,7 +93,7 @@ def checked_labels(labels: Labels) -> NDArray[np.integer]:
     except (TypeError, ValueError) as error:  # raised for ragged lists and bfloat16 tensors
         raise ValueError(f"labels must be integers of shape (N,) or (N, 2): {error}.") from error
     if array.shape[1:] not in {(), (2,)} or not array.shape or not np.issubdtype(array.dtype, np.integer):
-        first = f", the first {array.flat[0]!r}" if array.size else ""
+        first = f", with first value {array.flat[0]!r}" if array.size else ""
         raise ValueError(f"labels must be integers of shape (N,) or (N, 2), got {array.dtype} {array.shape}{first}.")
     if array.size and array.max() > np.iinfo(np.int64).max:
         raise ValueError(f"labels must be below 2**63, got {array.max()}.")

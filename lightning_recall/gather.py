@@ -12,7 +12,7 @@ SENT_AS_BYTES = {torch.int16, torch.uint16, torch.uint32, torch.uint64}  # gloo 
 
 
 class GradState(IntEnum):
-    """What a process says about gradients before it gathers."""
+    """Gradient state of a process, exchanged before gathering."""
 
     DISABLED = 0  # under torch.no_grad()
     NOT_REQUIRED = 1
@@ -36,7 +36,8 @@ def gather_rows(rows: Tensor) -> Tensor:
 
     Raises:
         ValueError: if rows is not a tensor with 1 to 8 dimensions; on all processes, if dtypes or trailing dimensions
-            differ, or if some rows require a gradient while other processes run under `torch.no_grad()`.
+            differ, or if the tensors of some processes require a gradient while other processes run under
+            `torch.no_grad()`.
 
     >>> gather_rows(torch.ones(3, 2)).shape
     torch.Size([3, 2])
@@ -62,8 +63,8 @@ def exchange_shapes(rows: Tensor) -> tuple[list[int], bool]:
     """Returns the number of rows of each process, and whether any process requires a gradient.
 
     Raises:
-        ValueError: on all processes, if dtypes or trailing dimensions differ, or if some rows require a gradient while
-            other processes run under `torch.no_grad()`.
+        ValueError: on all processes, if dtypes or trailing dimensions differ, or if the tensors of some processes
+            require a gradient while other processes run under `torch.no_grad()`.
     """
     grad_state = GradState.DISABLED
     if torch.is_grad_enabled():
@@ -106,17 +107,17 @@ class _AllGather(torch.autograd.Function):
 
 
 class _ReduceScatter(torch.autograd.Function):
-    """Sums (N, ...) over the processes and returns the local slice (b, ...); backward all-gathers."""
+    """Sums the gradient (N, ...) over the processes and returns the local slice (b, ...); backward all-gathers."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, sizes: list[int]) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, sizes: list[int]) -> Tensor:
         ctx.sizes = sizes
         rank = distributed.get_rank()
-        total = rows.clone(memory_format=torch.contiguous_format)
+        total = gradient.clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(total)
         return total[sum(sizes[:rank]) : sum(sizes[: rank + 1])]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        gathered: Tensor = _AllGather.apply(gradient, ctx.sizes)
+    def backward(ctx: Any, local_gradient: Tensor) -> tuple[Tensor, None]:
+        gathered: Tensor = _AllGather.apply(local_gradient, ctx.sizes)
         return gathered, None

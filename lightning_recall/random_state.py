@@ -1,4 +1,4 @@
-"""Saves and restores the global random generators of Python, numpy and torch."""
+"""Saves and restores the global random generators of Python, NumPy and torch."""
 
 import random
 from collections.abc import Iterator
@@ -9,15 +9,15 @@ import numpy as np
 import torch
 
 RandomState = dict[str, Any]
-"""States of the global generators, of types that `torch.load(weights_only=True)` accepts."""
+"""States of the global generators. All values can be loaded by `torch.load(weights_only=True)`."""
 
 
 def get_random_state(with_torch: bool = True, device: torch.device | None = None) -> RandomState:
-    """The states of the global generators of Python and numpy, and on request of torch and of a CUDA device.
+    """The states of the global generators of Python and NumPy, and optionally those of torch and of a CUDA device.
 
     Args:
         with_torch: whether to include the CPU generator of torch.
-        device: the CUDA device whose generator to include; None, or another kind of device: none.
+        device: CUDA device whose generator is included. For None or a CPU, no device generator is included.
     """
     name, key, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002  # the generator that users draw from
     return {
@@ -29,11 +29,11 @@ def get_random_state(with_torch: bool = True, device: torch.device | None = None
 
 
 def set_random_state(state: RandomState, device: torch.device | None = None) -> None:
-    """Restores the generators that a state includes.
+    """Restores the generators whose states are included in `state`.
 
     Args:
-        state: what `get_random_state` returned.
-        device: the CUDA device whose generator to restore, if the state includes one.
+        state: a state that `get_random_state` returned.
+        device: CUDA device whose generator is restored, if the state includes one.
     """
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
@@ -47,8 +47,8 @@ def set_random_state(state: RandomState, device: torch.device | None = None) -> 
 
 
 @contextmanager
-def random_state_restored(with_torch: bool = True) -> Iterator[None]:
-    """Context manager: restores the generators on exit to their states on entry."""
+def preserve_random_state(with_torch: bool = True) -> Iterator[None]:
+    """Context manager that restores, on exit, the states that the generators had on entry."""
     state = get_random_state(with_torch)
     try:
         yield

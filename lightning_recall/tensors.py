@@ -1,4 +1,4 @@
-"""Tensor functions that several rooms share."""
+"""Tensor functions used by several packages."""
 
 import numpy as np
 import torch
@@ -16,7 +16,13 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 def arange_within_groups(counts: Tensor) -> Tensor:
-    """Concatenates 0, 1, ..., count - 1 for each of the counts (G,): (sum of counts,) int64.
+    """Returns the concatenation of arange(count) for every count.
+
+    Args:
+        counts: (G,) integers of at least 0.
+
+    Returns:
+        (counts.sum(),) int64.
 
     >>> arange_within_groups(torch.tensor([2, 0, 3]))
     tensor([0, 1, 0, 1, 2])
@@ -26,7 +32,7 @@ def arange_within_groups(counts: Tensor) -> Tensor:
 
 
 def numpy_arange_within_groups(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """`arange_within_groups` of numpy arrays, several times faster where there are few groups.
+    """NumPy version of `arange_within_groups`; several times faster than torch for few groups.
 
     >>> numpy_arange_within_groups(np.array([2, 0, 3]))
     array([0, 1, 0, 1, 2])

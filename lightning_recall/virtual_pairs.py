@@ -1,4 +1,4 @@
-"""Virtual items: mixtures of two items of one class, as SiMix draws them."""
+"""Virtual items of SiMix: each is a mixture of two items of the same class."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 class VirtualPairs(NamedTuple):
-    """M virtual items, each a mixture of two items of a batch that share a class.
+    """The pairs of real items from which M virtual items are mixed.
+
+    The two items of a pair are in the same class. Their mixture is the virtual item alpha e_x + (1 - alpha) e_z, with
+    e_x the embedding of the first item and e_z that of the second.
 
     Attributes:
         first: (M,) index of the first item.
@@ -41,8 +44,8 @@ def mix_similarities(similarities: Tensor, pairs: VirtualPairs) -> Tensor:
     """Similarities of real and virtual items, interpolated from those of the real items, as in the SiMix paper.
 
     A virtual item v between x and z has the similarity s_vw = alpha s_xw + (1 - alpha) s_zw to any item w. The
-    similarity of two virtual items is bilinear in both alphas. The dot products of `mix_embeddings` equal these
-    similarities.
+    similarity of two virtual items is bilinear in both alphas. These similarities equal the dot products of the
+    embeddings that `mix_embeddings` returns.
 
     Args:
         similarities: (N, N) between the real items.
@@ -52,14 +55,22 @@ def mix_similarities(similarities: Tensor, pairs: VirtualPairs) -> Tensor:
         (N + M, N + M), real items first.
     """
     alpha = pairs.alpha.to(similarities.dtype)
-    rows = torch.lerp(similarities[pairs.second], similarities[pairs.first], alpha[:, None])  # (M, N)
-    both = torch.cat([similarities, rows])  # (N + M, N)
-    columns = torch.lerp(both[:, pairs.second], both[:, pairs.first], alpha)  # (N + M, M)
-    return torch.cat([both, columns], 1)
+    virtual_to_real = torch.lerp(similarities[pairs.second], similarities[pairs.first], alpha[:, None])  # (M, N)
+    all_to_real = torch.cat([similarities, virtual_to_real])  # (N + M, N)
+    all_to_virtual = torch.lerp(all_to_real[:, pairs.second], all_to_real[:, pairs.first], alpha)  # (N + M, M)
+    return torch.cat([all_to_real, all_to_virtual], 1)
 
 
 def mix_embeddings(embeddings: Tensor, pairs: VirtualPairs) -> Tensor:
-    """Appends alpha e_x + (1 - alpha) e_z to embeddings (N, D) for each of M pairs: (N + M, D), not normalised."""
+    """Appends the mixture alpha e_x + (1 - alpha) e_z of each of the M pairs, without normalising it.
+
+    Args:
+        embeddings: (N, D) of the real items.
+        pairs: the M virtual items.
+
+    Returns:
+        (N + M, D), real items first.
+    """
     alpha = pairs.alpha.to(embeddings.dtype)[:, None]
     return torch.cat([embeddings, torch.lerp(embeddings[pairs.second], embeddings[pairs.first], alpha)])
 

@@ -66,8 +66,8 @@ def test_labels_that_the_step_returns_come_first():
     [
         ([0, 1], r"must be a tensor \(b,\), got a list of 2\.$"),
         (torch.zeros(2, 2), r"got a tensor \(2, 2\)\.$"),
-        (torch.tensor(1), r"got a tensor \(\)\. .* give the dataloader a batch_size"),
-        (np.int64(1), "got a int64. .* give the dataloader a batch_size"),
+        (torch.tensor(1), r"got a tensor \(\)\. .* set batch_size in the DataLoader"),
+        (np.int64(1), "got a int64. .* set batch_size in the DataLoader"),
     ],
 )
 def test_wrong_evaluation_labels_are_rejected(labels, message):
@@ -100,8 +100,8 @@ def test_labels_are_those_of_the_step_otherwise_of_the_batch():
         ({"images": 1, "classes": TWO}, r"got a dict with the keys 'images', 'classes'"),
         ((1, [3, 4]), r"must be a tensor \(b,\), got a list of 2"),
         ((1, TWO[:, None]), r"must be a tensor \(b,\), got a tensor \(2, 1\)"),
-        ((1, TWO[0]), r"must be a tensor \(b,\), got a tensor \(\)\. A single label belongs to an item, not to a b"),
-        ((1, 3), r"must be a tensor \(b,\), got a int\. A single label .*: give the dataloader a batch_size"),
+        ((1, TWO[0]), r"must be a tensor \(b,\), got a tensor \(\)\. The batch contains a single item without a b"),
+        ((1, 3), r"must be a tensor \(b,\), got a int\. The batch contains a single item .*: set batch_size"),
     ],
 )
 def test_a_batch_without_labels_is_described(batch, message):

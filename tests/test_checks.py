@@ -74,13 +74,13 @@ def test_other_values_are_not_integers(value):
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_settings_must_be_finite_and_above_zero(value):
     checks.check_above_zero(tau=1e-9, gamma=256)
-    with pytest.raises(ValueError, match="gamma must be above 0, got"):
+    with pytest.raises(ValueError, match="gamma must be a finite number above 0, got"):
         checks.check_above_zero(tau=1.0, gamma=value)
 
 
 def test_cut_offs_become_a_tuple_of_python_integers():
-    assert checks.checked_ks(5) == (5,)
-    checked = checks.checked_ks([np.int64(10), 1])
+    assert checks.ks_to_tuple(5) == (5,)
+    checked = checks.ks_to_tuple([np.int64(10), 1])
     assert checked == (10, 1)
     assert [type(k) for k in checked] == [int, int]
 
@@ -88,4 +88,4 @@ def test_cut_offs_become_a_tuple_of_python_integers():
 @pytest.mark.parametrize("ks", [(), 0, (1, 0), (1, 1), (1.0,), (True,), "1"])
 def test_wrong_cut_offs_are_rejected(ks):
     with pytest.raises(ValueError, match="ks must be one or more different integers, at least 1, got"):
-        checks.checked_ks(ks)
+        checks.ks_to_tuple(ks)

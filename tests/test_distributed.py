@@ -25,7 +25,7 @@ from lightning_recall.data import ChunkLoader
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:You defined a `validation_step` but have no `val_dataloader`",
-    "ignore:RecallAtKLoss is meant for embeddings of length 1",  # ScaledLoss
+    "ignore:RecallAtKLoss expects unit-norm embeddings",  # ScaledLoss
 )
 
 LABELS = torch.arange(48) // 4

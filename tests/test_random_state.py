@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_recall.random_state import get_random_state, random_state_restored, set_random_state
+from lightning_recall.random_state import get_random_state, preserve_random_state, set_random_state
 
 GLOBAL = np.random.mtrand._rand  # the global generator that users draw from
 
@@ -33,7 +33,7 @@ def test_a_state_survives_a_file_of_weights_only():
 
 
 def test_without_torch_its_generator_is_not_touched():
-    with random_state_restored(with_torch=False):
+    with preserve_random_state(with_torch=False):
         first = draw()
     second = draw()
     assert second[:4] == first[:4]
@@ -44,7 +44,7 @@ def test_an_error_in_the_block_restores_too():
     state = get_random_state()
     expected = draw()
     set_random_state(state)
-    with pytest.raises(ZeroDivisionError), random_state_restored():
+    with pytest.raises(ZeroDivisionError), preserve_random_state():
         draw()[0] / 0
     assert draw() == expected
 

@@ -461,7 +461,7 @@ def test_errors_of_impossible_arguments_say_what_to_change(arguments, message):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["a", "b"], r"labels must be integers .*, got <U1 \(2,\), the first .*'a'"),
+        (["a", "b"], r"labels must be integers .*, got <U1 \(2,\), with first value .*'a'"),
         ([0.0, 1.0], "labels must be integers"),
         ([0, None], "labels must be integers"),
         ([0, float("nan")], "labels must be integers"),

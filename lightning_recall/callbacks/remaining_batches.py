@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler
 from lightning_recall._lightning import unwrapped_batch_sampler
 from lightning_recall.callbacks.embedding_check import evenly_spaced
 from lightning_recall.callbacks.index_recorder import HINT, IndexRecorder, as_indices, changed_copy, sampler_name
-from lightning_recall.random_state import random_state_restored
+from lightning_recall.random_state import preserve_random_state
 
 
 class RemainingBatches:
@@ -88,7 +88,7 @@ def draw(sampler: Any) -> list[Any]:
     Each process of a distributed sampler takes its part of one permutation. If processes drew different permutations,
     some items would be assigned to no process.
     """
-    with random_state_restored():
+    with preserve_random_state():
         random.seed(0)
         np.random.seed(0)  # noqa: NPY002  # user samplers may use the global generator
         torch.default_generator.manual_seed(0)

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from lightning_recall.checks import check_integer
-from lightning_recall.random_state import random_state_restored
+from lightning_recall.random_state import preserve_random_state
 
 
 class ResumableBatchSampler(Protocol):
@@ -94,7 +94,7 @@ class SeededItems:
 
     def __getitems__(self, chunk: Chunk) -> Any:
         """Items of a chunk, in order; restores the RNG state, which the training process shares if num_workers=0."""
-        with random_state_restored():
+        with preserve_random_state():
             if hasattr(self.dataset, "__getitems__"):
                 seed_generators(*chunk[1:])
                 return self.dataset.__getitems__(chunk.indices)

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as tv
 
 from lightning_recall.batch import IGNORED_LABEL
-from lightning_recall.checks import checked_labels
+from lightning_recall.checks import labels_to_numpy
 from lightning_recall.data.columns import select_items
 from lightning_recall.data.messages import shorten
 from lightning_recall.data.transforms import ImageTransforms
@@ -73,7 +73,7 @@ def integer_labels(labels: Any, count: int) -> NDArray[np.int64]:
     Raises:
         ValueError: if they are not `count` integers that fit in int64.
     """
-    array = checked_labels(labels) if len(labels) else np.zeros(0, dtype=np.int64)
+    array = labels_to_numpy(labels) if len(labels) else np.zeros(0, dtype=np.int64)
     if array.shape != (count,):
         raise ValueError(f"labels must be of shape ({count},), one for each image, got {array.shape}.")
     return array.astype(np.int64, copy=False)

@@ -1,4 +1,4 @@
-"""Losses: (embeddings (N, D), labels (N,)) -> scalar. Plain torch."""
+"""Losses: (embeddings (N, D), labels (N,)) -> scalar. Depends only on torch and NumPy."""
 
 from lightning_recall.losses.average_precision import SmoothAPLoss, SupAPLoss
 from lightning_recall.losses.circle import CircleLoss, CircleProxyLoss

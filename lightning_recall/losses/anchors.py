@@ -1,4 +1,8 @@
-"""Anchors of UniLoss: binary matrices of pairwise comparisons whose Recall@k can be computed exactly."""
+"""Anchors of UniLoss.
+
+An anchor is a sign matrix (P, N): +1 where a positive is more similar to the query than a negative, -1 otherwise. The
+signs determine the ranking of the positives, so the Recall@k of an anchor is known exactly.
+"""
 
 from typing import NamedTuple
 
@@ -11,14 +15,14 @@ class AnchorSamples(NamedTuple):
     """Random numbers that define the anchors; shared by all queries of a batch.
 
     Attributes:
-        good: (G, 2) in [0, 1): relative positions of the positive and the negative whose sign is flipped.
-        near: (G,) in [0, 1): relative position of the wrong comparison that is corrected.
-        bad: (B, P, N) of -1 and 1: the random anchors.
+        flipped: (A, 2) in [0, 1), select the positive and the negative whose comparison is flipped.
+        corrected: (A,) in [0, 1), selects the wrong comparison that is corrected.
+        random: (B, P, N) of -1 and 1: the random anchors.
     """
 
-    good: Tensor
-    near: Tensor
-    bad: Tensor
+    flipped: Tensor
+    corrected: Tensor
+    random: Tensor
 
 
 def recall_from_counts(counts: Tensor, num_positives: Tensor, ks: Tensor) -> Tensor:
@@ -41,26 +45,29 @@ def recall_from_counts(counts: Tensor, num_positives: Tensor, ks: Tensor) -> Ten
 
 
 def flipped_comparisons(valid: Tensor, negative: Tensor, uniform: Tensor) -> Tensor:
-    """Returns the flat indices (q, G) into P x N of the comparisons whose sign is flipped.
+    """Returns which comparison is flipped in each anchor, as flat indices (q, A) into the (P, N) comparison matrix.
 
     Args:
         valid: (q, P) bool, False for padding, which comes last.
         negative: (q, N) bool.
-        uniform: (G, 2) in [0, 1), selects the positive and the negative.
+        uniform: (A, 2) in [0, 1), selects the positive and the negative.
     """
     positive = (uniform[:, 0] * valid.sum(1, keepdim=True)).long()  # valid positives come first
     cumulative = negative.cumsum(1)  # (q, N)
-    wanted = (uniform[:, 1] * cumulative[:, -1:]).long() + 1
-    return positive * negative.shape[1] + torch.searchsorted(cumulative, wanted)
+    negative_number = (uniform[:, 1] * cumulative[:, -1:]).long() + 1
+    return positive * negative.shape[1] + torch.searchsorted(cumulative, negative_number)
 
 
 def corrected_comparisons(wrong: Tensor, uniform: Tensor, fallback: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the flat indices (q, G) of the wrong comparisons that are corrected, and whether a query has any (q, 1).
+    """Returns which wrong comparison is corrected in each anchor.
 
     Args:
-        wrong: (q, C) bool.
-        uniform: (G,) in [0, 1), selects the comparisons.
-        fallback: (q, G), indices for queries without a wrong comparison.
+        wrong: (q, P * N) bool, True for comparisons with the wrong sign.
+        uniform: (A,) in [0, 1), selects the comparisons.
+        fallback: (q, A) indices for queries without a wrong comparison.
+
+    Returns:
+        Flat indices (q, A) into the (P, N) comparison matrix, and a mask (q, 1) of queries with a wrong comparison.
     """
     cumulative = wrong.cumsum(1)
     total = cumulative[:, -1:]
@@ -70,34 +77,36 @@ def corrected_comparisons(wrong: Tensor, uniform: Tensor, fallback: Tensor) -> t
 
 def recalls_at_anchors(
     counts: Tensor,
-    good: Tensor,
-    near: Tensor,
+    flipped: Tensor,
+    corrected: Tensor,
     has_wrong: Tensor,
     valid: Tensor,
     negative: Tensor,
     ks: Tensor,
-    samples: AnchorSamples,
+    random: Tensor,
 ) -> Tensor:
-    """Recall (q, M) at the anchors.
+    """Recall (q, M) at the anchors, with M = 1 + 2 A + B.
 
-    These are the perfect one, those with one sign flipped, those with one wrong sign corrected, and random ones.
+    The anchors are: the perfect ranking, A with one flipped sign, A with one corrected sign, and B random sign
+    matrices.
 
     Args:
         counts: (q, P) number of negatives ranked above each positive, from the signs of u.
-        good: (q, G) positives whose comparison is flipped.
-        near: (q, G) positives whose wrong comparison is corrected, or flipped if the query has no wrong comparison.
+        flipped: (q, A) positives whose comparison is flipped.
+        corrected: (q, A) positives whose wrong comparison is corrected. If the query has none, a correct comparison is
+            flipped.
         has_wrong: (q, 1) bool, whether the query has a wrong comparison.
         valid: (q, P) bool, False for padding.
         negative: (q, N) bool.
         ks: (K,) cut-offs.
-        samples: its `bad` signs are the random anchors.
+        random: (B, P, N) of -1 and 1: the random anchors.
     """
     width = valid.shape[1]
     zero_counts = torch.zeros_like(counts)[:, None]  # (q, 1, P)
-    near_hot = one_hot(near, width)  # (q, G, P)
-    near_counts = torch.where(has_wrong[:, :, None], counts[:, None] - near_hot, near_hot)
-    is_below = (samples.bad[:, :width] < 0).to(samples.bad.dtype)  # (B, P, N)
+    corrected_hot = one_hot(corrected, width)  # (q, A, P)
+    corrected_counts = torch.where(has_wrong[:, :, None], counts[:, None] - corrected_hot, corrected_hot)
+    is_below = (random[:, :width] < 0).to(random.dtype)  # (B, P, N)
     random_counts = (negative.to(is_below.dtype) @ is_below.flatten(0, 1).T).view(len(counts), -1, width).long()
-    all_counts = torch.cat([zero_counts, one_hot(good, width), near_counts, random_counts], 1)
+    all_counts = torch.cat([zero_counts, one_hot(flipped, width), corrected_counts, random_counts], 1)
     all_counts = all_counts.masked_fill(~valid[:, None], negative.shape[1] + int(ks.max()))
-    return recall_from_counts(all_counts, valid.sum(1), ks).to(samples.bad.dtype)
+    return recall_from_counts(all_counts, valid.sum(1), ks).to(random.dtype)

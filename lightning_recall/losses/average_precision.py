@@ -1,4 +1,4 @@
-"""Average precision, smooth in two ways: Smooth-AP and SupAP."""
+"""Smooth average-precision losses: Smooth-AP and SupAP."""
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class SmoothAPLoss(RankLoss):
     With G(t) = sigmoid(t / rank_temperature), P_q the other items of q's class and s the dot products:
 
         AP_q = 1/|P_q| sum over x in P_q of
-               (1 + sum over z in P_q but x of G(s_qz - s_qx)) / (1 + sum over z not in {q, x} of G(s_qz - s_qx))
+               (1 + sum over z in P_q, z != x, of G(s_qz - s_qx)) / (1 + sum over z not in {q, x} of G(s_qz - s_qx))
         loss = 1 - mean over q of AP_q
 
     Source: Brown, Xie, Kalogeiton, Zisserman, "Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval", ECCV
@@ -69,10 +69,10 @@ class SmoothAPLoss(RankLoss):
 class SupAPLoss(RankLoss):
     """One minus a lower bound of average precision whose gradient does not vanish for positives ranked far too low.
 
-    AP_q is the mean over positives of exact rank among positives / smooth rank. `SupHeaviside` defines the smooth rank:
-    each positive ranked higher adds 1 without gradient; each negative adds a sigmoid that continues linearly. It does
-    not train the order among positives. Combine it with a loss that pulls positives together, for example
-    `MultipleLosses([SupAPLoss(), ContrastiveLoss()])`.
+    AP_q is the mean over positives of (exact rank among positives) / (smooth rank among all items). `SupHeaviside`
+    defines the smooth rank: each positive ranked higher adds 1 without gradient; each negative adds a sigmoid, which
+    becomes linear above delta. The loss does not train the order among positives. Combine it with a loss
+    that pulls positives together, for example `MultipleLosses([SupAPLoss(), ContrastiveLoss()])`.
 
     Source: Ramzi et al., arXiv 2309.08250; Ramzi, Thome, Rambour, Audebert, Bitot, "Robust and Decomposable Average
     Precision for Image Retrieval", NeurIPS 2021.
@@ -81,8 +81,8 @@ class SupAPLoss(RankLoss):
         rank_temperature: tau, in similarity, above 0; 0.01 in the paper.
         delta: similarity difference above which the comparison is linear, above 0.
         slope: slope of the linear part, above 0.
-        start: constant added for items ranked higher, at least 0.
-        offset: value of the linear part at delta. None: continues the sigmoid.
+        start: jump of the comparison at 0, at least 0.
+        offset: value of the linear part at delta. None: the value at which the comparison is continuous.
 
     Shapes: embeddings (N, D), labels (N,) -> scalar.
 

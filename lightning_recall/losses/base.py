@@ -18,14 +18,22 @@ MAX_UNIT_NORM = 1.05  # tolerance on unit norm: bf16 rounds norms by 0.4 percent
 class RetrievalLoss(nn.Module):
     """Base class of the losses: (embeddings (N, D), labels (N,)) -> scalar.
 
-    A subclass implements `compute(embeddings, labels)`, which also accepts `queries` and `pairs` if the flags of the
-    class say so. `compute` receives finite embeddings in fp32 or fp64 and int64 labels, and runs without autocast. It
-    may set `diagnostics`. A loss that overrides `forward` instead does all this itself. The check for NaN reads a
-    value, which would break the graph of `torch.compile`: a compiled `compute` of your own is not checked for NaN.
+    For a loss of your own, choose a base class by what the loss is computed from:
 
-    Two families of losses need only one function: see `rank_loss.RankLoss` and `pairwise.PairwiseLoss`.
+    - the ranks of the positives: subclass `rank_loss.RankLoss` and implement `objective`;
+    - the similarities of each query to all items: subclass `pairwise.PairwiseLoss` and implement `per_query_loss`;
+    - anything else: subclass this class and implement `compute(embeddings, labels)`, which returns a scalar.
 
-    The flags are class attributes. Any nn.Module may define them; a loss without them receives neither argument.
+    `forward` checks the batch, disables autocast, and then calls `compute` with finite embeddings in fp32 or fp64 and
+    int64 labels. A loss that overrides `forward` must do this itself. `compute` may set `diagnostics`. Override
+    `check_settings` to validate settings.
+
+    Three class attributes are flags, False by default. With `shares_queries = True`, `compute` must accept an argument
+    `queries`; with `accepts_virtual = True`, an argument `pairs`. Any other nn.Module may define the flags too. A loss
+    without these flags receives neither `queries` nor `pairs`.
+
+    The check for NaN reads a value, which would break the graph of `torch.compile`. NaN is therefore not checked in
+    custom losses under `torch.compile`, unless `compute` calls `check_finite_if_compiling`.
 
     Attributes:
         shares_queries: whether the loss accepts `queries`, a slice or index tensor that restricts the queries, so that
@@ -106,13 +114,13 @@ class RetrievalLoss(nn.Module):
         if largest > MAX_UNIT_NORM:
             self.norm_checks = CHECKED_BATCHES
             warnings.warn(
-                f"{type(self).__name__} is meant for embeddings of length 1, but one has length {largest:.3g}: "
+                f"{type(self).__name__} expects unit-norm embeddings, but one has norm {largest:.3g}: "
                 "normalise them, F.normalize(embeddings, dim=1), as the metrics do.",
                 stacklevel=5,  # points at the caller of the loss
             )
 
 
-def declares(loss: nn.Module, flag: str) -> bool:
+def has_flag(loss: nn.Module, flag: str) -> bool:
     """Whether a loss sets a capability flag of `RetrievalLoss`, such as "shares_queries"."""
     return bool(getattr(loss, flag, False))
 
@@ -125,13 +133,17 @@ def check_batch(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     check_labelled_embeddings(embeddings, labels)
     embeddings = at_least_float32(embeddings)
-    if not torch.compiler.is_compiling():  # else `check_compiled`
+    if not torch.compiler.is_compiling():  # under torch.compile, losses call `check_finite_if_compiling` themselves
         check_finite(embeddings)
     return embeddings, labels.long()
 
 
-def check_compiled(embeddings: Tensor) -> None:
-    """Checks for NaN under `torch.compile`, for losses that break its graph in any case."""
+def check_finite_if_compiling(embeddings: Tensor) -> None:
+    """Under `torch.compile`, raises ValueError if embeddings contain NaN or infinity; otherwise does nothing.
+
+    Without `torch.compile`, `check_batch` has already checked them. Reading a value breaks the compiled graph, so call
+    this only in a `compute` that causes a graph break anyway, such as one that reads the number of classes.
+    """
     if torch.compiler.is_compiling():
         check_finite(embeddings)
 
@@ -139,10 +151,10 @@ def check_compiled(embeddings: Tensor) -> None:
 def check_ks(ks: Sequence[int]) -> None:
     """Raises ValueError unless all cut-offs are positive integers.
 
-    Unlike `checks.checked_ks`, allows repeated cut-offs: in a mean over cut-offs, repeating one doubles its weight.
+    Unlike `checks.ks_to_tuple`, this allows repeated cut-offs: repeating one doubles its weight in the mean.
     """
     if not ks or any(k < 1 or int(k) != k for k in ks):
-        raise ValueError(f"ks must contain at least one positive integer and nothing else, got {tuple(ks)}.")
+        raise ValueError(f"ks must be one or more positive integers, got {tuple(ks)}.")
 
 
 def select_queries(is_query: Tensor, queries: slice | Tensor | None) -> Tensor:

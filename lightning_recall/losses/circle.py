@@ -51,7 +51,7 @@ class CircleLoss(PairwiseLoss):
         """See `RetrievalLoss.check_settings`."""
         check_circle(self.m, self.gamma)
 
-    def query_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    def per_query_loss(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         """Circle loss of each anchor (q,)."""
         logits = circle_logits(similarities, positive, self.m, self.gamma)
         sums = [logits.masked_fill(~mask, -torch.inf).logsumexp(1) for mask in (positive, negative)]
@@ -97,7 +97,7 @@ class CircleProxyLoss(ProxyLoss):
         check_circle(self.m, self.gamma)
 
     def compute(self, embeddings: Tensor, labels: Tensor, queries: slice | Tensor | None = None) -> Tensor:
-        """See `RetrievalLoss.forward`; `queries` selects the items in the mean."""
+        """See `RetrievalLoss.forward`; the loss is averaged over the items in `queries`."""
         similarities, targets = self.proxies(embeddings, labels, queries)
         is_target = F.one_hot(targets, similarities.shape[1]).bool()
         logits = circle_logits(similarities, is_target, self.m, self.gamma)
@@ -105,7 +105,10 @@ class CircleProxyLoss(ProxyLoss):
 
 
 def circle_logits(similarities: Tensor, positive: Tensor, m: float, gamma: float) -> Tensor:
-    """Circle-loss logits: -gamma a_p (s - (1 - m)) of positives, gamma a_n (s - m) of all others, with a detached."""
+    """Circle-loss logits: -gamma a_p (s - (1 - m)) of positives, gamma a_n (s - m) of all other items.
+
+    The weights a_p and a_n are detached.
+    """
     detached = similarities.detach()
     positive_logits = weighted_logits(-(1 + m - detached).clamp(min=0), similarities, 1 - m)
     negative_logits = weighted_logits((detached + m).clamp(min=0), similarities, m)
@@ -122,14 +125,14 @@ def weighted_logits(weights: Tensor, similarities: Tensor, shift: float) -> Tens
 
 
 class _WeightedLogits(torch.autograd.Function):
-    """weights * (similarities - shift), with gradient weights."""
+    """Computes weights * (similarities - shift); its gradient is `weights`."""
 
     @staticmethod
     def forward(weights: Tensor, similarities: Tensor, shift: float) -> Tensor:
         return weights * (similarities - shift)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:  # noqa: ARG004  # torch's
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:  # noqa: ARG004  # signature required by torch
         ctx.save_for_backward(*inputs[:2])
 
     @staticmethod

@@ -26,13 +26,13 @@ class _FirstOrder(torch.autograd.Function):
     """Identity on the gradient, connected to the embeddings so that double backward raises."""
 
     @staticmethod
-    def forward(_: Any, gradient: Tensor, embeddings: Tensor) -> Tensor:  # noqa: ARG004  # connects the graph to them
+    def forward(_: Any, gradient: Tensor, embeddings: Tensor) -> Tensor:  # noqa: ARG004  # connects the result to the embeddings
         return gradient.view_as(gradient)
 
     @staticmethod
     def backward(_: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         raise NotImplementedError(
             "This loss has no second derivative with respect to the embeddings: its gradient is computed in closed "
-            "form, or with weights that are constants. For a gradient penalty or a Hessian, use a loss that autograd "
-            "computes, such as NormalizedSoftmaxLoss."
+            "form, or with weights that are constants. For a gradient penalty or a Hessian, use a loss that "
+            "is differentiated by autograd, such as NormalizedSoftmaxLoss."
         )

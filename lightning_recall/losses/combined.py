@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recall.checks import check_integer, check_tensors
-from lightning_recall.losses.base import RetrievalLoss, check_batch, declares
+from lightning_recall.losses.base import RetrievalLoss, check_batch, has_flag
 from lightning_recall.tensors import at_least_float32
 from lightning_recall.virtual_pairs import VirtualPairs
 
@@ -46,24 +46,24 @@ class MultipleLosses(RetrievalLoss):
     @property
     def shares_queries(self) -> bool:  # type: ignore[override]  # computed, since the losses may change
         """Whether any of the losses supports `queries`."""
-        return any(declares(loss, "shares_queries") for loss in self.losses)
+        return any(has_flag(loss, "shares_queries") for loss in self.losses)
 
     @property
     def counts_singletons(self) -> bool:  # type: ignore[override]  # computed, since the losses may change
         """Whether an item that is alone in its class is a query of any of the losses."""
-        return any(declares(loss, "counts_singletons") for loss in self.losses)
+        return any(has_flag(loss, "counts_singletons") for loss in self.losses)
 
     @property
     def accepts_virtual(self) -> bool:  # type: ignore[override]  # computed, since the losses may change
         """Whether any of the losses supports `pairs`."""
-        return any(declares(loss, "accepts_virtual") for loss in self.losses)
+        return any(has_flag(loss, "accepts_virtual") for loss in self.losses)
 
     def check_settings(self) -> None:
         """See `RetrievalLoss.check_settings`."""
         if not len(self.losses) or len(self.weights) != len(self.losses) or not min(self.weights) >= 0:
             raise ValueError(
                 "Pass one or more losses and a non-negative weight for each, "
-                f"got {len(self.losses)} and {self.weights}."
+                f"got {len(self.losses)} losses and weights {self.weights}."
             )
 
     def forward(
@@ -80,10 +80,11 @@ class MultipleLosses(RetrievalLoss):
         self.diagnostics = {}
         for number, (loss, weight) in enumerate(zip(self.losses, self.weights, strict=True)):
             options: dict[str, Any] = {}
-            if pairs is not None and declares(loss, "accepts_virtual"):
+            if pairs is not None and has_flag(loss, "accepts_virtual"):
                 options["pairs"] = pairs
-            if queries is not None and declares(loss, "shares_queries") and (pairs is None or "pairs" in options):
-                options["queries"] = queries  # queries may index virtual items, which only losses with `pairs` see
+            if queries is not None and has_flag(loss, "shares_queries") and (pairs is None or "pairs" in options):
+                # queries may contain indices of virtual items, which are invalid for losses without `pairs`
+                options["queries"] = queries
             value: Tensor = loss(embeddings, labels, **options)
             self.diagnostics = {
                 **getattr(loss, "diagnostics", {}),
@@ -104,11 +105,12 @@ class CrossBatchMemory(RetrievalLoss):
     Source: Wang, Zhang, Huang, Scott, "Cross-Batch Memory for Embedding Learning", CVPR 2020.
 
     Args:
-        loss: a loss that supports `queries`, such as any ranking loss of this package. Every loss in a sum must support
-            them.
+        loss: a loss that supports `queries`, such as any ranking loss of this package. In a `MultipleLosses`, every
+            loss must support `queries`.
         size: number of stored embeddings, at least 1.
         embedding_dim: D.
-        start_after: number of batches before the memory is used, at least 0, since embeddings change fast at first.
+        start_after: number of batches before the memory is used, at least 0. Embeddings change fast at the start of
+            training.
 
     Attributes:
         diagnostics: the diagnostics of the loss.
@@ -125,7 +127,7 @@ class CrossBatchMemory(RetrievalLoss):
     """
 
     shares_queries = True
-    counts_singletons = True  # their positives may be in the memory
+    counts_singletons = True  # positives of singletons may be in the memory
     memory: Tensor
     labels: Tensor
     num_stored: Tensor
@@ -136,17 +138,17 @@ class CrossBatchMemory(RetrievalLoss):
         check_integer("size", size, 1)
         check_integer("embedding_dim", embedding_dim, 1)
         for part in loss.losses if isinstance(loss, MultipleLosses) else [loss]:
-            if not declares(part, "shares_queries"):
+            if not has_flag(part, "shares_queries"):
                 raise ValueError(
-                    f"{type(part).__name__} does not support `queries`, so it cannot separate the batch from the "
-                    "memory. Add it outside the memory: MultipleLosses([CrossBatchMemory(...), ...])."
+                    f"{type(part).__name__} does not support `queries`, so it would also use the stored embeddings "
+                    "as queries. Add it outside the memory: MultipleLosses([CrossBatchMemory(...), ...])."
                 )
         self.loss = loss
         self.start_after = start_after
         self.check_settings()
         self.register_buffer("memory", torch.zeros(size, embedding_dim))
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
-        self.register_buffer("num_stored", torch.zeros((), dtype=torch.int64))  # overwritten ones count too
+        self.register_buffer("num_stored", torch.zeros((), dtype=torch.int64))  # includes overwritten embeddings
         self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))
 
     def check_settings(self) -> None:
@@ -157,7 +159,7 @@ class CrossBatchMemory(RetrievalLoss):
     @property
     def accepts_virtual(self) -> bool:  # type: ignore[override]  # computed, since the loss may change
         """Whether the wrapped loss supports `pairs`."""
-        return declares(self.loss, "accepts_virtual")
+        return has_flag(self.loss, "accepts_virtual")
 
     def forward(
         self,
@@ -193,7 +195,7 @@ class CrossBatchMemory(RetrievalLoss):
         """Overwrites the oldest embeddings with a batch."""
         size = len(self.memory)
         slots = (self.num_stored + torch.arange(len(labels), device=self.num_stored.device)) % size
-        last = slice(max(len(labels) - size, 0), None)  # of a batch larger than the memory
+        last = slice(max(len(labels) - size, 0), None)  # if the batch is larger than the memory, keep only its end
         self.memory[slots[last]] = embeddings[last].to(self.memory.dtype)
         self.labels[slots[last]] = labels[last]
         self.num_stored += len(labels)

@@ -11,9 +11,10 @@ class ContrastiveLoss(PairwiseLoss):
         loss = mean over q of (mean over positives of max(positive_margin - s, 0)
                                + mean over the negatives above negative_margin of s - negative_margin)
 
-    Source: Hadsell, Chopra, LeCun, CVPR 2006, on cosines with the margins of Ramzi et al., "Robust and Decomposable
-    Average Precision", NeurIPS 2021. There it is added to a ranking loss so that the batch score approximates the score
-    on the whole dataset, and the means are over all pairs of the batch that violate their margin.
+    Source: Hadsell, Chopra, LeCun, CVPR 2006. Uses cosine similarities and the margins of Ramzi et al., "Robust and
+    Decomposable Average Precision", NeurIPS 2021. Ramzi et al. add it to a ranking loss, so that the score within a
+    batch approximates the score on the whole dataset. They average over all pairs of the batch that violate their
+    margin.
 
     Args:
         positive_margin: from -1 to 1.
@@ -47,7 +48,7 @@ class ContrastiveLoss(PairwiseLoss):
                 f"got {self.negative_margin} and {self.positive_margin}."
             )
 
-    def query_values(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    def per_query_loss(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         """Mean margin violation of the positives plus that of the violating negatives (q,)."""
         positive_violations = (self.positive_margin - similarities).clamp(min=0) * positive
         negative_violations = (similarities - self.negative_margin).clamp(min=0) * negative

@@ -20,7 +20,7 @@ class Gallery:
         return self.embeddings[indices]
 
     def similarities(self, queries: Tensor, out: Tensor | None = None) -> Tensor:
-        """Dot products (Q, len) of query embeddings (Q, D) with every item, written to `out` if given."""
+        """Dot products (Q, len(self)) of query embeddings (Q, D) with every item, written to `out` if given."""
         return torch.mm(queries, self.embeddings.T, out=out)
 
     def accumulate_gradient(
@@ -32,7 +32,7 @@ class Gallery:
             gradient: (N, D), with respect to the embeddings.
             indices: (Q,) of the queries.
             queries: (Q, D) their embeddings.
-            similarity_gradient: (Q, len), with respect to the similarities of the queries.
+            similarity_gradient: (Q, len(self)), with respect to the similarities of the queries.
         """
         gradient.addmm_(similarity_gradient.T, queries)
         gradient.index_add_(0, indices, similarity_gradient @ self.embeddings)
@@ -49,7 +49,7 @@ class MixedGallery(Gallery):
         self.num_real = len(embeddings)
         self.pairs = pairs._replace(alpha=pairs.alpha.to(embeddings.dtype))
         real = torch.arange(self.num_real, device=pairs.first.device)
-        # (N + M,): a real item is stored as a mixture with weight 1 of itself
+        # (N + M,): a real item is a mixture of itself with itself, with alpha = 1
         self.first, self.second = torch.cat([real, pairs.first]), torch.cat([real, pairs.second])
         self.alpha = torch.cat([embeddings.new_ones(self.num_real), self.pairs.alpha])
 
@@ -65,7 +65,7 @@ class MixedGallery(Gallery):
         """Dot products (Q, N + M) of query embeddings (Q, D) with every item, written to `out` if given."""
         real = queries @ self.embeddings.T  # (Q, N)
         first, second = (
-            real.gather(1, columns.expand(len(queries), -1)) for columns in (self.pairs.first, self.pairs.second)
+            real.gather(1, indices.expand(len(queries), -1)) for indices in (self.pairs.first, self.pairs.second)
         )  # (Q, M)
         return torch.cat([real, second.lerp_(first, self.pairs.alpha)], 1, out=out)
 
@@ -85,6 +85,6 @@ class MixedGallery(Gallery):
         gradient.index_add_(0, self.second[indices], query_gradient * (1 - query_alpha))
 
 
-def gallery_of(embeddings: Tensor, pairs: VirtualPairs | None) -> Gallery:
-    """The gallery of a batch, with the virtual items of `pairs` if there are any."""
+def make_gallery(embeddings: Tensor, pairs: VirtualPairs | None) -> Gallery:
+    """Returns the gallery of a batch, with the virtual items of `pairs` if there are any."""
     return Gallery(embeddings) if pairs is None else MixedGallery(embeddings, pairs)

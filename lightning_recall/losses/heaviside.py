@@ -10,18 +10,18 @@ from lightning_recall.losses.positives import QueryPositives
 
 
 class SmoothHeaviside(Protocol):
-    """Counts the items ranked above each positive by a smooth form of the Heaviside step."""
+    """Smooth count of the items ranked above each positive, using a smooth Heaviside step."""
 
     def __call__(
-        self, differences: Tensor, at_positives: Tensor, query_chunk: QueryPositives, with_slope: bool
+        self, differences: Tensor, positive_similarities: Tensor, part: QueryPositives, with_derivatives: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Returns the smooth number of items ranked above each positive, and the derivatives.
 
         Args:
             differences: (q, P, N) s_qz - s_qx in units of the temperature; may be overwritten.
-            at_positives: (q, P) s_qx.
-            query_chunk: the queries and their positives.
-            with_slope: whether to return the derivatives with respect to the differences.
+            positive_similarities: (q, P) s_qx.
+            part: the queries and their positives.
+            with_derivatives: whether to return the derivatives with respect to the differences.
 
         Returns:
             Sums (q, P) over all items except x itself, and the derivatives (q, P, N) or None.
@@ -29,16 +29,16 @@ class SmoothHeaviside(Protocol):
 
 
 class Sigmoid:
-    """The paper's sigmoid(t) for every item, with t the similarity difference divided by the temperature."""
+    """Sigmoid(t) for every item, as in Patel et al., CVPR 2022; t is the similarity difference over the temperature."""
 
     def __call__(
-        self, differences: Tensor, at_positives: Tensor, query_chunk: QueryPositives, with_slope: bool
+        self, differences: Tensor, positive_similarities: Tensor, part: QueryPositives, with_derivatives: bool
     ) -> tuple[Tensor, Tensor | None]:
         """See `SmoothHeaviside.__call__`."""
         above = differences.sigmoid_()
         sums = above.sum(2).sub_(0.5)  # the sum includes x itself, with sigmoid(0) = 0.5
-        slopes = torch.addcmul(above, above, above, value=-1, out=above) if with_slope else None  # g - g^2
-        return sums, slopes
+        derivatives = torch.addcmul(above, above, above, value=-1, out=above) if with_derivatives else None  # g - g^2
+        return sums, derivatives
 
 
 class SupHeaviside:
@@ -59,8 +59,8 @@ class SupHeaviside:
         temperature: tau, above 0.
         delta: similarity difference above which the function is linear, above 0.
         slope: slope of the linear part, above 0.
-        start: constant added where t > 0, at least 0. With 0.5 the function is an upper bound of the step.
-        offset: value of the linear part at delta. None: makes the function continuous at delta.
+        start: jump of the function at t = 0, at least 0. With 0.5 the function is an upper bound of the step.
+        offset: value of the linear part at delta. None: the value at which the function is continuous.
     """
 
     def __init__(self, temperature: float, delta: float, slope: float, start: float, offset: float | None) -> None:
@@ -75,19 +75,21 @@ class SupHeaviside:
         self.offset = 1 / (1 + math.exp(-self.scaled_delta)) + start if offset is None else offset
 
     def __call__(
-        self, differences: Tensor, at_positives: Tensor, query_chunk: QueryPositives, with_slope: bool
+        self, differences: Tensor, positive_similarities: Tensor, part: QueryPositives, with_derivatives: bool
     ) -> tuple[Tensor, Tensor | None]:
         """See `SmoothHeaviside.__call__`."""
         ahead, is_linear = differences > 0, differences > self.scaled_delta
         linear = differences.sub(self.scaled_delta).mul_(self.scaled_slope).add_(self.offset)
-        counted = differences.sigmoid_()  # (q, P, N)
-        slopes = (counted - counted * counted).masked_fill_(is_linear, self.scaled_slope) if with_slope else None
-        counted = torch.where(is_linear, linear, counted.add_(ahead, alpha=self.start))
-        queries, items, valid = query_chunk
+        contributions = differences.sigmoid_()  # (q, P, N)
+        derivatives = None
+        if with_derivatives:
+            derivatives = (contributions - contributions * contributions).masked_fill_(is_linear, self.scaled_slope)
+        contributions = torch.where(is_linear, linear, contributions.add_(ahead, alpha=self.start))
+        queries, items, valid = part
         positives = torch.where(valid, items, queries[:, None])  # padding points at the query, which is never counted
         columns = positives[:, None, :].expand(-1, positives.shape[1], -1)  # (q, P, P)
-        better = (at_positives[:, None, :] > at_positives[:, :, None]) & valid[:, None, :]
-        counted.scatter_(2, columns, better.to(counted.dtype))
-        if slopes is not None:
-            slopes.scatter_(2, columns, 0.0)
-        return counted.sum(2), slopes
+        better = (positive_similarities[:, None, :] > positive_similarities[:, :, None]) & valid[:, None, :]
+        contributions.scatter_(2, columns, better.to(contributions.dtype))
+        if derivatives is not None:
+            derivatives.scatter_(2, columns, 0.0)
+        return contributions.sum(2), derivatives

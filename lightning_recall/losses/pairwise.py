@@ -1,4 +1,4 @@
-"""Losses that are a mean over queries of a function of one row of the similarity matrix, computed in blocks.
+"""Losses that average a per-query function of the query's similarities, computed in blocks of queries.
 
 Each block is differentiated immediately, so the full matrix is never stored.
 """
@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_recall.losses.base import RetrievalLoss, check_batch, check_compiled, select_queries
+from lightning_recall.losses.base import RetrievalLoss, check_batch, check_finite_if_compiling, select_queries
 from lightning_recall.losses.closed_form import forbid_double_backward
-from lightning_recall.losses.gallery import gallery_of
+from lightning_recall.losses.gallery import make_gallery
 from lightning_recall.virtual_pairs import VirtualPairs, labels_with_virtual
 
-QueryValues = Callable[[Tensor, Tensor, Tensor], Tensor]
+PerQueryLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Similarities (q, N), and masks of positives and negatives (q, N) -> one value per query (q,)."""
 
 BLOCK_ELEMENTS = 2**20  # similarities per block (4 MiB in fp32): a loss allocates about ten such tensors
@@ -29,15 +29,24 @@ class PairwiseLossResult(NamedTuple):
 
 
 class PairwiseLoss(RetrievalLoss):
-    """Base class of the losses that are a mean over queries of a function of the query's similarities.
+    """Base class of the losses that average a per-query function of the query's similarities.
 
-    A subclass implements `query_values(similarities, positive, negative)`; the arguments are those of `pairwise_loss`.
+    A subclass implements `per_query_loss(similarities, positive, negative)`, which returns one value (q,) for each of q
+    queries:
+
+    - `similarities`: (q, N) dot products of the queries with all items of the batch;
+    - `positive`: (q, N) bool, the items with the query's label, except the query itself;
+    - `negative`: (q, N) bool, the items with other labels.
+
+    Every query has a positive and a negative. A query's value must depend only on its own row, since the block size
+    varies. Autograd differentiates it with respect to `similarities` only; a loss with learned parameters must subclass
+    `RetrievalLoss` instead. `compute` handles `queries` and `pairs`, and need not be overridden.
 
     Attributes:
         diagnostics: exact "recall@1" within the last batch.
 
     >>> class DifferenceOfMeans(PairwiseLoss):
-    ...     def query_values(self, similarities, positive, negative):
+    ...     def per_query_loss(self, similarities, positive, negative):
     ...         means = [(similarities * mask).sum(1) / mask.sum(1) for mask in (positive, negative)]
     ...         return means[1] - means[0]
     >>> embeddings = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.6, 0.8]])
@@ -47,7 +56,7 @@ class PairwiseLoss(RetrievalLoss):
 
     shares_queries = True
     accepts_virtual = True
-    query_values: Callable[..., Tensor]
+    per_query_loss: Callable[..., Tensor]
 
     def compute(
         self,
@@ -57,18 +66,18 @@ class PairwiseLoss(RetrievalLoss):
         pairs: VirtualPairs | None = None,
     ) -> Tensor:
         """See `RetrievalLoss.forward`."""
-        return self.mean_over_queries(self.query_values, embeddings, labels, queries, pairs)
+        return self.mean_over_queries(self.per_query_loss, embeddings, labels, queries, pairs)
 
     def mean_over_queries(
         self,
-        query_values: QueryValues,
+        per_query_loss: PerQueryLoss,
         embeddings: Tensor,
         labels: Tensor,
         queries: slice | Tensor | None,
         pairs: VirtualPairs | None,
     ) -> Tensor:
-        """Mean of `query_values` over the queries of a checked batch; sets the diagnostics."""
-        result = average_checked_batch(embeddings, labels, query_values, queries, pairs)
+        """Mean of `per_query_loss` over the queries of a checked batch; sets the diagnostics."""
+        result = pairwise_loss_of_checked_batch(embeddings, labels, per_query_loss, queries, pairs)
         self.diagnostics = {"recall@1": result.recall_at_1}
         return result.loss
 
@@ -76,17 +85,18 @@ class PairwiseLoss(RetrievalLoss):
 def pairwise_loss(
     embeddings: Tensor,
     labels: Tensor,
-    query_values: QueryValues,
+    per_query_loss: PerQueryLoss,
     queries: slice | Tensor | None = None,
     pairs: VirtualPairs | None = None,
 ) -> PairwiseLossResult:
-    """Mean of `query_values` over the queries of a batch that have a positive and a negative.
+    """Mean of `per_query_loss` over the queries of a batch that have a positive and a negative.
 
     Args:
-        embeddings: (N, D) floating point, unit length if similarities are to be cosines. Half-precision embeddings,
-            and autocast, are computed in fp32; fp64 stays fp64. The gradient has no second derivative.
+        embeddings: (N, D) floating point, unit length if similarities are to be cosines. The loss is computed
+            in fp32, also for half-precision embeddings and under autocast; fp64 stays fp64. Second derivatives are not
+            supported.
         labels: (N,) integers.
-        query_values: returns one value per query (q,) from the similarities (q, N) of some queries and the masks of
+        per_query_loss: returns one value per query (q,) from the similarities (q, N) of some queries and the masks of
             their positives and negatives (q, N); the query itself is in neither mask. Autograd differentiates it with
             respect to the similarities only.
         queries: slice or indices of the queries, without duplicates; None: all. See `smooth_rank_loss`.
@@ -102,18 +112,18 @@ def pairwise_loss(
     embeddings, labels = check_batch(embeddings, labels)
     pairs = None if pairs is None else VirtualPairs(*pairs)
     with torch.autocast(embeddings.device.type, enabled=False):
-        return average_checked_batch(embeddings, labels, query_values, queries, pairs)
+        return pairwise_loss_of_checked_batch(embeddings, labels, per_query_loss, queries, pairs)
 
 
-def average_checked_batch(
+def pairwise_loss_of_checked_batch(
     embeddings: Tensor,
     labels: Tensor,
-    query_values: QueryValues,
+    per_query_loss: PerQueryLoss,
     queries: slice | Tensor | None,
     pairs: VirtualPairs | None,
 ) -> PairwiseLossResult:
-    """See `pairwise_loss`; for a batch that `check_batch` has checked, outside of autocast."""
-    check_compiled(embeddings)
+    """Like `pairwise_loss`, but assumes that `check_batch` was called and autocast is disabled."""
+    check_finite_if_compiling(embeddings)
     labels = labels_with_virtual(labels, pairs)
     _, inverse, counts = torch.unique(labels, return_inverse=True, return_counts=True)
     is_query = select_queries((counts[inverse] > 1) & (counts[inverse] < len(labels)), queries)
@@ -125,7 +135,7 @@ def average_checked_batch(
         )
     if not torch.is_grad_enabled():
         embeddings = embeddings.detach()
-    return PairwiseLossResult(*_PairwiseLoss.apply(embeddings, labels, indices, query_values, pairs))
+    return PairwiseLossResult(*_PairwiseLoss.apply(embeddings, labels, indices, per_query_loss, pairs))
 
 
 class _PairwiseLoss(torch.autograd.Function):
@@ -137,10 +147,10 @@ class _PairwiseLoss(torch.autograd.Function):
         embeddings: Tensor,
         labels: Tensor,
         indices: Tensor,
-        query_values: QueryValues,
+        per_query_loss: PerQueryLoss,
         pairs: VirtualPairs | None,
     ) -> tuple[Tensor, Tensor]:
-        gallery = gallery_of(embeddings, pairs)
+        gallery = make_gallery(embeddings, pairs)
         gradient = torch.zeros_like(embeddings) if ctx.needs_input_grad[0] else None
         # preallocated to avoid memory fragmentation
         total, hits = embeddings.new_zeros(()), torch.empty_like(indices, dtype=torch.bool)
@@ -156,7 +166,7 @@ class _PairwiseLoss(torch.autograd.Function):
             torch.gt(best[0], best[1], out=hit)
             similarities.requires_grad_(gradient is not None)
             with torch.set_grad_enabled(gradient is not None):
-                value = query_values(similarities, positive, negative).sum()
+                value = per_query_loss(similarities, positive, negative).sum()
             if gradient is not None:
                 (similarity_gradient,) = torch.autograd.grad(value, similarities)
                 gallery.accumulate_gradient(gradient, block, queries, similarity_gradient)

@@ -32,14 +32,14 @@ def find_positives(labels: Tensor) -> QueryPositives:
     order = torch.argsort(labels, stable=True)  # items of a class are adjacent
     _, inverse, counts = torch.unique_consecutive(labels[order], return_inverse=True, return_counts=True)
     starts = counts.cumsum(0) - counts
-    size, start = counts[inverse], starts[inverse]  # (N,): of the class of each sorted item
+    size, start = counts[inverse], starts[inverse]  # (N,) size and start of the class of each sorted item
     by_size = torch.argsort(size, stable=True)
     by_size = by_size[size[by_size] > 1]
     size, start = size[by_size], start[by_size]
 
     max_positives = int(counts.max()) - 1 if len(counts) else 0
     slot = torch.arange(max_positives, device=labels.device)  # (P,)
-    query_slot = by_size - start  # position of the query in its class, which is skipped
+    query_slot = by_size - start  # position of the query in its class; this position is skipped
     position = start[:, None] + slot + (slot >= query_slot[:, None])
     valid = slot < size[:, None] - 1
     items = order[position.clamp(max=max(len(labels) - 1, 0))]

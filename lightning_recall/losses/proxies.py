@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_recall.checks import check_above_zero, check_integer
-from lightning_recall.losses.base import RetrievalLoss, check_compiled
+from lightning_recall.losses.base import RetrievalLoss, check_finite_if_compiling
 
 
 class Proxies(nn.Module):
@@ -52,7 +52,7 @@ class Proxies(nn.Module):
         Returns:
             Cosines (Q, C) and target indices (Q,).
         """
-        check_compiled(embeddings)
+        check_finite_if_compiling(embeddings)
         if embeddings.shape[1:] != self.weight.shape[1:]:
             raise ValueError(
                 f"embeddings have dimension {embeddings.shape[1]}, but the proxies have embedding_dim "
@@ -62,7 +62,7 @@ class Proxies(nn.Module):
         if queries is not None:
             embeddings, targets = embeddings[queries], targets[queries]
         if len(embeddings) == 0:
-            raise ValueError("The batch is empty, or `queries` selects no item of it.")
+            raise ValueError("The batch is empty, or `queries` selects no items.")
         cosines: Tensor = _MatmulWithoutAutocast.apply(embeddings, F.normalize(self.weight.to(embeddings.dtype), dim=1))
         return cosines, targets
 
@@ -100,7 +100,7 @@ class _MatmulWithoutAutocast(torch.autograd.Function):
         return embeddings @ proxies.T
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004  # torch's
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004  # signature required by torch
         ctx.save_for_backward(*inputs)
 
     @staticmethod
@@ -163,6 +163,6 @@ class NormalizedSoftmaxLoss(ProxyLoss):
         check_above_zero(temperature=self.temperature)
 
     def compute(self, embeddings: Tensor, labels: Tensor, queries: slice | Tensor | None = None) -> Tensor:
-        """See `RetrievalLoss.forward`; `queries` selects the items in the mean."""
+        """See `RetrievalLoss.forward`; the loss is averaged over the items in `queries`."""
         similarities, targets = self.proxies(embeddings, labels, queries)
         return F.cross_entropy(similarities / self.temperature, targets)

@@ -13,8 +13,8 @@ class ProxyAnchorLoss(ProxyLoss):
 
     With C the learned proxies, C+ the proxies of classes in the batch, and s the cosines:
 
-        mean over p in C+ of log(1 + sum over x of p's class of exp(-alpha (s_xp - delta)))
-        + mean over all p of log(1 + sum over x of other classes of exp(alpha (s_xp + delta)))
+        mean over p in C+ of log(1 + sum over x in class(p) of exp(-alpha (s_xp - delta)))
+        + mean over all p of log(1 + sum over x not in class(p) of exp(alpha (s_xp + delta)))
 
     Source: Kim, Kim, Cho, Kwak, "Proxy Anchor Loss for Deep Metric Learning", CVPR 2020, equation 4. Combined with a
     ranking loss (`MultipleLosses`), it pulls each class together across the training set. Proxies need a higher

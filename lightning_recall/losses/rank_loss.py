@@ -1,18 +1,28 @@
-"""Base class of the losses over smooth ranks."""
+"""Base class of the losses that are functions of smooth ranks."""
 
 from torch import Tensor
 
 from lightning_recall.losses.base import RetrievalLoss
 from lightning_recall.losses.heaviside import Sigmoid, SmoothHeaviside
-from lightning_recall.losses.ranking import Objective, RankingConfig, rank_checked_batch
+from lightning_recall.losses.ranking import Objective, RankingConfig, rank_loss_of_checked_batch
 from lightning_recall.virtual_pairs import VirtualPairs
 
 
 class RankLoss(RetrievalLoss):
-    """Base class of the losses over smooth ranks: the mean of an objective over the queries of a batch.
+    """Base class of the losses that are functions of smooth ranks: the mean of an objective over the queries.
 
-    A subclass sets `rank_temperature` and implements `objective(ranks, valid, similarities)`; the arguments are those
-    of `smooth_rank_loss`. It may set `count_query`, and `ks` for the diagnostics, and override `heaviside`.
+    A subclass sets `rank_temperature` and implements `objective(ranks, valid, similarities)`, which returns one value
+    (q,) to be minimised for each of q queries:
+
+    - `ranks`: (q, P) smooth rank of each positive, from 1;
+    - `valid`: (q, P) bool, False where a query has fewer positives than P (padding);
+    - `similarities`: (q, P) of the query and each positive, divided by `rank_temperature`.
+
+    Every query has a positive. A query's value must depend only on its own row, since the number of queries per call
+    varies. Autograd differentiates it with respect to `ranks` and `similarities` only; a loss with learned parameters
+    must subclass `RetrievalLoss` instead. `compute` handles `queries` and `pairs`, and need not be overridden.
+
+    A subclass may also set `count_query` and `ks`, and override `heaviside` to replace the sigmoid in the ranks.
 
     Attributes:
         rank_temperature: temperature of the comparison, above 0, in units of similarity.
@@ -50,6 +60,6 @@ class RankLoss(RetrievalLoss):
     ) -> Tensor:
         """See `RetrievalLoss.forward`."""
         config = RankingConfig(self.objective, self.rank_temperature, self.heaviside(), self.count_query)
-        result = rank_checked_batch(embeddings, labels, config, queries, pairs)
+        result = rank_loss_of_checked_batch(embeddings, labels, config, queries, pairs)
         self.diagnostics = result.diagnostics(self.ks)
         return result.loss

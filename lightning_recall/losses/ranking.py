@@ -1,7 +1,7 @@
 """Smooth ranks of a batch in blocks, with closed-form gradients; used by all ranking losses.
 
 The rank of a positive x for a query q is one plus the number of items more similar to q than x is. Its smooth form
-replaces each comparison by a sigmoid with temperature `rank_temperature` (tau_2 in the paper):
+replaces each comparison by a sigmoid with temperature `rank_temperature` (tau_2 in Patel et al., CVPR 2022):
 
     rank(q, x) = 1 + sum over z not in {q, x} of sigmoid((s_qz - s_qx) / tau_2)
 
@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_recall.losses.base import check_batch, check_compiled, select_queries
+from lightning_recall.losses.base import check_batch, check_finite_if_compiling, select_queries
 from lightning_recall.losses.closed_form import forbid_double_backward
-from lightning_recall.losses.gallery import Gallery, gallery_of
+from lightning_recall.losses.gallery import Gallery, make_gallery
 from lightning_recall.losses.heaviside import Sigmoid, SmoothHeaviside
 from lightning_recall.losses.positives import QueryPositives, find_positives
 from lightning_recall.virtual_pairs import VirtualPairs, labels_with_virtual
@@ -32,9 +32,9 @@ BLOCK_ELEMENTS = 2**22  # number of similarities per block (16 MiB in fp32)
 BLOCK_QUERIES = 256  # minimum number of queries per block: small matmuls are slow
 PART_ELEMENTS = 2**21  # number of comparisons per part (8 MiB in fp32): read six times, so they should fit in cache
 DEVICE_ELEMENTS = 2**25  # both limits on a GPU (128 MiB): smaller parts are launch-bound
-FAR_BEHIND = -50.0  # below this, in units of the temperature, sigmoid is at most 2e-22 and is set to 0
-NEGLIGIBLE = 1e-16  # smaller derivatives of the objective are set to 0; like FAR_BEHIND: denormals are slow on CPUs
-ACTIVE = 1e-6  # positives with a smaller derivative per rank count as having zero gradient
+MIN_DIFFERENCE = -50.0  # below this, in units of the temperature, sigmoid is at most 2e-22; it is set to 0
+NEGLIGIBLE = 1e-16  # smaller derivatives of the objective are set to 0, since denormals are slow on CPUs
+ACTIVE_THRESHOLD = 1e-6  # a positive is active if |d value / d rank| is larger
 
 
 class RankLossResult(NamedTuple):
@@ -42,8 +42,8 @@ class RankLossResult(NamedTuple):
 
     Attributes:
         loss: scalar, the mean over the queries.
-        first_match: (Q,) rank (from 1) of each query's best positive among the negatives; ties rank the positive
-            below. Recall@k is the fraction of queries with first_match <= k.
+        first_match: (Q,) rank (from 1) of each query's best positive among the negatives; in a tie, the positive is
+            ranked below the negative. Recall@k is the fraction of queries with first_match <= k.
         active: scalar, fraction of query-positive pairs with |d value / d rank| > 1e-6.
     """
 
@@ -79,16 +79,17 @@ def smooth_rank_loss(
     """Mean of `objective` over the queries of a batch, differentiable with respect to the embeddings.
 
     Args:
-        embeddings: (N, D) floating point, unit length if similarities are to be cosines. Half-precision embeddings,
-            and autocast, are computed in fp32; fp64 stays fp64. The gradient has no second derivative.
+        embeddings: (N, D) floating point, unit length if similarities are to be cosines. The loss is computed
+            in fp32, also for half-precision embeddings and under autocast; fp64 stays fp64. Second derivatives are not
+            supported.
         labels: (N,) integers.
         objective: maps ranks and similarities of the positives to one value per query. Autograd differentiates it with
             respect to these inputs only: parameters in it get no gradient.
         rank_temperature: sigmoid temperature, above 0, in units of similarity.
         count_query: whether the query is included in its own ranking, as in the authors' code.
         queries: slice or indices of the queries, without duplicates; None: all. The gallery is always the whole batch.
-            The loss over all queries is the average over disjoint parts, weighted by their number of valid queries, in
-            value and gradient.
+            If the queries are split into disjoint parts, the full loss and its gradient are the averages of those of
+            the parts, weighted by their number of valid queries.
         pairs: M virtual items (SiMix), as `SimilarityMixup.draw` returns them: indices of two same-class items and the
             mixing weight of the first. They are queries and gallery items with indices N, N + 1, .... Equivalent to
             appending their embeddings, but faster.
@@ -105,23 +106,23 @@ def smooth_rank_loss(
     config = RankingConfig(objective, rank_temperature, heaviside or Sigmoid(), count_query)
     pairs = None if pairs is None else VirtualPairs(*pairs)
     with torch.autocast(embeddings.device.type, enabled=False):
-        return rank_checked_batch(embeddings, labels, config, queries, pairs)
+        return rank_loss_of_checked_batch(embeddings, labels, config, queries, pairs)
 
 
-def rank_checked_batch(
+def rank_loss_of_checked_batch(
     embeddings: Tensor,
     labels: Tensor,
     config: RankingConfig,
     queries: slice | Tensor | None,
     pairs: VirtualPairs | None,
 ) -> RankLossResult:
-    """See `smooth_rank_loss`; for a batch that `check_batch` has checked, outside of autocast."""
-    check_compiled(embeddings)
+    """Like `smooth_rank_loss`, but assumes that `check_batch` was called and autocast is disabled."""
+    check_finite_if_compiling(embeddings)
     labels = labels_with_virtual(labels, pairs)
     positives = find_positives(labels)
     if queries is not None:
         is_query = select_queries(torch.ones_like(labels, dtype=torch.bool), queries)[positives.queries]
-        positives = QueryPositives(*(column[is_query] for column in positives))
+        positives = QueryPositives(*(field[is_query] for field in positives))
     if len(positives.queries) == 0:
         raise ValueError(
             f"No query has a positive: no query has the same label as another of the {len(labels)} items. "
@@ -155,20 +156,21 @@ class _SmoothRankLoss(torch.autograd.Function):
     def forward(
         ctx: Any, embeddings: Tensor, positives: QueryPositives, config: RankingConfig, pairs: VirtualPairs | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        gallery = gallery_of(embeddings, pairs)
+        gallery = make_gallery(embeddings, pairs)
         gradient = torch.zeros_like(embeddings) if ctx.needs_input_grad[0] else None
-        widths = positives.valid.sum(1)  # ascending
+        num_positives = positives.valid.sum(1)  # ascending
         buffer = embeddings.new_empty(0)  # reused: allocating a new buffer takes a sixth of the time of the matmul
-        per_query = PerQueryResults(embeddings.new_empty(len(widths)), widths.clone(), widths.clone(), widths > 0)
+        values = embeddings.new_empty(len(num_positives))
+        per_query = PerQueryResults(values, num_positives.clone(), num_positives.clone(), num_positives > 0)
         start = 0
-        for block in split_into_blocks(positives, widths.tolist(), len(gallery)):
+        for block in split_into_blocks(positives, num_positives.tolist(), len(gallery)):
             stop = start + sum(len(part.queries) for part in block)
-            block_results = PerQueryResults(*(column[start:stop] for column in per_query))
+            block_results = PerQueryResults(*(field[start:stop] for field in per_query))
             accumulate_block(gallery, block, config, gradient, buffer, block_results)
             start = stop
-        active = per_query.active.sum() / widths.sum()
+        active = per_query.active.sum() / num_positives.sum()
         if gradient is not None:
-            ctx.save_for_backward(gradient.div_(len(widths)), embeddings)
+            ctx.save_for_backward(gradient.div_(len(num_positives)), embeddings)
         ctx.mark_non_differentiable(per_query.first_match, active)
         return per_query.value.mean(), per_query.first_match, active
 
@@ -177,23 +179,25 @@ class _SmoothRankLoss(torch.autograd.Function):
         return forbid_double_backward(*ctx.saved_tensors) * grad_output, None, None, None
 
 
-def split_into_blocks(positives: QueryPositives, widths: list[int], num_items: int) -> Iterator[list[QueryPositives]]:
+def split_into_blocks(
+    positives: QueryPositives, num_positives: list[int], num_items: int
+) -> Iterator[list[QueryPositives]]:
     """Splits the queries into blocks of at most BLOCK_ELEMENTS similarities, and blocks into parts.
 
-    A part has at most PART_ELEMENTS comparisons, or one query. `widths` is the number of positives per query,
-    ascending; each part is padded to its largest width.
+    A part has at most PART_ELEMENTS comparisons, or one query. `num_positives` is the number of positives per query,
+    ascending; each part is padded to the largest of its queries.
     """
     on_cpu = positives.queries.device.type == "cpu"
     block_elements, part_elements = (BLOCK_ELEMENTS, PART_ELEMENTS) if on_cpu else (DEVICE_ELEMENTS, DEVICE_ELEMENTS)
     block_queries = max(BLOCK_QUERIES, block_elements // num_items)
-    for start in range(0, len(widths), block_queries):
-        stop, first, parts = min(start + block_queries, len(widths)), start, []
+    for start in range(0, len(num_positives), block_queries):
+        stop, first, parts = min(start + block_queries, len(num_positives)), start, []
         while first < stop:
             last = first + 1
-            while last < stop and (last + 1 - first) * widths[last] * num_items <= part_elements:
+            while last < stop and (last + 1 - first) * num_positives[last] * num_items <= part_elements:
                 last += 1
             queries, items, valid = positives
-            width = widths[last - 1]
+            width = num_positives[last - 1]
             parts.append(QueryPositives(queries[first:last], items[first:last, :width], valid[first:last, :width]))
             first = last
         yield parts
@@ -216,8 +220,8 @@ def accumulate_block(
     similarities = buffer.resize_(len(queries), len(gallery))  # in units of the temperature
     gallery.similarities(queries / config.temperature, out=similarities)
     sizes = [len(part.queries) for part in parts]
-    columns = zip(*(torch.split(column, sizes) for column in per_query), strict=True)
-    for part_similarities, part, results in zip(torch.split(similarities, sizes), parts, columns, strict=True):
+    part_results = zip(*(torch.split(field, sizes) for field in per_query), strict=True)
+    for part_similarities, part, results in zip(torch.split(similarities, sizes), parts, part_results, strict=True):
         rank_positives(part_similarities, part, config, gradient is not None, PerQueryResults(*results))
     if gradient is not None:
         similarity_gradient = similarities  # `rank_positives` overwrites the similarities with dL/ds
@@ -231,44 +235,45 @@ def accumulate_block(
 def rank_positives(
     similarities: Tensor, part: QueryPositives, config: RankingConfig, with_gradient: bool, per_query: PerQueryResults
 ) -> None:
-    """Ranks the positives of some queries by `similarities` (q, N), in units of the temperature, into `per_query`.
+    """Ranks the positives of some queries and writes the results to `per_query`.
 
-    With gradient, overwrites `similarities` with the derivative of the objective with respect to the unscaled
-    similarities.
+    `similarities` (q, N) are divided by the temperature. With gradient, they are overwritten with the derivative of the
+    objective with respect to the undivided similarities.
     """
     queries, items, valid = part
-    at_positives = similarities.gather(1, items)  # (q, P)
+    positive_similarities = similarities.gather(1, items)  # (q, P)
     query_similarity = similarities.gather(1, queries[:, None])
     similarities.scatter_(1, queries[:, None], -torch.inf)  # excludes the query from the ranking
-    per_query.first_match.copy_(rank_of_best(similarities, at_positives.masked_fill(~valid, -torch.inf)))
+    per_query.first_match.copy_(rank_of_best(similarities, positive_similarities.masked_fill(~valid, -torch.inf)))
     if config.count_query:
         similarities.scatter_(1, queries[:, None], query_similarity)
 
-    differences = similarities[:, None, :] - at_positives[:, :, None]  # (q, P, N)
-    F.threshold(differences, FAR_BEHIND, -torch.inf, inplace=True)
-    ahead, slopes = config.heaviside(differences, at_positives, part, with_gradient)
+    differences = similarities[:, None, :] - positive_similarities[:, :, None]  # (q, P, N)
+    F.threshold(differences, MIN_DIFFERENCE, -torch.inf, inplace=True)
+    ahead, derivatives = config.heaviside(differences, positive_similarities, part, with_gradient)
     ranks = ahead.add_(1)
-    if slopes is None:
-        per_query.value.copy_(config.objective(ranks, valid, at_positives))
+    if derivatives is None:
+        per_query.value.copy_(config.objective(ranks, valid, positive_similarities))
         per_query.active.zero_()
         return
     ranks.requires_grad_()
-    at_positives.requires_grad_()
+    positive_similarities.requires_grad_()
     with torch.enable_grad():
-        values = config.objective(ranks, valid, at_positives)
-        gradients = torch.autograd.grad(values.sum(), (ranks, at_positives), materialize_grads=True)
+        values = config.objective(ranks, valid, positive_similarities)
+        gradients = torch.autograd.grad(values.sum(), (ranks, positive_similarities), materialize_grads=True)
     grad_ranks, grad_positives = (F.hardshrink(grad * valid, NEGLIGIBLE) for grad in gradients)
     per_query.value.copy_(values.detach())
-    per_query.active.copy_((grad_ranks.abs() > ACTIVE).sum(1))
+    per_query.active.copy_((grad_ranks.abs() > ACTIVE_THRESHOLD).sum(1))
     per_query.has_gradient.copy_((grad_ranks.abs() + grad_positives.abs()).any(1))
     grad_ranks, grad_positives = grad_ranks / config.temperature, grad_positives / config.temperature
-    torch.bmm(grad_ranks[:, None, :], slopes, out=similarities[:, None, :])
+    torch.bmm(grad_ranks[:, None, :], derivatives, out=similarities[:, None, :])
     # raising s_qx lowers the rank of x itself
-    similarities.scatter_add_(1, items, grad_positives - grad_ranks * slopes.sum(2))
+    similarities.scatter_add_(1, items, grad_positives - grad_ranks * derivatives.sum(2))
 
 
-def rank_of_best(similarities: Tensor, at_positives: Tensor) -> Tensor:
+def rank_of_best(similarities: Tensor, positive_similarities: Tensor) -> Tensor:
     """One plus the number of negatives that are at least as similar as the best positive, (q,)."""
-    best = at_positives.amax(1, keepdim=True)
-    ahead = torch.ge(similarities, best, out=torch.empty_like(similarities))  # summing floats is 4 times faster
-    return 1 + ahead.sum(1).long() - (at_positives >= best).sum(1)
+    best = positive_similarities.amax(1, keepdim=True)
+    # floats: summing them is 4 times faster than summing bools
+    ahead = torch.ge(similarities, best, out=torch.empty_like(similarities))
+    return 1 + ahead.sum(1).long() - (positive_similarities >= best).sum(1)

@@ -12,7 +12,7 @@ from lightning_recall.losses.base import CHECKED_BATCHES, check_ks
 from lightning_recall.losses.rank_loss import RankLoss
 from lightning_recall.virtual_pairs import VirtualPairs
 
-MAX_CHECKED_ITEMS = 512  # items of a batch whose similarities a warning measures
+MAX_CHECKED_ITEMS = 512  # maximum number of items used to estimate the spread of similarities for the warning
 
 
 def smooth_recall_at_k(ranks: Tensor, valid: Tensor, ks: Tensor, k_temperature: float, capped: bool = True) -> Tensor:
@@ -35,7 +35,10 @@ def smooth_recall_at_k(ranks: Tensor, valid: Tensor, ks: Tensor, k_temperature: 
 
 
 def cut_offs_like(ks: Sequence[int], ranks: Tensor) -> Tensor:
-    """Cut-offs (K,) with the dtype and device of `ranks`, filled there: a copy to a GPU would synchronise with it."""
+    """Cut-offs (K,) with the dtype and device of `ranks`.
+
+    They are created on that device, since copying from the CPU would synchronise.
+    """
     return torch.stack([ranks.new_full((), k) for k in ks])
 
 
@@ -117,7 +120,10 @@ class RecallAtKLoss(RankLoss):
         queries: slice | Tensor | None = None,
         pairs: VirtualPairs | None = None,
     ) -> Tensor:
-        """See `RetrievalLoss.forward`; with `pairs`, equals the loss on the output of SimilarityMixup, but faster."""
+        """See `RetrievalLoss.forward`.
+
+        With `pairs`, the value equals the loss on the output of `SimilarityMixup`, and is computed faster.
+        """
         loss = super().compute(embeddings, labels, queries, pairs)
         if loss.requires_grad:
             self.warn_if_gradient_vanishes(embeddings, self.diagnostics["active_positives"])

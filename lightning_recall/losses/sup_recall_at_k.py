@@ -14,10 +14,11 @@ from lightning_recall.losses.recall_at_k import cut_offs_like, smooth_recall_at_
 class SupRecallAtKLoss(RankLoss):
     """One minus a smooth Recall@k in which positives ranked far too low still have a gradient.
 
-    Like `RecallAtKLoss`, but not clipped at k and with the rank of `SupHeaviside`: each positive ranked higher adds 1
-    without gradient, each negative a sigmoid that continues linearly. A plain sigmoid saturates for negatives that are
-    more than about 0.05 more similar than the positive, so they get no gradient. The cut-off at k is still a sigmoid,
-    so positives more than about 20 ranks beyond the largest k get no gradient.
+    Like `RecallAtKLoss`, without clipping at k. Ranks are computed with `SupHeaviside`, which is linear for large
+    differences: each positive ranked higher adds 1 without gradient, each negative a sigmoid that becomes linear above
+    delta. A plain sigmoid saturates when a negative's similarity exceeds the positive's by more than about 0.05; the
+    gradient is then almost zero. The cut-off at k is still a sigmoid, so positives more than about 20 ranks beyond the
+    largest k get almost no gradient.
 
         recall_k(q) = sum over x in P_q of sigmoid((k - rank(q, x)) / k_temperature) / min(k, |P_q|)
 
@@ -31,8 +32,8 @@ class SupRecallAtKLoss(RankLoss):
         rank_temperature: tau, in similarity, above 0; 0.01 in the paper.
         delta: similarity difference above which the comparison is linear, above 0.
         slope: slope of the linear part, above 0.
-        start: constant added for items ranked higher, at least 0.
-        offset: value of the linear part at delta. None: continues the sigmoid.
+        start: jump of the comparison at 0, at least 0.
+        offset: value of the linear part at delta. None: the value at which the comparison is continuous.
 
     Shapes: embeddings (N, D), labels (N,) -> scalar.
 

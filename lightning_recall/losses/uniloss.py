@@ -27,7 +27,7 @@ MIN_SQUARED_DISTANCE = 1e-12  # lower bound of squared distances: 1 / d diverges
 def interpolate(u: Tensor, anchors: Tensor, values: Tensor) -> Tensor:
     """Inverse-distance interpolation of a function that is known only at some anchors.
 
-    L(u) = (sum over i of v_i / d_i) / (sum over i of 1 / d_i), with d_i the Euclidean distance of u and anchor i.
+    L(u) = (sum over i of v_i / d_i) / (sum over i of 1 / d_i), with d_i the Euclidean distance between u and anchor i.
 
     Args:
         u: (..., C) point to interpolate at.
@@ -51,27 +51,29 @@ def inverse_distance_mean(squared_distances: Tensor, values: Tensor) -> Tensor:
 
 
 class UniLoss(PairwiseLoss):
-    """Interpolates Recall@k between anchors, sign matrices of pairwise comparisons at which it is exact.
+    """Interpolates Recall@k between anchors.
 
-    A query's comparisons c_pn = tau (s_qp - s_qn) of its positives and negatives become u = 2 sigmoid(c) - 1. Recall@k
-    is a function of their signs alone. It is evaluated at anchors: the perfect matrix, the perfect matrix with one sign
-    flipped, the signs of u with one wrong sign corrected, and random signs. At u the recall is interpolated:
+    Each positive p and negative n of a query are compared by c_pn = tau (s_qp - s_qn), which is mapped to
+    u = 2 sigmoid(c) - 1. Recall@k depends only on the signs of u. An anchor is a sign matrix of pairwise comparisons,
+    for which Recall@k is known exactly. The anchors are: the perfect matrix, the perfect matrix with one sign flipped,
+    the signs of u with one wrong sign corrected, and random signs. At u the recall is interpolated:
 
         loss = 1 - mean over q of (sum over i of r_i / d_i) / (sum over i of 1 / d_i),  d_i = |u - anchor i|
 
-    with r_i the recall at anchor i, averaged over `ks`. The value does not estimate the recall, since distant anchors
-    contribute to it; only its gradient is useful.
+    with r_i the recall at anchor i, averaged over `ks`. Only the gradient is useful. Distant anchors bias the value,
+    so it is not an estimate of the recall.
 
-    Source: Liu, Wang, Deng, ECCV 2020 (arXiv 2007.13870). The application to Recall@k, computing it from counts, tau
-    and per-query interpolation are additions of this package. The gradient is exact; in the authors' code one term has
-    the wrong sign. New anchors are drawn for each batch from `seed` plus the batch counter, which is saved in the
-    state_dict; all processes draw the same. Computed in blocks with closed-form gradients, in fp32 or fp64.
+    Source: Liu, Wang, Deng, ECCV 2020 (arXiv 2007.13870). This package adds: Recall@k as the metric, its computation
+    from counts, the parameter tau, and interpolation per query. The gradient is exact; in the authors' code one term
+    has the wrong sign. New anchors are drawn for each batch, with the sum of `seed` and the number of previous
+    batches as seed. This number is saved in the state_dict. All processes draw the same anchors. Computed in blocks
+    with closed-form gradients, in fp32 or fp64.
 
     Args:
         ks: cut-offs, integers of at least 1.
-        tau: steepness of the comparison, above 0; with the paper's value of 1, the gradient of cosines is too small to
-            train.
-        num_good: number of anchors with one flipped sign, and of anchors with one corrected sign, at least 1.
+        tau: steepness of the comparison, above 0; with the paper's value of 1, gradients are too small for cosine
+            similarities.
+        num_good: number of anchors of each of two kinds, at least 1: one flipped sign, and one corrected sign.
         num_bad: number of random anchors, at least 0.
         seed: seed for drawing the anchors.
 
@@ -113,9 +115,11 @@ class UniLoss(PairwiseLoss):
     def draw(self, num_positives: int, num_items: int) -> AnchorSamples:
         """Draws the random numbers of the next batch, on the CPU."""
         generator = torch.Generator().manual_seed(self.seed + int(self.num_batches))
-        good, near = (torch.rand(shape, generator=generator) for shape in ((self.num_good, 2), (self.num_good,)))
+        flipped, corrected = (
+            torch.rand(shape, generator=generator) for shape in ((self.num_good, 2), (self.num_good,))
+        )
         signs = torch.randint(0, 2, (self.num_bad, num_positives, num_items), generator=generator, dtype=torch.int8)
-        return AnchorSamples(good, near, 2 * signs - 1)
+        return AnchorSamples(flipped, corrected, 2 * signs - 1)
 
     def compute(
         self,
@@ -130,13 +134,13 @@ class UniLoss(PairwiseLoss):
         max_positives = max(int(counts.max()) - 1, 1) if len(labels) else 1
         samples = AnchorSamples(*(part.to(embeddings) for part in self.draw(max_positives, len(all_labels))))
         ks = torch.tensor(self.ks, device=embeddings.device)
-        query_values = partial(self.query_values, ks=ks, samples=samples)
-        loss = self.mean_over_queries(query_values, embeddings, labels, queries, pairs)
+        per_query_loss = partial(self.per_query_loss, ks=ks, samples=samples)
+        loss = self.mean_over_queries(per_query_loss, embeddings, labels, queries, pairs)
         if self.training:
             self.num_batches += 1
         return loss
 
-    def query_values(
+    def per_query_loss(
         self, similarities: Tensor, positive: Tensor, negative: Tensor, ks: Tensor, samples: AnchorSamples
     ) -> Tensor:
         """One minus the interpolated recall (q,)."""
@@ -196,49 +200,63 @@ def interpolated_recall(
     """Interpolated recall (q,) of some queries.
 
     The gradient with respect to the similarities (q, N) is written to `gradient` (q, N), if given. Autograd only
-    differentiates with respect to the few terms that make up the distances. Squared distances of u:
-
-        perfect anchor        sum (1 - u)^2
-        one sign flipped      + 4 u_j
-        signs of u            sum (1 - |u|)^2
-        one sign corrected    + 4 |u_j|
-        random anchor b       sum u^2 + C - 2 sum u b
+    differentiates with respect to the few terms that make up the distances (see `squared_distances_to_anchors`).
     """
     width = items.shape[1]
-    at_positives = similarities.gather(1, items)
+    positive_similarities = similarities.gather(1, items)
     compared = (valid[:, :, None] & negative[:, None, :]).flatten(1)  # (q, C), C = P N
-    u = torch.tanh((at_positives[:, :, None] - similarities[:, None, :]).flatten(1) * (tau / 2)) * compared
+    u = torch.tanh((positive_similarities[:, :, None] - similarities[:, None, :]).flatten(1) * (tau / 2)) * compared
     wrong = (u <= 0) & compared
     signs = compared.to(u.dtype).masked_fill_(wrong, -1.0)  # signs of u; 0 for padded comparisons
     counts = wrong.view(len(u), width, -1).sum(2)  # (q, P) negatives ranked higher
-    good = flipped_comparisons(valid, negative, samples.good)  # (q, G) indices into C
-    near, has_wrong = corrected_comparisons(wrong, samples.near, good)
-    bad = samples.bad[:, :width].flatten(1)  # (B, C)
+    flipped = flipped_comparisons(valid, negative, samples.flipped)  # (q, A) indices into C
+    corrected, has_wrong = corrected_comparisons(wrong, samples.corrected, flipped)
+    random = samples.random[:, :width].flatten(1)  # (B, C)
 
     num_items = negative.shape[1]
-    recalls = recalls_at_anchors(counts, good // num_items, near // num_items, has_wrong, valid, negative, ks, samples)
+    positives = flipped // num_items, corrected // num_items  # (q, A) each
+    recalls = recalls_at_anchors(counts, *positives, has_wrong, valid, negative, ks, samples.random)
     terms = [
         (compared.to(u.dtype) - u).square().sum(1),  # squared distance to the perfect anchor; padding contributes 0
         (signs - u).square().sum(1),
         u.square().sum(1),
-        u.gather(1, good),
-        u.gather(1, near),
-        u @ bad.T,
+        u.gather(1, flipped),
+        u.gather(1, corrected),
+        u @ random.T,
     ]
     terms = [term.detach().requires_grad_(gradient is not None) for term in terms]
-    best, current, square, at_good, at_near, dot_random = terms
     with torch.set_grad_enabled(gradient is not None):
-        corrected = torch.where(has_wrong, current[:, None] - 4 * at_near, best[:, None] + 4 * at_near)
-        random = (square + compared.sum(1))[:, None] - 2 * dot_random
-        squared_distances = torch.cat([best[:, None], best[:, None] + 4 * at_good, corrected, random], 1)
-        value = inverse_distance_mean(squared_distances, recalls)
+        value = inverse_distance_mean(squared_distances_to_anchors(terms, has_wrong, compared.sum(1)), recalls)
     if gradient is None:
         return value
     derivatives = torch.autograd.grad(value, terms, torch.ones_like(value))
-    grad_best, grad_current, grad_square, grad_good, grad_near, grad_random = derivatives
-    grad_u = grad_random @ bad
-    grad_u -= 2 * grad_best[:, None] * (1 - u) + 2 * grad_current[:, None] * (signs - u) - 2 * grad_square[:, None] * u
-    grad_u.scatter_add_(1, good, grad_good).scatter_add_(1, near, grad_near)
+    grad_perfect, grad_signs, grad_norm, grad_flipped, grad_corrected, grad_random = derivatives
+    grad_u = grad_random @ random
+    grad_u -= 2 * grad_perfect[:, None] * (1 - u) + 2 * grad_signs[:, None] * (signs - u) - 2 * grad_norm[:, None] * u
+    grad_u.scatter_add_(1, flipped, grad_flipped).scatter_add_(1, corrected, grad_corrected)
     grad_c = (grad_u * (1 - u * u) * compared).view(len(u), width, -1).mul_(tau / 2)
     gradient.copy_(-grad_c.sum(1)).scatter_add_(1, items, grad_c.sum(2))
     return value.detach()
+
+
+def squared_distances_to_anchors(terms: list[Tensor], has_wrong: Tensor, num_compared: Tensor) -> Tensor:
+    """Squared distances (q, M) from u to each anchor.
+
+    With C the number of comparisons and j the comparison whose sign is flipped or corrected:
+
+        perfect                       sum (1 - u)^2
+        perfect, sign j flipped       sum (1 - u)^2 + 4 u_j
+        signs of u, sign j corrected  sum (1 - |u|)^2 + 4 |u_j|
+        random signs b                sum u^2 + C - 2 sum u b
+
+    Args:
+        terms: squared distances (q,) to the perfect anchor and to the signs of u, squared norm (q,) of u, u at the
+            flipped and at the corrected comparisons (q, A), dot products (q, B) with the random anchors.
+        has_wrong: (q, 1) bool, whether the query has a wrong comparison.
+        num_compared: (q,) number of comparisons C.
+    """
+    to_perfect, to_signs, squared_norm, at_flipped, at_corrected, dot_random = terms
+    to_flipped = to_perfect[:, None] + 4 * at_flipped
+    to_corrected = torch.where(has_wrong, to_signs[:, None] - 4 * at_corrected, to_perfect[:, None] + 4 * at_corrected)
+    to_random = (squared_norm + num_compared)[:, None] - 2 * dot_random
+    return torch.cat([to_perfect[:, None], to_flipped, to_corrected, to_random], 1)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
-from lightning_recall.checks import check_finite, check_tensors, checked_ks
+from lightning_recall.checks import check_finite, check_tensors, ks_to_tuple
 from lightning_recall.metrics.base import RetrievalMetric
 from lightning_recall.metrics.states import check_updated, first_of_each
 from lightning_recall.search.embedding_blocks import EmbeddingBlocks
@@ -102,7 +102,7 @@ class RevisitedMAP(RetrievalMetric):
         negative = [i for truth in self.ground_truth for part in truth for i in part if i < 0]
         if negative:
             raise ValueError(f"ground_truth must hold gallery indices, at least 0, got {negative[0]}.")
-        self.ks = checked_ks(ks)
+        self.ks = ks_to_tuple(ks)
 
     def update(
         self,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lightning_recall.checks import checked_ks
+from lightning_recall.checks import ks_to_tuple
 from lightning_recall.search.relevant_ranks import RelevantRanks
 
 
@@ -85,7 +85,7 @@ def checked_scores(scores: str | Sequence[str], ks: int | Sequence[int]) -> tupl
     names = (scores,) if isinstance(scores, str) else tuple(scores)
     if not names or any(name not in AT_K and name not in OVERALL for name in names) or len(set(names)) < len(names):
         raise ValueError(f"scores must be distinct names from {', '.join([*AT_K, *OVERALL])}, got {names}.")
-    return names, checked_ks(ks)
+    return names, ks_to_tuple(ks)
 
 
 def score_names(scores: Sequence[str], ks: Sequence[int]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Models: images -> unit-norm embeddings. Plain torch."""
+"""Models: images -> unit-norm embeddings. Depends only on torch, NumPy and timm."""
 
 from lightning_recall.models.embedder import ImageEmbedder
 from lightning_recall.models.export import export_onnx

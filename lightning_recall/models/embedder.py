@@ -32,7 +32,7 @@ def timm_backbone(name: str, pretrained: bool | str) -> tuple[nn.Module, bool, i
         similar = timm.list_models(f"*{name}*")[:5]
         hint = f"Similar: {', '.join(similar)}." if similar else "See timm.list_models()."
         raise ValueError(f"timm has no model named {name!r}. {hint}")
-    channels = map_channels(name)
+    channels = num_feature_map_channels(name)
     if channels:
         return load_timm(name, pretrained, global_pool=""), True, channels
     model = load_timm(name, pretrained)
@@ -67,7 +67,7 @@ def load_timm(name: str, pretrained: bool | str, **kwargs: Any) -> Any:
         ) from error
 
 
-def map_channels(name: str) -> int:
+def num_feature_map_channels(name: str) -> int:
     """Returns the number of channels of a timm model's unpooled feature maps, or 0 if it has none.
 
     Runs on the meta device, which computes only shapes.
@@ -115,7 +115,7 @@ class ImageEmbedder(nn.Module):
         mean: per-channel mean in [0, 1]; None: from the backbone's pretrained_cfg, or 0.5.
         std: per-channel standard deviation in (0, 1]; None: from the backbone's pretrained_cfg, or 0.5.
 
-    Shapes: images (B, C, H, W) -> (B, embedding_dim), each row of length 1.
+    Shapes: images (B, C, H, W) -> (B, embedding_dim), with unit L2 norm.
 
     Raises:
         ValueError: for a name that timm does not know, weights that cannot be loaded, a backbone without
@@ -161,8 +161,8 @@ class ImageEmbedder(nn.Module):
             self.in_channels = config["input_size"][0]
         if not num_features:
             raise ValueError(
-                f"{type(self.backbone).__name__} has no num_features attribute: set it to C of its output (B, C) or "
-                "(B, C, H, W)."
+                f"{type(self.backbone).__name__} has no num_features attribute: set it to the number of channels C of "
+                "its output, (B, C) or (B, C, H, W)."
             )
         self.pooling = {"gem": GeM(), "avg": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), None: nn.Identity()}[
             pooling

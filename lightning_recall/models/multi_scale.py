@@ -14,8 +14,8 @@ class MultiScale(nn.Module):
     Whether a scale helps depends on the network and its pooling: convnets with GeM accept any image size, most ViTs
     only their training size.
 
-    Source: Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", PAMI 2019, which uses
-    the scales 1, 1/sqrt(2) and sqrt(2).
+    Source: Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2019
+    (arXiv 1711.02512). The authors' code evaluates at the scales 1, 1/sqrt(2) and 1/2.
 
     Args:
         scales: scale factors for height and width, above 0; (1,) uses only the original size.

@@ -12,7 +12,8 @@ class GeM(nn.Module):
 
     p = 1 is average pooling; p to infinity is max pooling.
 
-    Source: Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2018.
+    Source: Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2019
+    (arXiv 1711.02512).
 
     Args:
         p: initial value of the learned exponent, above 0.

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 class SmallConvNet(nn.Module):
     """Three 3 x 3 convolutions after PixelUnshuffle(2); the last feature map is flattened, not pooled.
 
-    Characters differ in the position of strokes, so the feature map is flattened, which keeps spatial positions.
+    Flattening keeps spatial positions, which distinguish the characters of the Glyphs dataset.
 
     Args:
         in_channels: number of image channels: 1 for greyscale, 3 for colour.

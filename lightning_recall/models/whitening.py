@@ -19,7 +19,7 @@ class PCAWhitening(nn.Module):
         dim: dimension of the whitened embeddings, at most D; None: D.
         epsilon: added to each variance, as a fraction of the largest, so that noise directions are not amplified.
 
-    Shapes: (B, D) -> (B, dim), each row of length 1.
+    Shapes: (B, D) -> (B, dim), with unit L2 norm.
 
     Raises:
         ValueError: for a `dim` outside 1 to D, or if there are not more than `dim` embeddings.

@@ -16,7 +16,7 @@ from lightning_recall._lightning import (
 )
 from lightning_recall.batch import Batch
 from lightning_recall.gather import gather_rows
-from lightning_recall.losses.base import declares
+from lightning_recall.losses.base import has_flag
 from lightning_recall.modules.checks import check_different_batches, check_mixup, check_strategy, checked_chunks
 from lightning_recall.modules.training_summary import training_summary
 from lightning_recall.optimization.manual_optimization import ManualOptimization
@@ -155,12 +155,12 @@ class RetrievalModule(ManualOptimization):
         options: dict[str, Any] = {}
         # compute similarities in fp32: close ranks differ by about 0.01 in similarity
         with torch.autocast(embeddings.device.type, enabled=False):
-            if self.mixup is not None and hasattr(self.mixup, "draw") and declares(self.loss, "accepts_virtual"):
+            if self.mixup is not None and hasattr(self.mixup, "draw") and has_flag(self.loss, "accepts_virtual"):
                 options["pairs"] = self.mixup.draw(labels)  # type: ignore[operator]  # checked by hasattr above
             elif self.mixup is not None:
                 embeddings, labels = self.mixup(embeddings, labels)
             loss_scale = 1.0
-            if self.trainer.world_size > 1 and declares(self.loss, "shares_queries"):
+            if self.trainer.world_size > 1 and has_flag(self.loss, "shares_queries"):
                 options["queries"], loss_scale = self.local_queries(labels, options.get("pairs"))
             loss: Tensor = self.loss(embeddings, labels, **options)
         return loss, loss_scale
@@ -174,7 +174,7 @@ class RetrievalModule(ManualOptimization):
         all_labels = labels_with_virtual(labels, pairs)
         _, inverse, counts = torch.unique(all_labels, return_inverse=True, return_counts=True)
         queries = (counts[inverse] > 1).nonzero().squeeze(1)  # those with a positive
-        if len(queries) < len(all_labels) and declares(self.loss, "counts_singletons"):
+        if len(queries) < len(all_labels) and has_flag(self.loss, "counts_singletons"):
             return None, 1.0
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         local = queries[rank::world_size]

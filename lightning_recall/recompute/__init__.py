@@ -1,4 +1,4 @@
-"""Gradient checkpointing by batch chunks: large batches in the memory of one chunk."""
+"""Gradient checkpointing by batch chunks: trains with large batches, storing the activations of one chunk."""
 
 from lightning_recall.recompute.chunk_size import largest_chunk_size
 from lightning_recall.recompute.chunks import chunked_forward

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_recall.random_state import random_state_restored
+from lightning_recall.random_state import preserve_random_state
 from lightning_recall.recompute.pytrees import map_tensors, num_rows, tensors_of
 
 FREE_FRACTION = 0.2  # fraction of device memory left free, for gradients, the optimizer's state and the loss
@@ -44,11 +44,11 @@ def fits(embedder: nn.Module, inputs: Any, size: int, device: torch.device) -> b
     """Whether forward and backward of `size` rows succeed and leave FREE_FRACTION of the memory free."""
     parameters = [p for p in embedder.parameters() if p.requires_grad]
     buffers = {name: buffer.clone() for name, buffer in embedder.named_buffers()}  # copies, which forward may modify
-    cuda = [device] if device.type == "cuda" else []
-    for gpu in cuda:
+    cuda_devices = [device] if device.type == "cuda" else []
+    for gpu in cuda_devices:
         torch.cuda.reset_peak_memory_stats(gpu)
     try:
-        with torch.random.fork_rng(cuda), random_state_restored(with_torch=False), torch.enable_grad():
+        with torch.random.fork_rng(cuda_devices), preserve_random_state(with_torch=False), torch.enable_grad():
             chunk = map_tensors(lambda tensor: tensor[:size].to(device), inputs)
             output = torch.func.functional_call(embedder, buffers, (chunk,))
             total = torch.stack([tensor.float().sum() for tensor in tensors_of(output)]).sum()
@@ -57,9 +57,9 @@ def fits(embedder: nn.Module, inputs: Any, size: int, device: torch.device) -> b
     except torch.OutOfMemoryError:
         return False
     finally:
-        if cuda:
+        if cuda_devices:
             torch.cuda.empty_cache()
     return all(
         torch.cuda.max_memory_allocated(gpu) <= (1 - FREE_FRACTION) * torch.cuda.get_device_properties(gpu).total_memory
-        for gpu in cuda
+        for gpu in cuda_devices
     )

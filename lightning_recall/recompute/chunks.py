@@ -11,7 +11,7 @@ from lightning_recall.checks import check_integer
 from lightning_recall.recompute.first_pass import FirstPassState
 from lightning_recall.recompute.pytrees import (
     PyTree,
-    check_rows,
+    check_output_lengths,
     check_same_structure,
     concatenate,
     map_tensors,
@@ -42,7 +42,7 @@ def chunked_forward(
     Args:
         embedder: a module, a method of a module, or a function. It maps inputs of b rows to embeddings (b, D), or to a
             dict or tuple of such tensors; rows must be independent, and an entry may be None.
-        inputs: a tensor (N, ...), or a pytree of tensors with N rows each; an entry may be None. Other Mappings than
+        inputs: a tensor (N, ...), or a pytree of tensors with N rows each; an entry may be None. Mappings other than
             dict, such as BatchEncoding, are converted to dicts. A list is treated as pre-split chunks. DataLoader
             collates pairs into lists: pass tuple(batch) for those. Inputs longer than `chunk_size` are split evenly.
         chunk_size: largest number of rows in one pass of the embedder, at least 1.
@@ -75,12 +75,12 @@ def chunked_forward(
 
     # Backward starts with the last chunks, so their stored activations are freed before any chunk is recomputed.
     outputs: list[PyTree] = []
-    changing_modules: set[nn.Module] | None = None
+    modules_with_changed_buffers: set[nn.Module] | None = None
     for chunk in chunks[:num_recomputed]:
-        first_pass = FirstPassState(embedder, changing_modules)
+        first_pass = FirstPassState(embedder, modules_with_changed_buffers)
         outputs.append(checkpointed_embed(embedder, chunk, device, first_pass))
-        if changing_modules is None:
-            changing_modules = {module for module, _ in first_pass.buffers}
+        if modules_with_changed_buffers is None:
+            modules_with_changed_buffers = {module for module, _ in first_pass.buffers}
     return concatenate(outputs + [embed(embedder, chunk, device) for chunk in chunks[num_recomputed:]])
 
 
@@ -92,11 +92,11 @@ def checkpointed_embed(
 
     def run(chunk: PyTree, _: Tensor | None) -> PyTree:
         if not first_pass.done:
-            with first_pass.recorded():
+            with first_pass.record():
                 output = embed(embedder, chunk, device)
             first_output.extend(tensor.detach() for tensor in tensors_of(output))
             return output
-        with first_pass.replayed():
+        with first_pass.replay():
             output = embed(embedder, chunk, device)
             check_same(first_output, tensors_of(output))
             return output
@@ -112,7 +112,7 @@ def embed(embedder: Callable[[Any], PyTree], chunk: PyTree, device: torch.device
     if device is not None:
         chunk = map_tensors(lambda tensor: tensor.to(device, non_blocking=True), chunk)
     output = mappings_to_dicts(embedder(chunk))
-    check_rows(output, num_rows(chunk))
+    check_output_lengths(output, num_rows(chunk))
     return output
 
 

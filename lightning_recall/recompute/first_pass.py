@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
 
-from lightning_recall.random_state import get_random_state, random_state_restored, set_random_state
+from lightning_recall.random_state import get_random_state, preserve_random_state, set_random_state
 
 BufferSnapshot = tuple[str, Tensor, int, Tensor]
 """Buffer before a pass: name, tensor, version counter and copy."""
@@ -26,19 +26,22 @@ class FirstPassState:
 
     Args:
         embedder: the embedder to run.
-        changing_modules: modules whose buffers the pass of an earlier chunk changed. None for the first chunk, which
-            finds them by comparing values (synchronises with the GPU).
+        modules_with_changed_buffers: modules whose buffers were changed by an earlier chunk. None for the first chunk:
+            changed buffers are then found by comparing values, which synchronises with the GPU.
     """
 
-    def __init__(self, embedder: Callable[[Any], Any], changing_modules: set[nn.Module] | None = None) -> None:
+    def __init__(
+        self, embedder: Callable[[Any], Any], modules_with_changed_buffers: set[nn.Module] | None = None
+    ) -> None:
         self.modules = modules_of(embedder)
-        self.is_module = isinstance(getattr(embedder, "__self__", embedder), nn.Module)  # else: may call other modules
-        self.changing_modules = changing_modules
+        # a function may call modules that it does not own
+        self.is_module = isinstance(getattr(embedder, "__self__", embedder), nn.Module)
+        self.modules_with_changed_buffers = modules_with_changed_buffers
         self.done = False
         self.buffers: dict[tuple[nn.Module, str], Tensor] = {}  # copies of the buffers that the pass changed
 
     @contextmanager
-    def recorded(self) -> Iterator[None]:
+    def record(self) -> Iterator[None]:
         """Context manager for the first pass: saves random state and buffers."""
         self.random_state = get_random_state(with_torch=False)
         before: dict[nn.Module, list[BufferSnapshot]] = {}
@@ -55,18 +58,22 @@ class FirstPassState:
         finally:
             if handle:
                 handle.remove()
-        changed = {module for module, buffers in before.items() if has_changed(module, buffers, self.changing_modules)}
+        changed = {
+            module
+            for module, buffers in before.items()
+            if has_changed(module, buffers, self.modules_with_changed_buffers)
+        }
         self.buffers = {(module, name): copy for module in changed for name, _, _, copy in before[module]}
         self.done = True
 
     @contextmanager
-    def replayed(self) -> Iterator[None]:
+    def replay(self) -> Iterator[None]:
         """Context manager for the recomputation: restores the saved state, and the current state afterwards."""
         buffers = {(module, name): getattr(module, name) for module, name in self.buffers}
         for (module, name), buffer in self.buffers.items():
             setattr(module, name, buffer.clone())
         try:
-            with random_state_restored(with_torch=False):
+            with preserve_random_state(with_torch=False):
                 set_random_state(self.random_state)
                 yield
         finally:
@@ -75,7 +82,10 @@ class FirstPassState:
 
 
 def modules_of(embedder: Any) -> list[nn.Module]:
-    """Returns the modules of an embedder: its own, those of a bound method's object, or those that a function holds."""
+    """Returns the submodules of a module, of the object of a bound method, or of the modules that a function captures.
+
+    A function captures modules in its closure; a `partial` also through its arguments.
+    """
     if isinstance(embedder, nn.Module):
         return list(embedder.modules())
     candidates = [getattr(embedder, "__self__", None)]
@@ -98,15 +108,17 @@ def snapshot_buffers(module: nn.Module) -> list[BufferSnapshot]:
     return [(name, buffer, buffer._version, buffer.clone()) for name, buffer in named]
 
 
-def has_changed(module: nn.Module, buffers: list[BufferSnapshot], changing_modules: set[nn.Module] | None) -> bool:
+def has_changed(
+    module: nn.Module, buffers: list[BufferSnapshot], modules_with_changed_buffers: set[nn.Module] | None
+) -> bool:
     """Whether a pass has changed the buffers of a module."""
     if isinstance(module, _NormBase) and module.training:
         return bool(buffers)  # torch updates running statistics without increasing _version
-    if changing_modules is not None and module in changing_modules:
+    if modules_with_changed_buffers is not None and module in modules_with_changed_buffers:
         return True
     return any(
         getattr(module, name) is not buffer
         or buffer._version != version
-        or (changing_modules is None and not torch.equal(buffer, copy))
+        or (modules_with_changed_buffers is None and not torch.equal(buffer, copy))
         for name, buffer, version, copy in buffers
     )

@@ -75,7 +75,7 @@ def check_same_structure(chunks: list[PyTree]) -> None:
         )
 
 
-def check_rows(output: PyTree, rows: int) -> None:
+def check_output_lengths(output: PyTree, rows: int) -> None:
     """Raises ValueError unless all outputs are tensors with as many rows as the input; None is allowed."""
     leaves = [leaf for leaf in tree_flatten(output)[0] if leaf is not None]
     wrong = [leaf for leaf in leaves if not isinstance(leaf, Tensor) or leaf.shape[:1] != (rows,)]
@@ -96,7 +96,8 @@ def concatenate(outputs: list[PyTree]) -> PyTree:
     if len(kinds) > 1 or any(spec != specs[0] for spec in specs):
         shapes = sorted({str([leaf if leaf is None else tuple(leaf.shape[1:]) for leaf in part]) for part in leaves})
         raise ValueError(
-            f"The embedder's output must have the same row shape and dtype for all chunks, got {' and '.join(shapes)}."
+            "The embedder's output must have the same trailing dimensions and dtype for all chunks, got "
+            f"{' and '.join(shapes)}."
         )
     joined = [None if parts[0] is None else torch.cat(parts) for parts in zip(*leaves, strict=True)]
     return tree_unflatten(joined, specs[0])

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from lightning_recall.checks import Labels, check_integer, checked_labels
+from lightning_recall.checks import Labels, check_integer, labels_to_numpy
 from lightning_recall.samplers.checks import (
     EpochOrder,
     check_options,
@@ -118,7 +118,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         self.super_classes = super_classes
         self.reshuffle = reshuffle
         self.shard: tuple[int, int] | None = None
-        array = checked_labels(labels)  # (N,) or (N, 2)
+        array = labels_to_numpy(labels)  # (N,) or (N, 2)
         self.num_images = len(array)
         column = array if array.ndim == 1 else array[:, 0]
         self._order = np.argsort(column, kind="stable").astype(np.int32)  # (N,) indices sorted by class

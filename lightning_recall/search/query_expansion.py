@@ -18,7 +18,8 @@ def expand_queries(queries: Tensor, gallery: Tensor, k: int = 10, alpha: float =
     weights: average query expansion. Expanding the gallery by itself, `expand_queries(gallery, gallery, ...)`, is
     database-side augmentation.
 
-    Source: Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", PAMI 2019.
+    Source: Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2019
+    (arXiv 1711.02512).
 
     Args:
         queries: query embeddings (Q, D).

@@ -12,7 +12,7 @@ from lightning_recall.callbacks import AttributeScheduler
 from lightning_recall.losses import ContrastiveLoss, MultipleLosses
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:You defined a `validation_step` but have no", "ignore:.* is meant for embeddings of length 1"
+    "ignore:You defined a `validation_step` but have no", "ignore:.* expects unit-norm embeddings"
 )
 
 

@@ -19,7 +19,7 @@ from lightning_recall.callbacks import InterruptCheckpoint
 from lightning_recall.callbacks.interrupt_checkpoint import EXIT_CODE_INTERRUPTED, exit_on_sigint
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:You defined a `validation_step` but have no", "ignore:.* is meant for embeddings of length 1"
+    "ignore:You defined a `validation_step` but have no", "ignore:.* expects unit-norm embeddings"
 )
 
 

@@ -9,7 +9,7 @@ from lightning_recall import RetrievalModule
 from lightning_recall.callbacks import LearningRateSuggestion
 from lightning_recall.losses import ContrastiveLoss
 
-pytestmark = pytest.mark.filterwarnings("ignore:.* is meant for embeddings of length 1")
+pytestmark = pytest.mark.filterwarnings("ignore:.* expects unit-norm embeddings")
 
 LABELS = torch.arange(240) % 4
 LOADER = DataLoader(

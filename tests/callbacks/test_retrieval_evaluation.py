@@ -501,9 +501,7 @@ def test_a_list_of_batches_and_single_items_raise_with_a_remedy():
     )
     images, labels = QUERY_DATA.tensors
     assert results[0]["test/recall@1"] == pytest.approx(recall_at_1(images.flatten(1), labels))
-    with pytest.raises(
-        ValueError, match="A single label belongs to an item, not to a batch: give the dataloader a batch_"
-    ):
+    with pytest.raises(ValueError, match="The batch contains a single item without a batch dimension: set batch_size"):
         make_trainer(RetrievalEvaluation()).test(Pixels(), DataLoader(PLAIN_DATA, batch_size=None), verbose=False)
 
 

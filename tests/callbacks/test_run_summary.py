@@ -15,7 +15,7 @@ from lightning_recall.callbacks import RunSummary
 from lightning_recall.callbacks.run_summary import batch_rows, print_rows
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:You defined a `validation_step` but have no", "ignore:.* is meant for embeddings of length 1"
+    "ignore:You defined a `validation_step` but have no", "ignore:.* expects unit-norm embeddings"
 )
 
 

@@ -71,7 +71,7 @@ def test_a_wrong_option_is_explained_in_a_line(console, option, message):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (("--model.loss.rank_temperature", "-1"), "rank_temperature must be above 0, got -1.0."),
+        (("--model.loss.rank_temperature", "-1"), "rank_temperature must be a finite number above 0, got -1.0."),
         (("--data.samples_per_class", "7"), "batch_size must be a multiple of samples_per_class=7"),
         (("--trainer.accelerator", "tpu"), "torch_xla"),
         (("--trainer.gradient_clip_val", "1"), "--model.gradient_clip_val 1"),

@@ -201,9 +201,9 @@ def test_errors_can_stop_the_run(broken):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0, 1.5], r"labels must be integers .*, got float64 \(2,\), the first"),
+        ([0, 1.5], r"labels must be integers .*, got float64 \(2,\), with first value"),
         ([0, float("nan")], "labels must be integers"),
-        (["0", "1"], r"labels must be integers .*, got <U1 \(2,\), the first .*'0'"),
+        (["0", "1"], r"labels must be integers .*, got <U1 \(2,\), with first value .*'0'"),
         ([0, None], "labels must be integers"),
         ([True, False], "labels must be integers"),
         ([0, 1, 2], r"labels must be of shape \(2,\), one for each image, got \(3,\)"),

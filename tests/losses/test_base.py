@@ -111,12 +111,12 @@ def test_wrong_batches_are_rejected(name, embeddings, labels, message):
 # setting: a value that a schedule may set, a value out of range, and the error message of the latter
 SETTINGS = {
     "RecallAtKLoss": {
-        "ks": ((4, 8), (1.5,), "ks must contain at least one positive integer"),
-        "k_temperature": (2.0, 0.0, "k_temperature must be above 0, got 0.0"),
-        "rank_temperature": (0.3, -1.0, "rank_temperature must be above 0, got -1.0"),
+        "ks": ((4, 8), (1.5,), "ks must be one or more positive integers"),
+        "k_temperature": (2.0, 0.0, "k_temperature must be a finite number above 0, got 0.0"),
+        "rank_temperature": (0.3, -1.0, "rank_temperature must be a finite number above 0, got -1.0"),
         "count_query": (True, None, None),
     },
-    "SmoothAPLoss": {"rank_temperature": (0.3, 0.0, "rank_temperature must be above 0, got 0.0")},
+    "SmoothAPLoss": {"rank_temperature": (0.3, 0.0, "rank_temperature must be a finite number above 0, got 0.0")},
     "SupAPLoss": {
         "rank_temperature": (0.3, 0.0, "rank_temperature, delta and slope must be above 0"),
         "delta": (0.1, 0.0, "got 0.1, 0.0, 100.0"),
@@ -125,8 +125,8 @@ SETTINGS = {
         "offset": (1.2, None, None),
     },
     "UniLoss": {
-        "ks": ((1, 3), (0,), "ks must contain at least one positive integer"),
-        "tau": (9.0, 0.0, "tau must be above 0, got 0.0"),
+        "ks": ((1, 3), (0,), "ks must be one or more positive integers"),
+        "tau": (9.0, 0.0, "tau must be a finite number above 0, got 0.0"),
         "num_good": (3, 2.5, "num_good must be an integer, at least 1, got 2.5"),
         "num_bad": (3, -1, "num_bad must be at least 0, got -1"),
         "seed": (5, None, None),
@@ -136,10 +136,13 @@ SETTINGS = {
         "positive_margin": (0.5, 1.5, "Margins must be from -1 to 1"),
         "negative_margin": (-0.2, 0.9, "negative_margin below positive_margin, got 0.9 and 0.8"),
     },
-    "NormalizedSoftmaxLoss": {"temperature": (0.2, 0.0, "temperature must be above 0, got 0.0")},
-    "ProxyAnchorLoss": {"delta": (0.3, None, None), "alpha": (5.0, 0.0, "alpha must be above 0, got 0.0")},
+    "NormalizedSoftmaxLoss": {"temperature": (0.2, 0.0, "temperature must be a finite number above 0, got 0.0")},
+    "ProxyAnchorLoss": {
+        "delta": (0.3, None, None),
+        "alpha": (5.0, 0.0, "alpha must be a finite number above 0, got 0.0"),
+    },
     "CircleProxyLoss": {"m": (0.4, 0.0, "m must be above 0"), "gamma": (20.0, -1.0, "gamma above 0, got 0.3 and -1")},
-    "MultipleLosses": {"weights": ([0.5, 2.0], [1.0], "a non-negative weight for each, got 2 and")},
+    "MultipleLosses": {"weights": ([0.5, 2.0], [1.0], "a non-negative weight for each, got 2 losses and weights")},
     "CrossBatchMemory": {"start_after": (3, -1, "start_after must be at least 0, got -1")},
 }
 SETTINGS["SupRecallAtKLoss"] = SETTINGS["SupAPLoss"] | {
@@ -190,7 +193,7 @@ def test_a_scheduled_temperature_takes_effect_in_sup_ap():
 @pytest.mark.parametrize("name", SINGLE_LOSSES)
 def test_unnormalised_embeddings_cause_one_warning(name):
     embeddings, loss = unit(), SINGLE_LOSSES[name]()
-    message = rf"{name} is meant for embeddings of length 1, but one has length 3: .* F.normalize\(embeddings, dim=1\)"
+    message = rf"{name} expects unit-norm embeddings, but one has norm 3: .* F.normalize\(embeddings, dim=1\)"
     loss(embeddings, LABELS)
     with pytest.warns(UserWarning, match=message) as warned:
         loss(torch.cat([embeddings[:-1], 3 * embeddings[-1:]]), LABELS)
@@ -209,7 +212,7 @@ def test_combined_losses_leave_the_warning_to_their_losses():
         "pytorch_metric_learning.losses"
     ).ContrastiveLoss()  # optional dependency of the tests; it normalises
     losses.MultipleLosses([theirs])(3 * unit(), LABELS)
-    with pytest.warns(UserWarning, match="SmoothAPLoss is meant for") as warned:
+    with pytest.warns(UserWarning, match="SmoothAPLoss expects unit-norm") as warned:
         losses.CrossBatchMemory(losses.MultipleLosses([losses.SmoothAPLoss()]), 30, 8)(3 * unit(), LABELS)
     assert len(warned) == 1
 

@@ -63,7 +63,7 @@ def test_a_tie_with_a_negative_is_not_a_hit(loss):
 
 
 class DifferenceOfMeans(PairwiseLoss):
-    def query_values(self, similarities, positive, negative):
+    def per_query_loss(self, similarities, positive, negative):
         means = [(similarities * mask).sum(1) / mask.sum(1) for mask in (positive, negative)]
         return means[1] - means[0]
 
@@ -73,7 +73,7 @@ class DifferenceOfMeans(PairwiseLoss):
 def test_a_subclass_equals_the_function(queries, pairs):
     loss, embeddings = DifferenceOfMeans(), unit(13, 4).requires_grad_()
     value = loss(embeddings, LABELS, queries=queries, pairs=pairs)
-    expected = pairwise_loss(embeddings, LABELS, loss.query_values, queries, pairs)
+    expected = pairwise_loss(embeddings, LABELS, loss.per_query_loss, queries, pairs)
     assert value == expected.loss
     assert loss.diagnostics == {"recall@1": expected.recall_at_1}
     gradients = [torch.autograd.grad(one, embeddings)[0] for one in (value, expected.loss)]

@@ -55,7 +55,7 @@ def test_low_precision_is_computed_in_fp32():
 def test_wrong_use_is_rejected():
     with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
         NormalizedSoftmaxLoss(0, 2)
-    with pytest.raises(ValueError, match="temperature must be above 0"):
+    with pytest.raises(ValueError, match="temperature must be a finite number above 0"):
         NormalizedSoftmaxLoss(2, 2, temperature=0)
     loss = NormalizedSoftmaxLoss(2, 3)
     with pytest.raises(ValueError, match="3 different labels, but num_classes is 2: set it to the number of training"):
@@ -85,9 +85,9 @@ def test_evaluation_adds_no_label():
 
 def test_an_empty_batch_is_rejected():
     for loss in (NormalizedSoftmaxLoss(2, 3), CircleProxyLoss(2, 3), ProxyAnchorLoss(2, 3)):
-        with pytest.raises(ValueError, match="batch is empty, or `queries` selects no item"):
+        with pytest.raises(ValueError, match="batch is empty, or `queries` selects no items"):
             loss(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
-    with pytest.raises(ValueError, match="batch is empty, or `queries` selects no item"):
+    with pytest.raises(ValueError, match="batch is empty, or `queries` selects no items"):
         NormalizedSoftmaxLoss(2, 3)(torch.eye(3), torch.tensor([0, 0, 1]), queries=torch.tensor([], dtype=torch.int64))
 
 

@@ -59,7 +59,7 @@ def test_one_class_and_low_precision():
 
 
 def test_wrong_use_is_rejected():
-    with pytest.raises(ValueError, match="alpha must be above 0, got 0"):
+    with pytest.raises(ValueError, match="alpha must be a finite number above 0, got 0"):
         ProxyAnchorLoss(2, 3, alpha=0)
     with pytest.raises(ValueError, match="3 different labels, but num_classes is 2"):
         ProxyAnchorLoss(2, 3)(torch.randn(3, 3), torch.arange(3))

@@ -22,8 +22,10 @@ class MeanRankLoss(RankLoss):
 class Step:
     """A comparison without gradient: counts the items that are more similar."""
 
-    def __call__(self, differences, at_positives, query_chunk, with_slope):
-        return (differences > 0).to(differences.dtype).sum(2), torch.zeros_like(differences) if with_slope else None
+    def __call__(self, differences, positive_similarities, part, with_derivatives):
+        return (differences > 0).to(differences.dtype).sum(2), torch.zeros_like(
+            differences
+        ) if with_derivatives else None
 
 
 class ExactMeanRank(MeanRankLoss):

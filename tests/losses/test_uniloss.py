@@ -37,19 +37,19 @@ def by_anchors(embeddings, labels, loss):
         u = 2 * torch.sigmoid(loss.tau * (s[q, right][:, None] - s[q, wrong][None])) - 1  # (P, N)
         best, current = torch.ones_like(u), torch.where(u > 0, 1.0, -1.0).to(u.dtype).detach()
         anchors = [best]
-        for p, z in samples.good.tolist():
+        for p, z in samples.flipped.tolist():
             flipped = best.clone()
             flipped[int(torch.tensor(p) * len(right)), int(torch.tensor(z) * len(wrong))] = -1
             anchors.append(flipped)
         misses = (current < 0).nonzero()
-        for number, uniform in enumerate(samples.near):
+        for number, uniform in enumerate(samples.corrected):
             if len(misses):
                 corrected = current.clone()
                 corrected[tuple(misses[int(uniform * len(misses))])] = 1
                 anchors.append(corrected)
             else:
                 anchors.append(anchors[1 + number])
-        anchors += [bad[: len(right), wrong].to(u.dtype) for bad in samples.bad]
+        anchors += [bad[: len(right), wrong].to(u.dtype) for bad in samples.random]
         known = torch.tensor([recall_of_signs(anchor, loss.ks) for anchor in anchors], dtype=u.dtype)
         values.append(1 - interpolate(u.flatten(), torch.stack(anchors).flatten(1), known))
     return sum(values) / len(values)
@@ -152,7 +152,7 @@ def test_it_trains():
     assert float(exact(F.normalize(net(inputs), dim=1).detach(), labels)) < before - 0.2
 
 
-@pytest.mark.filterwarnings("ignore:UniLoss is meant for embeddings of length 1")
+@pytest.mark.filterwarnings("ignore:UniLoss expects unit-norm embeddings")
 @pytest.mark.parametrize("embeddings", [torch.zeros(4, 2), torch.ones(4, 2), 1e3 * torch.randn(4, 2)])
 def test_extremes_give_finite_gradients(embeddings):
     leaf = embeddings.requires_grad_()
@@ -163,8 +163,8 @@ def test_extremes_give_finite_gradients(embeddings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ks": (0,)}, "ks must contain"),
-        ({"tau": 0}, "tau must be above 0"),
+        ({"ks": (0,)}, "ks must be one or more positive integers"),
+        ({"tau": 0}, "tau must be a finite number above 0"),
         ({"num_good": 0}, "num_good must be at least 1, got 0"),
         ({"num_bad": 2.5}, "num_bad must be an integer, at least 0, got 2.5"),
     ],

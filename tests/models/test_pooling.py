@@ -20,7 +20,7 @@ def test_zero_activations_have_finite_gradients():
 
 @pytest.mark.parametrize("arguments", [{"p": 0.0}, {"eps": 0.0}])
 def test_zero_is_rejected(arguments):
-    with pytest.raises(ValueError, match="must be above 0"):
+    with pytest.raises(ValueError, match="must be a finite number above 0"):
         GeM(**arguments)
 
 
@@ -68,5 +68,5 @@ def test_eps_may_be_changed_later():
     pooling.eps = 0.5
     assert pooling(features).item() == pytest.approx(0.5)
     pooling.eps = 0.0
-    with pytest.raises(ValueError, match=r"eps must be above 0, got 0\.0"):
+    with pytest.raises(ValueError, match=r"eps must be a finite number above 0, got 0\.0"):
         pooling(features)

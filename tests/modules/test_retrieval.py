@@ -15,7 +15,7 @@ from lightning_recall.data import ChunkLoader
 from lightning_recall.losses.base import RetrievalLoss
 from lightning_recall.samplers import ClassBalancedBatchSampler
 
-pytestmark = pytest.mark.filterwarnings("ignore:.* is meant for embeddings of length 1")  # ScaledLoss
+pytestmark = pytest.mark.filterwarnings("ignore:.* expects unit-norm embeddings")  # ScaledLoss
 
 LABELS = torch.arange(48) // 4
 IMAGES = torch.randn(48, 6, generator=torch.Generator().manual_seed(3))

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_recall import RecallAtKLoss, RetrievalEvaluation, RetrievalModule
 
-pytestmark = pytest.mark.filterwarnings("ignore:.* is meant for embeddings of length 1")
+pytestmark = pytest.mark.filterwarnings("ignore:.* expects unit-norm embeddings")
 
 LABELS = torch.arange(12) // 3
 PAIRS = TensorDataset(torch.randn(12, 4, generator=torch.Generator().manual_seed(1)), LABELS)

@@ -14,7 +14,7 @@ from lightning_recall import RecallAtKLoss, chunked_forward
 from lightning_recall.benchmarks.measure import peak_tensor_bytes
 from lightning_recall.recompute import chunks as chunks_module
 
-pytestmark = pytest.mark.filterwarnings("ignore:.* is meant for embeddings of length 1")
+pytestmark = pytest.mark.filterwarnings("ignore:.* expects unit-norm embeddings")
 
 LABELS = torch.arange(10) // 2
 
@@ -614,7 +614,10 @@ def test_lazy_buffers_raise():
 @pytest.mark.parametrize(
     ("embedder", "message"),
     [
-        (lambda x: x[:, : len(x)], r"the same row shape and dtype for all chunks, got \[\(3,\)\] and \[\(4,\)\]"),
+        (
+            lambda x: x[:, : len(x)],
+            r"the same trailing dimensions and dtype for all chunks, got \[\(3,\)\] and \[\(4,\)\]",
+        ),
         (lambda x: x[:2], r"one row per input row \(4\), got \(2, 6\)"),
         (lambda x: x.sum(), r"one row per input row \(4\), got \(\)"),
         (lambda _: None, r"one row per input row \(4\), got NoneType"),
