@@ -10,7 +10,7 @@ from typing import Any
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # loaded lazily
 
 from lightning_recall._lightning import (
-    NAME,
+    PACKAGE,
     ArgsType,
     CLIHooks,
     CSVLogger,
@@ -184,7 +184,7 @@ def hide_noise() -> None:
         "Using ModelCheckpoint with manual optimization.*",  # intended: checkpoints hold the state after the step
     ):
         warnings.filterwarnings("ignore", message)
-    logging.getLogger(f"{NAME}.utilities.rank_zero").addFilter(is_not_tip)
+    logging.getLogger(f"{PACKAGE}.utilities.rank_zero").addFilter(is_not_tip)
 
 
 def is_not_tip(record: logging.LogRecord) -> bool:

@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ModelCheckpoint, ModelSummary
 
-from lightning_recall._lightning import NAME
+from lightning_recall._lightning import PACKAGE
 from lightning_recall.callbacks import InterruptCheckpoint, RunSummary
 from lightning_recall.cli import command as command_module
 from lightning_recall.cli import run
@@ -193,7 +193,7 @@ def test_the_console_shows_warnings_in_a_line_and_no_advertisement(monkeypatch):
     monkeypatch.setattr(command_module, "main", lambda: None)
     run()
     assert warnings.formatwarning("look here", UserWarning, "file.py", 3) == "Warning: look here\n"
-    logger = logging.getLogger(f"{NAME}.utilities.rank_zero")
+    logger = logging.getLogger(f"{PACKAGE}.utilities.rank_zero")
     monkeypatch.setattr(logger, "filters", [])
     with warnings.catch_warnings():
         command_module.hide_noise()
