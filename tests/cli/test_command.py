@@ -56,7 +56,9 @@ def test_settings_of_a_run_with_a_used_version_stand_beside_the_others(command, 
     )
     assert (folder / "config.yaml").read_text() == "of: another run"
     assert "class_path" in (folder / "config-1.yaml").read_text()
-    assert "Settings, beside those of another run: runs/glyphs/version_7/config-1.yaml" in capsys.readouterr().out
+    assert (
+        "Settings (config.yaml of another run was kept): runs/glyphs/version_7/config-1.yaml" in capsys.readouterr().out
+    )
 
 
 def test_metrics_of_a_run_with_a_used_version_are_not_deleted(command, glyph_folder, in_tmp_path, capsys):
@@ -151,7 +153,7 @@ def test_only_weights_that_do_not_fit_are_an_error_of_the_checkpoint(loading, mo
     cli = object.__new__(RecallCLI)
     cli.config = Namespace(test=Namespace(ckpt_path="some.ckpt"))
     expected = ValueError if loading else RuntimeError
-    with pytest.raises(expected, match="some.ckpt holds the weights of another network" if loading else "a defect"):
+    with pytest.raises(expected, match="some.ckpt holds weights that do not match" if loading else "a defect"):
         cli.run_subcommand("test")
 
 
