@@ -1,11 +1,11 @@
-"""The one file that chooses between `lightning.pytorch` and `pytorch_lightning`, and that uses private parts of either.
+"""Chooses between `lightning.pytorch` and `pytorch_lightning`; the only file that uses their private APIs.
 
-The two packages hold the same code, but a Trainer of one refuses a module of the other. All other files import
-Lightning's names from here. `NAME` is the package in use, chosen by these rules:
+The two packages hold the same code, but a Trainer of one rejects a module of the other. All other files import
+Lightning's names from here. `PACKAGE` is the package in use, chosen by these rules:
 
 1. If only one of the two is imported already, that one.
 2. If neither is imported and only one is installed, that one.
-3. Otherwise the one that the environment variable LIGHTNING_RECALL_LIGHTNING names; `pytorch_lightning` by default.
+3. Otherwise the one named by the environment variable LIGHTNING_RECALL_LIGHTNING; `pytorch_lightning` by default.
 """
 
 import os
@@ -57,10 +57,10 @@ if TYPE_CHECKING:
     MultiProcessingLauncher = _MultiProcessingLauncher
     TunerExitException = _TunerExitException
 
-VARIABLE = "LIGHTNING_RECALL_LIGHTNING"
+ENVIRONMENT_VARIABLE = "LIGHTNING_RECALL_LIGHTNING"
 PACKAGES = ("pytorch_lightning", "lightning.pytorch")
 
-HOMES = {
+PUBLIC_NAMES = {
     "": ("Callback", "LightningDataModule", "LightningModule", "Trainer", "seed_everything"),
     ".callbacks": (
         *("BaseFinetuning", "BatchSizeFinder", "EarlyStopping", "GradientAccumulationScheduler", "LambdaCallback"),
@@ -79,15 +79,15 @@ HOMES = {
 }
 """submodule of the package -> public names in it"""
 
-PRIVATE = {
+PRIVATE_NAMES = {
     "MultiProcessingLauncher": (".strategies.launchers", "_MultiProcessingLauncher"),
     "TunerExitException": (".utilities.exceptions", "_TunerExitException"),
 }
-"""name here -> submodule of the package, and private name in it"""
+"""public alias -> (submodule of the package, private name in it)"""
 
 
 def choose_package(imported: list[str], installed: list[str], environment: Mapping[str, str]) -> tuple[str, bool]:
-    """Returns the package to use, and whether a message should say so, because the default decided between two.
+    """Returns the package to use, and whether to log the choice: True if both are installed and the default was used.
 
     Args:
         imported: the `PACKAGES` that are imported.
@@ -98,15 +98,15 @@ def choose_package(imported: list[str], installed: list[str], environment: Mappi
         ImportError: if neither is installed.
         ValueError: if the environment variable names neither.
     """
-    preferred = environment.get(VARIABLE, PACKAGES[0])
+    preferred = environment.get(ENVIRONMENT_VARIABLE, PACKAGES[0])
     if preferred not in PACKAGES:
-        raise ValueError(f"{VARIABLE} must be {' or '.join(PACKAGES)}, got {preferred!r}.")
+        raise ValueError(f"{ENVIRONMENT_VARIABLE} must be {' or '.join(PACKAGES)}, got {preferred!r}.")
     candidates = imported or installed
     if not candidates:
         raise ImportError("lightning_recall needs PyTorch Lightning: pip install pytorch-lightning")
     if preferred not in candidates:
         return candidates[0], False
-    return preferred, len(candidates) > 1 and not imported and VARIABLE not in environment
+    return preferred, len(candidates) > 1 and not imported and ENVIRONMENT_VARIABLE not in environment
 
 
 def is_installed(package: str) -> bool:
@@ -121,52 +121,52 @@ def is_installed(package: str) -> bool:
     return PathFinder.find_spec(package, path) is not None
 
 
-NAME, _announced = choose_package(
+PACKAGE, _log_choice = choose_package(
     [package for package in PACKAGES if sys.modules.get(package)],
     [package for package in PACKAGES if is_installed(package)],
     os.environ,
 )
 INSTANTIATORS = tuple(f"{package}.cli.instantiate_module" for package in PACKAGES)
-INSTANTIATOR = f"{NAME}.cli.instantiate_module"
-"""the function that builds the module of a checkpoint of `LightningCLI`"""
+INSTANTIATOR = f"{PACKAGE}.cli.instantiate_module"
+"""the function that rebuilds a module from a checkpoint of `LightningCLI`"""
 
-_HOME_OF = {name: (home, name) for home, names in HOMES.items() for name in names} | PRIVATE
+_SUBMODULE_OF = {name: (submodule, name) for submodule, names in PUBLIC_NAMES.items() for name in names} | PRIVATE_NAMES
 
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
         """Imports one of Lightning's names when it is first used."""
-        if name not in _HOME_OF:
+        if name not in _SUBMODULE_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         if name == "LightningModule":
             _accept_both_packages()
-        home, original = _HOME_OF[name]
-        return getattr(import_module(NAME + home), original)
+        submodule, original = _SUBMODULE_OF[name]
+        return getattr(import_module(PACKAGE + submodule), original)
 
 
 @cache
 def _accept_both_packages() -> None:
     """Lets `load_from_checkpoint` load a checkpoint that was saved under the other package.
 
-    Such a checkpoint names a function of the other package as its instantiator. Lightning refuses that function or
-    fails to import it, although its own is the same.
+    Such a checkpoint names a function of the other package as its instantiator. Lightning rejects that function or
+    cannot import it; the function of the package in use is identical.
     """
-    saving: Any = import_module(f"{NAME}.core.saving")
+    saving: Any = import_module(f"{PACKAGE}.core.saving")
     load_state = saving._load_state
 
     @wraps(load_state)
-    def load_with_own_instantiator(cls: type, checkpoint: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def load_with_this_instantiator(cls: type, checkpoint: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         settings = checkpoint.get("hyper_parameters")
         if isinstance(settings, dict) and settings.get("_instantiator") in INSTANTIATORS:
             settings["_instantiator"] = INSTANTIATOR
         return load_state(cls, checkpoint, *args, **kwargs)
 
-    saving._load_state = load_with_own_instantiator
+    saving._load_state = load_with_this_instantiator
 
 
 class CLIHooks:
-    """Mixin for LightningCLI with a public hook for a private method; precedes LightningCLI among the bases."""
+    """Mixin that makes a private method of LightningCLI a public hook; list it before LightningCLI."""
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: Lightning would override the settings with the checkpoint's hyperparameters."""
@@ -180,12 +180,13 @@ class CLIHooks:
 
 
 def last_checkpoints(trainer: "Trainer") -> set[str]:
-    """Paths among which `ckpt_path="last"` looks for the newest checkpoint; they need not exist."""
-    callbacks, home = callbacks_of(trainer), import_module(f"{NAME}.callbacks")
-    paths = {str(part.ckpt_path) for part in callbacks if isinstance(part, home.OnExceptionCheckpoint)}
-    for part in callbacks:
-        if isinstance(part, home.ModelCheckpoint):
-            paths |= {str(path) for path in part._find_last_checkpoints(trainer) if path}
+    """Paths that Lightning searches for `ckpt_path="last"`; some may not exist."""
+    callbacks, module = callbacks_of(trainer), import_module(f"{PACKAGE}.callbacks")
+    on_exception = [callback for callback in callbacks if isinstance(callback, module.OnExceptionCheckpoint)]
+    paths = {str(callback.ckpt_path) for callback in on_exception}
+    for callback in callbacks:
+        if isinstance(callback, module.ModelCheckpoint):
+            paths |= {str(path) for path in callback._find_last_checkpoints(trainer) if path}
     return paths
 
 
@@ -200,9 +201,9 @@ def callbacks_of(trainer: "Trainer") -> "list[Callback]":
     return callbacks
 
 
-def silent_hooks() -> set[str]:
-    """Hooks in which Lightning refuses `log`."""
-    validator = import_module(f"{NAME}.trainer.connectors.logger_connector.fx_validator")._FxValidator
+def hooks_without_logging() -> set[str]:
+    """Hooks in which Lightning does not allow `log`."""
+    validator = import_module(f"{PACKAGE}.trainer.connectors.logger_connector.fx_validator")._FxValidator
     return {hook for hook, rules in validator.functions.items() if rules is None}
 
 
@@ -221,11 +222,11 @@ class _DataloaderHooks:
 
 
 def add_dataloader_hook(trainer: "Trainer", function: "Callable[[Trainer, Any], Any]") -> None:
-    """Calls `function(trainer, loader)` for every dataloader from now on; Lightning uses the dataloader it returns.
+    """Calls `function(trainer, loader)` for every dataloader from now on; Lightning uses the returned dataloader.
 
     Lightning passes each dataloader to `Strategy.process_dataloader` after it has set up the distributed sampler, and
-    before it reads the number of batches. The function is called at this point, for training too. Functions are called
-    in the order in which they were added; one that was added already is not added again.
+    before it reads the number of batches. The function is called at this point, in training and evaluation. Functions
+    are called in the order in which they were added; a function is never added twice.
     """
     strategy: Any = trainer.strategy
     hooks = vars(strategy).get("process_dataloader")
@@ -236,7 +237,7 @@ def add_dataloader_hook(trainer: "Trainer", function: "Callable[[Trainer, Any], 
 
 
 def remove_dataloader_hook(trainer: "Trainer", function: "Callable[[Trainer, Any], Any]") -> None:
-    """Undoes `add_dataloader_hook`; without functions, the strategy is as it was before."""
+    """Undoes `add_dataloader_hook`; removing the last function restores the strategy's method."""
     strategy: Any = trainer.strategy
     hooks = vars(strategy).get("process_dataloader")
     if isinstance(hooks, _DataloaderHooks):
@@ -250,18 +251,18 @@ def unwrapped_batch_sampler(batch_sampler: Any) -> Any:
     return getattr(batch_sampler, "_batch_sampler", batch_sampler)
 
 
-def is_trial_run(trainer: "Trainer") -> bool:
+def is_fast_dev_run(trainer: "Trainer") -> bool:
     """Whether `fast_dev_run` is on."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by Lightning
 
 
 def version() -> str:
     """Version of the package in use."""
-    return str(import_module(NAME).__version__)
+    return str(import_module(PACKAGE).__version__)
 
 
 def backward_is_skipped(trainer: "Trainer") -> bool:
-    """Whether the epoch makes no steps: StochasticWeightAveraging runs one only to update BatchNorm statistics."""
+    """Whether this epoch skips backward: StochasticWeightAveraging adds an epoch that only updates BatchNorm."""
     return bool(getattr(trainer.fit_loop, "_skip_backward", False))
 
 
@@ -270,7 +271,7 @@ def saves_by_time(callback: "Callback") -> bool:
     return getattr(callback, "_train_time_interval", None) is not None
 
 
-def argument_to_scale(finder: "BatchSizeFinder") -> str:
+def batch_size_attribute(finder: "BatchSizeFinder") -> str:
     """Name of the attribute that a BatchSizeFinder changes."""
     name: str = finder._batch_arg_name
     return name
@@ -286,8 +287,8 @@ def attached_trainer(module: "LightningModule") -> "Trainer | None":
     return module._trainer
 
 
-if _announced:
-    import_module(f"{NAME}.utilities").rank_zero_info(
-        f"lightning_recall uses {NAME}: lightning.pytorch and pytorch_lightning are both installed. To choose, import "
-        f"yours first, or set {VARIABLE}."
+if _log_choice:
+    import_module(f"{PACKAGE}.utilities").rank_zero_info(
+        f"lightning_recall uses {PACKAGE}: lightning.pytorch and pytorch_lightning are both installed. To choose, "
+        f"import yours first, or set {ENVIRONMENT_VARIABLE}."
     )

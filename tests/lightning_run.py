@@ -126,7 +126,7 @@ def load():
     module = lightning_recall.RetrievalModule.load_from_checkpoint(CHECKPOINT[0])
     saved = torch.load(CHECKPOINT[0], weights_only=True)["state_dict"]
     return {
-        "package": lightning_recall._lightning.NAME,
+        "package": lightning_recall._lightning.PACKAGE,
         "equal": [torch.equal(value, saved[name]) for name, value in module.state_dict().items()],
     }
 

@@ -135,7 +135,7 @@ def test_fit_resumes(run, command, glyph_folder, in_tmp_path):
 def test_a_new_training_starts_from_weights(run, command, glyph_folder, in_tmp_path):
     config = small_config(in_tmp_path, glyph_folder)
     other = ("--model.optimizer.lr", 0.5, "--model.lr_scheduler", "null", "--trainer.limit_train_batches", 1)
-    with pytest.raises(ValueError, match="scheduler OneCycleLR and not none"):
+    with pytest.raises(ValueError, match="scheduler is OneCycleLR, but now none"):
         command("fit", "--config", config, "--ckpt_path", best(run), *other, *QUICK)
     still = ("--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", 0, "--model.lr_scheduler", "null")
     short = ("--trainer.max_epochs", 1, "--trainer.limit_train_batches", 1, "--trainer.limit_val_batches", 1)

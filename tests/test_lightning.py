@@ -12,11 +12,11 @@ import pytest
 
 from lightning_recall import _lightning
 from lightning_recall._lightning import (
-    HOMES,
-    NAME,
+    ENVIRONMENT_VARIABLE,
+    PACKAGE,
     PACKAGES,
-    PRIVATE,
-    VARIABLE,
+    PRIVATE_NAMES,
+    PUBLIC_NAMES,
     ModelCheckpoint,
     OnExceptionCheckpoint,
     Trainer,
@@ -52,7 +52,7 @@ both = pytest.mark.skipif(not all(map(_lightning.is_installed, PACKAGES)), reaso
     ],
 )
 def test_the_package_is_chosen_by_the_rules(imported, installed, variable, expected):
-    environment = {} if variable is None else {VARIABLE: variable}
+    environment = {} if variable is None else {ENVIRONMENT_VARIABLE: variable}
     assert choose_package(list(imported), list(installed), environment) == expected
 
 
@@ -63,25 +63,27 @@ def test_without_lightning_the_error_says_what_to_install():
 
 @pytest.mark.parametrize("imported", [[], [LIGHTNING]])
 def test_an_unknown_package_is_refused(imported):
-    with pytest.raises(ValueError, match=f"{VARIABLE} must be pytorch_lightning or lightning.pytorch, got 'keras'"):
-        choose_package(imported, list(PACKAGES), {VARIABLE: "keras"})
+    with pytest.raises(
+        ValueError, match=f"{ENVIRONMENT_VARIABLE} must be pytorch_lightning or lightning.pytorch, got 'keras'"
+    ):
+        choose_package(imported, list(PACKAGES), {ENVIRONMENT_VARIABLE: "keras"})
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_name_exists_in_both(package):
     if not _lightning.is_installed(package):
         pytest.skip(f"{package} is not installed")
-    for home, names in HOMES.items():
+    for home, names in PUBLIC_NAMES.items():
         for name in names:
             assert hasattr(import_module(package + home), name)
-    for home, name in PRIVATE.values():
+    for home, name in PRIVATE_NAMES.values():
         assert hasattr(import_module(package + home), name)
 
 
 def test_every_name_comes_from_the_package_in_use():
-    names = [name for names in HOMES.values() for name in names if name != "MisconfigurationException"]
-    homes = {getattr(getattr(_lightning, name), "__module__", NAME) for name in names}
-    ours = (NAME, NAME.replace("pytorch", "fabric").replace("fabric_lightning", "lightning_fabric"), "typing")
+    names = [name for names in PUBLIC_NAMES.values() for name in names if name != "MisconfigurationException"]
+    homes = {getattr(getattr(_lightning, name), "__module__", PACKAGE) for name in names}
+    ours = (PACKAGE, PACKAGE.replace("pytorch", "fabric").replace("fabric_lightning", "lightning_fabric"), "typing")
     assert all(home.startswith(ours) for home in homes - {"collections.abc", "lightning_utilities.core.rank_zero"})
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = _lightning.Nothing
@@ -108,7 +110,7 @@ def run_together(*calls):
     processes = []
     for folder, name, package, *args in calls:
         command = [sys.executable, SCRIPT, name, package, *map(str, args)]
-        environment = {**os.environ, VARIABLE: package}
+        environment = {**os.environ, ENVIRONMENT_VARIABLE: package}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         processes.append(subprocess.Popen(command, cwd=folder, env=environment, **pipes))
     shown = [process.communicate()[0] for process in processes]

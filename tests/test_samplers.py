@@ -12,7 +12,7 @@ from lightning_fabric.utilities.distributed import DistributedSamplerWrapper
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_recall import ClassBalancedBatchSampler
-from lightning_recall.samplers import most_batches
+from lightning_recall.samplers import max_num_batches
 from lightning_recall.samplers.pack_counts import PackCounts
 from lightning_recall.samplers.published import PublishedEpoch, published_epoch, schedule_classes
 from lightning_recall.samplers.super_classes import draw_batches
@@ -227,13 +227,13 @@ def test_published_orders_of_too_few_batches_are_redrawn():
 )
 def test_batches_come_from_as_many_super_classes_as_requested(packs, per_batch, num_packs, num_super_classes, seed):
     rng = np.random.default_rng(seed)
-    super_of = rng.permutation(np.arange(len(packs)) % 4)
+    super_class_ids = rng.permutation(np.arange(len(packs)) % 4)
     left = np.array(packs)
     most = np.minimum(left, per_batch)
     num_super_classes = min(num_super_classes, num_packs)
-    for batch in draw_batches(PackCounts(left.copy(), most), super_of, num_super_classes, num_packs, rng):
-        available = np.bincount(super_of, np.minimum(left, most))  # (4,) packs that the batch may draw of each
-        counts = np.bincount(super_of[batch], minlength=4)
+    for batch in draw_batches(PackCounts(left.copy(), most), super_class_ids, num_super_classes, num_packs, rng):
+        available = np.bincount(super_class_ids, np.minimum(left, most))  # (4,) packs that the batch may draw of each
+        counts = np.bincount(super_class_ids[batch], minlength=4)
         drawn = np.flatnonzero(counts)
         assert len(drawn) >= min(num_super_classes, (available > 0).sum())
         if len(drawn) > num_super_classes:  # fewer would not have filled it
@@ -248,12 +248,12 @@ def test_batches_come_from_as_many_super_classes_as_requested(packs, per_batch, 
 
 
 def test_super_classes_and_classes_are_drawn_in_proportion_to_their_remaining_packs():
-    left, super_of = np.array([9, 3, 3, 1, 2, 2]), np.array([0, 0, 0, 1, 1, 1])
+    left, super_class_ids = np.array([9, 3, 3, 1, 2, 2]), np.array([0, 0, 0, 1, 1, 1])
     counts = PackCounts(left, np.ones_like(left))
-    first = [draw_batches(counts, super_of, 1, 2, np.random.default_rng(seed))[0] for seed in range(800)]
-    assert np.mean([super_of[batch[0]] == 0 for batch in first]) == pytest.approx(0.75, abs=0.05)
+    first = [draw_batches(counts, super_class_ids, 1, 2, np.random.default_rng(seed))[0] for seed in range(800)]
+    assert np.mean([super_class_ids[batch[0]] == 0 for batch in first]) == pytest.approx(0.75, abs=0.05)
     # drawn first with probability 9/15, else second with 9/12
-    in_batch = np.mean([0 in batch for batch in first if super_of[batch[0]] == 0])
+    in_batch = np.mean([0 in batch for batch in first if super_class_ids[batch[0]] == 0])
     assert in_batch == pytest.approx(0.6 + 0.4 * 0.75, abs=0.05)
 
 
@@ -386,7 +386,7 @@ def test_an_epoch_uses_every_image_if_the_packs_fill_the_batches():
     ("packs", "num_classes", "expected"), [([1, 1, 1], 2, 1), ([5, 1, 1], 2, 2), ([9, 9], 2, 9), ([3, 3, 3], 2, 4)]
 )
 def test_most_batches(packs, num_classes, expected):
-    assert most_batches(np.array(packs), num_classes) == expected
+    assert max_num_batches(np.array(packs), num_classes) == expected
 
 
 def test_lightning_finds_set_epoch():
@@ -441,9 +441,9 @@ PAIRS = np.stack([np.repeat(np.arange(10), 4), np.repeat(np.arange(5), 8)], axis
         ({"epoch_order": "published", "tail": "fill"}, 'epoch_order="published" needs'),
         ({"epoch_order": "published", "few_classes": "repeat"}, 'epoch_order="published" needs'),
         ({"epoch_order": "published", "super_classes": 1}, 'epoch_order="published" needs'),
-        ({"super_classes": 0, "labels": PAIRS}, "super_classes must be None or from 1 to 2, .* got 0"),
-        ({"super_classes": 3, "labels": PAIRS}, r"classes in a batch \(2\)"),
-        ({"super_classes": 6, "labels": PAIRS, "batch_size": 32}, r"from 1 to 5, .* usable classes \(5\)"),
+        ({"super_classes": 0, "labels": PAIRS}, "super_classes must be None or from 1 to 2: .* got 0"),
+        ({"super_classes": 3, "labels": PAIRS}, "a batch has 2 classes"),
+        ({"super_classes": 6, "labels": PAIRS, "batch_size": 32}, "from 1 to 5: .* 5 super-classes have usable"),
         (
             {"batch_size": 48, "few_classes": "repeat"},
             "would repeat an image: .* only 10 .* Lower batch_size to 40",
@@ -502,8 +502,8 @@ def test_labels_of_any_integer_type(offset):
         ({"batch_size": None}, "batch_size must be an integer, at least 1, got None"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"seed": 0.5}, "seed must be an integer, at least 0, got 0.5"),
-        ({"super_classes": 1.5, "labels": PAIRS}, r"super_classes must be None or from 1 to 2, .* got 1\.5"),
-        ({"super_classes": "all", "labels": PAIRS}, "super_classes must be None or from 1 to 2, .* got all"),
+        ({"super_classes": 1.5, "labels": PAIRS}, r"super_classes must be None or from 1 to 2: .* got 1\.5"),
+        ({"super_classes": "all", "labels": PAIRS}, "super_classes must be None or from 1 to 2: .* got all"),
     ],
 )
 def test_arguments_of_a_wrong_type_are_rejected(arguments, message):
@@ -534,7 +534,7 @@ LOADED = [TensorDataset(torch.arange(24).repeat(3, 1).T), Items(), list(torch.ar
 @pytest.mark.parametrize("settings", [{}, {"batch_size": 2}, {"batch_size": 2, "drop_last": True}, {"num_workers": 2}])
 def test_a_batch_sampler_as_sampler_is_rejected(dataset, settings):
     sampler = ClassBalancedBatchSampler(np.repeat(np.arange(6), 4), 8, 4)
-    with pytest.raises(ValueError, match="draws whole batches: give it to the DataLoader as batch_sampler="):
+    with pytest.raises(ValueError, match="draws whole batches: pass it to the DataLoader as batch_sampler="):
         next(iter(DataLoader(dataset, sampler=sampler, **settings)))
     with pytest.raises(ValueError, match="as batch_sampler="):
         next(iter(DataLoader(dataset, sampler=DistributedSamplerWrapper(sampler, num_replicas=2, rank=0))))
@@ -575,7 +575,7 @@ def test_a_subclass_as_sampler_is_rejected(kind):
     labels = np.repeat(np.arange(6), 4)
     sampler = kind(labels, 8, 4)
     for arguments in ({}, {"batch_size": 2}, {"num_workers": 1}):
-        with pytest.raises(ValueError, match=f"{kind.__name__} draws whole batches: give it .* as batch_sampler="):
+        with pytest.raises(ValueError, match=f"{kind.__name__} draws whole batches: pass it .* as batch_sampler="):
             next(iter(DataLoader(LOADED[0], sampler=sampler, **arguments)))
     with pytest.raises(ValueError, match="as batch_sampler="):
         next(iter(DataLoader(Items(), sampler=DistributedSamplerWrapper(sampler, num_replicas=2, rank=0))))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_recall._lightning import PACKAGES, VARIABLE
+from lightning_recall._lightning import ENVIRONMENT_VARIABLE, PACKAGES
 
 ROOT = Path(__file__).parent.parent
 WORKFLOW = ROOT / ".github" / "workflows" / "tests.yml"
@@ -74,7 +74,7 @@ def test_the_oldest_releases_run_on_the_oldest_version(jobs, versions):
 
 def test_both_lightning_packages_are_tested(jobs, versions):
     job = jobs["tests"]
-    assert job["env"] == {VARIABLE: "${{ matrix.lightning }}"}
+    assert job["env"] == {ENVIRONMENT_VARIABLE: "${{ matrix.lightning }}"}
     matrix = job["strategy"]["matrix"]
     assert matrix["lightning"] == [PACKAGES[0]]
     (other,) = matrix["include"]

@@ -129,7 +129,7 @@ def large_gallery(console: Console, size: int, dim: int, device: torch.device) -
             )
 
             def search(queries: LabelledEmbeddings = queries, items: LabelledEmbeddings = items) -> None:
-                list(rank_by_label(queries, items, first=True))
+                list(rank_by_label(queries, items, only_first=True))
 
             block = torch.randn(block_shape(device)[1], dim, device=device)
             product_time = seconds(partial(matrix_product, query_embeddings, block), device) * size / len(block)

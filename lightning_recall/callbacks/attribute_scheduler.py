@@ -60,7 +60,7 @@ class AttributeScheduler(Callback):
                     f"AttributeScheduler: {name} is a parameter, buffer, module or read-only property and cannot be "
                     "scheduled."
                 )
-            if name in getattr(pl_module, "read_once", ()):
+            if name in getattr(pl_module, "read_at_configuration", ()):
                 raise ValueError(
                     f"AttributeScheduler: {name} is only read in configure_optimizers, so a schedule has no effect; "
                     "use an lr_scheduler."

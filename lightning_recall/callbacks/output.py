@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from rich.console import Console
 
-from lightning_recall._lightning import CSVLogger, TensorBoardLogger, Trainer, is_trial_run, rank_zero_only
+from lightning_recall._lightning import CSVLogger, TensorBoardLogger, Trainer, is_fast_dev_run, rank_zero_only
 
 RUN_FOLDER_ATTRIBUTE = "_lightning_recall_folder"  # stored on the Trainer, so that launched processes inherit it
 
@@ -63,7 +63,7 @@ def new_folder(parent: Path) -> Path:
 
 def writes_files(trainer: Trainer) -> bool:
     """Whether a run writes files; False with `fast_dev_run`."""
-    return not is_trial_run(trainer)
+    return not is_fast_dev_run(trainer)
 
 
 def output_path(trainer: Trainer, name: str) -> Path:

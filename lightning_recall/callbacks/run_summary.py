@@ -82,7 +82,7 @@ def run_rows(trainer: Trainer, pl_module: LightningModule) -> dict[str, str]:
         "trainable",
         "steps": f"{steps:,.0f}, {batches_per_epoch:,} batches per epoch",
         "device": f"{device}, {processes}, precision {trainer.precision}",
-        "Lightning": f"{_lightning.NAME} {_lightning.version()}",
+        "Lightning": f"{_lightning.PACKAGE} {_lightning.version()}",
     }
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from lightning_recall._lightning import LightningModule
-from lightning_recall.cli.declarations import declarations
+from lightning_recall.cli.task_options import task_options
 
 CKPT_KEYWORDS = ("best", "last", "hpc")  # special ckpt_path values of Lightning
-SHARDED = (".metadata", "meta.pt", "latest")  # files in the checkpoint folder of a sharded strategy
+SHARDED_CHECKPOINT_FILES = (".metadata", "meta.pt", "latest")  # files in the checkpoint folder of a sharded strategy
 WEIGHTS_HINT = "to load only its weights, pass --weights {} instead of --ckpt_path"
 
 
@@ -31,13 +31,13 @@ def check_checkpoint(path: Path, subcommand: str, weights_only: bool | None = No
 
     Args:
         path: checkpoint file, or checkpoint folder of a sharded strategy.
-        subcommand: what it is loaded for; "fit" also needs the state of the optimizer.
+        subcommand: the subcommand that loads it; "fit" also needs the state of the optimizer.
         weights_only: as Lightning passes it to `torch.load`.
 
     Raises:
         ValueError: if the file is not a suitable checkpoint.
     """
-    if path.is_dir() and any((path / name).exists() for name in SHARDED):
+    if path.is_dir() and any((path / name).exists() for name in SHARDED_CHECKPOINT_FILES):
         return
     content = read_file(path, weights_only is not False)
     if "pytorch-lightning_version" not in content:
@@ -61,7 +61,7 @@ def load_weights(module: LightningModule, path: Path) -> None:
     weights = weights_of(content)
     if not weights:
         raise ValueError(f"{path} holds no weights of a module: it holds {entries(content)}.")
-    ignored = {name for declaration in declarations() for name in declaration.TRAINING_STATE}
+    ignored = {name for task in task_options() for name in task.TRAINING_STATE}
     new = {name: value for name, value in module.state_dict().items() if name in ignored}
     try:
         module.load_state_dict({**{name: value for name, value in weights.items() if name not in ignored}, **new})
@@ -72,7 +72,7 @@ def load_weights(module: LightningModule, path: Path) -> None:
 def mismatch_message(error: RuntimeError) -> str:
     """Formats torch's error for mismatched weights."""
     details = " ".join(str(error).split("\n", 1)[-1].split())
-    return f"holds the weights of another network or loss than the settings describe. {details}"
+    return f"holds weights that do not match the network or loss in the settings. {details}"
 
 
 def read_file(path: Path, weights_only: bool = True) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def read_file(path: Path, weights_only: bool = True) -> dict[str, Any]:
         found = sorted(str(file) for file in path.rglob("*.ckpt"))
         raise ValueError(f"{path} is a folder: pass a checkpoint file{', such as ' + found[0] if found else ''}.")
     if path.suffix in (".safetensors", ".npz"):
-        options = " or ".join(declaration.BACKBONE_OPTION for declaration in declarations())
+        options = " or ".join(task.BACKBONE_OPTION for task in task_options())
         raise ValueError(f"{path} is not a checkpoint; pass backbone weights with {options}.")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty: the process that saved it was interrupted, or the disk was full.")

@@ -10,7 +10,7 @@ from typing import Any
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # loaded lazily
 
 from lightning_recall._lightning import (
-    NAME,
+    PACKAGE,
     ArgsType,
     CLIHooks,
     CSVLogger,
@@ -27,11 +27,11 @@ from lightning_recall._lightning import (
 )
 from lightning_recall.callbacks.output import print_path, run_folder, writes_files
 from lightning_recall.cli.checkpoints import check_checkpoint, is_local, load_weights, mismatch_message
-from lightning_recall.cli.declarations import declarations, default_callbacks, expand_model_files, import_classes
 from lightning_recall.cli.errors import USER_ERRORS, explain
-from lightning_recall.cli.help import VERBOSE, Parser, name_subcommands, parser_descriptions
+from lightning_recall.cli.help import VERBOSE, Parser, parser_descriptions, set_subcommand_help
 from lightning_recall.cli.saved_settings import SaveSettings
 from lightning_recall.cli.subclasses import cached_subclass_lists
+from lightning_recall.cli.task_options import default_callbacks, expand_model_files, import_classes, task_options
 
 
 class RecallCLI(CLIHooks, LightningCLI):
@@ -44,18 +44,18 @@ class RecallCLI(CLIHooks, LightningCLI):
         return parser
 
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
-        """Same as LightningCLI.setup_parser, with our own subcommand descriptions."""
+        """Same as LightningCLI.setup_parser, with this package's subcommand descriptions."""
         super().setup_parser(*args, **kwargs)
-        name_subcommands(self.parser)
+        set_subcommand_help(self.parser)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds --weights, and the declared links between settings."""
+        """Adds --weights, and the linked settings of the tasks."""
         about_weights = (
             "File of weights to start from: a checkpoint or a state_dict. Training starts from epoch 0 with a new "
             "optimizer."
         )
         parser.add_argument("--weights", type=str | None, default=None, help=about_weights)
-        links = {(source, target): compute for part in declarations() for source, target, compute in part.LINKS}
+        links = {(source, target): compute for task in task_options() for source, target, compute in task.LINKS}
         for (source, target), compute in links.items():
             parser.link_arguments(source, target, compute_fn=compute)
 
@@ -69,7 +69,7 @@ class RecallCLI(CLIHooks, LightningCLI):
         super().parse_arguments(parser, args)
 
     def before_instantiate_classes(self) -> None:
-        """Checks that --ckpt_path and --weights exist and can be resolved in a new process."""
+        """Checks that the files of --ckpt_path and --weights exist; rejects "best", unknown to a new process."""
         subcommand = self.config.subcommand
         config = self.config[subcommand]
         for name in ("ckpt_path", "weights"):
@@ -89,9 +89,9 @@ class RecallCLI(CLIHooks, LightningCLI):
         expand_model_files(config.model)
         callback_configs = config.trainer.callbacks or []
         callback_configs = callback_configs if isinstance(callback_configs, list) else [callback_configs]
-        for declaration in declarations():
-            if weights or (ckpt_path and not declaration.evaluates_initial_weights(callback_configs)):
-                declaration.disable_pretrained(config.model)
+        for task in task_options():
+            if weights or (ckpt_path and not task.evaluates_initial_weights(callback_configs)):
+                task.disable_pretrained(config.model)
         if subcommand != "fit" and not (weights or ckpt_path):
             rank_zero_info("No --ckpt_path is given: the model uses its initial weights.")
 
@@ -132,19 +132,19 @@ class RecallCLI(CLIHooks, LightningCLI):
                 f"Cannot write to {folder}: {nearest_existing_parent} is not a writable folder. Choose another with "
                 "--trainer.default_root_dir or the logger's save_dir."
             )
-        keeps = writes_files(self.trainer)
-        if keeps and self.trainer.is_global_zero:
-            self.refuse_used_loggers()
-        run = run_folder(self.trainer) if keeps else Path()  # chosen before a launcher starts processes
-        for checkpoints in self.trainer.checkpoint_callbacks:
-            if not keeps:
-                checkpoints.save_last = None  # type: ignore[attr-defined]  # Lightning 2.6 would write last.ckpt
-            elif isinstance(checkpoints, ModelCheckpoint) and checkpoints.dirpath is None:
-                checkpoints.dirpath = str(run / "checkpoints")
+        writes = writes_files(self.trainer)
+        if writes and self.trainer.is_global_zero:
+            self.check_metrics_not_overwritten()
+        run = run_folder(self.trainer) if writes else Path()  # chosen before a launcher starts processes
+        for checkpoint_callback in self.trainer.checkpoint_callbacks:
+            if not writes:
+                checkpoint_callback.save_last = None  # type: ignore[attr-defined]  # Lightning 2.6 would write last.ckpt
+            elif isinstance(checkpoint_callback, ModelCheckpoint) and checkpoint_callback.dirpath is None:
+                checkpoint_callback.dirpath = str(run / "checkpoints")
 
     before_validate = before_test = before_predict = before_fit
 
-    def refuse_used_loggers(self) -> None:
+    def check_metrics_not_overwritten(self) -> None:
         """Raises an error if CSVLogger would overwrite the metrics of a run with the same version."""
         for logger in self.trainer.loggers:
             metrics = Path(logger.log_dir or "", "metrics.csv") if isinstance(logger, CSVLogger) else None
@@ -156,8 +156,8 @@ class RecallCLI(CLIHooks, LightningCLI):
 
     def after_fit(self) -> None:
         """Prints where the checkpoint and the other results are."""
-        checkpoints = self.trainer.checkpoint_callback
-        best = getattr(checkpoints, "best_model_path", "") or getattr(checkpoints, "last_model_path", "")
+        callback = self.trainer.checkpoint_callback
+        best = getattr(callback, "best_model_path", "") or getattr(callback, "last_model_path", "")
         if best and self.trainer.is_global_zero and writes_files(self.trainer):
             print_path("Checkpoint", Path(best))
         self.after_test()
@@ -177,14 +177,14 @@ def hide_noise() -> None:
     for message in (
         ".*isinstance.treespec, LeafSpec.*",  # raised by Lightning 2.6 with torch >= 2.13
         "torch.distributed.nn.functional.* is deprecated.*",  # same reason as above
-        "Using `DistributedSampler` with the dataloaders.*",  # callbacks count images that pad the last batch once
+        "Using `DistributedSampler` with the dataloaders.*",  # callbacks remove the duplicates that it adds
         "The dirpath has changed from.*",  # each run writes to a new folder
         "Found .* in eval mode at the start of training.*",  # BatchNorm is intentionally frozen
         "Total length of `list` across ranks is zero.*",  # val_classes=0 turns validation off
         "Using ModelCheckpoint with manual optimization.*",  # intended: checkpoints hold the state after the step
     ):
         warnings.filterwarnings("ignore", message)
-    logging.getLogger(f"{NAME}.utilities.rank_zero").addFilter(is_not_tip)
+    logging.getLogger(f"{PACKAGE}.utilities.rank_zero").addFilter(is_not_tip)
 
 
 def is_not_tip(record: logging.LogRecord) -> bool:

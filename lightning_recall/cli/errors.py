@@ -8,12 +8,12 @@ import torch
 from jsonargparse import ArgumentParser
 
 from lightning_recall._lightning import MisconfigurationException
-from lightning_recall.cli.declarations import declarations, public_names
+from lightning_recall.cli.task_options import public_names, task_options
 
 USER_ERRORS = (ValueError, OSError, ImportError, MisconfigurationException, torch.OutOfMemoryError)
 """Exceptions shown without a traceback."""
 
-LONGEST = 800  # characters of a message, about a paragraph
+MAX_LENGTH = 800  # characters of a message, about a paragraph
 
 WITHOUT_CLASS = (
     "An option of a class is set before its class. Choose the class first, such as --model.optimizer SGD before "
@@ -87,13 +87,13 @@ def options_of(class_path: str) -> str:
 
 def shorten(text: str) -> str:
     """Cuts a text to the length of a paragraph."""
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."
+    return text if len(text) <= MAX_LENGTH else f"{text[: MAX_LENGTH - 4]} ..."
 
 
 def explain(error: BaseException) -> str:
     """Error message, with a remedy if one is known."""
     text = simplify(str(error))
     if isinstance(error, torch.OutOfMemoryError):
-        remedies = " or ".join(dict.fromkeys(declaration.MEMORY_REMEDY for declaration in declarations()))
+        remedies = " or ".join(dict.fromkeys(task.MEMORY_REMEDY for task in task_options()))
         return f"The GPU's memory ran out: {remedies}. ({text.split('. ')[0]})"
     return shorten(text) or type(error).__name__

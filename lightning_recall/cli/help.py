@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 from jsonargparse import DefaultHelpFormatter
 
 from lightning_recall._lightning import LightningArgumentParser, LightningCLI
-from lightning_recall.cli.declarations import declarations
 from lightning_recall.cli.errors import shorten, simplify
+from lightning_recall.cli.task_options import task_options
 
 VERBOSE = "LIGHTNING_RECALL_VERBOSE"  # environment variable
 
@@ -46,12 +46,12 @@ class Parser(LightningArgumentParser):
 
 
 def details() -> str:
-    """What the help of a subcommand says about settings."""
+    """Help text about settings, shown for every subcommand."""
     options: dict[str, str] = {}
-    for declaration in declarations():
-        options |= declaration.OPTIONS
+    for task in task_options():
+        options |= task.OPTIONS
     table = "\n".join(f"  {option:<31}{text}" for option, text in {**options, **OPTIONS}.items())
-    *names, last = [option for declaration in declarations() for option in declaration.CLASS_HELP]
+    *names, last = [option for task in task_options() for option in task.CLASS_HELP]
     class_help = f"{', '.join(names)} and {last}"
     return f"""\
 Settings come from YAML files (--config, which may be repeated); command-line values override the files:
@@ -59,13 +59,13 @@ Settings come from YAML files (--config, which may be repeated); command-line va
 {table}
 
 {class_help} list
-the options of a class, --print_config prints all settings of a run. Trainer and command options are listed below.
+the options of a class. --print_config prints all settings of a run. Trainer and command options are listed below.
 {VERBOSE}=1 in the environment prints the traceback of an error."""
 
 
 def subcommand_summary(name: str) -> str:
     """What a subcommand does: a sentence for each task."""
-    return " ".join(declaration.SUBCOMMANDS[name] for declaration in declarations())
+    return " ".join(task.SUBCOMMANDS[name] for task in task_options())
 
 
 def parser_descriptions() -> dict[str, Any]:
@@ -77,11 +77,11 @@ def parser_descriptions() -> dict[str, Any]:
         }
         for name in LightningCLI.subcommands()
     }
-    overview = "\n\n".join(declaration.OVERVIEW for declaration in declarations())
+    overview = "\n\n".join(task.OVERVIEW for task in task_options())
     return {"prog": "lightning-recall", "description": overview, **subcommands}
 
 
-def name_subcommands(parser: LightningArgumentParser) -> None:
+def set_subcommand_help(parser: LightningArgumentParser) -> None:
     """Sets the subcommand help; Lightning's default is a truncated docstring."""
     subcommands = parser._subcommands_action  # jsonargparse has no public way to change the help of a subcommand
     assert subcommands is not None

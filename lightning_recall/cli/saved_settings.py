@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning_recall._lightning import INSTANTIATOR, LightningModule, SaveConfigCallback, Trainer
 from lightning_recall.callbacks.output import output_path, print_path, unused_paths
-from lightning_recall.cli.declarations import declarations
+from lightning_recall.cli.task_options import task_options
 
 
 class SaveSettings(SaveConfigCallback):
@@ -13,8 +13,7 @@ class SaveSettings(SaveConfigCallback):
     Never overwrites another run's config.yaml; writes config-1.yaml instead.
 
     The modules do not call `save_hyperparameters`, because their arguments are networks, which a checkpoint would then
-    hold twice. The settings from which this command builds them are small, and `load_from_checkpoint` rebuilds from
-    these.
+    hold twice. Checkpoints hold the command's settings instead; `load_from_checkpoint` rebuilds the networks from them.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -27,12 +26,12 @@ class SaveSettings(SaveConfigCallback):
             (free,) = unused_paths(path)
             self.parser.save(self.config, free, skip_unset=False, multifile=self.multifile)
             if free != path:
-                print_path("Settings, beside those of another run", free)
+                print_path("Settings (config.yaml of another run was kept)", free)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds the model's settings, unless the module has saved hyperparameters of its own."""
+        """Adds the model's settings, unless the module has saved its own hyperparameters."""
         model = self.config.model.as_dict()
-        for declaration in declarations():
-            declaration.disable_pretrained(model)
+        for task in task_options():
+            task.disable_pretrained(model)
         settings = {**model.get("init_args", {}), "_class_path": model["class_path"], "_instantiator": INSTANTIATOR}
         checkpoint.setdefault(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, settings)

@@ -14,8 +14,7 @@ def cached_subclass_lists() -> Iterator[None]:
     """Caches subclass lists until a new module is imported.
 
     jsonargparse looks for a short class name among all subclasses of torch.nn.Module, roughly two thousand, and repeats
-    this for every occurrence of the name. Without the cache this takes two thirds of the time in which a command reads
-    its settings.
+    this for every occurrence of the name. Without the cache this takes two thirds of the time to parse the settings.
     """
     list_subclasses = _typehints.get_all_subclass_paths
     cache: dict[Any, list[str]] = {}

@@ -1,4 +1,4 @@
-"""The base class of all metrics: one `update`, and states whose integers stay exact in gathers and conversions."""
+"""Base class of all metrics: a common `update`, and integer states that keep their dtype when gathered or converted."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +10,13 @@ from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_recall.checks import check_finite
-from lightning_recall.metrics.states import add_empty_states, add_states, append_batch, check_same_columns, keep_columns
+from lightning_recall.metrics.states import (
+    add_empty_states,
+    add_states,
+    append_batch,
+    check_same_columns,
+    convert_only_embeddings,
+)
 from lightning_recall.search.inputs import check_batch, check_bools, check_integers
 
 
@@ -55,7 +61,7 @@ class RetrievalMetric(Metric):
             indices: (B,) positions of the items in the whole data set; an index that is passed twice counts once.
             is_query: (B,) bool, which items are queries; None: all.
             is_gallery: (B,) bool, which items are in the gallery; None: all.
-            groups: (B,) integers; a query ignores items of its own class and group, such as images of the same camera.
+            groups: (B,) integers; a query ignores items of the same class and group, such as images of the same camera.
                 None: nothing is ignored.
         """
         check_batch(embeddings, labels)
@@ -80,7 +86,7 @@ class RetrievalMetric(Metric):
 
     def set_dtype(self, dst_type: str | torch.dtype) -> Self:
         """Converts only the embeddings to `dst_type`; integer and bool states keep their dtype."""
-        keep_columns(self, partial(super().set_dtype, dst_type))
+        convert_only_embeddings(self, partial(super().set_dtype, dst_type))
         return self
 
     def _sync_dist(self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any = None) -> None:

@@ -1,4 +1,4 @@
-"""Recall@k as a hit rate: is any of the k nearest of the same class?"""
+"""Recall@k as a hit rate: whether any of the k nearest items has the query's class."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,8 +11,8 @@ class RecallAtK(RetrievalScores):
 
     Retrieval benchmarks report this number as Recall@k. It is a hit rate. It differs from
     `torchmetrics.retrieval.RetrievalRecall`, the fraction of relevant items retrieved, which is
-    `RetrievalScores(["fraction_retrieved"])`. The rest is as in `RetrievalScores`: ties count against the query,
-    queries and gallery may be separate sets, duplicate indices count once.
+    `RetrievalScores(["fraction_retrieved"])`. As in `RetrievalScores`, ties count against the query, queries
+    and gallery may be separate sets, and duplicate indices count once.
 
     Args:
         ks: cut-offs, integers, at least 1. One integer, as in `RecallAtK(1)`, gives a scalar, which `self.log`,

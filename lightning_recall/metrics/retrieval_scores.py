@@ -21,8 +21,8 @@ class RetrievalScores(RetrievalMetric):
     Every item queries all the others, unless `update` gets is_query or is_gallery. Items without a same-class gallery
     item are not queries, but other queries may retrieve them. Scores, each averaged over the queries:
 
-    - `recall`: is any of the k nearest of the query's class? A hit rate, which retrieval benchmarks call Recall@k. If k
-      exceeds the gallery size, the whole gallery is used.
+    - `recall`: 1 if any of the k nearest items has the query's class, else 0: the hit rate that retrieval benchmarks
+      call Recall@k. If k exceeds the gallery size, the whole gallery is used.
     - `fraction_retrieved`: fraction of the relevant items that are among the k nearest, which `torchmetrics.retrieval`
       calls recall.
     - `precision`: fraction of the k nearest that are relevant; the denominator is always k.
@@ -37,9 +37,9 @@ class RetrievalScores(RetrievalMetric):
     count once, such as those that a distributed sampler repeats.
 
     Args:
-        scores: names from the list above. One name, with one integer as `ks` if it has a cut-off, gives a scalar, which
-            `self.log`, `MetricCollection`, `MetricTracker` and similar tools accept; a sequence gives a dict, even with
-            one name.
+        scores: names from the list above. A single name gives a scalar (a score with a cut-off also needs a single
+            integer as `ks`), which `self.log`, `MetricCollection`, `MetricTracker` and similar tools accept; a sequence
+            gives a dict, even with one name.
         ks: cut-offs of recall, fraction_retrieved and precision, at least 1: a sequence of integers, or one integer.
         normalize: True, the default, ranks by cosine similarity. False ranks by dot product.
         ignore_index: items with this label are excluded from queries and gallery; None excludes nothing.
@@ -145,7 +145,7 @@ class RetrievalScores(RetrievalMetric):
 
 
 def _labelled_embeddings(states: Mapping[str, Tensor], items: Tensor, normalize: bool) -> LabelledEmbeddings:
-    """Selects items (n,) by number; does not copy the embeddings if all are selected."""
+    """Selects items (n,) by index; does not copy the embeddings if all are selected."""
     embeddings, groups = states["embeddings"], states.get("groups")
     selected = embeddings if len(items) == len(embeddings) else embeddings[items]
     blocks = EmbeddingBlocks(selected, normalize, embeddings.device)

@@ -9,7 +9,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from lightning_recall.checks import check_finite, check_tensors, ks_to_tuple
 from lightning_recall.metrics.base import RetrievalMetric
-from lightning_recall.metrics.states import check_updated, first_of_each
+from lightning_recall.metrics.states import check_updated, first_occurrences
 from lightning_recall.search.embedding_blocks import EmbeddingBlocks
 from lightning_recall.search.ranks import QueryItemPairs, full_precision
 from lightning_recall.search.relevant_ranks import RelevantRanks, rank_pairs
@@ -54,8 +54,8 @@ def precision_at(ranks: Tensor, k: int) -> float:
         ranks: (P,) ranks of the relevant items, starting at 0, ascending; at least one.
         k: cut-off, at least 1.
     """
-    cut = min(int(ranks[-1]) + 1, k)
-    return float((ranks < cut).sum()) / cut
+    cutoff = min(int(ranks[-1]) + 1, k)
+    return float((ranks < cutoff).sum()) / cutoff
 
 
 class RevisitedMAP(RetrievalMetric):
@@ -159,25 +159,27 @@ class RevisitedMAP(RetrievalMetric):
         """
         check_updated(self)
         indices, labels = dim_zero_cat(self.indices), dim_zero_cat(self.labels)
-        firsts = first_of_each(indices)
-        num_missing = int(indices.max()) + 1 - len(firsts)
+        first_positions = first_occurrences(indices)
+        num_missing = int(indices.max()) + 1 - len(first_positions)
         if num_missing:
             raise ValueError(f"{num_missing} items are missing; the ranking needs every image of the data set.")
         num_queries = len(self.ground_truth)
-        if num_queries > len(firsts):
-            raise ValueError(f"ground_truth has {num_queries} queries, but only {len(firsts)} items were added.")
-        is_ignored = torch.zeros_like(firsts, dtype=torch.bool)
+        if num_queries > len(first_positions):
+            num_items = len(first_positions)
+            raise ValueError(f"ground_truth has {num_queries} queries, but only {num_items} items were added.")
+        is_ignored = torch.zeros_like(first_positions, dtype=torch.bool)
         if self.ignore_index is not None:
-            is_ignored = labels[firsts] == self.ignore_index
+            is_ignored = labels[first_positions] == self.ignore_index
         in_order = torch.equal(indices, torch.arange(len(indices), device=indices.device))
-        embeddings: Any = self.embeddings if in_order else dim_zero_cat(self.embeddings)[firsts]
-        pieces = [embeddings] if isinstance(embeddings, Tensor) else list(embeddings)  # a tensor after a gather
+        embeddings: Any = self.embeddings if in_order else dim_zero_cat(self.embeddings)[first_positions]
+        # torchmetrics concatenates the list when it gathers the states
+        pieces = [embeddings] if isinstance(embeddings, Tensor) else list(embeddings)
         for piece, ignored in zip(pieces, torch.split(is_ignored, [len(piece) for piece in pieces]), strict=True):
             check_finite(piece[~ignored] if bool(ignored.any()) else piece)
-        return pieces, indices[firsts], is_ignored
+        return pieces, indices[first_positions], is_ignored
 
     def _scores(self, ranks: RelevantRanks, is_easy: Tensor) -> dict[str, Tensor]:
-        """Each protocol's scores of each query (q,); NaN for queries without a relevant image."""
+        """Scores of each query (q,) by each protocol; NaN for queries without a relevant image."""
         num_queries = len(ranks.queries)
         scores = {
             f"{name}/{score}": torch.full((num_queries,), torch.nan, dtype=torch.float64)
@@ -187,35 +189,35 @@ class RevisitedMAP(RetrievalMetric):
         for name, levels in PROTOCOLS.items():
             is_relevant = (is_easy & (EASY in levels)) | (~is_easy & (HARD in levels))
             for query in range(num_queries):
-                of_query = (ranks.query == query) & is_relevant
-                num_irrelevant = (ranks.rank - 1 - ranks.position)[of_query].cpu()  # ranked before each relevant one
+                is_selected = (ranks.query_position == query) & is_relevant
+                num_irrelevant = (ranks.rank - 1 - ranks.position)[is_selected].cpu()  # before each relevant one
                 if len(num_irrelevant):
-                    from_zero = num_irrelevant + torch.arange(len(num_irrelevant))
-                    scores[f"{name}/map"][query] = trapezoid_average_precision(from_zero, len(from_zero))
+                    zero_based_ranks = num_irrelevant + torch.arange(len(num_irrelevant))
+                    scores[f"{name}/map"][query] = trapezoid_average_precision(zero_based_ranks, len(zero_based_ranks))
                     for k in self.ks:
-                        scores[f"{name}/mp@{k}"][query] = precision_at(from_zero, k)
+                        scores[f"{name}/mp@{k}"][query] = precision_at(zero_based_ranks, k)
         return {name: values for name, values in scores.items() if not values.isnan().all()}
 
 
 def rank_landmarks(
     embeddings: EmbeddingBlocks, ground_truth: Sequence[GroundTruth], ignored: Sequence[int] = ()
 ) -> tuple[RelevantRanks, Tensor]:
-    """Ranks easy and hard images together, without junk; the protocol later selects which ranks count.
+    """Ranks easy and hard images together, without junk; each protocol selects its ranks later.
 
     Args:
         embeddings: Q queries, then the gallery.
-        ground_truth: one per query.
+        ground_truth: one GroundTruth per query.
         ignored: indices excluded from the gallery.
 
     Returns:
-        The ranks, and which of their items (P,) are easy.
+        The ranks, and a mask (P,) of the easy items.
     """
     num_queries = len(ground_truth)
     queries = embeddings.select(torch.arange(num_queries, device=embeddings.device))
     parts = []
-    for number, truth in enumerate(ground_truth):
-        annotated = [(number, num_queries + i, level) for level, items in enumerate(truth) for i in items]
-        annotated += [(number, i, JUNK) for i in {*range(num_queries), *ignored}]  # queries are not in the gallery
+    for query_index, truth in enumerate(ground_truth):
+        annotated = [(query_index, num_queries + i, level) for level, items in enumerate(truth) for i in items]
+        annotated += [(query_index, i, JUNK) for i in {*range(num_queries), *ignored}]  # queries are not in the gallery
         parts.append(torch.tensor(annotated))
     query, item, level = torch.cat(parts).to(embeddings.device).unbind(1)
     if int(item.max()) >= len(embeddings):
@@ -226,9 +228,9 @@ def rank_landmarks(
     with full_precision(embeddings.device):
         items_by_query = torch.split(item, torch.bincount(query).tolist())
         similarity = torch.cat(
-            [embeddings.select(items) @ own for items, own in zip(items_by_query, queries, strict=True)]
+            [embeddings.select(items) @ query for items, query in zip(items_by_query, queries, strict=True)]
         )
         query_blocks = EmbeddingBlocks(queries, device=embeddings.device)
         ranks = rank_pairs(query_blocks, embeddings, QueryItemPairs(query, item), similarity, level == JUNK)
     easy = (query * len(embeddings) + item)[level == EASY]
-    return ranks, torch.isin(ranks.queries[ranks.query] * len(embeddings) + ranks.item, easy)
+    return ranks, torch.isin(ranks.queries[ranks.query_position] * len(embeddings) + ranks.item, easy)

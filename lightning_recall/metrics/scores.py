@@ -10,15 +10,15 @@ from lightning_recall.search.relevant_ranks import RelevantRanks
 
 
 def mean_over_relevant(ranks: RelevantRanks, values: Tensor) -> Tensor:
-    """Mean (q,) of values (P,), one for each rank, over all relevant items of each query."""
+    """Averages values (P,), one for each relevant item, over the relevant items of each query: (q,)."""
     total = torch.zeros(len(ranks.queries), dtype=torch.float64, device=values.device)
-    return total.index_add_(0, ranks.query, values.double()) / ranks.num_relevant
+    return total.index_add_(0, ranks.query_position, values.double()) / ranks.num_relevant
 
 
-def num_relevant_within(ranks: RelevantRanks, cut: Tensor | int) -> Tensor:
-    """How many relevant items (q,) are ranked within the first `cut`, an integer or a tensor (q,)."""
-    is_within = ranks.rank <= (cut if isinstance(cut, int) else cut[ranks.query])
-    return torch.zeros_like(ranks.num_relevant).index_add_(0, ranks.query, is_within.long())
+def num_relevant_within(ranks: RelevantRanks, cutoff: Tensor | int) -> Tensor:
+    """Number of relevant items (q,) with a rank up to `cutoff`, an integer or a tensor (q,)."""
+    is_within = ranks.rank <= (cutoff if isinstance(cutoff, int) else cutoff[ranks.query_position])
+    return torch.zeros_like(ranks.num_relevant).index_add_(0, ranks.query_position, is_within.long())
 
 
 def recall(ranks: RelevantRanks, k: int) -> Tensor:
@@ -44,7 +44,7 @@ def r_precision(ranks: RelevantRanks) -> Tensor:
 def map_at_r(ranks: RelevantRanks) -> Tensor:
     """Mean over ranks i = 1..R of precision@i if item i is relevant, else 0 (Musgrave et al., 2020)."""
     precisions = (ranks.position + 1) / ranks.rank.double()
-    return mean_over_relevant(ranks, precisions * (ranks.rank <= ranks.num_relevant[ranks.query]))
+    return mean_over_relevant(ranks, precisions * (ranks.rank <= ranks.num_relevant[ranks.query_position]))
 
 
 def average_precision(ranks: RelevantRanks) -> Tensor:

@@ -21,8 +21,8 @@ def score_similarities(
 
     Args:
         similarities: (Q, G); -inf excludes an item from a query's ranking, for example the query itself.
-        labels: (Q,) of the queries.
-        gallery_labels: (G,) of the gallery items.
+        labels: (Q,) classes of the queries.
+        gallery_labels: (G,) classes of the gallery items.
         scores: names of the scores to compute.
         ks: cut-offs k.
 
@@ -34,7 +34,7 @@ def score_similarities(
     >>> score_similarities(similarities, torch.tensor([1, 2]), torch.tensor([1, 2, 2]), ("recall",), (1,))
     {'recall@1': tensor(1.)}
     """
-    names, cuts = checked_scores(scores, ks)
+    names, cutoffs = checked_scores(scores, ks)
     check_tensors(similarities=similarities)
     if similarities.ndim != 2 or bool(similarities.isnan().any()):
         raise ValueError(f"similarities must be of shape (Q, G), without NaN, got {tuple(similarities.shape)}.")
@@ -45,19 +45,23 @@ def score_similarities(
     if len(queries) == 0:
         raise ValueError("No query has an item of its class in the gallery.")
     ranks = _ranks(similarities, relevant, queries)
-    return {name: values.mean().float() for name, values in score(ranks, names, cuts).items()}
+    return {name: values.mean().float() for name, values in score(ranks, names, cutoffs).items()}
 
 
 def _ranks(similarities: Tensor, relevant: Tensor, queries: Tensor) -> RelevantRanks:
-    """Ranks of the relevant (Q, G) items of some queries (q,); ties count against the query."""
+    """Ranks of the relevant items of the given queries (q,); ties count against the query.
+
+    similarities: (Q, G).
+    relevant: mask (Q, G).
+    """
     parts = []
-    for row, is_relevant in zip(similarities[queries], relevant[queries], strict=True):
-        irrelevant = row[~is_relevant].sort().values
-        best = row[is_relevant].sort(descending=True)
+    for query_similarities, is_relevant in zip(similarities[queries], relevant[queries], strict=True):
+        irrelevant = query_similarities[~is_relevant].sort().values
+        best = query_similarities[is_relevant].sort(descending=True)
         num_ahead = len(irrelevant) - torch.searchsorted(irrelevant, best.values)
         parts.append((num_ahead, is_relevant.nonzero().squeeze(1)[best.indices]))
     num_ahead, items = (torch.cat(part) for part in zip(*parts, strict=True))
     num_relevant = relevant[queries].sum(1)
     position = arange_within_groups(num_relevant)
-    query = torch.arange(len(queries), device=queries.device).repeat_interleave(num_relevant)
-    return RelevantRanks(queries, num_relevant, query, num_ahead + position + 1, position, items)
+    query_position = torch.arange(len(queries), device=queries.device).repeat_interleave(num_relevant)
+    return RelevantRanks(queries, num_relevant, query_position, num_ahead + position + 1, position, items)

@@ -33,7 +33,7 @@ def check_same_columns(metric: Metric, columns: Mapping[str, Tensor | None]) -> 
     """Raises ValueError unless optional tensors are passed to every `update` or to none.
 
     Args:
-        metric: holds the tensors of earlier batches.
+        metric: the metric with the tensors of earlier batches.
         columns: tensors of this batch.
     """
     is_first = len(metric.metric_state["labels"]) == 0
@@ -96,36 +96,41 @@ def deduplicate(states: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ValueError: if items with the same index differ in a column.
     """
     indices = states["indices"]
-    firsts = first_of_each(indices)  # (M,)
-    first_of = firsts[torch.searchsorted(indices[firsts], indices)]  # (N,) first item with the same index
+    first_positions = first_occurrences(indices)  # (M,)
+    # position of the first item with the same index
+    first_position_of = first_positions[torch.searchsorted(indices[first_positions], indices)]  # (N,)
     items = torch.arange(len(indices), device=indices.device)
-    duplicates = (first_of != items).nonzero().squeeze(1)
+    duplicates = (first_position_of != items).nonzero().squeeze(1)
     for name, values in states.items():
         if name == "embeddings":
             continue
-        different = duplicates[values[duplicates] != values[first_of[duplicates]]]
+        different = duplicates[values[duplicates] != values[first_position_of[duplicates]]]
         if len(different):
             raise ValueError(
                 f"Index {int(indices[different[0]])} was passed twice, with different {name}: `indices` must be "
                 "positions in the whole data set, not in a batch or subset."
             )
-    warn_if_embeddings_differ(states["embeddings"], indices, duplicates, first_of)
-    return dict(states) if torch.equal(firsts, items) else {name: values[firsts] for name, values in states.items()}
+    warn_if_embeddings_differ(states["embeddings"], indices, duplicates, first_position_of)
+    if torch.equal(first_positions, items):
+        return dict(states)
+    return {name: values[first_positions] for name, values in states.items()}
 
 
-def warn_if_embeddings_differ(embeddings: Tensor, indices: Tensor, duplicates: Tensor, first_of: Tensor) -> None:
+def warn_if_embeddings_differ(
+    embeddings: Tensor, indices: Tensor, duplicates: Tensor, first_position_of: Tensor
+) -> None:
     """Warns if duplicate embeddings of an item differ by more than 10% of the norm.
 
-    Rounding differs between batches, so they need not be equal.
+    Rounding differs between batches, so duplicates need not be equal.
 
     Args:
         embeddings: (N, D).
-        indices: (N,) of the items.
+        indices: (N,) indices of the items.
         duplicates: (A,) items whose index was passed before.
-        first_of: (N,) first item with the same index.
+        first_position_of: (N,) position of the first item with the same index.
     """
     for part in torch.split(duplicates, BLOCK_SIZE):
-        before, now = embeddings[first_of[part]].double(), embeddings[part].double()
+        before, now = embeddings[first_position_of[part]].double(), embeddings[part].double()
         far = part[(now - before).norm(dim=1) > 0.1 * before.norm(dim=1)]
         if len(far):
             rank_zero_warn(
@@ -135,10 +140,10 @@ def warn_if_embeddings_differ(embeddings: Tensor, indices: Tensor, duplicates: T
             return
 
 
-def first_of_each(indices: Tensor) -> Tensor:
+def first_occurrences(indices: Tensor) -> Tensor:
     """Position (M,) of the first occurrence of each unique value of `indices` (N,), sorted by value.
 
-    >>> first_of_each(torch.tensor([7, 5, 7]))
+    >>> first_occurrences(torch.tensor([7, 5, 7]))
     tensor([1, 0])
     """
     order = torch.argsort(indices, stable=True)
@@ -152,19 +157,20 @@ def add_empty_states(metric: Metric, gather: Callable[..., list[Tensor]], group:
     """Adds empty states on processes without data, because gather needs equal dtypes and dimensions.
 
     Args:
-        metric: metric whose states are about to be gathered.
+        metric: its states are gathered next.
         gather: function (tensor, group) -> list of each process's tensor.
         group: process group.
 
     Raises:
-        ValueError: on every process, if their embeddings differ in dimension.
+        ValueError: on every process, if the dimensions of the embeddings differ.
     """
     pieces = [*metric.metric_state["embeddings"]]
     dtype = reduce(torch.promote_types, (piece.dtype for piece in pieces)) if pieces else FLOAT_DTYPES[0]
-    kind = (FLOAT_DTYPES.index(dtype), pieces[0].shape[1] if pieces else -1)
+    dtype_and_dim = (FLOAT_DTYPES.index(dtype), pieces[0].shape[1] if pieces else -1)
     is_passed = [len(getattr(metric, name)) > 0 for name in COLUMNS]
-    everywhere = torch.stack(gather(torch.tensor([*kind, *is_passed], device=metric.device), group=group)).tolist()
-    non_empty = [row for row in everywhere if row[1] >= 0]
+    this_process = torch.tensor([*dtype_and_dim, *is_passed], device=metric.device)
+    all_processes = torch.stack(gather(this_process, group=group)).tolist()
+    non_empty = [row for row in all_processes if row[1] >= 0]
     if not non_empty:
         return
     if len({row[1] for row in non_empty}) > 1:
@@ -174,11 +180,11 @@ def add_empty_states(metric: Metric, gather: Callable[..., list[Tensor]], group:
     pieces = pieces or [torch.zeros(0, non_empty[0][1], device=metric.device)]
     metric.embeddings = [dim_zero_cat(pieces).to(dtype)]
     for column, name in enumerate(COLUMNS, start=2):
-        if any(row[column] for row in everywhere) and not getattr(metric, name):
+        if any(row[column] for row in all_processes) and not getattr(metric, name):
             setattr(metric, name, [torch.zeros(0, dtype=COLUMNS[name], device=metric.device)])
 
 
-def keep_columns(metric: Metric, convert: Callable[[], Any]) -> None:
+def convert_only_embeddings(metric: Metric, convert: Callable[[], Any]) -> None:
     """Converts a metric's dtype, but not its columns: a float dtype cannot represent large integers exactly."""
     columns = {name: getattr(metric, name) for name in COLUMNS}
     convert()

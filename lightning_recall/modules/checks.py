@@ -49,8 +49,8 @@ def check_different_batches(inputs: list[Any], labels: Tensor, device: torch.dev
 
     Args:
         inputs: chunks of this process's batch.
-        labels: (b,) of this process.
-        device: of this process.
+        labels: (b,) labels of this process's batch.
+        device: the device of this process.
     """
     first = tensors_of(inputs[0])[0]
     values = torch.cat([part.flatten()[:10_000].double().to(device) for part in (first, labels)])
@@ -63,11 +63,12 @@ def check_different_batches(inputs: list[Any], labels: Tensor, device: torch.dev
 
 
 def check_mixup(weights: dict[str, Any], module: LightningModule) -> None:
-    """Raises ValueError if mixup was used in exactly one of the checkpoint and the resumed run."""
+    """Raises ValueError if either the checkpoint or this run used mixup, but not both."""
     before, now = (any(key.startswith("mixup.") for key in keys) for keys in (weights, module.state_dict()))
     if module.trainer.state.fn == "fit" and before != now:
         raise ValueError(
-            f"The checkpoint's training {'has a' if before else 'has no'} mixup, and this one "
-            f"{'has none' if before else 'has one'}: resume with the same. To change it, start a new training from the "
-            "checkpoint's weights: --weights FILE in the command, or module.load_state_dict(..., strict=False)."
+            f"The checkpoint was trained {'with' if before else 'without'} mixup, but this run "
+            f"{'uses it' if now else 'does not use it'}: resume with the same setting. To change it, start a new "
+            "training from the checkpoint's weights: --weights FILE in the command, or "
+            "module.load_state_dict(..., strict=False)."
         )

@@ -1,9 +1,9 @@
-"""What the command `lightning-recall` needs to know of retrieval, as `cli.declarations.Declaration` describes."""
+"""Settings of the retrieval task for the command `lightning-recall`; see `cli.task_options.TaskOptions`."""
 
 from collections.abc import Sequence
 from typing import Any
 
-CLASSES = (
+CLASS_MODULES = (
     "lightning_recall.callbacks",
     "lightning_recall.datamodules",
     "lightning_recall.losses",
@@ -23,7 +23,7 @@ OVERVIEW = """Trains and tests image-retrieval models for Recall@k.
   lightning-recall fit --config configs/your_images.yaml --data.root FOLDER
   lightning-recall test --config configs/your_images.yaml --data.root FOLDER --ckpt_path FILE"""
 SUBCOMMANDS = {
-    "fit": "Train a model, and validate it on classes set aside from training.",
+    "fit": "Train a model, and validate it on held-out classes.",
     "validate": "Score a model on the validation classes.",
     "test": "Score a model on the test classes, with pictures and a report.",
     "predict": "Write the embeddings of the test images.",
@@ -31,7 +31,7 @@ SUBCOMMANDS = {
 OPTIONS = {
     "--data.batch_size 512": "images that the loss compares",
     "--model.chunk_size 64": "images per pass of the network; smaller values need less memory and give the same result",
-    "--model.loss SupRecallAtKLoss": "any loss; --model.loss.delta 0.1 sets its option",
+    "--model.loss SupRecallAtKLoss": "any loss; set its options with, for example, --model.loss.delta 0.1",
 }
 CLASS_HELP = (
     "--model.help RetrievalModule",

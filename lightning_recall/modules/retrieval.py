@@ -9,8 +9,8 @@ from torch import Tensor, distributed, nn
 from lightning_recall._lightning import (
     BatchSizeFinder,
     Callback,
-    argument_to_scale,
     attached_trainer,
+    batch_size_attribute,
     callbacks_of,
     rank_zero_info,
 )
@@ -33,9 +33,9 @@ class RetrievalModule(ManualOptimization):
     """Manual optimization with one exact step per large batch, as in Patel et al., CVPR 2022 (arXiv 2108.11179).
 
     A training step embeds the batch chunk by chunk, gathers the embeddings of all processes, computes the loss over all
-    of them, and lets backward recompute the chunks: the memory of one chunk, the gradient of the whole batch. With
-    several processes (DDP) each process computes the loss of its own queries if the loss sets `shares_queries`, as the
-    losses of this package do (`RetrievalLoss`). The gradients of the parameters are reduced once.
+    of them, and recomputes the chunks during backward. This gives the full batch's gradient with the memory of one
+    chunk. With several processes (DDP) each process computes the loss of its own queries if the loss sets
+    `shares_queries`, as the losses of this package do (`RetrievalLoss`). Parameter gradients are reduced once.
 
     A training batch is a list of chunks, as `RetrievalDataModule` makes it, or one pair (inputs, labels) of any loader.
     Validation and test only embed: `RetrievalEvaluation` computes the scores.
@@ -46,8 +46,8 @@ class RetrievalModule(ManualOptimization):
     Args:
         embedder: inputs (b, ...) -> embeddings (b, D).
         loss: (embeddings (N, D), labels (N,)) -> scalar; its parameters, if any, are trained too. With
-            `shares_queries` the loss gets `queries`, the indices of this process; with `accepts_virtual` it gets
-            `pairs` from `mixup`.
+            `shares_queries` the loss gets `queries`, the indices of this process's queries; with `accepts_virtual` it
+            gets `pairs` from `mixup`.
         mixup: module that appends virtual embeddings and labels, such as `SimilarityMixup`; None: no mixup.
         chunk_size: maximum number of images per forward pass of the embedder, per process; limits activation memory to
             this many images. "auto": the largest that fits in GPU memory, measured at the first step; 128 on a CPU.
@@ -56,7 +56,7 @@ class RetrievalModule(ManualOptimization):
         test_time_augmentation: module for test-time augmentation, (embedder, images) -> embeddings, such as
             `MultiScale`; used in test and predict only. None: no augmentation.
         loss_lr: learning rate of the parameters of `loss`, such as proxies; None: the same as for the other parameters.
-        kwargs: for `ManualOptimization`: optimizer, lr_scheduler, gradient_clip_val, accumulate_grad_batches, ...
+        kwargs: passed to `ManualOptimization`: optimizer, lr_scheduler, gradient_clip_val, accumulate_grad_batches, ...
 
     Raises:
         ValueError: for a `chunk_size` or `keep_chunks` below 1; when training starts, for a strategy that shards the
@@ -66,7 +66,7 @@ class RetrievalModule(ManualOptimization):
     has any: `train/recall@1`, `train/active_positives`, ...
     """
 
-    read_once: ClassVar[tuple[str, ...]] = (*ManualOptimization.read_once, "loss_lr")
+    read_at_configuration: ClassVar[Sequence[str]] = (*ManualOptimization.read_at_configuration, "loss_lr")
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class RetrievalModule(ManualOptimization):
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
         """Raises ValueError for BatchSizeFinder."""
         finders = [callback for callback in callbacks_of(self.trainer) if isinstance(callback, BatchSizeFinder)]
-        if self.trainer.state.fn == "fit" and "batch_size" in map(argument_to_scale, finders):
+        if self.trainer.state.fn == "fit" and "batch_size" in map(batch_size_attribute, finders):
             raise ValueError(
                 "BatchSizeFinder would change the loss, which compares all images of a batch: choose batch_size for "
                 'retrieval quality, not for memory. chunk_size limits memory: chunk_size="auto" finds the largest that '
@@ -122,7 +122,7 @@ class RetrievalModule(ManualOptimization):
         return embeddings
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """One large batch: its loss, its gradient, and an optimizer step if one is due.
+        """Computes the loss of one large batch and its gradient, and steps the optimizer if a step is due.
 
         Returns:
             {"loss": the loss of the whole batch, without a graph}, the same number on every process.
@@ -147,8 +147,8 @@ class RetrievalModule(ManualOptimization):
     def batch_loss(self, local_embeddings: Tensor, local_labels: Tensor) -> tuple[Tensor, float]:
         """Loss over the gathered embeddings (N, D); this process computed local_embeddings (b, D).
 
-        Returns (loss, loss_scale): with split queries the loss is the mean over local queries. The mean of loss *
-        loss_scale over the processes is the global loss, in value and gradient.
+        Returns (loss, loss_scale). If each process computes its own queries, the loss is the mean over these. The mean
+        of loss * loss_scale over the processes is the global loss, in value and gradient.
         """
         embeddings = gather_rows(at_least_float32(local_embeddings))  # (N, D)
         labels = gather_rows(local_labels)  # (N,)
@@ -168,8 +168,8 @@ class RetrievalModule(ManualOptimization):
     def local_queries(self, labels: Tensor, pairs: VirtualPairs | None) -> tuple[Tensor | None, float]:
         """Indices of this process's queries, and the loss scale world_size * len(local) / len(all).
 
-        Returns (None, 1.0) if there are fewer queries than processes or if singletons count; every process then
-        computes all queries.
+        Returns (None, 1.0) if there are fewer queries than processes, or if the loss counts images without a positive
+        and there are some; every process then computes all queries.
         """
         all_labels = labels_with_virtual(labels, pairs)
         _, inverse, counts = torch.unique(all_labels, return_inverse=True, return_counts=True)
@@ -182,8 +182,8 @@ class RetrievalModule(ManualOptimization):
 
     def logs_this_batch(self) -> bool:
         """Whether loggers write after this batch (every `log_every_n_steps`)."""
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by Lightning
-        return bool(every) and (self.trainer.fit_loop.total_batch_idx + 1) % every == 0
+        interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by Lightning
+        return bool(interval) and (self.trainer.fit_loop.total_batch_idx + 1) % interval == 0
 
     def fitting_chunk_size(self, inputs: list[Any]) -> int:
         """The chunk size; measures "auto" on the largest chunk, takes the minimum over processes, and logs it."""

@@ -1,4 +1,4 @@
-"""Rows about a retrieval training for the table that RunSummary prints before it."""
+"""Table rows that RunSummary prints before a retrieval training."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ MIB = 2**20
 def training_summary(module: LightningModule, loss: nn.Module, chunk_size: Any, batch: Batch) -> dict[str, str]:
     """The loss, the chunks of a batch and the memory of a step, in words.
 
-    All processes must call it: a forward pass measures the memory, and BatchNorm may synchronise in it.
+    All processes must call it: memory is measured with a forward pass, in which SyncBatchNorm communicates.
 
     Args:
-        module: which is about to train.
+        module: the module to be trained.
         loss: its loss.
         chunk_size: images per forward pass, or "auto".
         batch: the first training batch of this process.
@@ -37,7 +37,7 @@ def training_summary(module: LightningModule, loss: nn.Module, chunk_size: Any, 
     if num_rows(inputs):
         needed = step_memory(module.trainer, module, inputs, max(sizes))
         rows["memory"] = (
-            f"about {sum(needed) / MIB:,.0f} MiB: {needed.weights / MIB:,.0f} for weights, gradients and optimizer, "
-            f"{needed.activations / MIB:,.0f} for a chunk"
+            f"about {sum(needed) / MIB:,.0f} MiB: {needed.parameters_and_state / MIB:,.0f} for weights, gradients and "
+            f"optimizer, {needed.activations / MIB:,.0f} for a chunk"
         )
     return rows

@@ -1,4 +1,4 @@
-"""Gradients of one optimizer among several: kept apart, unscaled, and averaged over the processes."""
+"""Computes one optimizer's gradients without changing those of others; unscales and averages them."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -23,15 +23,15 @@ def zero_gradients(module: LightningModule, optimizers: Sequence[Any]) -> None:
 def add_gradients(
     module: LightningModule, loss: Tensor, parameters: Sequence[nn.Parameter], retain_graph: bool = False
 ) -> None:
-    """Adds the gradient of a loss to that of some parameters; the gradients of all others stay as they are.
+    """Adds the gradient of a loss to the `.grad` of the given parameters only.
 
-    The gradient is the mean over the processes, and not scaled by mixed precision, whose scale may change before the
-    optimizer steps. DistributedDataParallel does not reduce it: it expects the gradients of all parameters.
+    The gradient is averaged over the processes and unscaled, because the loss scale of mixed precision may change
+    before the step. DistributedDataParallel does not reduce it: it expects the gradients of all parameters.
 
     Args:
-        module: whose `manual_backward` runs backward.
+        module: its `manual_backward` is called.
         loss: the loss of this process.
-        parameters: receive the gradient.
+        parameters: the parameters that receive the gradient.
         retain_graph: keep the graph for the backward pass of another loss.
     """
     accumulated = [p.grad for p in parameters]
@@ -66,13 +66,13 @@ def scale_gradients(parameters: Sequence[nn.Parameter], factor: Tensor) -> None:
             parameter.grad.mul_(factor)
 
 
-def scale_again(module: LightningModule, parameters: Sequence[nn.Parameter], scale: Tensor | None) -> None:
+def rescale_gradients(module: LightningModule, parameters: Sequence[nn.Parameter], scale: Tensor | None) -> None:
     """Scales gradients by mixed precision's current scale, as the optimizer step expects.
 
     Args:
-        module: which is trained.
-        parameters: whose gradients are scaled.
-        scale: the factor that they contain already; None: they contain none.
+        module: the module in training.
+        parameters: their gradients are scaled.
+        scale: current loss scale of the gradients; None: they are unscaled.
     """
     current = gradient_scale(module.trainer, module.device)
     if current is not None:
@@ -82,7 +82,7 @@ def scale_again(module: LightningModule, parameters: Sequence[nn.Parameter], sca
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Replaces gradients by their mean over all processes; a gradient that no process has stays None.
 
-    All processes must call it with the same parameters, which may have gradients on some of them only.
+    All processes must pass the same parameters. A parameter may lack a gradient on some processes.
     """
     for dtype in sorted({p.dtype for p in parameters}, key=str):  # in the same order on all processes
         group = [p for p in parameters if p.dtype == dtype]

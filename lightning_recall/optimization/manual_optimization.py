@@ -18,7 +18,7 @@ from lightning_recall._lightning import (
     callbacks_of,
 )
 from lightning_recall.optimization import resuming, trainer_checks
-from lightning_recall.optimization.gradients import add_gradients, gradient_scale, scale_again, zero_gradients
+from lightning_recall.optimization.gradients import add_gradients, gradient_scale, rescale_gradients, zero_gradients
 from lightning_recall.optimization.optimizer_settings import (
     SHARED,
     OptimizerProgress,
@@ -28,7 +28,7 @@ from lightning_recall.optimization.optimizer_settings import (
     parameters_of,
 )
 from lightning_recall.optimization.parameter_groups import ParameterGroup, build_optimizer, split_parameters
-from lightning_recall.optimization.schedules import check_schedules, due_plateaus, due_schedulers
+from lightning_recall.optimization.schedules import check_schedules, due_plateau_schedulers, due_schedulers
 
 
 class ManualOptimization(LightningModule):
@@ -45,9 +45,9 @@ class ManualOptimization(LightningModule):
     optimization. They are called in the same order, but backward runs before `optimizer_step`, whose closure is a
     no-op. Overrides of the other hooks defined here must call `super()`.
 
-    Several optimizers share each loss, unless `__init__` sets `optimizer_settings`: a name and `OptimizerSettings` for
-    each optimizer, in the order of `configure_optimizers`. Each optimizer then has its own losses, clipping,
-    accumulation, cadence and schedulers, and `optimize` takes the losses by name:
+    By default all optimizers step on the same loss. To give each its own, set `optimizer_settings` in `__init__`: a
+    name and `OptimizerSettings` for each optimizer, in the order of `configure_optimizers`. Each optimizer then has
+    its own losses, clipping, accumulation, cadence and schedulers, and `optimize` takes the losses by name:
 
         self.optimizer_settings = {"critic": OptimizerSettings(0.1), "generator": OptimizerSettings(every_n_batches=5)}
         ...
@@ -63,9 +63,9 @@ class ManualOptimization(LightningModule):
     Args:
         optimizer: callable that builds the optimizer from `parameter_groups()`; None: AdamW with a learning rate of
             1e-4.
-        lr_scheduler: callable that builds a scheduler from the optimizer, or several whose schedulers step together,
-            such as a warm-up and a decay; None: a constant learning rate. For `ReduceLROnPlateau` use
-            `pytorch_lightning.cli.ReduceLROnPlateau`, which has a `monitor` argument.
+        lr_scheduler: callable that builds a scheduler from the optimizer; or a list of such callables, whose schedulers
+            all step at the same time, such as a warm-up and a decay; None: a constant learning rate. For
+            `ReduceLROnPlateau` use `pytorch_lightning.cli.ReduceLROnPlateau`, which has a `monitor` argument.
         lr_interval: whether schedulers step after every "epoch" or every optimizer "step".
         lr_frequency: step the scheduler every `lr_frequency` epochs or steps, from 1.
         gradient_clip_val: maximum norm, or value, of the gradient; None: no clipping.
@@ -80,8 +80,8 @@ class ManualOptimization(LightningModule):
             or from the checkpoint.
     """
 
-    read_once: ClassVar[tuple[str, ...]] = ("optimizer", "lr", "lr_scheduler", "lr_interval", "lr_frequency")
-    """attributes that only `configure_optimizers` reads, so that later changes have no effect"""
+    read_at_configuration: ClassVar[Sequence[str]] = ("optimizer", "lr", "lr_scheduler", "lr_interval", "lr_frequency")
+    """attributes that only `configure_optimizers` reads: later changes have no effect"""
 
     def __init__(
         self,
@@ -104,26 +104,26 @@ class ManualOptimization(LightningModule):
         self.gradient_clip_val = gradient_clip_val
         self.gradient_clip_algorithm = gradient_clip_algorithm
         self.accumulate_grad_batches = accumulate_grad_batches
-        self.shared_settings()  # checks them
+        self.module_settings()  # validates the arguments: OptimizerSettings raises ValueError
         self.optimizer_settings: dict[str, OptimizerSettings] = {}
         self.lr: float | None = None  # set by Tuner.lr_find
         self.progress: dict[str, OptimizerProgress] = defaultdict(OptimizerProgress)
         self.resumed: resuming.SavedOptimization | None = None
-        self.configured: dict[str, Any] = {}  # settings of optimizers and schedulers
+        self.optimization_settings: dict[str, Any] = {}  # of optimizers and schedulers
         self.clipped = False
 
     def optimize(self, losses: Tensor | dict[str, Tensor]) -> None:
         """Adds the gradients of a batch's losses, and steps the optimizers that are due.
 
         A named loss only changes the gradients of its optimizer's parameters, averaged over the processes (DDP). All
-        backward passes come before the first step, so losses in one call may share a graph. A loss of a later call must
-        be computed after the steps of the earlier one, wherever it depends on the parameters that they change.
+        backward passes come before the first step, so losses in one call may share a graph. Compute a loss after the
+        previous call if it depends on parameters which that call updated.
 
         Args:
-            losses: the loss of all optimizers; or name of an optimizer -> its loss.
+            losses: the loss of all optimizers; or optimizer name -> loss.
 
         Raises:
-            ValueError: for names that are not in `optimizer_settings`, or a single loss where it has names.
+            ValueError: for names that are not in `optimizer_settings`, or for a single loss although it is set.
         """
         if backward_is_skipped(self.trainer):
             return
@@ -148,16 +148,16 @@ class ManualOptimization(LightningModule):
         """Whether an optimizer uses this batch."""
         return (self.trainer.fit_loop.total_batch_idx + 1) % self.settings_of(name).every_n_batches == 0
 
-    def shared_settings(self) -> OptimizerSettings:
+    def module_settings(self) -> OptimizerSettings:
         """The settings that are arguments of the module."""
         return OptimizerSettings(self.gradient_clip_val, self.gradient_clip_algorithm, self.accumulate_grad_batches)
 
     def settings_of(self, name: str) -> OptimizerSettings:
-        """The settings of an optimizer, or of all if they share each loss."""
-        return self.shared_settings() if name == SHARED else self.optimizer_settings[name]
+        """The settings of the optimizer with this name; those of all optimizers for `SHARED`."""
+        return self.module_settings() if name == SHARED else self.optimizer_settings[name]
 
     def optimizers_of(self, name: str) -> list[Any]:
-        """The optimizer of a name as a list, or all if they share each loss."""
+        """The optimizer with this name, in a list; all optimizers for `SHARED`."""
         optimizers: Any = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         return optimizers if name == SHARED else [optimizers[list(self.optimizer_settings).index(name)]]
@@ -176,12 +176,12 @@ class ManualOptimization(LightningModule):
         progress.accumulated_batches = accumulated + 1
 
     def step_optimizers(self, name: str) -> None:
-        """Steps an optimizer, or all if they share each loss, with the accumulated gradients; then their schedulers."""
+        """Steps the optimizer with this name, or all for `SHARED`; then their schedulers."""
         optimizers, progress, start = self.optimizers_of(name), self.progress[name], self.trainer.global_step
         scale = gradient_scale(self.trainer, self.device) if name == SHARED and len(optimizers) > 1 else None
         for optimizer in optimizers:
             if name != SHARED or scale is not None:  # a step of another optimizer may have changed the scale
-                scale_again(self, parameters_of(optimizer), scale)
+                rescale_gradients(self, parameters_of(optimizer), scale)
             before, self.clipped = self.trainer.global_step, False
             self.optimizer_step(self.current_epoch, self.trainer.fit_loop.batch_idx, optimizer, lambda: None)
             clips = self.settings_of(name).gradient_clip_val is not None
@@ -195,7 +195,7 @@ class ManualOptimization(LightningModule):
             self.step_schedulers("step", progress.steps, name)
 
     def step_schedulers(self, interval: Literal["step", "epoch"], count: int, name: str) -> None:
-        """Steps the schedulers with this interval, after `count` steps or epochs; on_train_epoch_end steps plateaus."""
+        """Steps schedulers due after `count` steps or epochs; on_train_epoch_end steps ReduceLROnPlateau."""
         optimizer = None if name == SHARED else self.optimizers_of(name)[0].optimizer
         for scheduler in due_schedulers(self.trainer, interval, count, optimizer):
             self.lr_scheduler_step(scheduler, None)
@@ -208,7 +208,7 @@ class ManualOptimization(LightningModule):
             self.step_schedulers("epoch", progress.scheduled_epochs, name)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Parameter groups of the optimizer; override it to give parts of the module their own learning rate."""
+        """Parameter groups of the optimizer; override it to give submodules their own learning rate."""
         return split_parameters(self)
 
     def configure_optimizers(self) -> Any:
@@ -231,13 +231,14 @@ class ManualOptimization(LightningModule):
     def on_fit_start(self) -> None:
         """Checks the optimizers, also against the checkpoint, before Lightning restores it."""
         if self.optimizer_settings:
-            check_optimizers(self.trainer, self.optimizer_settings, self.shared_settings())
-        managed = any(isinstance(callback, BaseFinetuning) for callback in callbacks_of(self.trainer))
-        self.configured = {} if managed else resuming.optimization_settings(self.trainer)  # it changes the groups
+            check_optimizers(self.trainer, self.optimizer_settings, self.module_settings())
+        has_finetuning_callback = any(isinstance(callback, BaseFinetuning) for callback in callbacks_of(self.trainer))
+        # BaseFinetuning adds parameter groups during training
+        self.optimization_settings = {} if has_finetuning_callback else resuming.optimization_settings(self.trainer)
         if self.resumed is not None:
             resuming.check_names([*self.progress], [*self.accumulations()])
             resuming.check_accumulation(self.resumed.accumulations, self.accumulations())
-            if not managed:
+            if not has_finetuning_callback:
                 resuming.check_settings(self.resumed.settings, self.trainer)
                 resuming.check_parameters(self.resumed.optimizers, self.trainer)
             self.resumed.optimizers = None  # frees their memory
@@ -277,14 +278,14 @@ class ManualOptimization(LightningModule):
         for name in self.accumulations():
             self.progress[name].accumulated_batches = 0
             self.end_epoch(name)
-        earlier = {} if self.resumed is None else self.resumed.metrics
-        for scheduler, metric in due_plateaus(self.trainer, {**earlier, **self.trainer.callback_metrics}):
+        saved = {} if self.resumed is None else self.resumed.metrics
+        for scheduler, metric in due_plateau_schedulers(self.trainer, {**saved, **self.trainer.callback_metrics}):
             self.lr_scheduler_step(scheduler, metric)
-        self.resumed = None  # its metrics belong to the epoch that ends
+        self.resumed = None  # its metrics belong to the epoch that has ended
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Saves accumulated gradients, the optimizers' progress and the metrics needed by ReduceLROnPlateau."""
-        checkpoint["optimization_settings"] = self.configured
+        checkpoint["optimization_settings"] = self.optimization_settings
         checkpoint["metrics"] = {name: torch.as_tensor(m) for name, m in self.trainer.callback_metrics.items()}
         checkpoint["optimizer_progress"] = {name: dict(vars(progress)) for name, progress in self.progress.items()}
         if any(progress.accumulated_batches for progress in self.progress.values()):

@@ -14,48 +14,48 @@ from lightning_recall._lightning import (
     ModelCheckpoint,
     Trainer,
     callbacks_of,
+    hooks_without_logging,
     rank_zero_warn,
-    silent_hooks,
 )
 
 KNOWN_PACKAGES = ("lightning_recall", "lightning", "pytorch_lightning", "lightning_fabric", "torch", "builtins")
-ALWAYS_KNOWN = ("epoch", "step")  # to ModelCheckpoint
-NON_LOGGING_HOOKS = silent_hooks() - {"on_validation_end"}
-"""hooks in which Lightning refuses `log`; on_validation_end is excluded, because callbacks write to
+ALWAYS_KNOWN = ("epoch", "step")  # ModelCheckpoint always accepts these
+NON_LOGGING_HOOKS = hooks_without_logging() - {"on_validation_end"}
+"""hooks in which Lightning does not allow `log`; on_validation_end is excluded, because callbacks write to
 trainer.callback_metrics there"""
 
 
 @dataclass(frozen=True)
 class LoggedMetrics:
-    """What a module logs in training, and which callback scores its validation.
+    """Metrics that a module logs in training, and the callback that logs validation scores.
 
     Args:
         keys: keys that the module logs in training.
         prefixes: prefixes of further keys that the module may log.
-        lower: keys of which lower values are better.
-        higher: prefixes of training keys of which higher values are better.
-        evaluation: name of the callback that logs the scores of the validation, for messages.
+        lower_is_better: keys for which lower is better.
+        higher_is_better: prefixes of training keys for which higher is better.
+        evaluation: name of the callback that logs validation scores, for messages.
     """
 
     keys: Sequence[str]
     prefixes: Sequence[str] = ()
-    lower: Sequence[str] = ()
-    higher: Sequence[str] = ()
+    lower_is_better: Sequence[str] = ()
+    higher_is_better: Sequence[str] = ()
     evaluation: str = "an evaluation callback"
 
 
 def check_monitors(trainer: Trainer, logged: LoggedMetrics) -> None:
     """Checks each monitor against the logged keys, and its mode against the metric's direction.
 
-    A callback with a method `logged_keys(trainer)` lists the validation scores that it logs, all of them better when
-    higher; None if their names are not known before the first validation.
+    A callback's method `logged_keys(trainer)` returns the keys of its validation scores (higher is better), or None if
+    they are not known before the first validation.
 
     If third-party modules or callbacks may log, unknown monitors only give a warning, and only if they resemble a known
     key.
 
     Args:
-        trainer: with dataloaders already set up.
-        logged: what its module logs.
+        trainer: its dataloaders are set up.
+        logged: metrics that its module logs.
 
     Raises:
         ValueError: for a monitor that is not logged, that needs a validation which does not run, or that has the wrong
@@ -66,9 +66,11 @@ def check_monitors(trainer: Trainer, logged: LoggedMetrics) -> None:
     evaluation_callbacks = callbacks_with(trainer, "logged_keys") if validates else []
     logged_keys = [callback.logged_keys(trainer) for callback in evaluation_callbacks]
     scores = [key for keys in logged_keys for key in keys or ()]
-    with_unknown_keys = [part for part, keys in zip(evaluation_callbacks, logged_keys, strict=True) if keys is None]
-    check_modes(trainer, logged, scores, with_unknown_keys)
-    prefixes = [*logged.prefixes, "val/"] if with_unknown_keys else [*logged.prefixes]
+    callbacks_with_unknown_keys = [
+        callback for callback, keys in zip(evaluation_callbacks, logged_keys, strict=True) if keys is None
+    ]
+    check_modes(trainer, logged, scores, callbacks_with_unknown_keys)
+    prefixes = [*logged.prefixes, "val/"] if callbacks_with_unknown_keys else [*logged.prefixes]
     if any(isinstance(callback, LearningRateMonitor) for callback in callbacks_of(trainer)):
         prefixes += ["lr-", *(config.name for config in trainer.lr_scheduler_configs if config.name)]
     known = [*logged.keys, *scores]
@@ -85,28 +87,31 @@ def check_monitors(trainer: Trainer, logged: LoggedMetrics) -> None:
 
 
 def check_modes(
-    trainer: Trainer, logged: LoggedMetrics, scores: Sequence[str], with_unknown_keys: Sequence[Any]
+    trainer: Trainer, logged: LoggedMetrics, scores: Sequence[str], callbacks_with_unknown_keys: Sequence[Any]
 ) -> None:
-    """Raises ValueError if a mode is not "max" for scores, or not "min" for keys of which lower values are better.
+    """Raises ValueError if a mode is not "max" for scores, or not "min" for keys for which lower is better.
 
     Args:
-        trainer: with callbacks and schedulers.
-        logged: what its module logs.
+        trainer: its callbacks and schedulers are checked.
+        logged: metrics that its module logs.
         scores: keys of validation scores.
-        with_unknown_keys: callbacks that will log scores under "val/" whose keys are not known yet.
+        callbacks_with_unknown_keys: callbacks that will log scores under "val/", with keys that are not known yet.
     """
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-    for part in (*callbacks_of(trainer), *schedulers):
-        monitor, mode = getattr(part, "monitor", None) or "", getattr(part, "mode", None)
+    for monitoring in (*callbacks_of(trainer), *schedulers):
+        monitor, mode = getattr(monitoring, "monitor", None) or "", getattr(monitoring, "mode", None)
         name = monitor.rpartition("/")[2]
-        scored = any(all_known(trainer) or name.startswith(tuple(callback.scores)) for callback in with_unknown_keys)
-        higher = monitor in scores or (scored and monitor.startswith("val/"))
-        higher = higher or monitor.startswith(tuple(logged.higher))
-        right = "max" if higher else "min" if monitor in logged.lower else mode
-        if hasattr(part, "monitor") and mode in ("min", "max") and mode != right:
+        is_score = any(
+            only_known_code_logs(trainer) or name.startswith(tuple(callback.scores))
+            for callback in callbacks_with_unknown_keys
+        )
+        higher = monitor in scores or (is_score and monitor.startswith("val/"))
+        higher = higher or monitor.startswith(tuple(logged.higher_is_better))
+        right = "max" if higher else "min" if monitor in logged.lower_is_better else mode
+        if hasattr(monitoring, "monitor") and mode in ("min", "max") and mode != right:
             default = ", Lightning's default" if mode == "min" else ""
             raise ValueError(
-                f'{type(part).__name__} monitors {monitor!r} with mode="{mode}"{default}, but '
+                f'{type(monitoring).__name__} monitors {monitor!r} with mode="{mode}"{default}, but '
                 f'{"larger" if higher else "smaller"} is better: set mode="{right}".'
             )
 
@@ -117,23 +122,23 @@ def raise_or_warn_unknown_monitor(
     """Raises ValueError for an unknown monitor; warns if third-party code may log it and it resembles a known key.
 
     Args:
-        trainer: with its module and callbacks.
-        monitor: which is not known.
-        description: of what monitors it.
+        trainer: its module and callbacks may log.
+        monitor: the unknown key.
+        description: start of the message, such as "EarlyStopping monitors 'x'".
         known: keys that are logged.
-        evaluation: name of the callback that logs the scores of the validation.
+        evaluation: name of the callback that logs validation scores.
     """
     alike = difflib.get_close_matches(monitor, known, 1)
-    hint = other_cut_off(monitor, known, evaluation) or (f" Did you mean {alike[0]!r}?" if alike else "")
-    if all_known(trainer):
+    hint = missing_cutoff_hint(monitor, known, evaluation) or (f" Did you mean {alike[0]!r}?" if alike else "")
+    if only_known_code_logs(trainer):
         if monitor.startswith("val/") and not callbacks_with(trainer, "logged_keys"):
-            hint = f" Add {evaluation} to the callbacks, which logs the scores of the validation."
-        raise ValueError(f"{description}, which is not logged.{hint} Logged are: {', '.join(known)}.")
+            hint = f" Add {evaluation} to the callbacks, which logs validation scores."
+        raise ValueError(f"{description}, which is not logged.{hint} Logged keys: {', '.join(known)}.")
     if difflib.get_close_matches(monitor, known, 1, cutoff=0.9):
-        rank_zero_warn(f"{description}, which is not among the known keys.{hint} Known are: {', '.join(known)}.")
+        rank_zero_warn(f"{description}, which is not among the known keys.{hint} Known keys: {', '.join(known)}.")
 
 
-def other_cut_off(monitor: str, known: Sequence[str], evaluation: str) -> str:
+def missing_cutoff_hint(monitor: str, known: Sequence[str], evaluation: str) -> str:
     """Hint naming the `ks` needed to log this cut-off; "" if the monitor is not an @k score."""
     score, _, k = monitor.rpartition("@")
     ks = {int(key.rpartition("@")[2]) for key in known if re.fullmatch(re.escape(score) + r"@\d+", key)}
@@ -144,10 +149,10 @@ def other_cut_off(monitor: str, known: Sequence[str], evaluation: str) -> str:
 
 def raise_or_warn_without_validation(trainer: Trainer, callback: Any, description: str) -> None:
     """Raises ValueError if a monitored validation metric is never computed; only warns if save_last is set."""
-    if not all_known(trainer) or trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning
+    if not only_known_code_logs(trainer) or trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning
         return
     if getattr(callback, "save_last", None):
-        rank_zero_warn(f"{description}, but there is no validation: only the end of the training is saved.")
+        rank_zero_warn(f"{description}, but there is no validation: only the last checkpoint is saved.")
         return
     raise ValueError(
         f"{description}, but there is no validation: hold out validation data (val_classes above 0), do not set "
@@ -155,10 +160,10 @@ def raise_or_warn_without_validation(trainer: Trainer, callback: Any, descriptio
     )
 
 
-def all_known(trainer: Trainer) -> bool:
+def only_known_code_logs(trainer: Trainer) -> bool:
     """Whether only this package and Lightning can log metrics."""
-    logging = [trainer.lightning_module, *callbacks_of(trainer)]
-    return not any(isinstance(part, LambdaCallback) or may_log(type(part)) for part in logging)
+    hook_owners = [trainer.lightning_module, *callbacks_of(trainer)]
+    return not any(isinstance(owner, LambdaCallback) or may_log(type(owner)) for owner in hook_owners)
 
 
 def may_log(kind: type) -> bool:
@@ -176,6 +181,6 @@ def callbacks_with(trainer: Trainer, name: str) -> list[Any]:
     return [callback for callback in callbacks_of(trainer) if hasattr(callback, name)]
 
 
-def as_list(number: Any) -> list[Any]:
-    """A number, or several, as a list."""
-    return list(number) if isinstance(number, Sequence) else [number]
+def as_list(value: Any) -> list[Any]:
+    """Converts a number or a sequence of numbers to a list."""
+    return list(value) if isinstance(value, Sequence) else [value]

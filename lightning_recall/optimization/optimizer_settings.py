@@ -7,7 +7,7 @@ from typing import Any, Literal
 from lightning_recall._lightning import DDPStrategy, Trainer, uses_static_graph
 
 SHARED = ""
-"""name under which all optimizers count as one, because they share each loss"""
+"""key for all optimizers together, if `optimizer_settings` is empty"""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class OptimizerSettings:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
     def num_steps(self, epochs: int, batches: int) -> int:
-        """Number of steps in some epochs of some batches each."""
+        """Number of optimizer steps in `epochs` epochs of `batches` batches."""
         used = [epoch * batches // self.every_n_batches for epoch in range(epochs + 1)]  # before each epoch
         return sum(-(-(after - before) // self.accumulate_grad_batches) for before, after in pairwise(used))
 
@@ -53,9 +53,9 @@ class OptimizerProgress:
     """Progress of an optimizer.
 
     Attributes:
-        accumulated_batches: batches since the last step, whose gradients are accumulated.
-        steps: steps of a named optimizer; 0 for optimizers that share each loss, which `global_step` counts.
-        scheduled_epochs: epochs for which the epoch schedulers have stepped.
+        accumulated_batches: number of batches whose gradients have been accumulated since the last step.
+        steps: number of steps of a named optimizer; stays 0 for `SHARED`, because `global_step` counts its steps.
+        scheduled_epochs: number of epochs for which the epoch schedulers have stepped.
     """
 
     accumulated_batches: int = 0
@@ -64,27 +64,30 @@ class OptimizerProgress:
 
 
 def check_losses(losses: dict[str, Any], settings: dict[str, OptimizerSettings]) -> None:
-    """Raises ValueError for a loss without an optimizer, and for one loss of optimizers with their own settings."""
+    """Raises ValueError for a loss without an optimizer, or for a single loss although the optimizers are named."""
     names = list(settings) or [SHARED]
     unknown = [name for name in losses if name not in names]
     if unknown == [SHARED]:
-        raise ValueError(f"optimizer_settings names {names}: pass optimize a dict of losses by these names.")
+        raise ValueError(f"Pass a dict of losses to optimize(), with keys from optimizer_settings: {names}.")
     if unknown:
-        known = f"those in optimizer_settings: {names}" if settings else "not in optimizer_settings, which is empty"
-        raise ValueError(f"There are losses for {unknown}, but the optimizers are {known}.")
+        known = f"has {names}" if settings else "is empty: pass a single loss"
+        raise ValueError(f"There are losses for {unknown}, but optimizer_settings {known}.")
 
 
-def check_optimizers(trainer: Trainer, settings: dict[str, OptimizerSettings], of_module: OptimizerSettings) -> None:
-    """Checks that each optimizer of several has its settings and its own parameters.
+def check_optimizers(
+    trainer: Trainer, settings: dict[str, OptimizerSettings], module_settings: OptimizerSettings
+) -> None:
+    """Checks that every optimizer has settings, and that no two share a parameter.
 
     Args:
-        trainer: with the configured optimizers.
-        settings: by name, in the order of the optimizers.
-        of_module: the settings that are arguments of the module.
+        trainer: its optimizers are configured.
+        settings: optimizer name -> settings, in optimizer order.
+        module_settings: settings from the arguments of the module.
 
     Raises:
-        ValueError: if the numbers differ, a parameter belongs to two optimizers, the module's own settings are set too,
-            or the strategy of several processes is not DDP (others may shard parameters) or has a static graph.
+        ValueError: if the numbers of settings and optimizers differ, a parameter belongs to two optimizers, the
+            arguments of the module are set too, several processes use another strategy than DDP (which may shard
+            parameters), or static_graph is on.
     """
     optimizers = trainer.optimizers
     if uses_static_graph(trainer.strategy):
@@ -98,7 +101,7 @@ def check_optimizers(trainer: Trainer, settings: dict[str, OptimizerSettings], o
             f"optimizer_settings names {len(settings)} optimizers ({', '.join(settings)}), but configure_optimizers "
             f"returns {len(optimizers)}."
         )
-    if of_module != OptimizerSettings():
+    if module_settings != OptimizerSettings():
         raise ValueError(
             "gradient_clip_val, gradient_clip_algorithm and accumulate_grad_batches of the module have no effect on "
             "optimizers with their own settings: set them in optimizer_settings."

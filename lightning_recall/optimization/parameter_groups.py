@@ -1,4 +1,4 @@
-"""Parameter groups of an optimizer: parts of a module with their own learning rate or weight decay."""
+"""Parameter groups of an optimizer: submodules with their own learning rate or weight decay."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ def split_parameters(module: nn.Module, parts: Sequence[tuple[nn.Module, dict[st
     part that contains it. Parts without trainable parameters have no group.
 
     Args:
-        module: whose parameters are optimized.
+        module: its parameters are optimized.
         parts: submodules, each with the options of its group, such as {"lr": 0.1}.
 
     >>> net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
@@ -56,7 +56,7 @@ def build_optimizer(
         ValueError: if a scheduler overrides the learning rates of the groups, or `lr`.
     """
     default = {} if lr is None else {"lr": lr}
-    copies = [{**default, **group} for group in groups]  # an optimizer adds its options to the groups that it is given
+    copies = [{**default, **group} for group in groups]  # an optimizer adds its options to the groups passed to it
     built = optimizer(copies) if optimizer else torch.optim.AdamW(copies, lr=1e-4)
     before = [float(group["lr"]) for group in built.param_groups]
     scheduled = [factory(built) for factory in schedulers if factory is not None]

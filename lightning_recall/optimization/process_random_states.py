@@ -9,11 +9,11 @@ from torch import distributed
 from lightning_recall._lightning import rank_zero_warn
 from lightning_recall.random_state import RandomState, get_random_state, set_random_state
 
-SEED = "PL_GLOBAL_SEED"  # where seed_everything keeps its seed
+SEED = "PL_GLOBAL_SEED"  # environment variable in which seed_everything saves its seed
 
 
 def get_random_states(device: torch.device) -> list[RandomState]:
-    """RNG states of Python, numpy, torch and the device, one for each process, with its seed.
+    """RNG states of Python, numpy, torch and the device, and the seed, for each process.
 
     All processes must call it. All values can be loaded with `torch.load(weights_only=True)`.
     """
@@ -28,8 +28,8 @@ def get_random_states(device: torch.device) -> list[RandomState]:
 def set_random_states(states: list[RandomState], rank: int, world_size: int, device: torch.device) -> None:
     """Restores this process's RNG state.
 
-    Warns if the number of processes differs, in which case nothing is restored, and if a new seed was set, which has
-    no effect.
+    Warns if the number of processes differs; then nothing is restored. Also warns if a new seed was set, because it
+    has no effect.
     """
     if len(states) != world_size:
         rank_zero_warn(

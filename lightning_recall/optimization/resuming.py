@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_recall._lightning import EarlyStopping, LearningRateFinder, Trainer, callbacks_of
 
-START_ANEW = (
+NEW_TRAINING_HINT = (
     "To continue with other settings, start a new training from the checkpoint's weights: --weights FILE in the "
     'command, or module.load_state_dict(torch.load(FILE, weights_only=True)["state_dict"]) and fit without ckpt_path.'
 )
@@ -16,14 +16,14 @@ START_ANEW = (
 
 @dataclass
 class SavedOptimization:
-    """What a checkpoint holds of the optimization.
+    """Optimization state saved in a checkpoint.
 
     Attributes:
         settings: `optimization_settings` of the checkpoint's training.
-        optimizers: states of the optimizers; None in a checkpoint of weights only.
-        accumulations: name of each optimizer -> its accumulate_grad_batches; empty if no gradients are accumulated.
-        gradients: name of each parameter -> its accumulated gradient.
-        metrics: name of each metric -> its last value.
+        optimizers: states of the optimizers; None if the checkpoint holds weights only.
+        accumulations: optimizer name -> accumulate_grad_batches; empty if no gradients are accumulated.
+        gradients: parameter name -> accumulated gradient.
+        metrics: metric name -> last value.
     """
 
     settings: dict[str, Any]
@@ -34,7 +34,7 @@ class SavedOptimization:
 
     @classmethod
     def from_checkpoint(cls, checkpoint: dict[str, Any]) -> "SavedOptimization":
-        """Reads a checkpoint, which another module may have saved."""
+        """Reads a checkpoint; entries that are missing, as in a checkpoint of another module, are empty."""
         accumulated = checkpoint.get("accumulated", {})
         return cls(
             checkpoint.get("optimization_settings", {}),
@@ -45,7 +45,7 @@ class SavedOptimization:
         )
 
     def restore_gradients(self, module: nn.Module) -> None:
-        """Gives the accumulated gradients back to the parameters, and keeps no reference to them."""
+        """Restores the accumulated gradients of the parameters, and drops this reference to them."""
         for name, parameter in module.named_parameters():
             if name in self.gradients:
                 parameter.grad = self.gradients[name].to(parameter.device)
@@ -53,17 +53,17 @@ class SavedOptimization:
 
 
 def optimization_settings(trainer: Trainer) -> dict[str, Any]:
-    """Settings of all optimizers and schedulers before their first step, by name, as a checkpoint can hold them."""
+    """Initial settings of all optimizers and schedulers: name -> value, as plain Python types."""
     settings: dict[str, Any] = {}
-    for number, optimizer in enumerate(trainer.optimizers):
-        prefix = "optimizer" if len(trainer.optimizers) == 1 else f"optimizer {number}"
+    for index, optimizer in enumerate(trainer.optimizers):
+        prefix = "optimizer" if len(trainer.optimizers) == 1 else f"optimizer {index}"
         settings[prefix] = type(optimizer).__name__
         groups = [{**group, "lr": group.get("initial_lr", group["lr"])} for group in optimizer.param_groups]
         for option in sorted({option for group in groups for option in group} - {"params", "initial_lr"}):
             values = [comparable(group.get(option)) for group in groups]
             settings[f"{prefix}'s {option}"] = values[0] if all(value == values[0] for value in values) else values
-    for number, config in enumerate(trainer.lr_scheduler_configs):
-        prefix = "scheduler" if len(trainer.lr_scheduler_configs) == 1 else f"scheduler {number}"
+    for index, config in enumerate(trainer.lr_scheduler_configs):
+        prefix = "scheduler" if len(trainer.lr_scheduler_configs) == 1 else f"scheduler {index}"
         settings |= scheduler_settings(config.scheduler.state_dict(), prefix)
         settings[prefix] = type(config.scheduler).__name__
         settings |= {f"{prefix}'s interval": config.interval, f"{prefix}'s frequency": config.frequency}
@@ -73,19 +73,19 @@ def optimization_settings(trainer: Trainer) -> dict[str, Any]:
 def scheduler_settings(state: dict[str, Any], prefix: str) -> dict[str, Any]:
     """Public numbers and strings in a scheduler's state_dict, including nested schedulers."""
     settings = {f"{prefix}'s {name}": comparable(value) for name, value in state.items() if not name.startswith("_")}
-    settings.pop(f"{prefix}'s base_lrs", None)  # the optimizer's
+    settings.pop(f"{prefix}'s base_lrs", None)  # base_lrs repeats the optimizer's learning rates
     settings[f"{prefix}'s milestones"] = comparable(state.get("milestones", state.get("_milestones")))
-    for number, part in enumerate(state.get("_schedulers", [])):
-        settings |= scheduler_settings(part, f"{prefix}'s part {number}")
+    for index, nested in enumerate(state.get("_schedulers", [])):
+        settings |= scheduler_settings(nested, f"{prefix}'s part {index}")
     return settings
 
 
 def comparable(value: Any) -> Any:
     """Converts numbers, strings and nested containers to plain Python; None for anything else."""
     if isinstance(value, dict):
-        return {str(key): comparable(part) for key, part in value.items()}
+        return {str(key): comparable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [comparable(part) for part in value]
+        return [comparable(item) for item in value]
     if hasattr(value, "tolist"):  # torch's and numpy's numbers
         return comparable(value.tolist())
     return value if isinstance(value, bool | int | float | str) else None
@@ -95,11 +95,11 @@ def check_settings(saved: dict[str, Any], trainer: Trainer) -> None:
     """Compares the configured optimizers and schedulers with those of the checkpoint to resume from.
 
     Args:
-        saved: `optimization_settings` of the checkpoint's training; empty if it saved none: nothing is compared.
-        trainer: after configure_optimizers and before the checkpoint is restored.
+        saved: `optimization_settings` of the checkpoint's training; if empty, nothing is compared.
+        trainer: configure_optimizers has run, but the checkpoint is not restored yet.
 
     Raises:
-        ValueError: if they differ, since the checkpoint's would be used.
+        ValueError: if they differ, because the checkpoint's settings would be used.
     """
     now = optimization_settings(trainer)
     different = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
@@ -107,18 +107,18 @@ def check_settings(saved: dict[str, Any], trainer: Trainer) -> None:
     options = [name for name in different if name in saved and name in now]  # another release of torch may add some
     names = (classes or options)[:4]
     if saved and names:
-        differences = [f"{name} {saved.get(name, 'none')} and not {now.get(name, 'none')}" for name in names]
+        differences = [f"{name} is {saved.get(name, 'none')}, but now {now.get(name, 'none')}" for name in names]
         raise ValueError(
-            f"The checkpoint's training has {', '.join(differences)}. A resumed training keeps the optimizer and the "
-            f"schedule of its checkpoint: set these values as they were. {START_ANEW}"
+            f"In the checkpoint, {'; '.join(differences)}. A resumed training keeps the optimizer and the schedule of "
+            f"its checkpoint: restore the previous values. {NEW_TRAINING_HINT}"
         )
 
 
 def check_no_finder(trainer: Trainer) -> None:
     """Raises ValueError if LearningRateFinder is used when resuming, because Lightning then ignores the checkpoint."""
-    finds = any(isinstance(callback, LearningRateFinder) for callback in callbacks_of(trainer))
-    of_finder = Path(trainer.ckpt_path or "").name.startswith(".lr_find")  # what the finder itself saves and loads
-    if trainer.state.fn == "fit" and finds and not of_finder:
+    has_finder = any(isinstance(callback, LearningRateFinder) for callback in callbacks_of(trainer))
+    is_finder_checkpoint = Path(trainer.ckpt_path or "").name.startswith(".lr_find")  # saved by the finder itself
+    if trainer.state.fn == "fit" and has_finder and not is_finder_checkpoint:
         raise ValueError(
             "LearningRateFinder would train with a new optimizer, from the first epoch: remove it to resume, or leave "
             "out ckpt_path."
@@ -129,8 +129,8 @@ def check_callbacks(states: dict[str, Any] | None, trainer: Trainer | None) -> N
     """Checks for LearningRateFinder, and for a setting that Lightning silently restores: the patience of EarlyStopping.
 
     Args:
-        states: of the checkpoint's callbacks.
-        trainer: before its callbacks are restored; None in `load_from_checkpoint`, which restores none.
+        states: callback states in the checkpoint.
+        trainer: its callbacks are not restored yet; None in `load_from_checkpoint`, which restores none.
 
     Raises:
         ValueError: if there is a LearningRateFinder, or the patience differs.
@@ -138,14 +138,14 @@ def check_callbacks(states: dict[str, Any] | None, trainer: Trainer | None) -> N
     if trainer is None:
         return
     check_no_finder(trainer)
-    stoppings = [part for part in callbacks_of(trainer) if isinstance(part, EarlyStopping)]
-    for stopping in stoppings if trainer.state.fn == "fit" else []:
-        saved = (states or {}).get(stopping.state_key, {}).get("patience", stopping.patience)
-        if saved != stopping.patience:
+    early_stopping_callbacks = [callback for callback in callbacks_of(trainer) if isinstance(callback, EarlyStopping)]
+    for callback in early_stopping_callbacks if trainer.state.fn == "fit" else []:
+        saved = (states or {}).get(callback.state_key, {}).get("patience", callback.patience)
+        if saved != callback.patience:
             raise ValueError(
-                f"EarlyStopping on {stopping.monitor!r} has patience={saved} in the checkpoint, and not "
-                f"{stopping.patience}. A resumed training keeps that of its checkpoint: set patience={saved}. "
-                f"{START_ANEW}"
+                f"EarlyStopping on {callback.monitor!r} has patience={saved} in the checkpoint, but "
+                f"{callback.patience} now. A resumed training keeps the patience of its checkpoint: set "
+                f"patience={saved}. {NEW_TRAINING_HINT}"
             )
 
 
@@ -153,14 +153,14 @@ def check_names(before: list[str], now: list[str]) -> None:
     """Raises ValueError if a name in the checkpoint's optimizer_settings is missing now.
 
     Args:
-        before: names of the checkpoint's optimizers; "" for optimizers that share each loss.
-        now: the same of this training.
+        before: names of the checkpoint's optimizers; "" if optimizer_settings was empty.
+        now: names of this training's optimizers.
     """
     if not set(before) <= set(now):
         saved, configured = (names if any(names) else "no names" for names in (before, now))
         raise ValueError(
-            f"The checkpoint's training has {saved} in optimizer_settings, and this one {configured}: keep the names. "
-            f"{START_ANEW}"
+            f"In the checkpoint, optimizer_settings has {saved}, but now {configured}: use the same names. "
+            f"{NEW_TRAINING_HINT}"
         )
 
 
@@ -168,15 +168,15 @@ def check_accumulation(before: dict[str, int], now: dict[str, int]) -> None:
     """Raises ValueError if the checkpoint holds accumulated gradients and accumulate_grad_batches has changed.
 
     Args:
-        before: name of each optimizer -> its accumulate_grad_batches in the checkpoint; empty without such gradients.
-        now: the same of this training.
+        before: optimizer name -> accumulate_grad_batches in the checkpoint; empty without accumulated gradients.
+        now: optimizer name -> accumulate_grad_batches of this training.
     """
     for name, batches in before.items():
         if now.get(name) != batches:
-            of_optimizer = f" of {name}" if name else ""
+            optimizer = f" of {name}" if name else ""
             raise ValueError(
                 f"The checkpoint was saved during gradient accumulation with accumulate_grad_batches={batches}"
-                f"{of_optimizer}: resume with that number, not {now.get(name)}, or from the end of an epoch."
+                f"{optimizer}: resume with that number, not {now.get(name)}, or from the end of an epoch."
             )
 
 
@@ -184,17 +184,19 @@ def check_parameters(states: list[dict[str, Any]] | None, trainer: Trainer) -> N
     """Raises ValueError unless a checkpoint's optimizers have the same number of parameters as the configured ones.
 
     Args:
-        states: of the checkpoint's optimizers; None if it holds weights only.
-        trainer: with the configured optimizers.
+        states: optimizer states in the checkpoint; None if it holds weights only.
+        trainer: its optimizers are configured.
     """
     if states is None:
-        raise ValueError(f"The checkpoint holds weights only, so that no training can be resumed from it. {START_ANEW}")
+        raise ValueError(
+            f"The checkpoint holds weights only, so training cannot be resumed from it. {NEW_TRAINING_HINT}"
+        )
     saved = [[len(group["params"]) for group in state["param_groups"]] for state in states]
     now = [[len(group["params"]) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
     if saved != now:
         raise ValueError(
             f"The optimizer of the checkpoint has {format_parameter_counts(saved)}, that of this training "
-            f"{format_parameter_counts(now)}: resume with the same network and parameter groups. {START_ANEW}"
+            f"{format_parameter_counts(now)}: resume with the same network and parameter groups. {NEW_TRAINING_HINT}"
         )
 
 

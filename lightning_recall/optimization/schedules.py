@@ -15,10 +15,10 @@ def due_schedulers(trainer: Trainer, interval: str, count: int, optimizer: Any =
     """Schedulers to step after `count` intervals; without ReduceLROnPlateau, which needs a metric.
 
     Args:
-        trainer: with the schedulers.
+        trainer: its schedulers are configured.
         interval: "step" or "epoch".
         count: steps or epochs so far.
-        optimizer: whose schedulers; None: those of all optimizers.
+        optimizer: return only its schedulers; None: all schedulers.
     """
     return [
         config.scheduler
@@ -30,8 +30,10 @@ def due_schedulers(trainer: Trainer, interval: str, count: int, optimizer: Any =
     ]
 
 
-def due_plateaus(trainer: Trainer, metrics: dict[str, Tensor]) -> list[tuple[ReduceLROnPlateau, Tensor]]:
-    """Each ReduceLROnPlateau to step at the end of the epoch, with its metric; after a validation for "val" metrics.
+def due_plateau_schedulers(trainer: Trainer, metrics: dict[str, Tensor]) -> list[tuple[ReduceLROnPlateau, Tensor]]:
+    """ReduceLROnPlateau schedulers to step now, with their metrics.
+
+    Schedulers that monitor a "val" metric step only after a validation.
 
     Args:
         trainer: at the end of an epoch.
@@ -40,15 +42,15 @@ def due_plateaus(trainer: Trainer, metrics: dict[str, Tensor]) -> list[tuple[Red
     Raises:
         ValueError: for a metric that is not logged.
     """
-    every = trainer.check_val_every_n_epoch
+    val_interval = trainer.check_val_every_n_epoch
     epoch = trainer.current_epoch + 1
-    validated = every is not None and epoch % every == 0
+    validated = val_interval is not None and epoch % val_interval == 0
     due = []
     for config in trainer.lr_scheduler_configs:
         scheduler = config.scheduler
         if not isinstance(scheduler, ReduceLROnPlateau) or epoch % config.frequency:
             continue
-        logged = every is None and scheduler.monitor in trainer.callback_metrics
+        logged = val_interval is None and scheduler.monitor in trainer.callback_metrics
         if validated or logged or not scheduler.monitor.startswith("val"):
             if scheduler.monitor not in metrics:
                 raise ValueError(
@@ -62,11 +64,11 @@ def check_schedules(trainer: Trainer, settings: dict[str, OptimizerSettings]) ->
     """Checks all schedulers.
 
     Args:
-        trainer: about to train.
-        settings: of each optimizer, by name in their order; of all, under the name `SHARED`.
+        trainer: its schedulers are configured.
+        settings: optimizer name -> settings, in optimizer order; or {SHARED: settings of all optimizers}.
 
     Raises:
-        ValueError: for a scheduler that ends before the training, for ReduceLROnPlateau without a monitor or with the
+        ValueError: for a scheduler that ends before training does, for ReduceLROnPlateau without a monitor or with the
             interval "step", and, with named optimizers, for a scheduler without an attribute `optimizer`.
     """
     for config in trainer.lr_scheduler_configs:
@@ -75,14 +77,15 @@ def check_schedules(trainer: Trainer, settings: dict[str, OptimizerSettings]) ->
         elif SHARED in settings:
             check_length(config, planned_steps(config, trainer, settings[SHARED]))
         else:
-            of_scheduler = dict(zip(map(id, trainer.optimizers), settings.values(), strict=True))
-            own = of_scheduler.get(id(getattr(config.scheduler, "optimizer", None)))
-            if own is None:
+            settings_by_optimizer = dict(zip(map(id, trainer.optimizers), settings.values(), strict=True))
+            scheduler_settings = settings_by_optimizer.get(id(getattr(config.scheduler, "optimizer", None)))
+            if scheduler_settings is None:
                 raise ValueError(
-                    f"{type(config.scheduler).__name__} needs an attribute `optimizer`, one of the module's."
+                    f"{type(config.scheduler).__name__} needs an attribute `optimizer` that is one of the "
+                    "module's optimizers."
                 )
             if config.interval == "epoch" or trainer.max_steps <= 0:  # max_steps counts the steps of all optimizers
-                check_length(config, planned_steps(config, trainer, own))
+                check_length(config, planned_steps(config, trainer, scheduler_settings))
 
 
 def check_plateau(config: LRSchedulerConfig) -> None:
@@ -91,12 +94,12 @@ def check_plateau(config: LRSchedulerConfig) -> None:
         raise ValueError('ReduceLROnPlateau steps after a validation: set lr_interval="epoch".')
     if not isinstance(config.scheduler, ReduceLROnPlateau):
         raise ValueError(
-            f"torch's ReduceLROnPlateau has no `monitor` argument: use {_lightning.NAME}.cli.ReduceLROnPlateau."
+            f"torch's ReduceLROnPlateau has no `monitor` argument: use {_lightning.PACKAGE}.cli.ReduceLROnPlateau."
         )
 
 
 def planned_steps(config: LRSchedulerConfig, trainer: Trainer, settings: OptimizerSettings) -> float:
-    """Number of steps that the training makes with a scheduler; infinity if its end is not known."""
+    """Number of times that training will step a scheduler; infinity if not known."""
     epochs: float = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
     if config.interval == "epoch":
         return epochs // config.frequency if epochs < math.inf else math.inf
@@ -116,10 +119,10 @@ def check_length(config: LRSchedulerConfig, planned: float) -> None:
     total = getattr(config.scheduler, "total_steps", None)
     if not isinstance(total, int) or planned in (0, total, math.inf):
         return
-    every = f"{config.frequency} " if config.frequency > 1 else ""
+    interval = config.interval if config.frequency == 1 else f"{config.frequency} {config.interval}s"
     mismatch = (
         f"{type(config.scheduler).__name__} ends after total_steps={total}, but training will step it "
-        f"{planned:.0f} times, every {every}{config.interval}{'s' if every else ''}"
+        f"{planned:.0f} times, every {interval}"
     )
     if planned > total:
         raise ValueError(f"{mismatch}: set total_steps to {planned:.0f}, or train for less.")

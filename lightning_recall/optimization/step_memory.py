@@ -13,19 +13,19 @@ NUM_MEASURED = 4  # images: BatchNorm needs more than one
 
 
 class StepMemory(NamedTuple):
-    """Bytes of a step: weights, gradients and optimizer state; activations of one chunk."""
+    """Bytes of a step: parameters, gradients and optimizer state; activations of one chunk."""
 
-    weights: float
+    parameters_and_state: float
     activations: float
 
 
 def step_memory(trainer: Trainer, pl_module: LightningModule, inputs: Any, chunk_size: int) -> StepMemory:
     """Approximate memory of a step per device, excluding loss, embeddings and allocator overhead.
 
-    Random numbers and buffers are unchanged afterwards.
+    Restores the RNG state and leaves the module's buffers unchanged.
 
     Args:
-        trainer: provides precision and optimizers.
+        trainer: its precision and optimizers are used.
         pl_module: its forward takes the inputs of a chunk.
         inputs: a tensor (b, ...), or nested mappings, lists and tuples of tensors. The first few items are passed
             through forward.
@@ -37,7 +37,7 @@ def step_memory(trainer: Trainer, pl_module: LightningModule, inputs: Any, chunk
     excluded = [*pl_module.parameters(), *buffers.values()]
     with isolate_rng(), torch.enable_grad(), trainer.precision_plugin.forward_context():
         saved = saved_bytes(lambda: torch.func.functional_call(pl_module, buffers, (few,)), excluded)
-    return StepMemory(weight_bytes(trainer, pl_module), saved / measured * chunk_size)
+    return StepMemory(parameters_and_state_bytes(trainer, pl_module), saved / measured * chunk_size)
 
 
 def first_items(inputs: Any, device: torch.device) -> Any:
@@ -79,7 +79,7 @@ def saved_bytes(forward: Callable[[], Any], excluded: list[Tensor]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def weight_bytes(trainer: Trainer, pl_module: LightningModule) -> int:
+def parameters_and_state_bytes(trainer: Trainer, pl_module: LightningModule) -> int:
     """Bytes of weights, gradients and optimizer state (two moments for AdamW, one for SGD with momentum)."""
     total = sum(p.numel() * p.element_size() for p in pl_module.parameters())
     for optimizer in trainer.optimizers:

@@ -12,11 +12,14 @@ from lightning_recall._lightning import (
 
 
 def check_trainer_settings(trainer: Trainer, accumulate_grad_batches: int) -> None:
-    """Raises ValueError for settings that only work in automatic optimization; names the module's argument instead."""
+    """Raises ValueError for settings that only work in automatic optimization.
+
+    The message names the module's argument to use instead.
+    """
     for name, unset in (("gradient_clip_val", 0), ("gradient_clip_algorithm", None), ("accumulate_grad_batches", 1)):
         value = getattr(trainer, name)
         if value not in (None, unset):
-            value = getattr(value, "value", value)  # of an enum
+            value = getattr(value, "value", value)  # Lightning stores the algorithm as an enum
             raise ValueError(
                 f"The Trainer's {name}={value!r} has no effect in manual optimization: give {name}={value!r} to the "
                 f"module instead of the Trainer; on the command line: --model.{name} {value}."

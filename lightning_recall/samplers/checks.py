@@ -12,7 +12,7 @@ EpochOrder = Literal["longest", "published"]
 
 
 def check_sizes(batch_size: int, samples_per_class: int) -> None:
-    """Raises ValueError unless a batch consists of two or more packs of two or more images."""
+    """Raises ValueError unless a batch has at least two classes with at least two images each."""
     check_integer("samples_per_class", samples_per_class, 2)  # so that each image has a positive
     check_integer("batch_size", batch_size, 1)
     if batch_size < 2 * samples_per_class or batch_size % samples_per_class:
@@ -46,7 +46,7 @@ def check_options(
         )
 
 
-def super_class_of(
+def super_class_ids_of(
     labels: NDArray[np.integer], order: NDArray[np.int32], sizes: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Index (C,) of each class's super-class, from 0.
@@ -57,7 +57,7 @@ def super_class_of(
         sizes: (C,) number of items of each class.
 
     Raises:
-        ValueError: if `labels` are not (N, 2), or a class is in two super-classes.
+        ValueError: if `labels` are not (N, 2), or if a class has two super-classes.
     """
     if labels.ndim == 1:
         raise ValueError("super_classes needs labels of shape (N, 2): the class and the super-class of each item.")
@@ -72,17 +72,18 @@ def super_class_of(
     return np.unique(first[:, 1], return_inverse=True)[1]
 
 
-def check_super_classes(super_classes: Any, super_of: NDArray[np.int64], num_packs: int) -> None:
+def check_super_classes(super_classes: Any, super_class_ids: NDArray[np.int64], num_packs: int) -> None:
     """Raises ValueError if `super_classes` exceeds the packs in a batch or the number of super-classes.
 
     Args:
         super_classes: number of super-classes in a batch.
-        super_of: (C,) super-classes of the classes that can be drawn.
+        super_class_ids: (C,) super-class of each class that can be drawn.
         num_packs: packs in a batch.
     """
-    most = min(num_packs, len(np.unique(super_of)))
-    if not isinstance(super_classes, (int, np.integer)) or not 1 <= super_classes <= most:
+    num_super_classes = len(np.unique(super_class_ids))
+    maximum = min(num_packs, num_super_classes)
+    if not isinstance(super_classes, (int, np.integer)) or not 1 <= super_classes <= maximum:
         raise ValueError(
-            f"super_classes must be None or from 1 to {most}, the smaller of the classes in a batch ({num_packs}) "
-            f"and the super-classes that contain usable classes ({len(np.unique(super_of))}), got {super_classes}."
+            f"super_classes must be None or from 1 to {maximum}: a batch has {num_packs} classes, and "
+            f"{num_super_classes} super-classes have usable classes, got {super_classes}."
         )

@@ -16,7 +16,7 @@ from lightning_recall.samplers.checks import (
     check_options,
     check_sizes,
     check_super_classes,
-    super_class_of,
+    super_class_ids_of,
 )
 from lightning_recall.samplers.epochs import EpochPlan, EpochSeed
 from lightning_recall.samplers.pack_counts import FewClasses, SmallClasses, Tail, pack_counts
@@ -73,8 +73,8 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         super_classes: number of super-classes per batch, for harder negatives: from 1 to the number of classes in a
             batch. Super-classes are sampled proportionally to their remaining packs and contribute equally where
             possible. A batch has fewer super-classes if fewer remain, and more if the chosen ones cannot fill it. The
-            epoch ends when fewer classes remain than a batch needs; all other classes are drawn to the last pack. With
-            `tail="fill"`, extra batches draw the remaining packs from any super-class.
+            epoch ends when fewer classes remain than a batch needs; all packs of the other classes have been drawn by
+            then. With `tail="fill"`, extra batches draw the remaining packs from any super-class.
         reshuffle: False repeats the first epoch, for example for an overfitting test.
 
     Attributes:
@@ -126,9 +126,9 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         packs = pack_counts(self._sizes, samples_per_class, self.num_packs, small_classes, tail, few_classes)
         self._plan: EpochPlan
         if super_classes is not None:
-            super_of = super_class_of(array, self._order, self._sizes)  # (C,)
-            check_super_classes(super_classes, super_of[packs.per_epoch > 0], self.num_packs)
-            self._plan = SuperClassPlan(packs, super_of, super_classes, self.num_packs, fill=tail == "fill")
+            super_class_ids = super_class_ids_of(array, self._order, self._sizes)  # (C,)
+            check_super_classes(super_classes, super_class_ids[packs.per_epoch > 0], self.num_packs)
+            self._plan = SuperClassPlan(packs, super_class_ids, super_classes, self.num_packs, fill=tail == "fill")
         elif epoch_order == "published":
             self._plan = PublishedPlan(packs.per_epoch, self.num_packs)
         else:
@@ -136,7 +136,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
 
     @property
     def num_packs(self) -> int:
-        """Packs in a batch: as many as classes, unless `few_classes="repeat"` draws several of a class."""
+        """Number of packs in a batch: the number of classes, unless few_classes="repeat" draws several packs of one."""
         return self.batch_size // self.samples_per_class
 
     @property
@@ -159,11 +159,11 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Makes the next iteration epoch `epoch`."""
+        """Sets the epoch of the next iteration."""
         self.epoch = epoch
 
     def settings(self) -> dict[str, Any]:
-        """Settings that the batches depend on, besides the epoch, of types that `torch.load` accepts."""
+        """Settings that determine the batches of an epoch, as plain Python types that `torch.load` can read."""
         return {
             "batch_size": int(self.batch_size),
             "samples_per_class": int(self.samples_per_class),
@@ -176,7 +176,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
 
     @property
     def _epoch_seed(self) -> EpochSeed:
-        """What the next epoch depends on, besides the arguments of the constructor."""
+        """Seed and epoch number that seed the next epoch's generator."""
         return self.seed, self.epoch if self.reshuffle else 0
 
     def __len__(self) -> int:
@@ -190,17 +190,17 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
             ValueError: if passed to a DataLoader as `sampler=` instead of `batch_sampler=`.
         """
         frame: FrameType | None = sys._getframe(1)
-        while frame is not None and is_method_of(self, frame):  # a subclass's own __iter__, a generator perhaps
+        while frame is not None and is_method_of(self, frame):  # skips frames of a subclass's __iter__
             frame = frame.f_back
         if frame is not None and frame.f_globals.get("__name__") in SINGLE_INDEX_CALLERS:
             raise ValueError(
-                f"{type(self).__name__} draws whole batches: give it to the DataLoader as batch_sampler=, without "
+                f"{type(self).__name__} draws whole batches: pass it to the DataLoader as batch_sampler=, without "
                 "batch_size, and not as sampler=."
             )
         return self._batches()
 
     def _batches(self) -> Iterator[list[int]]:
-        """The batches of `__iter__`, whose generator begins with the first batch."""
+        """Generator behind `__iter__`; separate, so that `__iter__` can raise before the first batch is requested."""
         local_slice, seed = self.local_slice, self._epoch_seed
         rng = np.random.default_rng(seed)
         shuffled = self._shuffle(rng)  # (N,)
@@ -208,14 +208,14 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         self.epoch += 1
         starts = np.cumsum(self._sizes) - self._sizes
         for batch in rng.permutation(epoch.length)[: self._plan.length(seed)]:
-            classes, numbers = epoch.batch(batch)
-            # Pack p of a class starts at image p * samples_per_class and wraps around.
-            images = numbers[:, None] * self.samples_per_class + np.arange(self.samples_per_class)
+            classes, pack_indices = epoch.batch(batch)
+            # pack p of a class starts at image p * samples_per_class and wraps around
+            images = pack_indices[:, None] * self.samples_per_class + np.arange(self.samples_per_class)
             indices = shuffled[starts[classes, None] + images % self._sizes[classes, None]]
             yield indices.ravel()[local_slice].tolist()
 
     def _shuffle(self, rng: np.random.Generator) -> NDArray[np.int32]:
-        """Indices (N,) sorted by class, those of each class in random order."""
+        """Indices (N,) sorted by class, in random order within each class."""
         classes = np.repeat(np.arange(len(self._sizes), dtype=np.int32), self._sizes)
         return self._order[np.lexsort((rng.random(len(classes)), classes))]
 

@@ -1,7 +1,7 @@
-"""What the sampler needs of an epoch, and of the plan that draws it. Each kind of epoch has a file of its own.
+"""Interfaces of an epoch and of the plan that draws epochs. Each implementation is in its own file.
 
-A pack is `samples_per_class` images of one class. The sampler splits each class into packs; an epoch says which packs
-form each batch.
+A pack is `samples_per_class` images of one class. The sampler splits each class into packs; an epoch assigns packs to
+batches.
 """
 
 from typing import Protocol
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 EpochSeed = tuple[int, int]
-"""the sampler's seed and the number of the epoch"""
+"""(seed of the sampler, epoch number)"""
 
 
 class Epoch(Protocol):
@@ -20,12 +20,12 @@ class Epoch(Protocol):
     def length(self) -> int:
         """Number of batches."""
 
-    def batch(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def batch(self, batch_index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The class of each pack in a batch, and the index of the pack within its class, both (num_packs,)."""
 
 
 class EpochPlan(Protocol):
-    """Says how long epochs are, and draws them."""
+    """Computes the length of epochs and draws them."""
 
     def length(self, seed: EpochSeed) -> int:
         """Number of batches that the sampler yields; a drawn epoch may have more."""
@@ -34,6 +34,6 @@ class EpochPlan(Protocol):
         """Draws an epoch.
 
         Args:
-            seed: of a plan's own generator, for plans whose epochs do not depend on the order of the images.
-            rng: the generator that has shuffled the images of this epoch.
+            seed: seeds a separate generator, in plans that draw epochs independently of the image order.
+            rng: the generator that shuffled the images of this epoch.
         """

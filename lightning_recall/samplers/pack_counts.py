@@ -1,4 +1,4 @@
-"""Number of packs per class: in an epoch, and at most in a batch. A pack is `samples_per_class` images of one class."""
+"""Number of packs per class in an epoch, and maximum per batch. A pack is `samples_per_class` images of one class."""
 
 from typing import Literal, NamedTuple
 
@@ -25,24 +25,27 @@ def pack_counts(
     tail: Tail,
     few_classes: FewClasses,
 ) -> PackCounts:
-    """Counts the packs of classes of `sizes` (C,) images, for batches of `num_packs` packs.
+    """Computes the number of packs of each class, given the class sizes (C,) and the packs in a batch.
 
     Raises:
         ValueError: if a batch cannot be filled with these options.
     """
     usable = usable_classes(sizes, samples_per_class, small_classes)
-    disjoint = sizes // samples_per_class  # (C,) packs without a common image
+    num_disjoint_packs = sizes // samples_per_class  # (C,) no image is in two packs
     if small_classes == "repeat":
-        disjoint = np.maximum(disjoint, 1)
-    per_batch = np.minimum(disjoint, 1)
+        num_disjoint_packs = np.maximum(num_disjoint_packs, 1)
+    per_epoch, per_batch = num_disjoint_packs, np.minimum(num_disjoint_packs, 1)
     if usable < num_packs:
-        check_few_classes(usable, int(disjoint.sum()), samples_per_class, num_packs, small_classes, few_classes)
-        disjoint = disjoint * -(-num_packs // disjoint.sum())  # a batch may draw each pack this often
-        most = next(most for most in range(2, num_packs) if np.minimum(disjoint, most).sum() >= num_packs)
-        per_batch = np.minimum(disjoint, most)  # the smallest maximum that fills a batch; leaves 2 classes or more
+        total = int(num_disjoint_packs.sum())
+        check_few_classes(usable, total, samples_per_class, num_packs, small_classes, few_classes)
+        per_epoch = num_disjoint_packs * -(-num_packs // total)  # a batch may draw each pack this many times
+        # the smallest limit per class that fills a batch; below num_packs, so that a batch has at least 2 classes
+        limits = range(2, num_packs)
+        limit = next(limit for limit in limits if np.minimum(per_epoch, limit).sum() >= num_packs)
+        per_batch = np.minimum(per_epoch, limit)
     if tail == "fill":
-        return PackCounts(np.where(disjoint > 0, -(-sizes // samples_per_class), 0), per_batch)
-    return PackCounts(disjoint, per_batch)
+        return PackCounts(np.where(per_epoch > 0, -(-sizes // samples_per_class), 0), per_batch)
+    return PackCounts(per_epoch, per_batch)
 
 
 def usable_classes(sizes: NDArray[np.int64], samples_per_class: int, small_classes: SmallClasses) -> int:
@@ -53,17 +56,17 @@ def usable_classes(sizes: NDArray[np.int64], samples_per_class: int, small_class
     """
     small = int((sizes < samples_per_class).sum())
     if small and small_classes == "error":
-        have = "has" if small == 1 else "have"
+        verb = "has" if small == 1 else "have"
         raise ValueError(
-            f"{small} of {len(sizes)} classes {have} fewer than samples_per_class={samples_per_class} images. Lower "
+            f"{small} of {len(sizes)} classes {verb} fewer than samples_per_class={samples_per_class} images. Lower "
             'samples_per_class, leave these classes out with small_classes="drop", or repeat their images with '
             'small_classes="repeat".'
         )
     usable = len(sizes) - (small if small_classes == "drop" else 0)
     if usable < 2:
-        have = "has" if usable == 1 else "have"
+        verb = "has" if usable == 1 else "have"
         raise ValueError(
-            f"A batch needs at least 2 classes, but only {usable} of {len(sizes)} {have} "
+            f"A batch needs at least 2 classes, but only {usable} of {len(sizes)} {verb} "
             f"samples_per_class={samples_per_class} images: lower samples_per_class."
         )
     return usable
@@ -71,7 +74,7 @@ def usable_classes(sizes: NDArray[np.int64], samples_per_class: int, small_class
 
 def check_few_classes(
     usable: int,
-    disjoint: int,
+    num_disjoint_packs: int,
     samples_per_class: int,
     num_packs: int,
     small_classes: SmallClasses,
@@ -85,9 +88,10 @@ def check_few_classes(
             f"samples_per_class, or allow several packs of {samples_per_class} images of a class in a batch with "
             'few_classes="repeat".'
         )
-    if disjoint < num_packs and small_classes != "repeat":
+    if num_disjoint_packs < num_packs and small_classes != "repeat":
         raise ValueError(
-            f"A batch of {num_packs * samples_per_class} would repeat an image: its classes have only {disjoint} "
-            f"packs of {samples_per_class} different images. Lower batch_size to {disjoint * samples_per_class} or "
-            'less, or allow repeated images with small_classes="repeat".'
+            f"A batch of {num_packs * samples_per_class} would repeat an image: its classes have only "
+            f"{num_disjoint_packs} packs of {samples_per_class} different images. Lower batch_size to "
+            f"{num_disjoint_packs * samples_per_class} or less, or allow repeated images with "
+            'small_classes="repeat".'
         )

@@ -1,4 +1,4 @@
-"""Epochs in the order of the code that was published with the Recall@k surrogate loss."""
+"""Epochs in the order of the official code of the Recall@k surrogate loss."""
 
 from dataclasses import dataclass
 from heapq import heapreplace
@@ -25,18 +25,18 @@ class PublishedEpoch:
     stops: NDArray[np.int64]
     length: int
 
-    def batch(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def batch(self, batch_index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The class of each pack in a batch, and the index of the pack within its class, both (num_packs,)."""
-        at = np.flatnonzero((self.starts <= number) & (number < self.stops))
-        return self.classes[at], number - self.starts[at]
+        in_batch = np.flatnonzero((self.starts <= batch_index) & (batch_index < self.stops))
+        return self.classes[in_batch], batch_index - self.starts[in_batch]
 
 
 class PublishedPlan:
-    """Epochs of one length: that of the shortest of 20 random epochs.
+    """All epochs have the length of the shortest of 20 simulated epochs.
 
     Args:
         packs: (C,) number of packs of each class.
-        num_packs: packs in a batch, each of another class.
+        num_packs: packs in a batch, each from a different class.
     """
 
     def __init__(self, packs: NDArray[np.int64], num_packs: int) -> None:
@@ -50,7 +50,7 @@ class PublishedPlan:
         return self._length
 
     def draw(self, seed: EpochSeed, rng: np.random.Generator) -> PublishedEpoch:
-        """Draws an epoch of at least this length from a generator of its own."""
+        """Draws an epoch of at least this length, with a separate generator."""
         return published_epoch(self.packs, self.num_packs, np.random.default_rng((*seed, 1)), self._length)
 
 

@@ -9,7 +9,7 @@ from lightning_recall.samplers.epochs import EpochSeed
 from lightning_recall.samplers.pack_counts import PackCounts
 
 
-def most_batches(packs: NDArray[np.int64], num_packs: int, per_batch: NDArray[np.int64] | int = 1) -> int:
+def max_num_batches(packs: NDArray[np.int64], num_packs: int, per_batch: NDArray[np.int64] | int = 1) -> int:
     """Largest number of batches of `num_packs` packs, if no pack is drawn twice.
 
     Args:
@@ -18,13 +18,13 @@ def most_batches(packs: NDArray[np.int64], num_packs: int, per_batch: NDArray[np
         per_batch: maximum number of packs of a class in a batch, per class (C,) or one value for all; 1: no class
             twice in a batch.
     """
-    most = int(packs.sum()) // num_packs
-    while (drawn := int(np.minimum(packs, per_batch * most).sum())) < most * num_packs:
-        most = drawn // num_packs
-    return most
+    num_batches = int(packs.sum()) // num_packs
+    while (drawn := int(np.minimum(packs, per_batch * num_batches).sum())) < num_batches * num_packs:
+        num_batches = drawn // num_packs
+    return num_batches
 
 
-def fewest_batches(packs: NDArray[np.int64], num_packs: int, per_batch: NDArray[np.int64]) -> int:
+def min_num_batches(packs: NDArray[np.int64], num_packs: int, per_batch: NDArray[np.int64]) -> int:
     """Smallest number of batches of `num_packs` packs that contain all `packs` (C,) at least once."""
     return max(-(-int(packs.sum()) // num_packs), int((-(-packs // np.maximum(per_batch, 1))).max()))
 
@@ -33,7 +33,7 @@ def fewest_batches(packs: NDArray[np.int64], num_packs: int, per_batch: NDArray[
 class SpreadEpoch:
     """A sequence of packs, class by class; the pack at position p goes to batch p % length.
 
-    A class with no more packs than there are batches is therefore never twice in a batch.
+    So a class appears at most once in a batch if it has at most `length` packs.
 
     Attributes:
         classes: (C,) classes in the order of the sequence.
@@ -51,17 +51,17 @@ class SpreadEpoch:
     length: int
     num_packs: int
 
-    def batch(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def batch(self, batch_index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The class of each pack in a batch, and the index of the pack within its class, both (num_packs,).
 
         Several packs of one class in a batch have consecutive indices.
         """
-        positions = number + self.length * np.arange(self.num_packs)
-        at = np.searchsorted(self.ends, positions, side="right")
-        # A class's packs fill a table row by row, `length` columns wide; a column holds those of one batch.
-        row, column = np.divmod(positions - self.ends[at] + self.counts[at], self.length)
-        whole, rest = np.divmod(self.counts[at], self.length)  # the first `rest` columns have one pack more
-        return self.classes[at], self.first[at] + whole * column + np.minimum(column, rest) + row
+        positions = batch_index + self.length * np.arange(self.num_packs)
+        in_batch = np.searchsorted(self.ends, positions, side="right")  # (num_packs,) positions in `classes`
+        # view a class's packs as a table with `length` columns, one per batch, filled row by row
+        row, column = np.divmod(positions - self.ends[in_batch] + self.counts[in_batch], self.length)
+        full_rows, rest = np.divmod(self.counts[in_batch], self.length)  # the first `rest` columns have one pack more
+        return self.classes[in_batch], self.first[in_batch] + full_rows * column + np.minimum(column, rest) + row
 
 
 class SpreadPlan:
@@ -75,14 +75,14 @@ class SpreadPlan:
     def __init__(self, packs: PackCounts, num_packs: int) -> None:
         self.packs = packs
         self.num_packs = num_packs
-        self._length = most_batches(packs.per_epoch, num_packs, packs.per_batch)
+        self._length = max_num_batches(packs.per_epoch, num_packs, packs.per_batch)
 
     def length(self, seed: EpochSeed) -> int:
         """Number of batches of every epoch."""
         return self._length
 
     def draw(self, seed: EpochSeed, rng: np.random.Generator) -> SpreadEpoch:
-        """Draws an epoch from the generator of the images."""
+        """Draws an epoch with the generator that shuffled the images."""
         order = rng.permutation(len(self.packs.per_epoch))
         counts = np.minimum(self.packs.per_epoch, self.packs.per_batch * self._length)[order]
         return SpreadEpoch(order, np.cumsum(counts), counts, np.zeros_like(counts), self._length, self.num_packs)
@@ -99,20 +99,20 @@ class FilledPlan:
     def __init__(self, packs: PackCounts, num_packs: int) -> None:
         self.packs = packs
         self.num_packs = num_packs
-        self._length = fewest_batches(packs.per_epoch, num_packs, packs.per_batch)
+        self._length = min_num_batches(packs.per_epoch, num_packs, packs.per_batch)
 
     def length(self, seed: EpochSeed) -> int:
         """Number of batches of every epoch."""
         return self._length
 
     def draw(self, seed: EpochSeed, rng: np.random.Generator) -> SpreadEpoch:
-        """Draws an epoch from the generator of the images."""
+        """Draws an epoch with the generator that shuffled the images."""
         return filled_epoch(self.packs, np.zeros_like(self.packs.per_epoch), self.num_packs, rng)
 
 
 def filled_epoch(packs: PackCounts, drawn: NDArray[np.int64], num_packs: int, rng: np.random.Generator) -> SpreadEpoch:
     """Draws the packs that are not `drawn` (C,) yet, and fills the batches with repeated packs."""
-    length = fewest_batches(packs.per_epoch - drawn, num_packs, packs.per_batch)
+    length = min_num_batches(packs.per_epoch - drawn, num_packs, packs.per_batch)
     counts = filled_counts(packs, drawn, length, num_packs, rng)
     order = rng.permutation(len(counts))
     return SpreadEpoch(order, np.cumsum(counts[order]), counts[order], drawn[order], length, num_packs)
@@ -121,7 +121,7 @@ def filled_epoch(packs: PackCounts, drawn: NDArray[np.int64], num_packs: int, rn
 def filled_counts(
     packs: PackCounts, drawn: NDArray[np.int64], length: int, num_packs: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Number of packs (C,) per class that fill `length` batches: full passes over all images, then a part of one."""
+    """Number of packs per class (C,) that fill `length` batches: several full passes, then a partial one."""
 
     def counts_after(passes: int) -> NDArray[np.int64]:
         counts: NDArray[np.int64] = np.minimum(packs.per_epoch * passes - drawn, packs.per_batch * length)
@@ -131,10 +131,10 @@ def filled_counts(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if counts_after(middle).sum() <= length * num_packs else (low, middle)
-    counts, more = counts_after(low), counts_after(high) - counts_after(low)
+    counts, next_pass = counts_after(low), counts_after(high) - counts_after(low)
     missing = length * num_packs - int(counts.sum())
-    part = more * missing // max(int(more.sum()), 1)  # (C,) each class's part of the missing packs, rounded down
-    rounded_up = rng.permutation(np.flatnonzero(part < more))[: missing - int(part.sum())]
-    counts += part
+    added = next_pass * missing // max(int(next_pass.sum()), 1)  # (C,) proportional to the next pass, rounded down
+    rounded_up = rng.permutation(np.flatnonzero(added < next_pass))[: missing - int(added.sum())]
+    counts += added
     counts[rounded_up] += 1
     return counts

@@ -17,12 +17,12 @@ class SuperClassEpoch:
 
     Attributes:
         classes: (B, num_packs) class of each pack of each batch, ascending.
-        numbers: (B, num_packs) index of each pack within its class.
+        pack_indices: (B, num_packs) index of each pack within its class.
         rest: extra batches from all super-classes, for `tail="fill"`.
     """
 
     classes: NDArray[np.int32]
-    numbers: NDArray[np.int32]
+    pack_indices: NDArray[np.int32]
     rest: SpreadEpoch | None
 
     @property
@@ -30,11 +30,11 @@ class SuperClassEpoch:
         """Number of batches."""
         return len(self.classes) + (self.rest.length if self.rest else 0)
 
-    def batch(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def batch(self, batch_index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The class of each pack in a batch, and the index of the pack within its class, both (num_packs,)."""
-        if self.rest and number >= len(self.classes):
-            return self.rest.batch(number - len(self.classes))
-        return self.classes[number].astype(np.int64), self.numbers[number].astype(np.int64)
+        if self.rest and batch_index >= len(self.classes):
+            return self.rest.batch(batch_index - len(self.classes))
+        return self.classes[batch_index].astype(np.int64), self.pack_indices[batch_index].astype(np.int64)
 
 
 class SuperClassPlan:
@@ -42,28 +42,28 @@ class SuperClassPlan:
 
     Args:
         packs: number of packs of each class.
-        super_of: (C,) index of each class's super-class, from 0.
+        super_class_ids: (C,) index of each class's super-class, from 0.
         num_super_classes: super-classes in a batch.
         num_packs: packs in a batch.
-        fill: whether further batches draw the packs that are left.
+        fill: whether extra batches draw the packs that are left.
     """
 
     def __init__(
-        self, packs: PackCounts, super_of: NDArray[np.int64], num_super_classes: int, num_packs: int, fill: bool
+        self, packs: PackCounts, super_class_ids: NDArray[np.int64], num_super_classes: int, num_packs: int, fill: bool
     ) -> None:
         self.packs = packs
-        self.super_of = super_of
+        self.super_class_ids = super_class_ids
         self.num_super_classes = num_super_classes
         self.num_packs = num_packs
         self.fill = fill
-        self._last: tuple[EpochSeed, SuperClassEpoch] | None = None  # the epoch that was drawn last, and its seed
+        self._last: tuple[EpochSeed, SuperClassEpoch] | None = None  # (seed, epoch) of the last draw
 
     def length(self, seed: EpochSeed) -> int:
-        """Number of batches of one epoch, which is drawn for it and kept."""
+        """Number of batches of this epoch; draws and caches the epoch."""
         return self._draw(seed).length
 
     def draw(self, seed: EpochSeed, rng: np.random.Generator) -> SuperClassEpoch:
-        """Draws an epoch from a generator of its own, so that `length` needs no shuffled images."""
+        """Draws an epoch with a separate generator, so that `length` does not have to shuffle the images."""
         return self._draw(seed)
 
     def _draw(self, seed: EpochSeed) -> SuperClassEpoch:
@@ -72,29 +72,29 @@ class SuperClassPlan:
         return self._last[1]
 
     def _new_epoch(self, rng: np.random.Generator) -> SuperClassEpoch:
-        batches = draw_batches(self.packs, self.super_of, self.num_super_classes, self.num_packs, rng)
+        batches = draw_batches(self.packs, self.super_class_ids, self.num_super_classes, self.num_packs, rng)
         classes = np.array(batches, np.int32).reshape(-1, self.num_packs)
-        drawn = np.bincount(classes.ravel(), minlength=len(self.super_of))  # (C,)
-        numbers = np.empty(classes.size, np.int32)
-        numbers[np.argsort(classes.ravel(), kind="stable")] = numpy_arange_within_groups(drawn)
+        drawn = np.bincount(classes.ravel(), minlength=len(self.super_class_ids))  # (C,)
+        pack_indices = np.empty(classes.size, np.int32)
+        pack_indices[np.argsort(classes.ravel(), kind="stable")] = numpy_arange_within_groups(drawn)
         is_left = self.fill and bool((drawn < self.packs.per_epoch).any())
         rest = filled_epoch(self.packs, drawn, self.num_packs, rng) if is_left else None
-        return SuperClassEpoch(classes, numbers.reshape(classes.shape), rest)
+        return SuperClassEpoch(classes, pack_indices.reshape(classes.shape), rest)
 
 
 def draw_batches(
     packs: PackCounts,
-    super_of: NDArray[np.int64],
+    super_class_ids: NDArray[np.int64],
     num_super_classes: int,
     num_packs: int,
     rng: np.random.Generator,
 ) -> list[NDArray[np.int32]]:
-    """Draws batches, each given by the classes (num_packs,) of its packs, until no full batch is left."""
+    """Draws batches until no full batch is left; each is given by the classes (num_packs,) of its packs."""
     remaining = packs.per_epoch.copy()  # (C,)
     available = np.minimum(packs.per_epoch, packs.per_batch)  # (C,) packs that the next batch may draw of each class
-    members = np.split(np.argsort(super_of, kind="stable"), np.cumsum(np.bincount(super_of))[:-1])
-    super_remaining = np.bincount(super_of, remaining).astype(np.int64)  # (S,)
-    super_available = np.bincount(super_of, available).astype(np.int64)  # (S,)
+    members = np.split(np.argsort(super_class_ids, kind="stable"), np.cumsum(np.bincount(super_class_ids))[:-1])
+    super_remaining = np.bincount(super_class_ids, remaining).astype(np.int64)  # (S,)
+    super_available = np.bincount(super_class_ids, available).astype(np.int64)  # (S,)
     batches = []
     while super_available.sum() >= num_packs:
         order = np.flatnonzero(super_remaining)
@@ -102,7 +102,7 @@ def draw_batches(
         enough = int(np.searchsorted(np.cumsum(super_available[order]), num_packs)) + 1
         chosen = order[: max(num_super_classes, enough)]
         candidates = np.concatenate([members[s] for s in chosen])
-        candidates = np.repeat(candidates, available[candidates])  # a class once for each of its available packs
+        candidates = np.repeat(candidates, available[candidates])  # repeat each class by its number of available packs
         owner = np.repeat(np.arange(len(chosen)), super_available[chosen])
         candidates = candidates[np.lexsort((rng.exponential(size=len(owner)) / remaining[candidates], owner))]
         # Round-robin over super-classes; additional super-classes, needed to fill the batch, come last.
@@ -112,10 +112,10 @@ def draw_batches(
         batch = np.sort(candidates[np.argsort(turn, kind="stable")[:num_packs]])
         changed, count = np.unique(batch, return_counts=True)
         remaining[changed] -= count
-        np.subtract.at(super_remaining, super_of[changed], count)
+        np.subtract.at(super_remaining, super_class_ids[changed], count)
         lost = available[changed] - np.minimum(remaining[changed], packs.per_batch[changed])
         available[changed] -= lost
-        np.subtract.at(super_available, super_of[changed], lost)
+        np.subtract.at(super_available, super_class_ids[changed], lost)
         batches.append(batch.astype(np.int32))
     return batches
 

@@ -58,7 +58,7 @@ class EmbeddingBlocks:
         return max(norms, default=1.0) or 1.0
 
     def _raw(self, start: int, stop: int) -> Tensor:
-        """Embeddings from `start` to `stop` without scaling, in their own type."""
+        """Embeddings from `start` to `stop` without scaling, in their original dtype."""
         parts = []
         for piece, first in zip(self.pieces, self.ends[:-1], strict=True):
             part = piece[max(start - first, 0) : max(stop - first, 0)]

@@ -1,4 +1,4 @@
-"""Input validation for searches and metrics: shapes and dtypes of embeddings, labels and what belongs to each item."""
+"""Input validation for searches and metrics: shapes and dtypes of embeddings, labels and other per-item tensors."""
 
 import torch
 from torch import Tensor

@@ -48,11 +48,11 @@ def nearest(queries: EmbeddingBlocks, gallery: EmbeddingBlocks, k: int) -> tuple
 
 
 def _check(queries: EmbeddingBlocks, gallery: EmbeddingBlocks, k: int) -> None:
-    """Raises ValueError for arguments that `nearest` does not take."""
-    for side in (queries, gallery):
-        if not isinstance(side, EmbeddingBlocks):
+    """Raises ValueError for invalid arguments of `nearest`."""
+    for blocks in (queries, gallery):
+        if not isinstance(blocks, EmbeddingBlocks):
             raise ValueError(
-                f"queries and gallery must be EmbeddingBlocks, got {type(side).__name__}: wrap them, "
+                f"queries and gallery must be EmbeddingBlocks, got {type(blocks).__name__}: wrap them, "
                 "nearest(EmbeddingBlocks(queries), EmbeddingBlocks(gallery), k)."
             )
     if queries.dim != gallery.dim and len(queries):

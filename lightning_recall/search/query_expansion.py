@@ -8,7 +8,7 @@ from lightning_recall.search.embedding_blocks import EmbeddingBlocks
 from lightning_recall.search.inputs import check_matrices
 from lightning_recall.search.neighbors import nearest
 
-CHUNK_SIZE = 512  # queries whose neighbours' embeddings are held together
+CHUNK_SIZE = 512  # queries expanded at a time
 
 
 def expand_queries(queries: Tensor, gallery: Tensor, k: int = 10, alpha: float = 3.0) -> Tensor:
@@ -42,13 +42,15 @@ def expand_queries(queries: Tensor, gallery: Tensor, k: int = 10, alpha: float =
     check_matrices(queries=queries, gallery=gallery)
     if alpha < 0:
         raise ValueError(f"alpha must be at least 0, got {alpha}.")
-    query_blocks, gallery_blocks = (EmbeddingBlocks(side, device=queries.device) for side in (queries, gallery))
+    query_blocks, gallery_blocks = (
+        EmbeddingBlocks(embeddings, device=queries.device) for embeddings in (queries, gallery)
+    )
     similarities, items = nearest(query_blocks, gallery_blocks, k)  # (Q, k)
     expanded = [queries.double()[:0]]
     for start in range(0, len(queries), CHUNK_SIZE):
         chunk = slice(start, start + CHUNK_SIZE)
         neighbors = gallery_blocks.select(items[chunk].flatten()).view(*items[chunk].shape, -1)  # (q, k, D)
         weights = similarities[chunk].double().clamp(min=0) ** alpha
-        own = query_blocks.select(torch.arange(len(queries))[chunk])  # (q, D)
-        expanded.append(own + torch.einsum("qk,qkd->qd", weights, neighbors))
+        query_embeddings = query_blocks.select(torch.arange(len(queries))[chunk])  # (q, D)
+        expanded.append(query_embeddings + torch.einsum("qk,qkd->qd", weights, neighbors))
     return F.normalize(torch.cat(expanded), dim=1).to(queries.dtype)

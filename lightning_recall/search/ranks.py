@@ -1,8 +1,8 @@
 """Exact ranks by blockwise search: counts the items ranked ahead of each relevant one.
 
-Similarities are computed in float32, a block at a time. Where one of them is too close to a relevant item's for float32
-to resolve which is larger, both are compared in float64. So the ranks are those of float64, for any block size, device
-and number of processes.
+Similarities are computed in float32, one block at a time. If a similarity differs from a relevant item's by less than
+the rounding error of float32, the two are compared in float64. So the ranks are those of float64, for any block size,
+device and number of processes.
 """
 
 import math
@@ -47,7 +47,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 class RankCounter:
-    """Counts, for each relevant item of each query, the items at least as similar to the query.
+    """Counts, for each relevant item, the gallery items whose similarity to the query is at least as high.
 
     The similarity of a relevant item is a threshold; `num_ahead` (P,) holds the counts so far.
 
@@ -63,10 +63,10 @@ class RankCounter:
         self.starts = counts.cumsum(0) - counts  # (Q,)
         self.num_ahead = torch.zeros(len(similarity), dtype=torch.int64, device=similarity.device)  # (P,)
         # 8 standard errors of the float32 dot product (about 0.23 sqrt(D) units in the last place for unit vectors),
-        # plus the rounding of the inputs. Differences below `tie` count as ties in float64.
+        # plus the rounding of the inputs. Differences up to `tie_tolerance` in float64 are ties.
         self.tolerance = (2 * dim**0.5 + 4) * 2.0**-24
-        self.tie = dim * 2.0**-52
-        self.unresolved: list[QueryItemPairs] = []  # (threshold, item) to be compared in float64
+        self.tie_tolerance = dim * 2.0**-52
+        self.unresolved: list[QueryItemPairs] = []  # (threshold, item) pairs to compare in float64
         self.buffer = torch.empty(math.prod(block_shape(similarity.device)), device=similarity.device)
 
     def count(self, queries: Tensor, similarities: Tensor, first_item: int) -> None:
@@ -91,11 +91,12 @@ class RankCounter:
             above = torch.gt(block, high[:, None], out=out).sum(1)
             not_below = torch.ge(block, low[:, None], out=out).sum(1)
             self.num_ahead[thresholds] += above.long()
-            unclear = (above != not_below).nonzero().squeeze(1)
-            if len(unclear):
-                values = block[unclear]
-                row, item = ((values >= low[unclear, None]) & (values <= high[unclear, None])).nonzero().unbind(1)
-                self.unresolved.append(QueryItemPairs(thresholds[unclear[row]], item + first_item))
+            unresolved = (above != not_below).nonzero().squeeze(1)
+            if len(unresolved):
+                values = block[unresolved]
+                is_close = (values >= low[unresolved, None]) & (values <= high[unresolved, None])
+                query, item = is_close.nonzero().unbind(1)
+                self.unresolved.append(QueryItemPairs(thresholds[unresolved[query]], item + first_item))
 
     def _count_sorted(self, queries: Tensor, similarities: Tensor, first_item: int) -> None:
         """Same as `count`, but sorts each block: faster for queries with many thresholds."""
@@ -108,11 +109,13 @@ class RankCounter:
         first = torch.searchsorted(ordered, low)  # (q, J)
         last = torch.searchsorted(ordered, high, right=True)
         self.num_ahead[thresholds[is_valid]] += (ordered.shape[1] - last)[is_valid]
-        row, column = (is_valid & (last > first)).nonzero().unbind(1)
-        width = (last - first)[row, column]
-        start = first[row, column].repeat_interleave(width)
-        unclear = items[row.repeat_interleave(width), start + arange_within_groups(width)]
-        self.unresolved.append(QueryItemPairs(thresholds[row, column].repeat_interleave(width), unclear + first_item))
+        query, column = (is_valid & (last > first)).nonzero().unbind(1)
+        num_close = (last - first)[query, column]
+        start = first[query, column].repeat_interleave(num_close)
+        item = items[query.repeat_interleave(num_close), start + arange_within_groups(num_close)]
+        self.unresolved.append(
+            QueryItemPairs(thresholds[query, column].repeat_interleave(num_close), item + first_item)
+        )
 
     def _limits(self, thresholds: Tensor) -> tuple[Tensor, Tensor]:
         """Float32 similarities below which an item is certainly behind, and above which it is certainly ahead."""
@@ -122,18 +125,21 @@ class RankCounter:
     def resolve_in_float64(
         self, queries: EmbeddingBlocks, gallery: EmbeddingBlocks, query_of: Tensor, at_least: int = 1
     ) -> None:
-        """Compares uncertain pairs in float64 once there are `at_least`; query_of (P,): each threshold's query."""
+        """Compares unresolved pairs in float64 if there are at least `at_least`.
+
+        query_of: (P,) query of each threshold.
+        """
         if sum(len(pairs.item) for pairs in self.unresolved) < at_least:
             return
         thresholds, items = (torch.cat(parts) for parts in zip(*self.unresolved, strict=True))
         self.unresolved = []
-        # a query's thresholds are often uncertain about the same items: each pair is computed once
+        # several thresholds of a query often have the same unresolved items: compute each (query, item) pair once
         pairs, pair_of = torch.unique(query_of[thresholds] * len(gallery) + items, return_inverse=True)
         exact = [
             (queries.select(part // len(gallery)) * gallery.select(part % len(gallery))).sum(1)
             for part in torch.split(pairs, FLOAT64_PAIRS)
         ]
-        is_ahead = torch.cat(exact)[pair_of] >= self.similarity[thresholds] - self.tie
+        is_ahead = torch.cat(exact)[pair_of] >= self.similarity[thresholds] - self.tie_tolerance
         self.num_ahead.index_add_(0, thresholds, is_ahead.long())
 
 
@@ -141,24 +147,24 @@ class _ExcludedPairs:
     """Pairs that are excluded from a similarity matrix, sorted by block.
 
     Args:
-        row: rows (P,) of the matrix.
-        item: columns (P,) of the matrix.
-        shape: number of rows and columns of the whole matrix.
+        query: (P,) positions of the queries in the matrix.
+        item: (P,) gallery indices.
+        shape: (number of queries, number of items) of the whole matrix.
         device: device of the matrix, which decides the size of a block.
     """
 
-    def __init__(self, row: Tensor, item: Tensor, shape: tuple[int, int], device: torch.device) -> None:
+    def __init__(self, query: Tensor, item: Tensor, shape: tuple[int, int], device: torch.device) -> None:
         block_queries, block_items = block_shape(device)
-        self.num_row_blocks = -(-shape[0] // block_queries)
-        num_blocks = self.num_row_blocks * -(-shape[1] // block_items)
-        block_of, order = (item // block_items * self.num_row_blocks + row // block_queries).sort()
-        self.row, self.item = row[order] % block_queries, item[order] % block_items
+        self.num_query_blocks = -(-shape[0] // block_queries)
+        num_blocks = self.num_query_blocks * -(-shape[1] // block_items)
+        block_of, order = (item // block_items * self.num_query_blocks + query // block_queries).sort()
+        self.query, self.item = query[order] % block_queries, item[order] % block_items
         self.bounds = torch.searchsorted(block_of, torch.arange(num_blocks + 1, device=device)).tolist()
 
-    def mask(self, similarities: Tensor, row_block: int, item_block: int) -> None:
+    def mask(self, similarities: Tensor, query_block: int, item_block: int) -> None:
         """Writes minus infinity to the excluded pairs of one block of similarities (q, g)."""
-        inside = slice(*self.bounds[item_block * self.num_row_blocks + row_block :][:2])
-        similarities[self.row[inside], self.item[inside]] = -torch.inf
+        inside = slice(*self.bounds[item_block * self.num_query_blocks + query_block :][:2])
+        similarities[self.query[inside], self.item[inside]] = -torch.inf
 
 
 def count_ahead(
@@ -168,7 +174,7 @@ def count_ahead(
     excluded: QueryItemPairs,
     query_indices: Tensor,
 ) -> Iterator[int]:
-    """Counts, for each threshold of some queries, the gallery items that are at least as similar to the query.
+    """Counts, for each threshold of the given queries, the gallery items that are at least as similar to the query.
 
     Args:
         queries: Q query embeddings.
@@ -183,26 +189,26 @@ def count_ahead(
     device = query_indices.device
     block_queries, block_items = block_shape(device)
     query_indices = query_indices[counter.counts[query_indices].argsort(descending=True, stable=True)]
-    row_of = torch.full((len(queries),), -1, device=device)  # (Q,), -1 for queries without thresholds
-    row_of[query_indices] = torch.arange(len(query_indices), device=device)
+    position_of = torch.full((len(queries),), -1, device=device)  # (Q,), -1 for queries without thresholds
+    position_of[query_indices] = torch.arange(len(query_indices), device=device)
     query_embeddings = queries.select(query_indices).float()  # (q, D)
     query_of = torch.arange(len(queries), device=device).repeat_interleave(counter.counts)  # (P,)
-    row, item = row_of[excluded.query], excluded.item
-    row, item = row[row >= 0], item[row >= 0]
-    excluded_pairs = _ExcludedPairs(row, item, (len(query_indices), len(gallery)), device)
+    query, item = position_of[excluded.query], excluded.item
+    query, item = query[query >= 0], item[query >= 0]
+    excluded_pairs = _ExcludedPairs(query, item, (len(query_indices), len(gallery)), device)
     buffer = torch.empty(block_queries * block_items, device=device)
     for item_block, first in enumerate(range(0, len(gallery), block_items)):
         items = gallery.block(first, min(first + block_items, len(gallery)))  # (g, D)
-        for row_block, part in enumerate(torch.split(query_embeddings, block_queries)):
+        for query_block, part in enumerate(torch.split(query_embeddings, block_queries)):
             similarities = _view(buffer, (len(part), len(items)))
             torch.mm(part, items.T, out=similarities)
-            excluded_pairs.mask(similarities, row_block, item_block)
-            counter.count(query_indices[row_block * block_queries :][:block_queries], similarities, first)
+            excluded_pairs.mask(similarities, query_block, item_block)
+            counter.count(query_indices[query_block * block_queries :][:block_queries], similarities, first)
             counter.resolve_in_float64(queries, gallery, query_of, at_least=FLOAT64_PAIRS)
         yield len(query_embeddings) * len(items)
     counter.resolve_in_float64(queries, gallery, query_of)
 
 
 def _view(buffer: Tensor, shape: Sequence[int]) -> Tensor:
-    """The first elements of a buffer as a matrix: allocating per block costs a third of the product's time."""
+    """Views the start of a buffer as a matrix; allocating one per block would take a third as long as the matmul."""
     return buffer[: shape[0] * shape[1]].view(*shape)

@@ -17,20 +17,20 @@ PROGRESS_BAR_OPTIONS = {"desc": "Searching", "unit": " similarities", "unit_scal
 
 
 class RelevantRanks(NamedTuple):
-    """Ranks of the relevant items of some queries.
+    """Ranks of the relevant items of the given queries.
 
     queries: (q,) indices of the queries with at least one relevant item, ascending.
     num_relevant: (q,) number of relevant items per query.
-    query: (P,) index into `queries` that each rank belongs to.
-    rank: (P,) ranks of relevant items, starting at 1, query by query, ascending; only each query's best rank if `first`
-        is set.
+    query_position: (P,) position in `queries` of the query that each rank belongs to.
+    rank: (P,) ranks of relevant items, starting at 1, query by query, ascending; with `only_first`, only the
+        best rank of each query.
     position: (P,) number of relevant items ranked before this one.
     item: (P,) gallery indices of the relevant items.
     """
 
     queries: Tensor
     num_relevant: Tensor
-    query: Tensor
+    query_position: Tensor
     rank: Tensor
     position: Tensor
     item: Tensor
@@ -42,7 +42,7 @@ def rank_pairs(
     pairs: QueryItemPairs,
     similarity: Tensor,
     is_ignored: Tensor,
-    first: bool = False,
+    only_first: bool = False,
     bar: "tqdm[None] | None" = None,
 ) -> RelevantRanks:
     """Ranks relevant items in the whole gallery, without ignored pairs.
@@ -55,7 +55,7 @@ def rank_pairs(
         pairs: (P,) all relevant and all ignored pairs; every other item of the gallery is irrelevant.
         similarity: (P,) float64.
         is_ignored: (P,) bool, mask of the pairs that are ignored in the ranking, such as a query and itself.
-        first: whether to rank only each query's most similar relevant item, which is faster.
+        only_first: whether to rank only each query's most similar relevant item, which is faster.
         bar: progress bar, advanced by the number of computed similarities.
     """
     query, item, similarity = pairs.query[~is_ignored], pairs.item[~is_ignored], similarity[~is_ignored]
@@ -64,26 +64,26 @@ def rank_pairs(
     query, item, similarity = query[order], item[order], similarity[order]
     num_relevant = torch.bincount(query, minlength=len(queries))  # (Q,)
     position = arange_within_groups(num_relevant)
-    if first:
+    if only_first:
         is_best = position == 0
         query, item, similarity, position = query[is_best], item[is_best], similarity[is_best], position[is_best]
     query_indices = num_relevant.nonzero().squeeze(1)  # (q,)
-    counter = RankCounter(similarity, num_relevant.clamp(max=1) if first else num_relevant, gallery.dim)
+    counter = RankCounter(similarity, num_relevant.clamp(max=1) if only_first else num_relevant, gallery.dim)
     for num_similarities in count_ahead(queries, gallery, counter, pairs, query_indices):
         if bar is not None:
             bar.update(num_similarities)
     rank = counter.num_ahead + position + 1
-    query = torch.searchsorted(query_indices, query)
-    return RelevantRanks(query_indices, num_relevant[query_indices], query, rank, position, item)
+    query_position = torch.searchsorted(query_indices, query)
+    return RelevantRanks(query_indices, num_relevant[query_indices], query_position, rank, position, item)
 
 
 class LabelledEmbeddings(NamedTuple):
     """Embeddings (N, D) with labels, ids and optional groups.
 
     labels: (N,) integers.
-    ids: (N,) integers; a query ignores the gallery item with its own id, which is itself.
-    groups: (N,) integers; a query ignores items with the same label and group, such as its own camera's. None: nothing
-        is ignored.
+    ids: (N,) integers; a query ignores the gallery item with the same id, because it is the same image.
+    groups: (N,) integers; a query ignores items with the same label and group, such as images of the same camera. None:
+        nothing is ignored.
     """
 
     embeddings: EmbeddingBlocks
@@ -96,7 +96,7 @@ def rank_by_label(
     queries: LabelledEmbeddings,
     gallery: LabelledEmbeddings,
     rank_and_world_size: tuple[int, int] = (0, 1),
-    first: bool = False,
+    only_first: bool = False,
     progress: bool = False,
 ) -> Iterator[RelevantRanks]:
     """Ranks, for each query, the items that have its label.
@@ -104,8 +104,9 @@ def rank_by_label(
     Args:
         queries: Q query embeddings.
         gallery: G gallery embeddings.
-        rank_and_world_size: the process, and how many there are; ranks only this process's part of the queries.
-        first: whether to rank only each query's most similar relevant item, which is faster.
+        rank_and_world_size: rank of this process and number of processes; only this process's part of the queries is
+            searched.
+        only_first: whether to rank only each query's most similar relevant item, which is faster.
         progress: whether to show a progress bar if the search takes longer than two seconds.
 
     Yields:
@@ -123,13 +124,13 @@ def rank_by_label(
         tqdm(total=num_similarities, disable=not progress, **PROGRESS_BAR_OPTIONS) as bar,
     ):
         for part in _chunks(counts):
-            classes = _SortedClasses(query_indices[part], starts[part], counts[part], order)
-            pairs = classes.pairs()
+            by_class = _QueriesByClass(query_indices[part], starts[part], counts[part], order)
+            pairs = by_class.pairs()
             is_ignored = queries.ids[pairs.query] == gallery.ids[pairs.item]
             if queries.groups is not None and gallery.groups is not None:
                 is_ignored |= queries.groups[pairs.query] == gallery.groups[pairs.item]
-            similarity = classes.similarities(queries.embeddings, gallery.embeddings)
-            yield rank_pairs(queries.embeddings, gallery.embeddings, pairs, similarity, is_ignored, first, bar)
+            similarity = by_class.similarities(queries.embeddings, gallery.embeddings)
+            yield rank_pairs(queries.embeddings, gallery.embeddings, pairs, similarity, is_ignored, only_first, bar)
 
 
 def _chunks(counts: Tensor) -> Iterator[slice]:
@@ -144,8 +145,8 @@ def _chunks(counts: Tensor) -> Iterator[slice]:
         begin = end
 
 
-class _SortedClasses(NamedTuple):
-    """Queries, class by class, and where each one's class lies in the gallery.
+class _QueriesByClass(NamedTuple):
+    """Queries sorted by class, and the gallery slice that holds each query's class.
 
     queries: (q,) query indices, sorted by class.
     starts: (q,) position in `order` at which the query's class begins.
@@ -166,10 +167,10 @@ class _SortedClasses(NamedTuple):
     def similarities(self, queries: EmbeddingBlocks, gallery: EmbeddingBlocks) -> Tensor:
         """Float64 similarities (P,) of these pairs, in the same order."""
         _, sizes = torch.unique_consecutive(self.starts + len(self.order) * (self.counts == 0), return_counts=True)
-        firsts = sizes.cumsum(0) - sizes  # the first query of each class
+        first_queries = sizes.cumsum(0) - sizes  # position of the first query of each class
         parts = [torch.zeros(0, dtype=torch.float64, device=self.queries.device)]
         queries_by_class = torch.split(queries.select(self.queries), sizes.tolist())
-        starts, counts = self.starts[firsts].tolist(), self.counts[firsts].tolist()
+        starts, counts = self.starts[first_queries].tolist(), self.counts[first_queries].tolist()
         for class_queries, start, count in zip(queries_by_class, starts, counts, strict=True):  # (c, D)
             items = torch.split(self.order[start : start + count], MAX_QUERIES)
             blocks = [class_queries @ gallery.select(part).T for part in items]

@@ -15,9 +15,10 @@ def k_reciprocal_similarities(
     """Combines the Jaccard similarity of k-reciprocal neighbourhoods with the original similarity (Q, G).
 
     d* = (1 - lambda) d_J + lambda d, with d_J the Jaccard distance of the neighbourhoods and d = 2 - 2 cos, normalised
-    by each query's maximum. Returns -d*. Neighbours are weighted by exp(-d). Each neighbourhood is expanded by the
-    k1/2-reciprocal neighbourhood of each member if more than two thirds of that lie in it, and averaged over the k2
-    nearest items. Memory and time grow with (Q + G)^2: suitable for up to tens of thousands of items.
+    by each query's maximum. Returns -d*. Neighbours are weighted by exp(-d). For each member of a neighbourhood,
+    its k1/2-reciprocal neighbours are added if more than two thirds of them are in the neighbourhood. Then the weights
+    are averaged over the k2 nearest items. Memory and time grow with (Q + G)^2: suitable for up to tens of thousands of
+    items.
 
     Source: Zhong, Zheng, Cao, Li, "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017, section
     3; k1, k2 and lambda as in the paper.
@@ -30,8 +31,8 @@ def k_reciprocal_similarities(
         lambda_value: weight of the original distance, 0 to 1.
 
     Raises:
-        ValueError: if a number is out of range, if there are fewer than k1 + 1 items, or if the embeddings are not
-            finite floating-point matrices with the same D.
+        ValueError: if k1, k2 or lambda_value is out of range, if there are fewer than k1 + 1 items, or if embeddings
+            are not finite floating-point matrices with the same D.
     """
     check_matrices(queries=queries, gallery=gallery)
     both = torch.cat([queries, gallery])  # (N, D), N = Q + G
@@ -45,14 +46,14 @@ def k_reciprocal_similarities(
         unit = embeddings.block(0, len(embeddings))  # (N, D)
         distances = (2 - 2 * unit @ unit.T).clamp_(min=0)  # (N, N)
         distances /= distances.amax(1, keepdim=True).clamp(min=1e-12)
-        neighbors = nearest(embeddings, embeddings, k1 + 1)[1]  # (N, k1 + 1), each item itself among them
+        neighbors = nearest(embeddings, embeddings, k1 + 1)[1]  # (N, k1 + 1), includes the item itself
         is_member = _expand(_reciprocal(neighbors), _reciprocal(neighbors[:, : round(k1 / 2) + 1]))  # (N, N)
         weights = torch.exp(-distances) * is_member
         weights /= weights.sum(1, keepdim=True)
         if k2 > 1:
             weights = torch.stack([weights[near].mean(0) for near in neighbors[:, :k2]])
         num_queries = len(queries)
-        overlaps = [torch.minimum(row, weights[num_queries:]).sum(1)[None] for row in weights[:num_queries]]
+        overlaps = [torch.minimum(near, weights[num_queries:]).sum(1)[None] for near in weights[:num_queries]]
         overlap = torch.cat([distances[:0, num_queries:], *overlaps])  # (Q, G)
         jaccard = 1 - overlap / (2 - overlap)
         return -((1 - lambda_value) * jaccard + lambda_value * distances[:num_queries, num_queries:])
@@ -66,7 +67,7 @@ def _reciprocal(neighbors: Tensor) -> Tensor:
 
 
 def _expand(neighborhoods: Tensor, half_neighborhoods: Tensor) -> Tensor:
-    """Adds the k1/2-reciprocal neighbourhood of each member if more than two thirds of it lie in the neighbourhood.
+    """Adds each member's k1/2-reciprocal neighbours if more than two thirds of them are in the neighbourhood.
 
     Args:
         neighborhoods: mask (N, N) of the k1-reciprocal neighbours.

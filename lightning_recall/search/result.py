@@ -11,9 +11,9 @@ from lightning_recall.search.ranks import full_precision
 
 
 class SearchResult(NamedTuple):
-    """Per-query search results. All N items have numbers from 0 to N - 1; `gallery` and `queries` hold such numbers.
+    """Per-query search results. `gallery` and `queries` are indices into the N items.
 
-    embeddings: of the N items, as `update` got them, each item once; in one or more pieces (n, D).
+    embeddings: (N, D), without duplicates, as passed to `update`; in one or more pieces (n, D).
     labels: (N,); None if relevance is given by `relevant`.
     indices: (N,) positions of the items in their data set, ascending; None if they were not passed.
     gallery: (G,) the gallery items.
@@ -22,7 +22,7 @@ class SearchResult(NamedTuple):
     scores: per query, {"recall@1": (Q,) float64, ...}; NaN if a score is not defined for a query.
     normalize: True: similarities are cosines. False: dot products.
     relevant: query -> its relevant items (P,), if they are not defined by labels.
-    groups: (N,); a query ignores items of its own class and group. None: nothing is ignored.
+    groups: (N,); a query ignores items of the same class and group. None: nothing is ignored.
     """
 
     embeddings: Tensor | Sequence[Tensor]
@@ -43,8 +43,8 @@ class SearchResult(NamedTuple):
     def nearest(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Similarities and items (q, k) of the k nearest gallery items of queries (q,).
 
-        k is capped at the gallery size. Meant for plots of few queries: computes the similarities to the
-        whole gallery at once, in float32.
+        k is capped at the gallery size. Meant for plots of few queries: computes the similarities to the whole
+        gallery at once, in float32.
         """
         similarities = self.similarities(queries, self.gallery)
         is_ignored = queries[:, None] == self.gallery
@@ -71,10 +71,10 @@ class SearchResult(NamedTuple):
     def is_relevant(self, queries: Tensor, items: Tensor) -> Tensor:
         """Whether items (q, k) are relevant to queries (q,): (q, k) bool."""
         if self.relevant is not None:
-            rows = [
-                torch.isin(row, self.relevant[int(query)].to(row.device))
-                for query, row in zip(queries, items, strict=True)
+            is_relevant = [
+                torch.isin(query_items, self.relevant[int(query)].to(query_items.device))
+                for query, query_items in zip(queries, items, strict=True)
             ]
-            return torch.stack(rows)
+            return torch.stack(is_relevant)
         assert self.labels is not None  # labels are set whenever `relevant` is None
         return self.labels[items] == self.labels[queries, None]

@@ -119,7 +119,7 @@ def test_weights_are_loaded(tmp_path, content):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"embedder.weight": torch.ones(2, 3)}, 'settings describe. Missing .* "embedder.bias"'),
+        ({"embedder.weight": torch.ones(2, 3)}, 'in the settings. Missing .* "embedder.bias"'),
         ({**WEIGHTS, "embedder.more": torch.ones(1)}, 'Unexpected .* "embedder.more"'),
         ({**WEIGHTS, "embedder.bias": torch.ones(5)}, "size mismatch for embedder.bias"),
         ({"model": WEIGHTS}, "holds no weights of a module: it holds 'model'"),

@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ModelCheckpoint, ModelSummary
 
-from lightning_recall._lightning import NAME
+from lightning_recall._lightning import PACKAGE
 from lightning_recall.callbacks import InterruptCheckpoint, RunSummary
 from lightning_recall.cli import command as command_module
 from lightning_recall.cli import run
@@ -56,7 +56,9 @@ def test_settings_of_a_run_with_a_used_version_stand_beside_the_others(command, 
     )
     assert (folder / "config.yaml").read_text() == "of: another run"
     assert "class_path" in (folder / "config-1.yaml").read_text()
-    assert "Settings, beside those of another run: runs/glyphs/version_7/config-1.yaml" in capsys.readouterr().out
+    assert (
+        "Settings (config.yaml of another run was kept): runs/glyphs/version_7/config-1.yaml" in capsys.readouterr().out
+    )
 
 
 def test_metrics_of_a_run_with_a_used_version_are_not_deleted(command, glyph_folder, in_tmp_path, capsys):
@@ -151,7 +153,7 @@ def test_only_weights_that_do_not_fit_are_an_error_of_the_checkpoint(loading, mo
     cli = object.__new__(RecallCLI)
     cli.config = Namespace(test=Namespace(ckpt_path="some.ckpt"))
     expected = ValueError if loading else RuntimeError
-    with pytest.raises(expected, match="some.ckpt holds the weights of another network" if loading else "a defect"):
+    with pytest.raises(expected, match="some.ckpt holds weights that do not match" if loading else "a defect"):
         cli.run_subcommand("test")
 
 
@@ -193,7 +195,7 @@ def test_the_console_shows_warnings_in_a_line_and_no_advertisement(monkeypatch):
     monkeypatch.setattr(command_module, "main", lambda: None)
     run()
     assert warnings.formatwarning("look here", UserWarning, "file.py", 3) == "Warning: look here\n"
-    logger = logging.getLogger(f"{NAME}.utilities.rank_zero")
+    logger = logging.getLogger(f"{PACKAGE}.utilities.rank_zero")
     monkeypatch.setattr(logger, "filters", [])
     with warnings.catch_warnings():
         command_module.hide_noise()

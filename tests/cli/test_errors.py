@@ -102,7 +102,7 @@ def test_the_checkpoint_of_another_network_is_named_as_such(console, glyph_folde
         *("--trainer.callbacks", "null", "--trainer.logger", "false"),
     )
     assert code == 1
-    assert "error: other.ckpt holds the weights of another network or loss than the settings describe. Missing" in shown
+    assert "error: other.ckpt holds weights that do not match the network or loss in the settings. Missing" in shown
     assert len(shown.strip().splitlines()[-2]) < 900
 
 
@@ -151,7 +151,7 @@ def test_help_describes_the_subcommands_in_full():
     ).stdout
     text = " ".join(shown.split())
     assert "predict Write the embeddings of the test images." in text
-    assert "fit Train a model, and validate it on classes set aside from training." in text
+    assert "fit Train a model, and validate it on held-out classes." in text
     assert "\n  lightning-recall fit --config configs/glyphs.yaml\n" in shown
 
 

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 from jsonargparse import Namespace
 
-from lightning_recall._lightning import NAME
+from lightning_recall._lightning import PACKAGE
 from lightning_recall.cli import saved_settings
 from lightning_recall.cli.saved_settings import SaveSettings
 
@@ -16,7 +16,7 @@ def test_checkpoints_hold_settings_that_download_nothing_and_keep_a_modules_own(
         settings.on_save_checkpoint(None, None, content)
     assert own == {"hyper_parameters": {"width": 3}}
     saved = checkpoint["hyper_parameters"]
-    assert (saved["_class_path"], saved["_instantiator"]) == ("a.B", f"{NAME}.cli.instantiate_module")
+    assert (saved["_class_path"], saved["_instantiator"]) == ("a.B", f"{PACKAGE}.cli.instantiate_module")
     assert saved["embedder"]["init_args"] == {"backbone": "resnet18", "pretrained": False, "freeze_batch_norm": True}
     assert embedder.init_args.pretrained is True  # of this run
 

@@ -428,7 +428,9 @@ def test_predict_gives_embeddings():
 @pytest.mark.parametrize(("before", "now"), [(None, SimilarityMixup()), (SimilarityMixup(), None)])
 def test_a_training_is_resumed_with_its_mixup(before, now, tmp_path):
     fitted(make_module(mixup=before)).save_checkpoint(tmp_path / "first.ckpt")
-    message = f"training {'has a' if before else 'has no'} mixup, and this one {'has none' if before else 'has one'}: "
+    message = (
+        "trained with mixup, but this run does not use it: " if before else "without mixup, but this run uses it: "
+    )
     with pytest.raises(ValueError, match=message):
         make_trainer(max_epochs=2).fit(make_module(mixup=now), datamodule=Vectors(), ckpt_path=tmp_path / "first.ckpt")
     module = make_module(mixup=now)  # as the message says

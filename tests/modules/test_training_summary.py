@@ -35,7 +35,7 @@ def test_a_batch_is_described_with_its_chunks_and_the_memory_of_one(chunk_size, 
     assert (rows["loss"], rows["chunks"]) == ("RecallAtKLoss", chunks)
     inputs = batch[0][0] if isinstance(batch, list) else batch[0]
     needed = step_memory(described.trainer, described, inputs, int(chunks.split()[4]))
-    activations, weights = (f"{part / 2**20:,.0f}" for part in (needed.activations, needed.weights))
+    activations, weights = (f"{part / 2**20:,.0f}" for part in (needed.activations, needed.parameters_and_state))
     assert rows["memory"].startswith(f"about {sum(needed) / 2**20:,.0f} MiB: {weights} for weights")
     assert rows["memory"].endswith(f" {activations} for a chunk")
 

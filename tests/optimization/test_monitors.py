@@ -96,10 +96,10 @@ def fit(*callbacks, kind=RetrievalModule, loss=None, val=("one",), scores=True, 
         ("recall@1", "Did you mean 'val/recall@1'?"),
         (
             "val/recall@4",
-            r"is not logged. RetrievalEvaluation logs it with ks=\[1, 2, 4\]. Logged are: train/loss, val/recall@1,",
+            r"is not logged. RetrievalEvaluation logs it with ks=\[1, 2, 4\]. Logged keys: train/loss, val/recall@1,",
         ),
         ("val/recall@4x", "Did you mean 'val/recall@2'?"),
-        ("val/map@r2", "Logged are: train/loss, val/recall@1, val/recall@2, val/map@r."),
+        ("val/map@r2", "Logged keys: train/loss, val/recall@1, val/recall@2, val/map@r."),
         ("val/map", "Did you mean 'val/map@r'?"),
         ("val/one/recall@1", "Did you mean 'val/recall@1'?"),
         ("train_loss", "Did you mean 'train/loss'?"),
@@ -160,7 +160,7 @@ def test_a_monitor_without_a_validation_is_refused(settings, tmp_path):
     with pytest.raises(ValueError, match="'val/recall@1', but there is no validation: hold out validation data"):
         fit(EarlyStopping("val/recall@1", mode="max"), **settings)
     saving = ModelCheckpoint(tmp_path, monitor="val/recall@1", mode="max", save_last=True)
-    with pytest.warns(UserWarning, match="no validation: only the end of the training is saved"):
+    with pytest.warns(UserWarning, match="no validation: only the last checkpoint is saved"):
         fit(saving, **settings)
     assert saving.last_model_path
     fit(EarlyStopping("val/recall@1", mode="max"), fast_dev_run=True, **settings)

@@ -466,13 +466,17 @@ class Optimizes(Adversarial):
 @pytest.mark.parametrize(
     ("losses", "attributes", "message"),
     [
-        (lambda loss: loss, {}, r"names \['critic', 'generator'\]: pass optimize a dict of losses by these names"),
+        (
+            lambda loss: loss,
+            {},
+            r"Pass a dict of losses to optimize\(\), with keys from optimizer_settings: \['critic', 'generator'\]",
+        ),
         (
             lambda loss: {"criti": loss},
             {},
-            r"losses for \['criti'\], but the optimizers are those in optimizer_settings",
+            r"losses for \['criti'\], but optimizer_settings has \['critic', 'generator'\]",
         ),
-        (lambda loss: {"critic": loss}, {"optimizer_settings": {}}, "not in optimizer_settings, which is empty"),
+        (lambda loss: {"critic": loss}, {"optimizer_settings": {}}, "optimizer_settings is empty: pass a single loss"),
     ],
 )
 def test_losses_without_an_optimizer_are_refused(losses, attributes, message):
@@ -490,11 +494,9 @@ def test_a_checkpoint_of_other_names_or_accumulation_is_refused(tmp_path):
     with pytest.raises(ValueError, match="accumulate_grad_batches=2 of critic: resume with that number, not 3"):
         fit(Adversarial(critic={"accumulate_grad_batches": 3}), tmp_path / "first.ckpt")
     renamed = {"judge": OptimizerSettings(), "generator": OptimizerSettings()}
-    with pytest.raises(
-        ValueError, match=r"has \['critic', 'generator'\] in optimizer_settings, and this one \['judge'"
-    ):
+    with pytest.raises(ValueError, match=r"has \['critic', 'generator'\], but now \['judge'"):
         fit(changed(optimizer_settings=renamed), tmp_path / "first.ckpt")
-    with pytest.raises(ValueError, match=r"has \['critic', 'generator'\] in optimizer_settings, and this one no names"):
+    with pytest.raises(ValueError, match=r"has \['critic', 'generator'\], but now no names"):
         fit(changed(optimizer_settings={}), tmp_path / "first.ckpt")
 
 

@@ -111,35 +111,43 @@ def test_a_plateau_resumes(tmp_path):
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        ({}, {"optimizer": sgd(0.1)}, "optimizer's lr 0.5 and not 0.1. A resumed training keeps"),
-        ({}, {"optimizer": sgd(weight_decay=0.1)}, "optimizer's weight_decay 0 and not 0.1"),
-        ({}, {"optimizer": sgd(momentum=0.8)}, "optimizer's momentum 0.9 and not 0.8"),
+        ({}, {"optimizer": sgd(0.1)}, "optimizer's lr is 0.5, but now 0.1. A resumed training keeps"),
+        ({}, {"optimizer": sgd(weight_decay=0.1)}, "optimizer's weight_decay is 0, but now 0.1"),
+        ({}, {"optimizer": sgd(momentum=0.8)}, "optimizer's momentum is 0.9, but now 0.8"),
         (
             {"optimizer": AdamW},
             {"optimizer": lambda p: AdamW(p, betas=(0.5, 0.9))},
-            r"999\] and not \[0.5, 0.9\]",
+            r"999\], but now \[0.5, 0.9\]",
         ),
-        ({}, {"optimizer": AdamW}, "optimizer SGD and not AdamW. A resumed"),
-        ({"optimizer": Adam}, {"optimizer": AdamW}, "optimizer Adam and not AdamW"),
-        ({"loss_lr": 0.2}, {"loss_lr": 0.3}, r"lr \[0.5, 0.2\] and not \[0.5, 0.3\]"),
-        ({"lr_scheduler": cycle()}, {"lr_scheduler": cycle(2.0)}, "max_lr 1.0 and not 2.0"),
-        ({"lr_scheduler": cycle()}, {"lr_scheduler": cycle(total_steps=20)}, "total_steps 10 and not 20"),
-        ({"lr_scheduler": from_zero}, {"lr_scheduler": from_zero, "optimizer": sgd(0.1)}, "lr 0.5 and not 0.1"),
-        ({"lr_scheduler": cycle()}, {}, "scheduler OneCycleLR and not none"),
-        ({}, {"lr_scheduler": cycle()}, "scheduler none and not OneCycleLR"),
-        ({"lr_scheduler": SCHEDULES[4]}, {"lr_scheduler": lambda o: StepLR(o, 2, gamma=0.1)}, "gamma 0.5 and not 0.1"),
+        ({}, {"optimizer": AdamW}, "optimizer is SGD, but now AdamW. A resumed"),
+        ({"optimizer": Adam}, {"optimizer": AdamW}, "optimizer is Adam, but now AdamW"),
+        ({"loss_lr": 0.2}, {"loss_lr": 0.3}, r"lr is \[0.5, 0.2\], but now \[0.5, 0.3\]"),
+        ({"lr_scheduler": cycle()}, {"lr_scheduler": cycle(2.0)}, "max_lr is 1.0, but now 2.0"),
+        ({"lr_scheduler": cycle()}, {"lr_scheduler": cycle(total_steps=20)}, "total_steps is 10, but now 20"),
+        ({"lr_scheduler": from_zero}, {"lr_scheduler": from_zero, "optimizer": sgd(0.1)}, "lr is 0.5, but now 0.1"),
+        ({"lr_scheduler": cycle()}, {}, "scheduler is OneCycleLR, but now none"),
+        ({}, {"lr_scheduler": cycle()}, "scheduler is none, but now OneCycleLR"),
+        (
+            {"lr_scheduler": SCHEDULES[4]},
+            {"lr_scheduler": lambda o: StepLR(o, 2, gamma=0.1)},
+            "gamma is 0.5, but now 0.1",
+        ),
         (
             {"lr_scheduler": SCHEDULES[5]},
             {"lr_scheduler": lambda o: MultiStepLR(o, [2, 8])},
-            "'7': 1} and not",
+            "'7': 1}, but now",
         ),
-        ({"lr_scheduler": sequence(9)}, {"lr_scheduler": sequence(8)}, "part 1's T_max 9 and not 8"),
+        ({"lr_scheduler": sequence(9)}, {"lr_scheduler": sequence(8)}, "part 1's T_max is 9, but now 8"),
         (
             {"lr_scheduler": SCHEDULES[4]},
             {"lr_scheduler": SCHEDULES[4], "lr_interval": "epoch"},
-            "interval step",
+            "interval is step",
         ),
-        ({"lr_scheduler": SCHEDULES[4]}, {"lr_scheduler": SCHEDULES[4], "lr_frequency": 2}, "frequency 1 and not 2"),
+        (
+            {"lr_scheduler": SCHEDULES[4]},
+            {"lr_scheduler": SCHEDULES[4], "lr_frequency": 2},
+            "frequency is 1, but now 2",
+        ),
     ],
 )
 def test_other_settings_are_refused(tmp_path, first, second, message):
@@ -192,7 +200,7 @@ def test_accumulated_gradients_need_the_same_number_of_batches(tmp_path):
 
 def test_a_checkpoint_of_weights_only_cannot_be_resumed(tmp_path):
     fit(Net()).save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
-    with pytest.raises(ValueError, match=r"holds weights only, so that no training can be resumed.*--weights FILE"):
+    with pytest.raises(ValueError, match=r"holds weights only, so training cannot be resumed.*--weights FILE"):
         fit(Net(), tmp_path / "weights.ckpt", max_epochs=2)
 
 
@@ -241,7 +249,7 @@ def test_another_patience_is_refused(tmp_path):
     path = tmp_path / "first.ckpt"
     fit(Net(), **stopping(1)).save_checkpoint(path)
     message = (
-        "EarlyStopping on 'train/loss' has patience=1 in the checkpoint, and not 50. .* set patience=1. To continue"
+        "EarlyStopping on 'train/loss' has patience=1 in the checkpoint, but 50 now. .* set patience=1. To continue"
     )
     with pytest.raises(ValueError, match=message):
         fit(Net(), path, max_epochs=2, **stopping(50))

@@ -41,7 +41,9 @@ def test_the_estimate_is_near_the_memory_of_a_step(name):
     needed = step_memory(trainer, module, inputs, len(inputs))
     taken = peak_tensor_bytes(lambda: module(inputs).sum().backward())
     gradients = sum(p.numel() * p.element_size() for p in net.parameters() if p.requires_grad)
-    assert needed.weights == sum(p.numel() * p.element_size() for p in net.parameters())  # no optimizer yet
+    assert needed.parameters_and_state == sum(
+        p.numel() * p.element_size() for p in net.parameters()
+    )  # no optimizer yet
     assert 0.6 < (needed.activations + gradients) / taken < 1.3
     assert step_memory(trainer, module, inputs, 2 * len(inputs)).activations == 2 * needed.activations
 
@@ -57,14 +59,14 @@ def test_the_estimate_is_near_the_memory_of_a_step(name):
 def test_an_optimizer_keeps_moments(optimizer, copies):
     module, trainer = Module(nn.Linear(3, 5)), Trainer(barebones=True)
     trainer.strategy._optimizers = [optimizer(module.parameters())]
-    assert step_memory(trainer, module, torch.randn(4, 3), 4).weights == copies * 4 * 20
+    assert step_memory(trainer, module, torch.randn(4, 3), 4).parameters_and_state == copies * 4 * 20
 
 
 def test_frozen_weights_have_no_gradients():
     module, trainer = Module(nn.Linear(3, 5)), Trainer(barebones=True)
     module.net.bias.requires_grad_(False)
     trainer.strategy._optimizers = [torch.optim.AdamW(module.parameters())]
-    assert step_memory(trainer, module, torch.randn(4, 3), 4).weights == 4 * (20 + 3 * 15)
+    assert step_memory(trainer, module, torch.randn(4, 3), 4).parameters_and_state == 4 * (20 + 3 * 15)
 
 
 def test_activations_exclude_buffers_and_are_counted_under_no_grad():

@@ -27,7 +27,7 @@ def ranks_by_loops(queries, gallery, relevant, is_ignored, tie=1e-13):
 def as_dict(parts):
     found = {}
     for part in parts:
-        for query, rank in zip(part.queries[part.query].tolist(), part.rank.tolist(), strict=True):
+        for query, rank in zip(part.queries[part.query_position].tolist(), part.rank.tolist(), strict=True):
             found.setdefault(query, []).append(rank)
     return found
 

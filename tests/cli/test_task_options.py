@@ -9,27 +9,27 @@ import torch
 from jsonargparse import Namespace
 
 from lightning_recall.callbacks import InterruptCheckpoint, RunSummary
-from lightning_recall.cli import declarations as declarations_module
-from lightning_recall.cli.declarations import (
-    DECLARATIONS,
-    Declaration,
-    declarations,
+from lightning_recall.cli import task_options as task_options_module
+from lightning_recall.cli.errors import explain
+from lightning_recall.cli.help import parser_descriptions
+from lightning_recall.cli.task_options import (
+    TASK_MODULES,
+    TaskOptions,
     default_callbacks,
     expand_model_files,
     import_classes,
     public_names,
+    task_options,
 )
-from lightning_recall.cli.errors import explain
-from lightning_recall.cli.help import parser_descriptions
 
 GLYPHS = Path(__file__).parents[2] / "configs" / "glyphs.yaml"
-NAMES = {*Declaration.__annotations__, "disable_pretrained", "evaluates_initial_weights"}
+NAMES = {*TaskOptions.__annotations__, "disable_pretrained", "evaluates_initial_weights"}
 
 
-@pytest.mark.parametrize("name", DECLARATIONS)
+@pytest.mark.parametrize("name", TASK_MODULES)
 def test_each_module_declares_every_name_and_no_other(name):
     declared = {key for key, value in vars(import_module(name)).items() if key.isupper()}
-    assert declared == set(Declaration.__annotations__)
+    assert declared == set(TaskOptions.__annotations__)
     assert all(callable(getattr(import_module(name), key)) for key in NAMES - declared)
 
 
@@ -41,12 +41,12 @@ def test_names_of_all_modules_are_known_after_import():
 @pytest.fixture
 def two_tasks(monkeypatch):
     """A second task that shares a callback and a remedy with the first."""
-    (first,) = declarations()
+    (first,) = task_options()
     second = SimpleNamespace(**{**{name: getattr(first, name) for name in NAMES}, "OVERVIEW": "Segments images."})
     second.SUBCOMMANDS = dict.fromkeys(first.SUBCOMMANDS, "Or masks.")
     second.MODEL_FILES = ("init_args.weights",)
     monkeypatch.setitem(sys.modules, "second", second)
-    monkeypatch.setattr(declarations_module, "DECLARATIONS", (*DECLARATIONS, "second"))
+    monkeypatch.setattr(task_options_module, "TASK_MODULES", (*TASK_MODULES, "second"))
 
 
 @pytest.mark.usefixtures("two_tasks")

@@ -1,28 +1,28 @@
-"""What the command needs to know of each task: only the modules in `DECLARATIONS` hold it."""
+"""Task-specific settings of the command, defined by the modules in `TASK_MODULES`."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol, cast
 
-DECLARATIONS = ("lightning_recall.modules.command",)
-"""modules that define the names of `Declaration`; a new task adds its own"""
+TASK_MODULES = ("lightning_recall.modules.command",)
+"""modules that implement `TaskOptions`, one per task"""
 
 
-class Declaration(Protocol):
-    """The names that a module in `DECLARATIONS` defines."""
+class TaskOptions(Protocol):
+    """The names that a module in `TASK_MODULES` defines."""
 
-    CLASSES: Sequence[str]
-    """modules whose classes a config may name without their path, and that "Did you mean" searches"""
+    CLASS_MODULES: Sequence[str]
+    """modules whose classes can be given by name alone; also searched for "Did you mean" hints"""
 
     CALLBACKS: Sequence[str]
     """class paths of callbacks without arguments that every run gets by default"""
 
     LINKS: Sequence[tuple[str, str, Callable[[Any], Any]]]
-    """(source, target, function of the source's value) of settings that follow others"""
+    """linked settings: (source, target, function from the source's value to the target's)"""
 
     MODEL_FILES: Sequence[str]
-    """settings of the model that may be a path, whose `~` is expanded"""
+    """model settings that may hold a path; `~` in them is expanded"""
 
     TRAINING_STATE: Sequence[str]
     """entries of a module's state_dict that --weights does not load, because they belong to one training"""
@@ -34,7 +34,7 @@ class Declaration(Protocol):
     """what to do if the GPU's memory runs out; completes a sentence"""
 
     OVERVIEW: str
-    """what `lightning-recall --help` shows first, with examples"""
+    """start of `lightning-recall --help`, with examples"""
 
     SUBCOMMANDS: Mapping[str, str]
     """subcommand -> a sentence on what it does"""
@@ -43,41 +43,41 @@ class Declaration(Protocol):
     """example of an option -> what it sets"""
 
     CLASS_HELP: Sequence[str]
-    """options that list the options of a class"""
+    """--*.help options that print the arguments of a class"""
 
     def disable_pretrained(self, model: Any) -> None:
         """Changes the model's settings in place so that building it downloads no weights."""
 
     def evaluates_initial_weights(self, callbacks: Sequence[Any]) -> bool:
-        """Whether one of the callbacks, given as settings, needs the weights that the model starts with."""
+        """Whether one of the callbacks, given as settings, needs the initial weights of the model."""
 
 
-def declarations() -> list[Declaration]:
-    """The modules in `DECLARATIONS`."""
-    return [cast(Declaration, import_module(name)) for name in DECLARATIONS]
+def task_options() -> list[TaskOptions]:
+    """The modules in `TASK_MODULES`."""
+    return [cast(TaskOptions, import_module(name)) for name in TASK_MODULES]
 
 
 def import_classes() -> None:
-    """Imports the modules whose classes a config may name without their path: `class_path: NAME`."""
-    for declaration in declarations():
-        for name in declaration.CLASSES:
+    """Imports the modules in CLASS_MODULES; a config can then name their classes without a path: `class_path: NAME`."""
+    for task in task_options():
+        for name in task.CLASS_MODULES:
             import_module(name)
 
 
 def public_names() -> list[str]:
-    """The names that these modules export."""
-    modules = [import_module(name) for declaration in declarations() for name in declaration.CLASSES]
+    """Public names of all modules in CLASS_MODULES."""
+    modules = [import_module(name) for task in task_options() for name in task.CLASS_MODULES]
     return [name for module in modules for name in getattr(module, "__all__", ())]
 
 
 def default_callbacks() -> list[Any]:
     """The callbacks that every run gets by default, each once."""
-    paths = dict.fromkeys(path for declaration in declarations() for path in declaration.CALLBACKS)
-    made = []
+    paths = dict.fromkeys(path for task in task_options() for path in task.CALLBACKS)
+    callbacks = []
     for path in paths:
         module, _, name = path.rpartition(".")
-        made.append(getattr(import_module(module), name)())
-    return made
+        callbacks.append(getattr(import_module(module), name)())
+    return callbacks
 
 
 def expand_model_files(model: Any) -> None:
@@ -86,7 +86,7 @@ def expand_model_files(model: Any) -> None:
     Args:
         model: settings of the model; changed in place.
     """
-    for path in (path for declaration in declarations() for path in declaration.MODEL_FILES):
+    for path in (path for task in task_options() for path in task.MODEL_FILES):
         *parents, name = path.split(".")
         settings = model
         for parent in parents:
