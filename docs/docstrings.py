@@ -13,7 +13,7 @@ def documented_names() -> dict[str, str]:
     """Import path of each name that a page of the reference documents."""
     paths = [path for page in REFERENCE.glob("*.md") for path in re.findall(r"^::: (\S+)$", page.read_text(), re.M)]
     names = {path.rpartition(".")[2]: path for path in paths}
-    return {name: path for name, path in names.items() if name not in ("main", "run", "describe")}
+    return {name: path for name, path in names.items() if name not in ("main", "run")}
 
 
 class Docstrings(griffe.Extension):

@@ -41,7 +41,7 @@ def evaluation_inputs(batch: Batch) -> Any:
     if isinstance(batch, Sequence) and len(batch) == 2:
         return batch[0]
     raise ValueError(
-        f"An evaluation batch must be a pair (inputs, labels), got {describe(batch)}. For any other batch, have "
+        f"An evaluation batch must be a pair (inputs, labels), got {type_and_shape(batch)}. For any other batch, have "
         'validation_step and test_step return {"embeddings": (b, D), "labels": (b,)}.'
     )
 
@@ -66,11 +66,12 @@ def evaluation_labels(outputs: Any, batch: Batch) -> Tensor:
         is_scalar = labels.ndim == 0 if isinstance(labels, Tensor) else isinstance(labels, int | np.integer)
         hint = " The batch contains a single item without a batch dimension: set batch_size in the DataLoader."
         hint = hint if is_scalar else ""
-        raise ValueError(f"The labels of an evaluation batch must be a tensor (b,), got {describe(labels)}.{hint}")
+        got = type_and_shape(labels)
+        raise ValueError(f"The labels of an evaluation batch must be a tensor (b,), got {got}.{hint}")
     return labels
 
 
-def describe(value: Any) -> str:
+def type_and_shape(value: Any) -> str:
     """Type and size of a value, for error messages."""
     if isinstance(value, Tensor):
         return f"a tensor {tuple(value.shape)}"

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from lightning_recall.checks import check_labelled_embeddings, check_labels
 from lightning_recall.tensors import arange_within_groups
-from lightning_recall.virtual_pairs import VirtualPairs, labels_with_virtual, mix_embeddings, same_class_pairs
+from lightning_recall.virtual_pairs import VirtualPairs, append_virtual_labels, mix_embeddings, same_class_pairs
 
 
 class SimilarityMixup(nn.Module):
@@ -57,7 +57,7 @@ class SimilarityMixup(nn.Module):
         """Appends the virtual items to embeddings (N, D) and labels (N,)."""
         check_labelled_embeddings(embeddings, labels)
         pairs = self.draw(labels)
-        return mix_embeddings(embeddings, pairs), labels_with_virtual(labels.long(), pairs)
+        return mix_embeddings(embeddings, pairs), append_virtual_labels(labels.long(), pairs)
 
     def draw(self, labels: Tensor) -> VirtualPairs:
         """Draws same-class pairs, at most `max_virtual_per_class` per class, and their alphas.

@@ -75,6 +75,6 @@ def mix_embeddings(embeddings: Tensor, pairs: VirtualPairs) -> Tensor:
     return torch.cat([embeddings, torch.lerp(embeddings[pairs.second], embeddings[pairs.first], alpha)])
 
 
-def labels_with_virtual(labels: Tensor, pairs: VirtualPairs | None) -> Tensor:
+def append_virtual_labels(labels: Tensor, pairs: VirtualPairs | None) -> Tensor:
     """Labels (N + M,) of the real and the virtual items; a virtual item has the label of its pair. None: no pairs."""
     return labels if pairs is None else torch.cat([labels, labels[pairs.first]])

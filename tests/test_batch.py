@@ -7,11 +7,11 @@ import torch
 from lightning_recall.batch import (
     IGNORED_LABEL,
     chunks_of_batch,
-    describe,
     evaluation_inputs,
     evaluation_labels,
     is_pair,
     labels_of_pair,
+    type_and_shape,
 )
 
 IMAGES, LABELS = torch.zeros(4, 3), torch.tensor([0, 0, 1, IGNORED_LABEL])
@@ -76,10 +76,10 @@ def test_wrong_evaluation_labels_are_rejected(labels, message):
 
 
 def test_values_are_described_by_type_and_size():
-    assert describe(IMAGES) == "a tensor (4, 3)"
-    assert describe((1, 2, 3)) == "a tuple of 3"
-    assert describe({"a": 1}) == "a dict with the keys 'a'"
-    assert describe(3.5) == "a float"
+    assert type_and_shape(IMAGES) == "a tensor (4, 3)"
+    assert type_and_shape((1, 2, 3)) == "a tuple of 3"
+    assert type_and_shape({"a": 1}) == "a dict with the keys 'a'"
+    assert type_and_shape(3.5) == "a float"
 
 
 TWO = torch.tensor([3, 4])

@@ -3,7 +3,7 @@ import torch
 
 from lightning_recall.virtual_pairs import (
     VirtualPairs,
-    labels_with_virtual,
+    append_virtual_labels,
     mix_embeddings,
     mix_similarities,
     same_class_pairs,
@@ -52,7 +52,7 @@ def test_virtual_embeddings_are_appended_in_the_order_of_the_pairs():
 
 def test_virtual_items_have_the_label_of_their_pair():
     first, second = same_class_pairs(LABELS)
-    labels = labels_with_virtual(LABELS, VirtualPairs(first, second, torch.rand(7)))
+    labels = append_virtual_labels(LABELS, VirtualPairs(first, second, torch.rand(7)))
     assert labels[:7].equal(LABELS)
     assert labels[7:].equal(LABELS[second])
-    assert labels_with_virtual(LABELS, None) is LABELS
+    assert append_virtual_labels(LABELS, None) is LABELS

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from lightning_recall._lightning import LightningModule, Trainer
-from lightning_recall.batch import describe, evaluation_inputs
+from lightning_recall.batch import evaluation_inputs, type_and_shape
 
 PIXELS, UNTRAINED = "pixels", "untrained"
 
@@ -44,7 +44,7 @@ class Baselines:
         inputs = evaluation_inputs(batch)
         if not isinstance(inputs, Tensor):
             raise ValueError(
-                f"baselines=True scores the pixels of images: inputs must be a tensor, got {describe(inputs)}."
+                f"baselines=True scores the pixels of images: inputs must be a tensor, got {type_and_shape(inputs)}."
             )
         with trainer.precision_plugin.forward_context():
             untrained = functional_call(pl_module, self.initial_state, (inputs,))

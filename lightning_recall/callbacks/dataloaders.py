@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_recall.batch import describe
+from lightning_recall.batch import type_and_shape
 
 
 def named_loaders(loaders: Any) -> dict[int | str, Any]:
@@ -35,8 +35,8 @@ def check_loaders(loaders: Any) -> None:
     for name, loader in named_loaders(loaders).items():
         if isinstance(loader, Tensor | np.ndarray | str | int):
             raise ValueError(
-                f"Dataloader {name} is {describe(loader)}. Lightning treats a list or dict as several dataloaders: "
-                "pass a list of batches as DataLoader(batches, batch_size=None)."
+                f"Dataloader {name} is {type_and_shape(loader)}. Lightning treats a list or dict as several "
+                "dataloaders: pass a list of batches as DataLoader(batches, batch_size=None)."
             )
 
 

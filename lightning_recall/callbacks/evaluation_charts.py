@@ -2,7 +2,7 @@
 
 from lightning_recall._lightning import Callback, LightningModule, Trainer
 from lightning_recall.callbacks.output import file_name, output_path, save_picture, writes_files
-from lightning_recall.callbacks.retrieval_evaluation import results_of
+from lightning_recall.callbacks.retrieval_evaluation import evaluation_results
 from lightning_recall.plots.charts import charts_of
 
 
@@ -29,13 +29,13 @@ class EvaluationCharts(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks at test start that the charts can be drawn."""
-        results_of(trainer, self)
+        evaluation_results(trainer, self)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the charts."""
         if not writes_files(trainer):
             return
-        for result in results_of(trainer, self):
+        for result in evaluation_results(trainer, self):
             for chart in charts_of(result.search_result, self.seed):
                 name = file_name(chart.name, result.name) + ".png"
                 path = output_path(trainer, name)  # must be called on all processes

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_recall._lightning import LightningModule, Trainer
-from lightning_recall.batch import IGNORED_LABEL, describe, evaluation_inputs, evaluation_labels
+from lightning_recall.batch import IGNORED_LABEL, evaluation_inputs, evaluation_labels, type_and_shape
 from lightning_recall.callbacks.index_checks import check_processes_differ, raise_if_indices_required
 from lightning_recall.callbacks.index_recorder import indices_of_batch
 from lightning_recall.data.attributes import ground_truth_of, roles_of
@@ -135,7 +135,6 @@ def embeddings_of_batch(trainer: Trainer, pl_module: LightningModule, outputs: A
             embeddings = pl_module(inputs)
     size = len(evaluation_labels(outputs, batch))
     if not (isinstance(embeddings, Tensor) and embeddings.ndim == 2 and len(embeddings) == size):
-        raise ValueError(
-            f"{source} of {type(pl_module).__name__} must give embeddings ({size}, D), got {describe(embeddings)}."
-        )
+        got = type_and_shape(embeddings)
+        raise ValueError(f"{source} of {type(pl_module).__name__} must give embeddings ({size}, D), got {got}.")
     return embeddings

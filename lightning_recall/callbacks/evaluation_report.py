@@ -13,7 +13,7 @@ from PIL import Image
 
 from lightning_recall._lightning import Callback, LightningModule, Trainer
 from lightning_recall.callbacks.output import output_path, print_path, unused_paths, writes_files
-from lightning_recall.callbacks.retrieval_evaluation import EvaluationResult, results_of
+from lightning_recall.callbacks.retrieval_evaluation import EvaluationResult, evaluation_results
 from lightning_recall.callbacks.retrieved_images import check_images, pictures_of
 from lightning_recall.checks import check_integer
 from lightning_recall.plots.charts import charts_of
@@ -48,7 +48,7 @@ class EvaluationReport(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks at test start that the report can be made."""
-        results_of(trainer, self)
+        evaluation_results(trainer, self)
         check_images(trainer, self)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -56,7 +56,7 @@ class EvaluationReport(Callback):
         if not writes_files(trainer):
             return
         path = output_path(trainer, "report.html")  # must be called on all processes
-        results = results_of(trainer, self)
+        results = evaluation_results(trainer, self)
         if trainer.is_global_zero and results:
             details = [f"Model: {type(pl_module).__name__}"]
             if trainer.ckpt_path:

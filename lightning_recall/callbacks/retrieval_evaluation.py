@@ -212,7 +212,7 @@ class RetrievalEvaluation(Callback):
                 print_path("Scores of each query and class", path)
 
 
-def results_of(trainer: Trainer, callback: Callback) -> list[EvaluationResult]:
+def evaluation_results(trainer: Trainer, callback: Callback) -> list[EvaluationResult]:
     """The results of the Trainer's RetrievalEvaluation from its last validate or test.
 
     Raises:

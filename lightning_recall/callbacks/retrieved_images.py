@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_recall._lightning import Callback, LightningModule, Trainer
-from lightning_recall.batch import describe
+from lightning_recall.batch import type_and_shape
 from lightning_recall.callbacks.dataloaders import named_loaders
 from lightning_recall.callbacks.index_checks import check_recorded
 from lightning_recall.callbacks.index_recorder import HINT
 from lightning_recall.callbacks.output import file_name, output_path, save_picture, writes_files
-from lightning_recall.callbacks.retrieval_evaluation import EvaluationResult, results_of
+from lightning_recall.callbacks.retrieval_evaluation import EvaluationResult, evaluation_results
 from lightning_recall.checks import check_integer
 from lightning_recall.plots.retrieved_images import Choice, draw_queries, load_pictures, retrieve
 
@@ -57,14 +57,14 @@ class RetrievedImages(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks at test start that the images can be drawn."""
-        results_of(trainer, self)
+        evaluation_results(trainer, self)
         check_images(trainer, self)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the pictures."""
         if not writes_files(trainer):
             return
-        for result in results_of(trainer, self):
+        for result in evaluation_results(trainer, self):
             for choice in self.choices:
                 name = file_name("retrieved_images", "" if choice == "random" else choice, result.name)
                 path = output_path(trainer, f"{name}.png")  # must be called on all processes
@@ -103,6 +103,6 @@ def image_of(dataset: Any, index: int) -> Tensor:
     if not (isinstance(image, Tensor) and image.ndim == 3):
         raise ValueError(
             f"The data set must return (image (C, H, W), label); the first element of item {index} is "
-            f"{describe(image)}."
+            f"{type_and_shape(image)}."
         )
     return image

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_recall.losses.base import RetrievalLoss, check_batch, check_finite_if_compiling, select_queries
 from lightning_recall.losses.closed_form import forbid_double_backward
 from lightning_recall.losses.gallery import make_gallery
-from lightning_recall.virtual_pairs import VirtualPairs, labels_with_virtual
+from lightning_recall.virtual_pairs import VirtualPairs, append_virtual_labels
 
 PerQueryLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Similarities (q, N), and masks of positives and negatives (q, N) -> one value per query (q,)."""
@@ -124,7 +124,7 @@ def pairwise_loss_of_checked_batch(
 ) -> PairwiseLossResult:
     """Like `pairwise_loss`, but assumes that `check_batch` was called and autocast is disabled."""
     check_finite_if_compiling(embeddings)
-    labels = labels_with_virtual(labels, pairs)
+    labels = append_virtual_labels(labels, pairs)
     _, inverse, counts = torch.unique(labels, return_inverse=True, return_counts=True)
     is_query = select_queries((counts[inverse] > 1) & (counts[inverse] < len(labels)), queries)
     indices = is_query.nonzero().squeeze(1)

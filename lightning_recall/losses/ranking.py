@@ -22,7 +22,7 @@ from lightning_recall.losses.closed_form import forbid_double_backward
 from lightning_recall.losses.gallery import Gallery, make_gallery
 from lightning_recall.losses.heaviside import Sigmoid, SmoothHeaviside
 from lightning_recall.losses.positives import QueryPositives, find_positives
-from lightning_recall.virtual_pairs import VirtualPairs, labels_with_virtual
+from lightning_recall.virtual_pairs import VirtualPairs, append_virtual_labels
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Ranks (Q, P), valid mask (Q, P) bool, and similarities of the positives (Q, P) in units of the temperature -> one
@@ -118,7 +118,7 @@ def rank_loss_of_checked_batch(
 ) -> RankLossResult:
     """Like `smooth_rank_loss`, but assumes that `check_batch` was called and autocast is disabled."""
     check_finite_if_compiling(embeddings)
-    labels = labels_with_virtual(labels, pairs)
+    labels = append_virtual_labels(labels, pairs)
     positives = find_positives(labels)
     if queries is not None:
         is_query = select_queries(torch.ones_like(labels, dtype=torch.bool), queries)[positives.queries]

@@ -17,7 +17,7 @@ from lightning_recall.losses.anchors import (
 from lightning_recall.losses.base import check_ks
 from lightning_recall.losses.pairwise import PairwiseLoss
 from lightning_recall.tensors import arange_within_groups
-from lightning_recall.virtual_pairs import VirtualPairs, labels_with_virtual
+from lightning_recall.virtual_pairs import VirtualPairs, append_virtual_labels
 
 PART_ELEMENTS = 2**20  # number of comparisons per part (4 MiB in fp32)
 DEVICE_ELEMENTS = 2**24  # on a GPU (64 MiB)
@@ -129,7 +129,7 @@ class UniLoss(PairwiseLoss):
         pairs: VirtualPairs | None = None,
     ) -> Tensor:
         """See `RetrievalLoss.forward`."""
-        all_labels = labels_with_virtual(labels, pairs)
+        all_labels = append_virtual_labels(labels, pairs)
         counts = torch.unique(all_labels, return_counts=True)[1]
         max_positives = max(int(counts.max()) - 1, 1) if len(labels) else 1
         samples = AnchorSamples(*(part.to(embeddings) for part in self.draw(max_positives, len(all_labels))))

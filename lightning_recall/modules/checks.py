@@ -12,7 +12,7 @@ from lightning_recall._lightning import (
     ModelParallelStrategy,
     uses_static_graph,
 )
-from lightning_recall.batch import Batch, chunks_of_batch, describe
+from lightning_recall.batch import Batch, chunks_of_batch, type_and_shape
 from lightning_recall.gather import gather_rows
 from lightning_recall.recompute.pytrees import tensors_of
 
@@ -37,7 +37,7 @@ def checked_chunks(batch: Batch) -> tuple[list[Any], Tensor]:
     chunks = chunks_of_batch(batch)
     if not chunks:
         raise ValueError(
-            f"A training batch must be a pair (inputs, labels), or a list of such chunks, got {describe(batch)}: "
+            f"A training batch must be a pair (inputs, labels), or a list of such chunks, got {type_and_shape(batch)}: "
             "override training_step, or make the loader return pairs."
         )
     inputs, labels = zip(*chunks, strict=True)

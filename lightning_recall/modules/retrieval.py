@@ -26,7 +26,7 @@ from lightning_recall.optimization.process_random_states import get_random_state
 from lightning_recall.recompute import chunked_forward, largest_chunk_size
 from lightning_recall.recompute.pytrees import num_rows
 from lightning_recall.tensors import at_least_float32
-from lightning_recall.virtual_pairs import VirtualPairs, labels_with_virtual
+from lightning_recall.virtual_pairs import VirtualPairs, append_virtual_labels
 
 
 class RetrievalModule(ManualOptimization):
@@ -171,7 +171,7 @@ class RetrievalModule(ManualOptimization):
         Returns (None, 1.0) if there are fewer queries than processes, or if the loss counts images without a positive
         and there are some; every process then computes all queries.
         """
-        all_labels = labels_with_virtual(labels, pairs)
+        all_labels = append_virtual_labels(labels, pairs)
         _, inverse, counts = torch.unique(all_labels, return_inverse=True, return_counts=True)
         queries = (counts[inverse] > 1).nonzero().squeeze(1)  # those with a positive
         if len(queries) < len(all_labels) and has_flag(self.loss, "counts_singletons"):

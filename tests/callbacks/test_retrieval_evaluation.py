@@ -21,7 +21,7 @@ from torch.utils.data import (
 
 from lightning_recall import ClassBalancedBatchSampler, RecallAtK, RetrievalEvaluation
 from lightning_recall.callbacks import EvaluationCharts, EvaluationReport, RetrievedImages
-from lightning_recall.callbacks.retrieval_evaluation import results_of
+from lightning_recall.callbacks.retrieval_evaluation import evaluation_results
 from lightning_recall.callbacks.retrieved_images import pictures_of
 from lightning_recall.metrics import RetrievalScores
 
@@ -240,7 +240,7 @@ def test_the_message_names_the_callback_that_needs_it():
     with pytest.raises(
         ValueError, match=r"Other needs RetrievalEvaluation: add RetrievalEvaluation\(\) to the callbacks"
     ):
-        results_of(make_trainer(), Other())
+        evaluation_results(make_trainer(), Other())
 
 
 def recall_at_1(embeddings, labels, is_query=None, is_gallery=None):
@@ -711,7 +711,7 @@ def test_pictures_and_report_show_shuffled_items(tmp_path):
     data = Watched(*QUERY_DATA.tensors)
     trainer.test(Pixels(), DataLoader(data, batch_size=16, shuffle=True), verbose=False)
     watching = True
-    (result,) = results_of(trainer, report)
+    (result,) = evaluation_results(trainer, report)
     images = QUERY_DATA.tensors[0].flatten(1)
     assert torch.equal(result.search_result.embeddings, images[result.search_result.indices])
     pictures = pictures_of(result, {0, 5})
