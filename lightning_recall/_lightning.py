@@ -98,15 +98,16 @@ def choose_package(imported: list[str], installed: list[str], environment: Mappi
         ImportError: if neither is installed.
         ValueError: if the environment variable names neither.
     """
-    preferred = environment.get(ENVIRONMENT_VARIABLE, PACKAGES[0])
+    given = environment.get(ENVIRONMENT_VARIABLE, "")
+    preferred = {"": PACKAGES[0], "lightning": PACKAGES[1]}.get(given, given)
     if preferred not in PACKAGES:
-        raise ValueError(f"{ENVIRONMENT_VARIABLE} must be {' or '.join(PACKAGES)}, got {preferred!r}.")
+        raise ValueError(f"{ENVIRONMENT_VARIABLE} must be {' or '.join(PACKAGES)}, got {given!r}.")
     candidates = imported or installed
     if not candidates:
         raise ImportError("lightning_recall needs PyTorch Lightning: pip install pytorch-lightning")
     if preferred not in candidates:
         return candidates[0], False
-    return preferred, len(candidates) > 1 and not imported and ENVIRONMENT_VARIABLE not in environment
+    return preferred, len(candidates) > 1 and not imported and not given
 
 
 def is_installed(package: str) -> bool:

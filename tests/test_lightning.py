@@ -46,6 +46,8 @@ both = pytest.mark.skipif(not all(map(_lightning.is_installed, PACKAGES)), reaso
         ([], PACKAGES, None, (PYTORCH_LIGHTNING, True)),
         ([], PACKAGES, PYTORCH_LIGHTNING, (PYTORCH_LIGHTNING, False)),
         ([], PACKAGES, LIGHTNING, (LIGHTNING, False)),
+        ([], PACKAGES, "lightning", (LIGHTNING, False)),
+        ([], PACKAGES, "", (PYTORCH_LIGHTNING, True)),
         (PACKAGES, PACKAGES, None, (PYTORCH_LIGHTNING, False)),
         (PACKAGES, PACKAGES, PYTORCH_LIGHTNING, (PYTORCH_LIGHTNING, False)),
         (PACKAGES, PACKAGES, LIGHTNING, (LIGHTNING, False)),

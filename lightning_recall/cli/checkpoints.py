@@ -2,7 +2,6 @@
 
 import zipfile
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -89,7 +88,7 @@ def read_file(path: Path, weights_only: bool = True) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=zipfile.is_zipfile(path))
     except PermissionError:
         raise  # its message is clear enough
-    except (UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:  # for corrupt files
+    except Exception as error:  # the unpickler raises almost anything for a file of another kind
         raise ValueError(f"{path} {why_unreadable(path, str(error))}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a checkpoint: it holds a {type(content).__name__}.")

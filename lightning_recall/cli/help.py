@@ -29,7 +29,8 @@ class ShortHelp(DefaultHelpFormatter):
         def ours(match: re.Match[str]) -> str:
             names = match[1].split(", ")
             known = [name for name in names if name.startswith("lightning_recall.")]
-            return "known subclasses: " + ", ".join([*known, f"and {len(names) - len(known)} of other packages"])
+            others = f"{len(names) - len(known)} of other packages"
+            return "known subclasses: " + ", ".join([*known, f"and {others}"] if known else [others])
 
         return re.sub(r"known subclasses: ([\w.]+(?:, [\w.]+)*)", ours, super()._expand_help(action))
 

@@ -56,9 +56,12 @@ def attribute_of(dataset: Any, name: str) -> Any:
     parts.
 
     Raises:
-        ValueError: if only some parts of a `ConcatDataset` have an attribute that evaluation reads.
+        ValueError: for an attribute that evaluation reads, if only some parts of a `ConcatDataset` have it, or a data
+            set does not have an entry for each of its items.
     """
     values = getattr(dataset, name, None)
+    if values is not None and name in EVALUATION_ATTRIBUTES:
+        check_entries(dataset, name, values)
     if values is None and isinstance(dataset, Subset):
         whole = attribute_of(dataset.dataset, name)
         values = None if whole is None else np.asarray(whole)[np.asarray(dataset.indices, dtype=np.int64)]
@@ -72,6 +75,21 @@ def attribute_of(dataset: Any, name: str) -> Any:
             )
         values = None if missing else np.concatenate([np.asarray(part) for part in parts])
     return values
+
+
+def check_entries(dataset: Any, name: str, values: Any) -> None:
+    """Raises ValueError unless an attribute that evaluation reads has an integer or bool for each item."""
+    array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+    kinds, wanted = ("iu", "integers") if name == "groups" else ("b", "bool")
+    if array.ndim != 1 or array.dtype.kind not in kinds:
+        raise ValueError(
+            f"{name} of {type(dataset).__name__} must be {wanted}, one for each item (N,), got {array.dtype} of shape "
+            f"{array.shape}."
+        )
+    if len(array) != len(dataset):
+        raise ValueError(
+            f"{name} of {type(dataset).__name__} has {len(array)} entries, but the data set has {len(dataset)} items."
+        )
 
 
 def ground_truth_of(dataset: Any) -> Any:
@@ -190,12 +208,8 @@ def roles_of(dataset: Any) -> dict[str, Tensor]:
     """`is_query`, `is_gallery` and `groups` (N,): those that the data set defines.
 
     Raises:
-        ValueError: if one of them does not have N entries, or only a wrapped data set has it.
+        ValueError: if one of them does not have N entries of the right type, or only a wrapped data set has it.
     """
     check_wrapped(dataset)
     found = {name: attribute_of(dataset, name) for name in EVALUATION_ATTRIBUTES}
-    roles = {name: torch.as_tensor(values) for name, values in found.items() if values is not None}
-    for name, values in roles.items():
-        if len(values) != len(dataset):
-            raise ValueError(f"{name} has {len(values)} entries, but the data set has {len(dataset)} items.")
-    return roles
+    return {name: torch.as_tensor(values) for name, values in found.items() if values is not None}

@@ -38,7 +38,7 @@ def require_path(path: Path, source: str) -> Path:
         ValueError: if it does not exist.
     """
     if not os.path.exists(path):  # also False for a name that is too long
-        parent = next(parent for parent in path.parents if os.path.exists(parent))
+        parent = next(parent for parent in Path(os.path.abspath(path)).parents if os.path.exists(parent))
         raise ValueError(
             f"{shorten(path, 100)} does not exist, but its parent folder {shorten(parent, 100)} does. {source}"
         )

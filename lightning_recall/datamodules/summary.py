@@ -46,6 +46,10 @@ def check_queries(name: str, data: Any, required: bool) -> None:
     relevant = gallery_counts[class_indices] - is_gallery  # (N,), without the image itself
     without_match = np.flatnonzero(is_query & (relevant == 0))
     total = int(is_query.sum())
+    if name == "validation" and len(classes) == 1:
+        rank_zero_warn(
+            "validation: all images are of one class, so every score is 1: set aside more classes (val_classes)."
+        )
     if len(without_match) == total and required:
         raise ValueError(
             f"{name}: none of {pluralize(total, 'query', 'queries')} has a relevant gallery image, so nothing can be "

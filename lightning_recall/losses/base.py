@@ -99,6 +99,8 @@ class RetrievalLoss(nn.Module):
                 raise ValueError(f"{type(self).__name__} does not support `{name}`.")
         with torch.autocast(embeddings.device.type, enabled=False):
             loss = self.compute(embeddings, labels, **options)
+        if loss.ndim:
+            raise ValueError(f"{type(self).__name__}.compute must return a scalar, got shape {tuple(loss.shape)}.")
         self.warn_if_not_normalized(embeddings)
         return loss
 
@@ -146,6 +148,29 @@ def check_finite_if_compiling(embeddings: Tensor) -> None:
     """
     if torch.compiler.is_compiling():
         check_finite(embeddings)
+
+
+def check_per_query(values: Tensor, num_queries: int, name: str) -> Tensor:
+    """Returns the values (q,) of a function of queries.
+
+    Raises:
+        ValueError: for another shape: the mean over queries would have a wrong value or gradient.
+    """
+    if values.shape != (num_queries,):
+        raise ValueError(
+            f"{name} must return one value per query, shape ({num_queries},), got shape {tuple(values.shape)}."
+        )
+    return values
+
+
+def check_no_parameters(loss: nn.Module, base: str) -> None:
+    """Raises ValueError for a loss with parameters to train, whose base class does not differentiate them."""
+    names = [name for name, parameter in loss.named_parameters() if parameter.requires_grad]
+    if names:
+        raise ValueError(
+            f"{type(loss).__name__} has parameters ({', '.join(names[:3])}), which a {base} does not train: it "
+            "differentiates with respect to the embeddings only. Subclass RetrievalLoss and implement compute."
+        )
 
 
 def check_ks(ks: Sequence[int]) -> None:

@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_recall.losses.base import RetrievalLoss, check_batch, check_finite_if_compiling, select_queries
+from lightning_recall.losses.base import (
+    RetrievalLoss,
+    check_batch,
+    check_finite_if_compiling,
+    check_no_parameters,
+    check_per_query,
+    select_queries,
+)
 from lightning_recall.losses.closed_form import forbid_double_backward
 from lightning_recall.losses.gallery import make_gallery
 from lightning_recall.virtual_pairs import VirtualPairs, append_virtual_labels
@@ -66,6 +73,7 @@ class PairwiseLoss(RetrievalLoss):
         pairs: VirtualPairs | None = None,
     ) -> Tensor:
         """See `RetrievalLoss.forward`."""
+        check_no_parameters(self, "PairwiseLoss")
         return self.mean_over_queries(self.per_query_loss, embeddings, labels, queries, pairs)
 
     def mean_over_queries(
@@ -166,7 +174,8 @@ class _PairwiseLoss(torch.autograd.Function):
             torch.gt(best[0], best[1], out=hit)
             similarities.requires_grad_(gradient is not None)
             with torch.set_grad_enabled(gradient is not None):
-                value = per_query_loss(similarities, positive, negative).sum()
+                values = per_query_loss(similarities, positive, negative)
+                value = check_per_query(values, len(block), "per_query_loss").sum()
             if gradient is not None:
                 (similarity_gradient,) = torch.autograd.grad(value, similarities)
                 gallery.accumulate_gradient(gradient, block, queries, similarity_gradient)

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from lightning_recall.losses.base import RetrievalLoss
+from lightning_recall.checks import check_above_zero
+from lightning_recall.losses.base import RetrievalLoss, check_no_parameters
 from lightning_recall.losses.heaviside import Sigmoid, SmoothHeaviside
 from lightning_recall.losses.ranking import Objective, RankingConfig, rank_loss_of_checked_batch
 from lightning_recall.virtual_pairs import VirtualPairs
@@ -59,6 +60,8 @@ class RankLoss(RetrievalLoss):
         pairs: VirtualPairs | None = None,
     ) -> Tensor:
         """See `RetrievalLoss.forward`."""
+        check_above_zero(rank_temperature=self.rank_temperature)
+        check_no_parameters(self, "RankLoss")
         config = RankingConfig(self.objective, self.rank_temperature, self.heaviside(), self.count_query)
         result = rank_loss_of_checked_batch(embeddings, labels, config, queries, pairs)
         self.diagnostics = result.diagnostics(self.ks)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_recall.losses.base import check_batch, check_finite_if_compiling, select_queries
+from lightning_recall.losses.base import check_batch, check_finite_if_compiling, check_per_query, select_queries
 from lightning_recall.losses.closed_form import forbid_double_backward
 from lightning_recall.losses.gallery import Gallery, make_gallery
 from lightning_recall.losses.heaviside import Sigmoid, SmoothHeaviside
@@ -253,13 +253,14 @@ def rank_positives(
     ahead, derivatives = config.heaviside(differences, positive_similarities, part, with_gradient)
     ranks = ahead.add_(1)
     if derivatives is None:
-        per_query.value.copy_(config.objective(ranks, valid, positive_similarities))
+        values = config.objective(ranks, valid, positive_similarities)
+        per_query.value.copy_(check_per_query(values, len(queries), "objective"))
         per_query.active.zero_()
         return
     ranks.requires_grad_()
     positive_similarities.requires_grad_()
     with torch.enable_grad():
-        values = config.objective(ranks, valid, positive_similarities)
+        values = check_per_query(config.objective(ranks, valid, positive_similarities), len(queries), "objective")
         gradients = torch.autograd.grad(values.sum(), (ranks, positive_similarities), materialize_grads=True)
     grad_ranks, grad_positives = (F.hardshrink(grad * valid, NEGLIGIBLE) for grad in gradients)
     per_query.value.copy_(values.detach())

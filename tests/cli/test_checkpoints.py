@@ -153,3 +153,10 @@ def test_a_new_training_starts_with_or_without_mixup(before, now, tmp_path):
     assert torch.equal(second.embedder.weight, first.embedder.weight)
     if now:
         assert torch.equal(second.mixup.get_extra_state(), torch.Generator().manual_seed(1).get_state())
+
+
+@pytest.mark.parametrize("text", ["bad: [", "hello", "(lp0\n.", "\x80\x05N."])
+def test_files_of_any_other_kind_are_rejected_in_a_sentence(tmp_path, text):
+    (tmp_path / "bad.yaml").write_text(text, encoding="latin1")
+    with pytest.raises(ValueError, match=r"bad.yaml (is not|holds|was)"):
+        check_checkpoint(tmp_path / "bad.yaml", "test")

@@ -41,7 +41,7 @@ def test_roles_of_only_some_parts_or_items_are_rejected():
     some = ConcatDataset([Data(2, is_query=[True, False], is_gallery=[False, True]), Data(2)])
     with pytest.raises(ValueError, match="some of the 2 data sets in a ConcatDataset have is_query; number 1 lacks"):
         roles_of(some)
-    with pytest.raises(ValueError, match="groups has 2 entries, but the data set has 3 items"):
+    with pytest.raises(ValueError, match="groups of Data has 2 entries, but the data set has 3 items"):
         roles_of(Data(3, groups=[1, 2]))
 
 
@@ -118,3 +118,24 @@ def test_labels_of_common_data_sets_are_found():
         found = labels_of(unknown)
         assert found is None or isinstance(unknown, Data)
     assert labels_of(ConcatDataset([Data(1), Wrapper(0)])) is None
+
+
+def test_a_wrapped_data_set_must_have_an_entry_for_each_item():
+    short = Data(6, is_query=np.ones(4, bool))
+    with pytest.raises(ValueError, match="is_query of Data has 4 entries, but the data set has 6 items"):
+        roles_of(Subset(short, [0, 1, 2]))
+    with pytest.raises(ValueError, match="is_query of Data has 8 entries, but the data set has 6 items"):
+        roles_of(ConcatDataset([Data(6, is_query=np.ones(8, bool)), short]))  # 12 entries and 12 items in all
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"is_query": True}, r"is_query of Data must be bool, one for each item \(N,\), got bool of shape \(\)"),
+        ({"is_query": np.ones(3, int)}, r"is_query of Data must be bool, .* got int64 of shape \(3,\)"),
+        ({"groups": ["a", "b", "c"]}, r"groups of Data must be integers, .* got <U1 of shape \(3,\)"),
+    ],
+)
+def test_roles_of_another_type_are_rejected(attributes, message):
+    with pytest.raises(ValueError, match=message):
+        roles_of(Data(3, **attributes))

@@ -186,7 +186,7 @@ def test_other_files_are_reported_once(small_data):
     (root / "README.txt").write_text("words")  # files beside the class folders are reported only if they are images
     with pytest.warns(UserWarning, match="6 files are ignored") as warned:
         set_up(root)
-    (message,) = [str(warning.message) for warning in warned]
+    (message,) = [str(warning.message) for warning in warned if "ignored" in str(warning.message)]
     assert f"The first is {root}/beside.png. Suffixes: .eps, .mpg, .pdf, .png, .txt, none." in message
     shutil.rmtree(root / "class 1")
     (root / "class 1").mkdir()
@@ -359,7 +359,7 @@ def test_a_link_to_a_parent_folder_is_rejected(target, small_data):
 @pytest.mark.parametrize("name", ["x" * 300, "x" * 50_000, "x/" * 5_000])
 def test_a_root_with_a_long_name_does_not_exist(name):
     for data in (ImageFolderDataModule(name), ImageTableDataModule(name)):
-        with pytest.raises(ValueError, match=r"x does not exist, but its parent folder \. does") as raised:
+        with pytest.raises(ValueError, match=r"x does not exist, but its parent folder .* does") as raised:
             data.setup("fit")
         assert len(str(raised.value)) < 500
 

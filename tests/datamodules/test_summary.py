@@ -65,3 +65,12 @@ def test_queries_without_relevant_items_are_rejected():
     data.is_query, data.is_gallery = np.array([1, 1, 0, 0], bool), np.array([0, 0, 1, 1], bool)
     with pytest.raises(ValueError, match="test: none of 2 queries has a relevant gallery image"):
         check_queries("test", data, required=True)
+
+
+def test_one_class_says_nothing_about_the_model():
+    with pytest.warns(UserWarning, match=r"validation: all images are of one class, so every score is 1: set aside"):
+        check_queries("validation", in_memory([5, 5, 5]), required=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_queries("validation", in_memory([5, 5, 6, 6]), required=True)
+        check_queries("test", in_memory([5, 5, 5]), required=True)  # the user chose it

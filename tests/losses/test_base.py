@@ -342,3 +342,13 @@ def test_a_compiled_loss_still_rejects_nan(name):
     broken[0, 0] = torch.nan
     with pytest.raises(ValueError, match="NaN"):
         torch.compile(SINGLE_LOSSES[name](), backend="eager")(broken, LABELS)
+
+
+class OneValueEach(RetrievalLoss):
+    def compute(self, embeddings, labels):
+        return embeddings.sum(1) * labels
+
+
+def test_a_loss_that_is_not_a_scalar_is_rejected():
+    with pytest.raises(ValueError, match=r"OneValueEach.compute must return a scalar, got shape \(24,\)"):
+        OneValueEach()(unit(), LABELS)

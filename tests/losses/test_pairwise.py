@@ -114,3 +114,29 @@ print(peak_bytes(lambda: forward_backward(CircleLoss(), *batch), torch.device("c
 """
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert float(ran.stdout) < 0.9 * 8000**2 * 4 / 2**20  # 0.6 of the matrix; 1.5 if memory is fragmented
+
+
+class Spread(PairwiseLoss):
+    def per_query_loss(self, similarities, positive, negative):
+        means = [(similarities * mask).sum(1) / mask.sum(1) for mask in (positive, negative)]
+        return means[1] - means[0]
+
+
+class MeanSpread(Spread):
+    def per_query_loss(self, similarities, positive, negative):
+        return super().per_query_loss(similarities, positive, negative).mean()
+
+
+class LearnedSpread(Spread):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+
+def test_a_mean_over_queries_and_untrained_parameters_are_rejected():
+    embeddings, labels = torch.nn.functional.normalize(torch.randn(12, 4), dim=1), torch.arange(12) // 3
+    with pytest.raises(ValueError, match=r"per_query_loss must return one value per query, shape \(12,\), got shape"):
+        MeanSpread()(embeddings, labels)
+    with pytest.raises(ValueError, match=r"has parameters \(weight\), which a PairwiseLoss does not train"):
+        LearnedSpread()(embeddings, labels)
+    assert Spread()(embeddings, labels).shape == ()

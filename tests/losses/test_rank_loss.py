@@ -72,3 +72,43 @@ def test_a_plain_tuple_of_pairs_is_accepted_by_class_and_function():
     expected = loss(embeddings, LABELS, pairs=SimilarityMixup().draw(LABELS))
     assert loss(embeddings, LABELS, pairs=pairs) == expected
     assert smooth_rank_loss(embeddings, LABELS, loss.objective, 0.1, pairs=pairs).loss == expected
+
+
+class MeanRank(RankLoss):
+    rank_temperature = 0.05
+
+    def objective(self, ranks, valid, similarities):  # the signature of the base class
+        return (ranks * valid).sum(1) / valid.sum(1)
+
+
+class ScalarMeanRank(MeanRank):
+    def objective(self, ranks, valid, similarities):
+        return super().objective(ranks, valid, similarities).mean()
+
+
+class LearnedMeanRank(MeanRank):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_an_objective_that_averages_over_queries_is_rejected(requires_grad):
+    embeddings = torch.nn.functional.normalize(torch.randn(12, 4), dim=1).requires_grad_(requires_grad)
+    with pytest.raises(ValueError, match=r"objective must return one value per query, shape \(12,\), got shape \(\)"):
+        ScalarMeanRank()(embeddings, torch.arange(12) // 3)
+
+
+def test_parameters_that_would_not_be_trained_are_rejected():
+    embeddings = torch.nn.functional.normalize(torch.randn(12, 4), dim=1)
+    with pytest.raises(ValueError, match=r"has parameters \(weight\), which a RankLoss does not train.*RetrievalLoss"):
+        LearnedMeanRank()(embeddings, torch.arange(12) // 3)
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan")])
+def test_a_rank_temperature_of_a_subclass_is_checked(temperature):
+    loss = MeanRank()
+    loss.rank_temperature = temperature
+    embeddings = torch.nn.functional.normalize(torch.randn(12, 4), dim=1)
+    with pytest.raises(ValueError, match="rank_temperature must be"):
+        loss(embeddings, torch.arange(12) // 3)

@@ -306,3 +306,10 @@ def test_large_labels_need_no_more_memory_and_are_deterministic():
         assert large.compute() == plain.compute()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_items_without_a_query_are_rejected():
+    metric = RecallAtK(1)
+    metric.update(torch.randn(4, 3), torch.tensor([0, 0, 1, 1]), is_query=torch.zeros(4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="is_query is False for all 4 items: there is no query to score"):
+        metric.compute()
