@@ -58,7 +58,7 @@ def test_files_that_are_listed_twice_count_once(four_tones):
     again = ["a.png,x,test", "./train/../b.png,y,test", "link.png,x,test", f"{root}/folder/d.png,y,test"]
     with pytest.warns(UserWarning, match="test: 4 of 8 images are dropped as duplicates: ") as warned:
         data = table(root, lines + again)
-    assert len(warned) == 1
+    assert sum("duplicates" in str(warning.message) for warning in warned) == 1
     assert [os.path.basename(data.test_data.path(index)) for index in range(4)] == ["a.png", "b.png", "c.png", "d.png"]
     assert recall(data) == 0
     assert recall(table(root, lines + again, check_duplicates=False)) == 1
