@@ -175,7 +175,7 @@ def settings(tree, path=""):
 def test_settings_that_the_text_names_are_there(command, capsys):
     configs = [f"-c={ROOT}/configs/{name}.yaml" for name in ("paper", "sop", "sop_resnet50")]
     with pytest.raises(SystemExit):
-        command("fit", *configs, "--print_config")
+        command("fit", *configs, "--data.transforms=ImageTransforms", "--print_config")
     known = set(settings(yaml.safe_load(capsys.readouterr().out)))
     text = "".join(re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL) for page in PAGES)  # commands: above
     named = set(re.findall(r"--((?:model|data|trainer)\.[\w.]+)", text))

@@ -61,7 +61,7 @@ def matrix_product(queries: Tensor, gallery: Tensor) -> None:
 
 
 def compute_scores(embeddings: Tensor, labels: Tensor, scores: tuple[str, ...]) -> dict[str, Tensor]:
-    """The metric, from update to compute."""
+    """Updates a RetrievalScores metric and returns its scores."""
     metric = RetrievalScores(scores, KS)
     metric.update(embeddings, labels)
     return metric.search().means()
@@ -77,10 +77,10 @@ def recall_by_faiss(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
     _, neighbors = index.search(embeddings_np, max(KS) + 1)  # (N, 1001)
     not_self = neighbors != np.arange(len(embeddings_np))[:, None]
     relevant = (labels_np[neighbors] == labels_np[:, None]) & not_self
-    first = np.where(relevant.any(1), relevant.argmax(1), 2 * max(KS))
-    others_before = not_self.cumsum(1) - not_self  # neighbours ahead of each one, without the query
-    ahead = np.take_along_axis(others_before, np.minimum(first, max(KS))[:, None], 1)[:, 0]
-    return {f"recall@{k}": float((relevant.any(1) & (ahead < k)).mean()) for k in KS}
+    first_match_column = relevant.argmax(1)  # 0 if there is no match; masked below
+    num_before = not_self.cumsum(1) - not_self  # neighbours before each one, without the query
+    first_match_rank = 1 + np.take_along_axis(num_before, first_match_column[:, None], 1)[:, 0]
+    return {f"recall@{k}": float((relevant.any(1) & (first_match_rank <= k)).mean()) for k in KS}
 
 
 def leave_one_out(console: Console, size: int, dim: int, device: torch.device, with_faiss: bool) -> None:

@@ -70,7 +70,7 @@ def recipe(classes: int) -> nn.Module:
 
 
 def pml_loss(name: str) -> Callable[[int], nn.Module]:
-    """Builds a loss of pytorch-metric-learning, if it is installed."""
+    """Returns a function that builds a loss of pytorch-metric-learning, which must be installed."""
 
     def build(_: int) -> nn.Module:
         import pytorch_metric_learning.losses as pml_losses

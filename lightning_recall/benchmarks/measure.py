@@ -1,4 +1,4 @@
-"""Time and memory of functions, measured in one run on the CPU or a GPU."""
+"""Measures time and memory of functions, on the CPU or a GPU."""
 
 import ctypes
 import platform
@@ -36,7 +36,7 @@ def seconds(function: Callable[[], Any], device: torch.device) -> float:
 
 
 def interleaved_times(functions: list[Callable[[], Any]], device: torch.device, repeats: int) -> list[float]:
-    """Median seconds of each function, called in turns after a warm-up, so that all run under the same load."""
+    """Median seconds of each function, called alternately after a warm-up, so that all run under the same load."""
     for function in functions:
         function()
     rounds = [[seconds(function, device) for function in functions] for _ in range(repeats)]

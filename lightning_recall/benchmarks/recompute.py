@@ -32,13 +32,13 @@ def main(args: list[str] | None = None) -> None:
     device = torch.device(options.device)
     torch.manual_seed(0)
     model = ImageEmbedder(options.backbone, embedding_dim=128, pretrained=False, norm="batch").to(device).train()
-    images = partial(random_images, options.image_size, device)
+    make_images = partial(random_images, options.image_size, device)
     console = Console()
     chunk_size = options.chunk_size
     console.print(f"{machine(device)}; {options.backbone}, {options.image_size} pixels, chunks of {chunk_size}, fp32")
-    batch = images(options.compare_chunks * chunk_size)
+    batch = make_images(options.compare_chunks * chunk_size)
     console.print(compare_with_whole_batch(model, batch, chunk_size, options.repeats))
-    peaks = peaks_by_batch_size(model, images, chunk_size, options.chunks)
+    peaks = peaks_by_batch_size(model, make_images, chunk_size, options.chunks)
     console.print(growth_table(peaks, chunk_size))
     if options.plot:
         draw_growth(peaks, chunk_size).savefig(options.plot, dpi=110)
@@ -75,15 +75,16 @@ def compare_with_whole_batch(model: nn.Module, images: Tensor, chunk_size: int, 
 
 
 def peaks_by_batch_size(
-    model: nn.Module, images: Any, chunk_size: int, chunks: list[int]
+    model: nn.Module, make_images: Any, chunk_size: int, chunks: list[int]
 ) -> dict[int, tuple[float, float]]:
     """Tensor memory and process memory of a step in MiB, without model and images, for each number of chunks."""
     peaks = {}
     for count in chunks:
-        batch = images(count * chunk_size)
+        batch = make_images(count * chunk_size)
         run = partial(step, model, batch, chunk_size)
         run()
-        tensors = peak_tensor_bytes(run) - batch.nbytes  # also counted, because the step creates views of it
+        # the batch is also counted, because the step creates views of it
+        tensors = peak_tensor_bytes(run) - batch.nbytes
         peaks[count] = tensors / 2**20, peak_bytes(run, batch.device) / 2**20
     return peaks
 

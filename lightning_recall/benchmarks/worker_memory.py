@@ -16,8 +16,8 @@ from lightning_recall.data.chunk_loader import ChunkLoader
 from lightning_recall.samplers import ClassBalancedBatchSampler
 
 
-class RandomImages(Dataset[tuple[Tensor, Tensor]]):
-    """Images (3, size, size) uint8, 4 per class; each worker writes its memory growth to a file."""
+class ConstantImages(Dataset[tuple[Tensor, Tensor]]):
+    """Constant images (3, size, size) uint8, 4 per class; each worker writes its memory growth to a file."""
 
     def __init__(self, count: int, size: int, folder: Path) -> None:
         self.count, self.size, self.folder = count, size, folder
@@ -45,7 +45,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2, help="worker processes")
     parser.add_argument("--folder", type=Path, required=True, help="an existing folder for the workers' measurements")
     options = parser.parse_args(args)
-    data = RandomImages(2 * options.workers * options.batch_size, options.image_size, options.folder)
+    data = ConstantImages(2 * options.workers * options.batch_size, options.image_size, options.folder)
     sampler = ClassBalancedBatchSampler(np.arange(len(data)) // 4, options.batch_size, 4)
     loaders: dict[str, Any] = {
         f"chunks of {options.chunk_size}": ChunkLoader(data, sampler, options.chunk_size, num_workers=options.workers),

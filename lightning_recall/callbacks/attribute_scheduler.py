@@ -83,9 +83,9 @@ class AttributeScheduler(Callback):
     def value(self, name: str, epoch: int) -> Any:
         """Value of an attribute at an epoch."""
         schedule = self.schedules[name]
-        first = max((given for given in schedule if given <= epoch), default=min(schedule))
-        last = min((given for given in schedule if given > epoch), default=first)
-        value = interpolate(epoch, (first, last), schedule[first], schedule[last])
+        previous_epoch = max((given for given in schedule if given <= epoch), default=min(schedule))
+        next_epoch = min((given for given in schedule if given > epoch), default=previous_epoch)
+        value = interpolate(epoch, (previous_epoch, next_epoch), schedule[previous_epoch], schedule[next_epoch])
         return cast_numbers(value, self.is_integer[name]) if name in self.is_integer else value
 
 
@@ -94,9 +94,9 @@ def interpolate(epoch: int, epochs: tuple[int, int], start: Any, end: Any) -> An
 
     Args:
         epoch: where to interpolate.
-        epochs: the first and the last epoch.
-        start: value at the first epoch.
-        end: value at the last epoch.
+        epochs: two epochs, in ascending order.
+        start: value at the first of them.
+        end: value at the second.
     """
     if epoch <= epochs[0] or epochs[0] == epochs[1]:
         return start
@@ -123,7 +123,7 @@ def is_number(value: Any) -> bool:
 
 
 def numbers_of(value: Any) -> list[Any]:
-    """A number, or the numbers in a list."""
+    """Returns the numbers in a (nested) list; a single number becomes a list of one."""
     if isinstance(value, list | tuple):
         return [number for part in value for number in numbers_of(part)]
     return [value] if is_number(value) else []
@@ -131,8 +131,8 @@ def numbers_of(value: Any) -> list[Any]:
 
 def is_integer_attribute(owner: nn.Module, attribute: str) -> bool:
     """Whether an attribute is an integer, by its annotation in __init__ or by its current value."""
-    for kind in type(owner).__mro__:
-        annotation = str(getattr(vars(kind).get("__init__"), "__annotations__", {}).get(attribute, ""))
+    for base_class in type(owner).__mro__:
+        annotation = str(getattr(vars(base_class).get("__init__"), "__annotations__", {}).get(attribute, ""))
         if re.search(r"\b(int|float)\b", annotation):
             return re.search(r"\bfloat\b", annotation) is None
     numbers = numbers_of(getattr(owner, attribute))

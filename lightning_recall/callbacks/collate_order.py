@@ -75,13 +75,17 @@ def is_permuted(batch: Any, permuted: Any, order: Any) -> bool:
         if values.shape != others.shape or values.dtype != others.dtype:
             return False
         if values.ndim and len(values) == len(order):
-            return all(is_equal(values[int(old)], new) for old, new in zip(order, others, strict=True))  # no copies
+            return all(  # compares item by item, without copying the batch
+                is_equal(values[int(position)], permuted_value)
+                for position, permuted_value in zip(order, others, strict=True)
+            )
         return is_equal(values, others)
     if isinstance(batch, list | tuple):
         if len(batch) != len(permuted):
             return False
         if len(batch) == len(order) > 0 and all(
-            is_permuted(batch[old], new, order[:0]) for old, new in zip(order, permuted, strict=True)
+            is_permuted(batch[position], permuted_value, order[:0])
+            for position, permuted_value in zip(order, permuted, strict=True)
         ):
             return True
         return all(is_permuted(part, other, order) for part, other in zip(batch, permuted, strict=True))

@@ -52,11 +52,11 @@ def signature_of(path: Path, shard: dict[str, Tensor]) -> Any:
     embeddings = shard["embeddings"]
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
-            state = (file.metadata() or {}).get(STATE, "")
+            state_hash = (file.metadata() or {}).get(STATE, "")
     else:
         with zipfile.ZipFile(path) as archive:
-            state = archive.comment.decode()
-    return sorted(shard), embeddings.shape[1:], embeddings.dtype, state
+            state_hash = archive.comment.decode()
+    return sorted(shard), embeddings.shape[1:], embeddings.dtype, state_hash
 
 
 def shard_paths(folder: Path) -> list[Path]:
@@ -84,20 +84,20 @@ def load_shard(path: Path) -> dict[str, Tensor]:
     return arrays
 
 
-def save_shard(folder: Path, rank: int, suffix: str, arrays: dict[str, Tensor], state: str) -> None:
-    """Writes the next shard of a rank, as "npz" (state in the zip comment) or "safetensors" (state in the metadata)."""
+def save_shard(folder: Path, rank: int, suffix: str, arrays: dict[str, Tensor], state_hash: str) -> None:
+    """Writes the next shard of a rank, with the hash in the zip comment ("npz") or in the metadata ("safetensors")."""
     folder.mkdir(parents=True, exist_ok=True)
     numbers = [int(path.stem.rsplit("-", 1)[1]) for path in folder.glob(f"shard-{rank:02}-*")]
     path = folder / f"shard-{rank:02}-{max(numbers, default=-1) + 1:05}.{suffix}"
 
     def write(unfinished: Path) -> None:
         if suffix == "safetensors":
-            save_file(arrays, unfinished, {STATE: state})
+            save_file(arrays, unfinished, {STATE: state_hash})
             return
         as_numpy: dict[str, Any] = {name: values.numpy() for name, values in arrays.items()}
         np.savez(unfinished, **as_numpy)
         with zipfile.ZipFile(unfinished, "a") as archive:
-            archive.comment = state.encode()
+            archive.comment = state_hash.encode()
 
     write_atomically(path, write)
 

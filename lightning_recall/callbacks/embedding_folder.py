@@ -37,8 +37,8 @@ class EmbeddingFolder:
         self.has_compared = False
 
     @property
-    def is_trusted(self) -> bool:
-        """Whether writing is allowed: at least one saved embedding, if there are any, must have been compared."""
+    def may_write(self) -> bool:
+        """Whether embeddings may be written: the folder is empty, or a saved embedding has been compared."""
         return self.reference is None or self.has_compared
 
     @property
@@ -63,12 +63,12 @@ class EmbeddingFolder:
         if len(part["ids"]):
             self.pending.append(part)
 
-    def write(self, rank: int, state: str) -> None:
+    def write(self, rank: int, state_hash: str) -> None:
         """Writes the pending embeddings to one shard of this rank, with the state hash."""
         if self.pending:
             arrays = {name: torch.cat([part[name] for part in self.pending]) for name in self.pending[0]}
             self.pending = []
-            save_shard(self.path, rank, self.format, arrays, state)
+            save_shard(self.path, rank, self.format, arrays, state_hash)
 
 
 def folder_names(names: list[str]) -> list[str]:

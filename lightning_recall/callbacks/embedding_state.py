@@ -159,38 +159,38 @@ def differences(saved: EmbeddingState, current: EmbeddingState) -> list[str]:
     if list(saved.data) != list(current.data):
         return [*found, f"it was made with the dataloaders {list(saved.data)}, now they are {list(current.data)}"]
     for name in current.data:
-        place = f" of dataloader {name}" if name else ""
-        found += changed_settings(saved.data[name], current.data[name], place)
+        suffix = f" of dataloader {name}" if name else ""
+        found += changed_settings(saved.data[name], current.data[name], suffix)
         for key, noun in (("paths", "path"), ("labels", "label")):
-            found += first_difference(saved.items[name].get(key), current.items[name].get(key), noun, place)
+            found += first_difference(saved.items[name].get(key), current.items[name].get(key), noun, suffix)
     return found
 
 
-def first_difference(saved: Any, current: Any, noun: str, place: str) -> list[str]:
+def first_difference(saved: Any, current: Any, noun: str, suffix: str) -> list[str]:
     """The first item in which two arrays differ, in words; an empty list if they are equal."""
     if saved is None and current is None:
         return []
     if saved is None:
-        return [f"{noun}s{place} were not saved before but are now available"]
+        return [f"{noun}s{suffix} were not saved before but are now available"]
     if current is None:
-        return [f"{noun}s{place} were saved before but are now unavailable"]
+        return [f"{noun}s{suffix} were saved before but are now unavailable"]
     common_length = min(len(saved), len(current))
     indices = np.flatnonzero(saved[:common_length] != current[:common_length])
     if len(indices) == 0:
         return []
     values = [array[indices[0]] for array in (saved, current)]
     old, new = (os.fsdecode(value) if noun == "path" else str(value) for value in values)
-    return [change_of(f"{noun} of item {indices[0]}{place}", old, new)]
+    return [change_of(f"{noun} of item {indices[0]}{suffix}", old, new)]
 
 
-def changed_settings(saved: Mapping[str, str], current: Mapping[str, str], place: str) -> list[str]:
+def changed_settings(saved: Mapping[str, str], current: Mapping[str, str], suffix: str) -> list[str]:
     """Describes the changed settings, without printing hashes."""
     names = [name for name in {**saved, **current} if saved.get(name, "") != current.get(name, "")]
-    hashes = {"weights": "weights", "contents": "contents", WRAPPER_HASH: "Subset or ConcatDataset"}
+    hashed_setting_names = {"weights": "weights", "contents": "contents", WRAPPER_HASH: "Subset or ConcatDataset"}
     return [
-        f"changed {hashes[name]}{place}"
-        if name in hashes
-        else change_of(name + place, saved.get(name), current.get(name))
+        f"changed {hashed_setting_names[name]}{suffix}"
+        if name in hashed_setting_names
+        else change_of(name + suffix, saved.get(name), current.get(name))
         for name in names
     ]
 
@@ -215,6 +215,6 @@ def fingerprint(module: LightningModule) -> str:
 
 
 def bytes_of(tensor: Tensor) -> bytes:
-    """The bytes of the values of a tensor, after its shape and type."""
+    """The shape and dtype of a tensor, followed by the bytes of its values."""
     values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
     return f"{tuple(tensor.shape)} {tensor.dtype}".encode() + values.numpy().tobytes()

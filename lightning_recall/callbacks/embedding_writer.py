@@ -17,7 +17,7 @@ from lightning_recall._lightning import (
 )
 from lightning_recall.batch import labels_of_pair
 from lightning_recall.callbacks.dataloaders import loader_at, named_loaders
-from lightning_recall.callbacks.embedding_check import ReferenceEmbeddings, load_reference, saved_ids
+from lightning_recall.callbacks.embedding_check import ReferenceEmbeddings, load_reference, saved_indices
 from lightning_recall.callbacks.embedding_files import load_embeddings
 from lightning_recall.callbacks.embedding_folder import EmbeddingFolder, folder_names, to_storable
 from lightning_recall.callbacks.embedding_state import EmbeddingState, differences, load_state, save_state, state_of
@@ -53,8 +53,8 @@ class EmbeddingWriter(Callback):
 
     As a further check, each process first recomputes up to 16 evenly spaced saved embeddings, including the first and
     the last. If one differs from its saved embedding by more than the rounding tolerance, the run ends with an error
-    and saves nothing. The recomputed embeddings are among the predictions that `trainer.predict` returns. Changes of
-    images outside this sample (the contents of a few files) are not detected.
+    and saves nothing. The recomputed embeddings are among the predictions that `trainer.predict` returns. If
+    other image files have changed contents, this is not detected.
 
     Works with any module whose predict step returns embeddings (b, D), with batches (inputs, labels) or inputs only.
     Several dataloaders have one folder each. Saved items are removed from all dataloaders, whether they come from the
@@ -136,7 +136,7 @@ class EmbeddingWriter(Callback):
         if number >= len(names) or not has_known_order(loader):
             return loader  # rejected in on_predict_start
         folder = self.root / names[number]
-        saved = saved_ids(folder)
+        saved = saved_indices(folder)
         if len(saved) == 0:
             return loader
         remainder = without_saved(loader, saved)
@@ -175,7 +175,12 @@ class EmbeddingWriter(Callback):
         self.state = state_of(trainer, pl_module, named)
         if self.holds_embeddings():
             saved = self.saved_state
-            reasons = ["no state was saved with them"] if saved is None else differences(saved, self.state)
+            if saved is None:
+                raise ValueError(
+                    f"{self.root} cannot be resumed, because the folder does not record which model and data produced "
+                    "its embeddings. Choose another folder, or delete this one."
+                )
+            reasons = differences(saved, self.state)
             if reasons:
                 raise ValueError(
                     f"{self.root} holds embeddings of a different model or data: {'; '.join(reasons)}. "
@@ -208,12 +213,12 @@ class EmbeddingWriter(Callback):
         except ValueError:
             self.folders = []  # nothing more is written
             raise
-        if folder.num_pending >= self.shard_size and folder.is_trusted:
+        if folder.num_pending >= self.shard_size and folder.may_write:
             self.write(trainer, folder)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the remaining embeddings and prints the folder."""
-        trainer.strategy.barrier()  # all processes have compared
+        trainer.strategy.barrier()  # all processes have compared their saved embeddings
         for folder in self.folders:
             self.write(trainer, folder)
         if writes_files(trainer) and trainer.is_global_zero:
@@ -222,7 +227,7 @@ class EmbeddingWriter(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Writes pending embeddings when the run is interrupted."""
         for folder in self.folders:
-            if folder.is_trusted:
+            if folder.may_write:
                 self.write(trainer, folder)
 
     def write(self, trainer: Trainer, folder: EmbeddingFolder) -> None:

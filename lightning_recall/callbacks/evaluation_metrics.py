@@ -26,7 +26,7 @@ class EvaluationMetrics:
 
     Attributes:
         metrics: (index of the dataloader, kind) -> metric.
-        roles: index of the dataloader -> roles (N,) of the items of its data set.
+        roles: index of the dataloader -> `is_query`, `is_gallery` and `groups` (N,), those that its data set defines.
         indices_known: index of the dataloader -> whether the indices of all its batches are known so far.
     """
 
@@ -75,8 +75,8 @@ class EvaluationMetrics:
     def forget_indices(self, dataloader_idx: int) -> None:
         """Drops the indices of a dataloader, including those of earlier batches."""
         self.indices_known[dataloader_idx] = False
-        for (number, _), metric in self.metrics.items():
-            if number == dataloader_idx:
+        for key, metric in self.metrics.items():
+            if key[0] == dataloader_idx:
                 metric.indices.clear()
 
     def metric_of(self, dataset: Any) -> RetrievalScores | RevisitedMAP:
@@ -96,16 +96,16 @@ class EvaluationMetrics:
         Raises:
             ValueError: if a dataloader yielded no batch, or yielded the same items on all processes.
         """
-        evaluated = {number for number, _ in self.metrics}
-        empty = [str(name) for number, name in enumerate(names) if number not in evaluated]
+        evaluated = {dataloader_idx for dataloader_idx, _ in self.metrics}
+        empty = [str(name) for dataloader_idx, name in enumerate(names) if dataloader_idx not in evaluated]
         if empty:
             raise ValueError(f"Nothing to score: no batch came from dataloader {', '.join(empty)}.")
-        for (number, kind), metric in self.metrics.items():
-            if not self.indices_known[number]:
-                check_processes_differ(trainer, metric, names[number])
+        for (dataloader_idx, kind), metric in self.metrics.items():
+            if not self.indices_known[dataloader_idx]:
+                check_processes_differ(trainer, metric, names[dataloader_idx])
             with metric.sync_context():
                 result = metric.search()
-            yield number, kind, result
+            yield dataloader_idx, kind, result
 
 
 def update_metric(

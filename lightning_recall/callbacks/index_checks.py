@@ -32,7 +32,7 @@ def raise_if_indices_required(trainer: Trainer, loader: Any, roles: dict[str, Te
     Args:
         trainer: the Trainer that evaluates.
         loader: the dataloader.
-        roles: roles (N,) of the items of its data set.
+        roles: `is_query`, `is_gallery` and `groups` (N,), those that its data set defines.
         reason: why the caller requires the indices; "" if it does not. Data sets with roles or a ground truth
             always require them, and so do map-style data sets on several processes.
 

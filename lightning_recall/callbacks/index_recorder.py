@@ -115,8 +115,8 @@ def indices_of_batch(loader: Any, batch_idx: int, size: int, labels: Tensor | No
     - The data set is iterable, or the dataloader returns batches out of order or overrides `__iter__`.
     - The batch does not have as many items as the sampler yielded indices: `collate_fn` drops items, or the items of
       the data set are batches themselves.
-    - `collate_fn` or a hook reorders the items. `CheckedCollate` detects the former; comparing the labels (b,) with
-      those of the data set detects the latter.
+    - `collate_fn` or a hook reorders the items. `CheckedCollate` detects a reordering `collate_fn`; a reordering hook
+      is detected by comparing the labels (b,) with those of the data set.
     """
     recorder = recorder_of(loader)
     if recorder is None or batch_idx >= len(recorder.seen_batch_indices):
@@ -140,7 +140,7 @@ def as_indices(entry: Any) -> Tensor | None:
 
 
 def is_reordered(dataset_labels: Tensor | None, indices: Tensor, labels: Tensor | None) -> bool:
-    """Whether labels (b,) are a non-identical permutation of the data set's labels at the indices (b,).
+    """Whether labels (b,) are the data set's labels at the indices (b,), but in another order.
 
     Labels can also differ because the data set maps them or an image is unreadable; this does not count as reordering.
     """

@@ -37,7 +37,10 @@ class InterruptCheckpoint(Callback):
         self.previous_handler: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Makes launched processes exit with code 130 on SIGINT; the launcher ignores a KeyboardInterrupt."""
+        """Makes launched processes exit with code 130 on SIGINT.
+
+        The launcher does not notice a KeyboardInterrupt in them.
+        """
         if launches_processes(trainer) and in_main_thread():
             signal.signal(signal.SIGINT, exit_on_sigint)
 

@@ -25,8 +25,8 @@ def run_folder(trainer: Trainer) -> Path:
     """
     folder = vars(trainer).get(RUN_FOLDER_ATTRIBUTE)
     if folder is None:
-        is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # set by Lightning before the process group exists
-        folder = choose_folder(trainer) if is_first else ""
+        is_rank_zero = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # set by Lightning before the process group exists
+        folder = choose_folder(trainer) if is_rank_zero else ""
     folder = trainer.strategy.broadcast(folder)
     vars(trainer)[RUN_FOLDER_ATTRIBUTE] = folder or None
     return Path(folder)

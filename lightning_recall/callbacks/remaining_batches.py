@@ -44,7 +44,7 @@ class Remainder(NamedTuple):
 def without_saved(loader: Any, saved: Tensor) -> Remainder:
     """Removes the saved items from a dataloader, except for up to 16 evenly spaced ones, which come first.
 
-    With a distributed sampler, both are restricted to the items of this process. The batches of a plain
+    With a distributed sampler, only items of this process are yielded or rechecked. The batches of a plain
     `torch.utils.data.BatchSampler` are refilled; other batch samplers keep their grouping, without the saved items.
 
     Args:

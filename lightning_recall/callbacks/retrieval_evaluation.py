@@ -53,8 +53,8 @@ class RetrievalEvaluation(Callback):
     query are ignored. These attributes are also read through `Subset` and `ConcatDataset`. A data set with a
     `ground_truth` of easy, hard and junk images, such as revisited Oxford and Paris, is scored by `RevisitedMAP`.
 
-    A dataloader may shuffle: the indices are recorded from its sampler. For other iterables of batches, and for a
-    `collate_fn` that reorders items, these attributes and the tables are not available. Images with the label -100,
+    A dataloader may shuffle: the indices are recorded from its sampler. Without a DataLoader, for an iterable data set,
+    or if `collate_fn` reorders items, these attributes and the tables are not available. Images with the label -100,
     such as unreadable files, are ignored.
 
     `trainer.validate` and `trainer.test` print a table. If the Trainer's progress bar is enabled, searches that take
@@ -185,8 +185,8 @@ class RetrievalEvaluation(Callback):
         names = list(loaders)
         embedding_seconds, search_start = time.perf_counter() - self.start_time, time.perf_counter()
         scores_by_title: dict[str, dict[str, Tensor]] = {}
-        for number, kind, result in self.metrics.search(trainer, names):
-            name = names[number]
+        for dataloader_idx, kind, result in self.metrics.search(trainer, names):
+            name = names[dataloader_idx]
             title = TITLES[kind] + (f" on {'dataloader ' * isinstance(name, int)}{name}" if len(names) > 1 else "")
             prefix = split + (f"/{name}" if len(names) > 1 else "") + (f"/{kind}" if kind != MODEL else "")
             scores_by_title[title] = scores = result.means()

@@ -86,7 +86,7 @@ def check_images(trainer: Trainer, callback: Callback) -> None:
 
 
 def pictures_of(result: EvaluationResult, items: Iterable[int]) -> dict[int, NDArray[np.float64]]:
-    """Loads the images of some items of a search from the data set."""
+    """Loads images from the data set; `items` are indices into the embeddings of the search."""
     if result.search_result.indices is None:
         raise ValueError(f"Cannot draw images: the data set indices of the batches are unknown: {HINT}.")
     return load_pictures(result.search_result, partial(image_of, result.dataset), items)

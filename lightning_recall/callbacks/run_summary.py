@@ -18,10 +18,10 @@ class RunSummary(Callback):
 
     The first table lists network, number of steps, device, Lightning package and batch. A module may define
     `training_summary(batch)`, a dict of more rows, as `RetrievalModule` does for loss, chunks and memory; rows with the
-    same name replace the default rows. It is called on all processes with the first batch. The last table lists the
-    scores of the last validation and the best score of each ModelCheckpoint. `images/s`, summed over processes and
-    including data loading, is logged and shown in the progress bar. A batch is a pair (inputs, labels) or a list of
-    such chunks; other batch types are not counted.
+    same name replace the default rows. `training_summary` is called on all processes with the first batch. The last
+    table lists the scores of the last validation and the best score of each ModelCheckpoint. `images/s`, summed over
+    processes and including data loading, is logged and shown in the progress bar. A batch is a pair (inputs, labels) or
+    a list of such chunks; other batch types are not counted.
 
     `lightning-recall` adds it to every run.
     """
@@ -94,9 +94,9 @@ def batch_rows(trainer: Trainer, batch: Any, pl_module: LightningModule) -> dict
         labels = torch.cat([labels for _, labels in chunks])
         images = trainer.world_size * len(labels)
         classes = f" of {len(set(labels.tolist())):,} classes" if labels.ndim == 1 else ""  # multi-label otherwise
-        is_split = trainer.world_size > 1
-        local = f", {len(labels):,}{classes} on each process" if is_split else classes
-        rows["batch"] = f"{images:,} images{local}"
+        is_distributed = trainer.world_size > 1
+        batch_text = f", {len(labels):,}{classes} on each process" if is_distributed else classes
+        rows["batch"] = f"{images:,} images{batch_text}"
     training_summary = getattr(pl_module, "training_summary", None)
     return {**rows, **training_summary(batch)} if callable(training_summary) else rows
 

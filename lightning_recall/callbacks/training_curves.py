@@ -12,7 +12,7 @@ from lightning_recall.plots.training_curves import draw_training_curves
 class TrainingCurves(Callback):
     """After training, writes `training_curves.png`: the loss of each step, and Recall@k of each validation.
 
-    Checkpoints hold the curves, so that a resumed training draws all of them.
+    Checkpoints hold the curves, so that a resumed run plots the complete curves.
 
     Args:
         loss_key: key of the logged training loss.

@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 MAX_WRAPPED = 1_000  # maximum number of list entries that are searched for data sets
 EVALUATION_ATTRIBUTES = ("is_query", "is_gallery", "groups")
-"""attributes with an entry for each item that evaluation reads"""
+"""per-item attributes that evaluation reads"""
 
 
 class RetrievalDataset(Protocol):
@@ -144,10 +144,11 @@ def last_tensor_of(dataset: Any) -> Any:
 
 
 def check_wrapped(dataset: Any) -> None:
-    """Raises an error if a wrapper hides roles or a ground truth of the data set that it wraps.
+    """Raises an error if only a wrapped data set, not its wrapper, has an attribute that evaluation reads.
 
-    `Subset` and `ConcatDataset` hide nothing; the item order of other wrappers is unknown. Wrappers that define the
-    attribute themselves, even as None, are accepted.
+    The attributes are `is_query`, `is_gallery`, `groups` and `ground_truth`. They are read through `Subset` and
+    `ConcatDataset`, but not through other wrappers, which may reorder items. Wrappers that define the attribute
+    themselves, even as None, are accepted.
 
     Raises:
         ValueError: for such a wrapper.
@@ -164,22 +165,22 @@ def check_wrapped(dataset: Any) -> None:
             )
 
 
-def hidden_attribute(leaf: Any, names: tuple[str, ...], seen: set[int]) -> tuple[str, str] | None:
+def hidden_attribute(dataset: Any, names: tuple[str, ...], seen: set[int]) -> tuple[str, str] | None:
     """Finds one of `names` that a wrapped data set has and its wrapper lacks.
 
     Args:
-        leaf: a data set that may wrap others.
+        dataset: a data set that may wrap others.
         names: attribute names.
         seen: ids of the data sets that have been checked.
 
     Returns:
-        The attribute in which the wrapper holds the data set, and the name; None if there is none.
+        (attribute that holds the wrapped data set, name of the hidden attribute), or None if nothing is hidden.
     """
-    names = tuple(name for name in names if not hasattr(leaf, name))
-    if id(leaf) in seen:
+    names = tuple(name for name in names if not hasattr(dataset, name))
+    if id(dataset) in seen:
         return None
-    seen.add(id(leaf))
-    for attribute, wrapped in wrapped_datasets(leaf):
+    seen.add(id(dataset))
+    for attribute, wrapped in wrapped_datasets(dataset):
         name = next((name for name in names if getattr(wrapped, name, None) is not None), None)
         if name:
             return attribute, name

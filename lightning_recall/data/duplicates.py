@@ -37,8 +37,8 @@ class Duplicates(NamedTuple):
     error: str | None
 
 
-class ImageTable:
-    """A flat table of the M images of several data sets.
+class AllImages:
+    """The M images of several data sets, as one table.
 
     Args:
         datasets: pairs (name, data set); names begin with the split: "training", "test small".
@@ -126,7 +126,7 @@ def find_duplicates(datasets: Sequence[tuple[str, Images]]) -> Duplicates:
     Args:
         datasets: pairs (name, data set); names begin with the split: "training", "test small".
     """
-    images = ImageTable(datasets)
+    images = AllImages(datasets)
     repeated, warnings, error = same_files(images)
     if error is None:
         is_kept = np.ones(len(images.indices), dtype=np.bool_)
@@ -140,32 +140,32 @@ def find_duplicates(datasets: Sequence[tuple[str, Images]]) -> Duplicates:
     return Duplicates(repeated, warnings, error)
 
 
-def same_files(images: ImageTable) -> Duplicates:
+def same_files(images: AllImages) -> Duplicates:
     """Finds entries of the same file; returns an error if their labels or splits differ."""
     repeated: list[list[tuple[int, int]]] = [[] for _ in images.datasets]
     firsts_of_file: dict[tuple[str, int], dict[int, int]] = defaultdict(dict)  # path and box -> data set -> first image
     _, counts = group_equal_rows(images.inodes)
     for number in np.flatnonzero((counts > 1) & (images.sizes >= 0)).tolist():
-        here = int(images.dataset_numbers[number])
+        dataset_number = int(images.dataset_numbers[number])
         path = os.path.realpath(images.path(number))  # hard links count as copies
         first_images = firsts_of_file[path, int(images.boxes[number])]
-        for there, other in first_images.items():
-            if images.splits[there] != images.splits[here]:
+        for other_dataset, other in first_images.items():
+            if images.splits[other_dataset] != images.splits[dataset_number]:
                 message = same_file_message(images, other, number)
-                names = f"in {images.names[there]} and in {images.names[here]}"
+                names = f"in {images.names[other_dataset]} and in {images.names[dataset_number]}"
                 return Duplicates([], [], f"{message}, {names}: keep it in one of them.")
-        first = first_images.setdefault(here, number)
+        first = first_images.setdefault(dataset_number, number)
         difference = difference_between(images, first, number)
         if difference:
             message = same_file_message(images, first, number)
             return Duplicates([], [], f"{message}, but with {difference}: keep one of them.")
         if first != number:
-            repeated[here].append((int(images.indices[first]), int(images.indices[number])))
+            repeated[dataset_number].append((int(images.indices[first]), int(images.indices[number])))
     warnings = [dropped_message(images, number, pairs) for number, pairs in enumerate(repeated) if pairs]
     return Duplicates(repeated, warnings, None)
 
 
-def difference_between(images: ImageTable, one: int, other: int) -> str | None:
+def difference_between(images: AllImages, one: int, other: int) -> str | None:
     """Describes the first difference that prevents merging two entries of the same file; None if there is none."""
     if images.labels[one] != images.labels[other]:
         return f"the labels {images.label_name(one)} and {images.label_name(other)}"
@@ -179,7 +179,7 @@ def difference_between(images: ImageTable, one: int, other: int) -> str | None:
     return None
 
 
-def dropped_message(images: ImageTable, dataset_number: int, pairs: list[tuple[int, int]]) -> str:
+def dropped_message(images: AllImages, dataset_number: int, pairs: list[tuple[int, int]]) -> str:
     """Warning about dropped duplicates."""
     start = int(np.argmax(images.dataset_numbers == dataset_number))
     example = same_file_message(images, start + pairs[0][0], start + pairs[0][1])
@@ -191,7 +191,7 @@ def dropped_message(images: ImageTable, dataset_number: int, pairs: list[tuple[i
     )
 
 
-def same_file_message(images: ImageTable, one: int, other: int) -> str:
+def same_file_message(images: AllImages, one: int, other: int) -> str:
     """Start of a message about two entries of the same file."""
     if images.path(one) == images.path(other):
         return f"{images.name(one)} is listed twice"
@@ -214,7 +214,7 @@ def memory_content_ids(datasets: Sequence[Images]) -> NDArray[np.int64]:
     return np.where((content >= 0) & (counts[content] > 1), content, -1)
 
 
-def file_content_ids(images: ImageTable, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+def file_content_ids(images: AllImages, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     """Content ids (m,) of the files of some images: equal if bytes and boxes are equal, -1 if unique."""
     content = np.full(len(numbers), -1, dtype=np.int64)
     sizes, boxes = images.sizes[numbers], images.boxes[numbers]
@@ -243,15 +243,15 @@ def digest(path: str, size: int, whole_file: bool) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
 
 
-def copies_within(images: ImageTable, content_ids: NDArray[np.int64]) -> list[str]:
+def copies_within(images: AllImages, content_ids: NDArray[np.int64]) -> list[str]:
     """Warnings about copies within a data set, separately for equal and different labels."""
     sentences = []
     for dataset_number, (name, data) in enumerate(zip(images.names, images.datasets, strict=True)):
         numbers = np.flatnonzero((images.dataset_numbers == dataset_number) & (content_ids >= 0))
         contents, labels = content_ids[numbers], images.labels[numbers]
-        _, copies = group_equal_rows(contents)
-        _, same_label = group_equal_rows(contents, labels)  # copies of the same label
-        for is_same, is_copy in ((True, same_label > 1), (False, copies > same_label)):
+        _, copy_counts = group_equal_rows(contents)
+        _, same_label_counts = group_equal_rows(contents, labels)  # copies with the same label
+        for is_same, is_copy in ((True, same_label_counts > 1), (False, copy_counts > same_label_counts)):
             if not is_copy.any():
                 continue
             one = numbers[np.argmax(is_copy)]
@@ -264,21 +264,21 @@ def copies_within(images: ImageTable, content_ids: NDArray[np.int64]) -> list[st
     return sentences
 
 
-def copies_between(images: ImageTable, content_ids: NDArray[np.int64]) -> list[str]:
+def copies_between(images: AllImages, content_ids: NDArray[np.int64]) -> list[str]:
     """Warnings about copies between splits."""
     sentences = []
     for one, other in combinations(range(len(images.datasets)), 2):
-        here, there = (
-            np.flatnonzero((images.dataset_numbers == number) & (content_ids >= 0)) for number in (one, other)
+        originals, candidates = (
+            np.flatnonzero((images.dataset_numbers == dataset) & (content_ids >= 0)) for dataset in (one, other)
         )
-        common = there[np.isin(content_ids[there], content_ids[here])]
+        common = candidates[np.isin(content_ids[candidates], content_ids[originals])]
         if len(common) and images.splits[one] != images.splits[other]:
-            original = here[content_ids[here] == content_ids[common[0]]][0]
+            original = originals[content_ids[originals] == content_ids[common[0]]][0]
             total = pluralize(len(images.datasets[other]), "image")
             are = "is an exact copy of a" if len(common) == 1 else "are exact copies of"
-            originals = f"{images.names[one]} image{'' if len(common) == 1 else 's'}"
+            sources = f"{images.names[one]} image{'' if len(common) == 1 else 's'}"
             sentences.append(
-                f"{images.names[other]}: {len(common):,} of {total} {are} {originals}, such as "
+                f"{images.names[other]}: {len(common):,} of {total} {are} {sources}, such as "
                 f"{images.name(common[0])}, a copy of {images.name(original)}: scores are inflated if the model has "
                 "seen them."
             )

@@ -137,7 +137,7 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
         self.transforms = transforms or ImageTransforms()
         self.training = training
         self.transform = self.transforms.transform(training)
-        self.unreadable = self._none_unreadable()
+        self.unreadable = self._new_unreadable_mask()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -206,10 +206,10 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
         vars(whole).pop("blank", None)  # the cached image depends on the transform
         chosen = select_items(whole, indices)
         chosen.training, chosen.transform = training, self.transforms.transform(training)
-        chosen.unreadable = chosen._none_unreadable()
+        chosen.unreadable = chosen._new_unreadable_mask()
         return chosen
 
-    def _none_unreadable(self) -> Tensor:
+    def _new_unreadable_mask(self) -> Tensor:
         """Mask (N,) of the unreadable images, all False, in memory that the workers share."""
         mask = torch.zeros(len(self.labels), dtype=torch.bool)
         mask.share_memory_()  # type: ignore[no-untyped-call]  # torch has no types here

@@ -3,7 +3,7 @@
 import os
 import reprlib
 
-LONGEST = 130  # characters of a path, so that a message with three paths stays below 500 characters
+MAX_LENGTH = 130  # maximum length of a path in a message
 
 short_repr = reprlib.Repr()
 short_repr.maxstring = 120
@@ -11,10 +11,10 @@ quote = short_repr.repr
 """`repr` that leaves out the middle of long values"""
 
 
-def shorten(path: str | os.PathLike[str] | Exception, longest: int = LONGEST) -> str:
-    """Shortens a path or an error message to `longest` characters by leaving out the middle."""
+def shorten(path: str | os.PathLike[str] | Exception, max_length: int = MAX_LENGTH) -> str:
+    """Shortens a path or an error message to `max_length` characters by leaving out the middle."""
     text = str(path)
-    return text if len(text) <= longest else f"{text[: longest // 2 - 3]}...{text[-(longest // 2) :]}"
+    return text if len(text) <= max_length else f"{text[: max_length // 2 - 3]}...{text[-(max_length // 2) :]}"
 
 
 def pluralize(number: int, name: str, names: str | None = None) -> str:

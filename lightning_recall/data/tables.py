@@ -162,13 +162,13 @@ def column_index(path: Path, column: str, names: list[str], delimiter: str | Non
     """
     if names.count(column) == 1:
         return names.index(column)
-    known = f"its first line names {quote(', '.join(names))}."
+    header_text = f"its first line names {quote(', '.join(names))}."
     if column in names:
-        raise ValueError(f"{shorten(path)} has several columns {column!r}: {known}")
+        raise ValueError(f"{shorten(path)} has several columns {column!r}: {header_text}")
     used = next((name for mark, name in DELIMITERS.items() if mark != delimiter and mark in "".join(names)), None)
     if used and delimiter:
-        known += f" The file seems to use {used}: save it with {DELIMITERS[delimiter]}."
-    raise ValueError(f"{shorten(path)} has no column {column!r}: {known}")
+        header_text += f" The file seems to use {used}: save it with {DELIMITERS[delimiter]}."
+    raise ValueError(f"{shorten(path)} has no column {column!r}: {header_text}")
 
 
 def column_names(path: Path, delimiter: str) -> list[str]:

@@ -39,7 +39,7 @@ class RetrievalDataModule(LightningDataModule):
         samples_per_class: images of each class in a batch, at least 2.
         chunk_size: images that a worker loads at a time, per process; the command line links it to the model's
             `chunk_size`.
-        eval_batch_size: images in one pass of validation and test, per process.
+        eval_batch_size: batch size in validation and test, per process.
         val_classes: fraction (below 1) or number of training classes held out for validation; 0 disables validation.
         num_workers: loader processes; 0 loads in the training process.
         seed: seed of the validation split, and of the sampler if the sampler's own seed is 0.
@@ -187,7 +187,8 @@ class RetrievalDataModule(LightningDataModule):
                 mask.zero_()
 
     def _eval_loader(self, data: RetrievalDataset) -> DataLoader[Any]:
-        # Without a generator, each pass would draw from the global generator, and a resumed training would differ.
+        # Without a generator, each pass would draw from the global generator, and a resumed run would differ from an
+        # uninterrupted one.
         generator = torch.Generator()
         return DataLoader(
             data,  # type: ignore[arg-type]  # the Protocol has the methods that DataLoader calls

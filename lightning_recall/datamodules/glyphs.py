@@ -78,7 +78,8 @@ class GlyphsDataModule(RetrievalDataModule):
     styles each) in about two seconds, and cached in the user's cache folder.
 
     Test: every second character (1,028 classes); each image is a query against all others. Train: the other 1,027
-    classes, of which `val_classes` are held out for validation. The counts hold for matplotlib 3.8 to 3.11.
+    classes. `val_classes` sets how many of them are held out for validation. The counts hold for matplotlib 3.8 to
+    3.11.
 
     Licence: rendered from the DejaVu fonts (Bitstream Vera licence) and the STIX fonts (their user licence); both
     licences allow free use of images rendered with the fonts.

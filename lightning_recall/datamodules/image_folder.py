@@ -34,14 +34,15 @@ class ImageFolderDataModule(RetrievalDataModule):
 
     There are two layouts:
 
-    - Root holds one folder per class. `test_classes` of the classes, drawn with `seed`, form the test set.
+    - Root holds one folder per class. Randomly drawn classes form the test set: `test_classes` is their fraction or
+      number, `seed` the random seed.
     - Root holds folders `train` and `test` (and optionally `val`), each with one folder per class. With folders `query`
-      and `gallery` instead of `test`, the queries are searched in the gallery. Splits may also be called training,
+      and `gallery` instead of `test`, the gallery is searched for each query. Splits may also be called training,
       valid, validation, dev, testing or queries, in upper or lower case.
 
-    `val_classes` of the training classes are held out for validation, unless there is a folder `val`. Images may be in
-    subfolders of their class. Symbolic links are followed; hidden and system files are ignored. Files with a suffix
-    that Pillow can decode are read; other files in class folders are reported.
+    Unless there is a folder `val`, randomly drawn training classes are held out for validation (`val_classes` is their
+    fraction or number). Images may be in subfolders of their class. Symbolic links are followed; hidden and system
+    files are ignored. Files with a suffix that Pillow can decode are read; other files in class folders are reported.
 
     Args:
         root: the folder; ~ is the home folder.
@@ -187,8 +188,8 @@ def raise_unreadable_folder(error: OSError) -> NoReturn:
 @cache
 def image_suffixes() -> frozenset[str]:
     """Lower-case suffixes of the formats that Pillow decodes without other programs."""
-    decoded = Image.registered_extensions().items()  # loads Pillow's plugins
-    known = {suffix for suffix, name in decoded if name in Image.OPEN and name not in NOT_DECODED}
+    extensions = Image.registered_extensions().items()  # loads Pillow's plugins
+    known = {suffix for suffix, name in extensions if name in Image.OPEN and name not in NOT_DECODED}
     return frozenset(known | {".mpo"})  # JPEG files with several images
 
 

@@ -21,11 +21,11 @@ class ImageTableDataModule(RetrievalDataModule):
     """Data module for images listed in a CSV file with columns `path`, `label` and optionally `split`.
 
     Paths are absolute, start with ~, or are relative to the CSV file's folder; labels are strings. `split` is train,
-    val or test; instead of test, use query and gallery to search the queries in the gallery. Without `split`,
-    `test_classes` of the classes, drawn with `seed`, form the test set. `val_classes` of the training classes are held
-    out for validation, unless `split` has val. Names of columns and splits may be in upper or lower case; training,
-    valid, validation, dev, testing and queries mean the same as train, val, test and query. An image that is both
-    query and gallery is listed twice.
+    val or test; for separate queries and gallery, use query and gallery instead of test. Without `split`, randomly
+    drawn classes form the test set: `test_classes` is their fraction or number, `seed` the random seed. Unless `split`
+    has val, randomly drawn training classes are held out for validation (`val_classes` is their fraction or number).
+    Names of columns and splits may be in upper or lower case; training, valid, validation, dev, testing and queries
+    mean the same as train, val, test and query. An image that is both query and gallery is listed twice.
 
     Args:
         file: the CSV file, UTF-8, whose first line names the columns; ~ is the home folder.

@@ -7,9 +7,9 @@ from lightning_recall.data.tables import check_counts, check_files, encode_label
 from lightning_recall.datamodules.base import RetrievalDataModule
 
 SOURCE = (
-    "Unpack train_val2018.tar.gz from https://github.com/visipedia/inat_comp/tree/master/2018 in root, and "
-    "Inat_dataset_splits.zip, also in root. The zip is linked from the README of "
-    "https://github.com/Andrew-Brown1/Smooth_AP (Google Drive)."
+    "Download train_val2018.tar.gz (https://github.com/visipedia/inat_comp/tree/master/2018) and "
+    "Inat_dataset_splits.zip (Google Drive, linked from the README of https://github.com/Andrew-Brown1/Smooth_AP), and "
+    "unpack both in root."
 )
 
 
@@ -26,7 +26,8 @@ class INaturalist2018DataModule(RetrievalDataModule):
     Xie, Kalogeiton, Zisserman, "Smooth-AP", ECCV 2020. Licence: non-commercial research.
 
     Args:
-        root: folder with `train_val2018` and the split files, or a subfolder `Inat_dataset_splits` with them.
+        root: folder that holds `train_val2018` and the split files; the split files may be in its subfolder
+            `Inat_dataset_splits`.
         transforms: image loading and transforms.
         kwargs: passed to `RetrievalDataModule`.
 

@@ -29,7 +29,10 @@ ALLOWED_GLOBALS = {
 
 
 class RestrictedUnpickler(pickle.Unpickler):
-    """Reads numbers, strings, lists, dicts and arrays; rejects all other globals, which could run code."""
+    """Unpickles only numbers, strings, lists, dicts and arrays.
+
+    Other classes and functions could run code and are rejected.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         """Allows only the classes that numpy arrays need."""
@@ -63,7 +66,7 @@ class RevisitedDataModule(RetrievalDataModule):
         benchmark: "roxford5k" or "rparis6k".
         distractors: whether the 1,001,001 images of R1M are added to the gallery.
         transforms: image loading and transforms.
-        eval_batch_size: images in one pass; values above 1 require images of equal size.
+        eval_batch_size: batch size; values above 1 require images of equal size.
         kwargs: passed to `RetrievalDataModule`.
 
     Raises:

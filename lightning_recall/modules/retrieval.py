@@ -44,7 +44,8 @@ class RetrievalModule(ManualOptimization):
     DataLoader restarts the epoch.
 
     Args:
-        embedder: inputs (b, ...) -> embeddings (b, D).
+        embedder: inputs (b, ...) -> embeddings (b, D). The package's data modules yield uint8 images, which
+            `ImageEmbedder` normalises on the device; your own embedder must convert them (`images.float() / 255`).
         loss: (embeddings (N, D), labels (N,)) -> scalar; its parameters, if any, are trained too. With
             `shares_queries` the loss gets `queries`, the indices of this process's queries; with `accepts_virtual` it
             gets `pairs` from `mixup`.

@@ -24,9 +24,9 @@ Choice = Literal["random", "worst", "best"]
 class RetrievedQueries(NamedTuple):
     """Some queries of a search and the K nearest gallery items of each, nearest first.
 
-    queries: (q,) items of the search.
+    queries: (q,) indices into the embeddings of the search.
     first_ranks: (q,) rank, starting at 1, of each query's first relevant item.
-    neighbors: (q, K) items of the search.
+    neighbors: (q, K) indices into the embeddings of the search.
     similarities: (q, K).
     is_relevant: (q, K) bool.
     """

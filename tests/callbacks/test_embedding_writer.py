@@ -274,7 +274,7 @@ def test_folders_without_a_state_are_refused(tmp_path):
         shutil.rmtree(folder, ignore_errors=True)
         trainer(tmp_path, EmbeddingWriter(str(folder))).predict(Double(), datamodule=Data())
         spoil(folder / "about.json")
-        with pytest.raises(ValueError, match="no state was saved with them"):
+        with pytest.raises(ValueError, match="does not record which model and data produced its embeddings"):
             trainer(tmp_path, EmbeddingWriter(str(folder))).predict(Double(), datamodule=Data())
 
 
