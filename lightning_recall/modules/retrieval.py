@@ -24,7 +24,7 @@ from lightning_recall.optimization.monitors import LoggedMetrics, check_monitors
 from lightning_recall.optimization.parameter_groups import ParameterGroup, split_parameters
 from lightning_recall.optimization.process_random_states import get_random_states, set_random_states
 from lightning_recall.recompute import chunked_forward, largest_chunk_size
-from lightning_recall.recompute.pytrees import num_rows
+from lightning_recall.recompute.pytrees import batch_size_of
 from lightning_recall.tensors import at_least_float32
 from lightning_recall.virtual_pairs import VirtualPairs, append_virtual_labels
 
@@ -188,7 +188,7 @@ class RetrievalModule(ManualOptimization):
     def fitting_chunk_size(self, inputs: list[Any]) -> int:
         """The chunk size; measures "auto" on the largest chunk, takes the minimum over processes, and logs it."""
         if self.chunk_size == "auto":
-            largest = max(inputs, key=num_rows)
+            largest = max(inputs, key=batch_size_of)
             found = torch.tensor(largest_chunk_size(self.embedder, largest, self.device), device=self.device)
             if self.trainer.world_size > 1:
                 distributed.all_reduce(found, distributed.ReduceOp.MIN)
