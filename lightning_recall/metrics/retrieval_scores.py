@@ -91,7 +91,7 @@ class RetrievalScores(RetrievalMetric):
         states = concatenated_states(self, self.ignore_index)
         gallery = states["is_gallery"].nonzero().squeeze(1)
         queries, first_ranks, scores = self._search_all_queries(states, gallery)
-        if not states["is_query"].any():
+        if len(states["labels"]) and not states["is_query"].any():
             raise ValueError(f"is_query is False for all {len(states['labels'])} items: there is no query to score.")
         if len(queries) == 0:
             raise ValueError(
