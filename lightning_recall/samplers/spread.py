@@ -63,8 +63,8 @@ class SpreadEpoch:
         """
         positions = batch_index + self.length * np.arange(self.packs_per_batch)
         in_batch = np.searchsorted(self.ends, positions, side="right")  # (packs_per_batch,) positions in `classes`
-        # Packs of a class go to the batches in turn: the pack at row * length + column of its part of the sequence goes
-        # to that column. Indices count column by column.
+        # Packs of a class go to the batches in turn: pack r * length + c of the class goes to row r of column c. Each
+        # column is one batch. Indices run down the columns, so that packs in one batch have consecutive indices.
         row, column = np.divmod(positions - self.ends[in_batch] + self.counts[in_batch], self.length)
         full_rows, rest = np.divmod(self.counts[in_batch], self.length)  # the first `rest` columns have one pack more
         return self.classes[in_batch], self.first_pack[in_batch] + full_rows * column + np.minimum(column, rest) + row
