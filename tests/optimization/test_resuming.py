@@ -182,7 +182,7 @@ def test_the_checkpoint_of_another_module_is_compared_as_far_as_possible(tmp_pat
             return SGD(self.parameters(), lr=0.01)
 
     assert resumed(tmp_path, Automatic(), Net(sgd(0.01))).current_epoch == 2
-    with pytest.raises(ValueError, match="has 6 parameters, that"):
+    with pytest.raises(ValueError, match="has 6 parameter tensors, but"):
         resumed(tmp_path, Automatic(), Net(loss_lr=0.5))
 
 
