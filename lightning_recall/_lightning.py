@@ -131,18 +131,18 @@ INSTANTIATORS = tuple(f"{package}.cli.instantiate_module" for package in PACKAGE
 INSTANTIATOR = f"{PACKAGE}.cli.instantiate_module"
 """the function that rebuilds a module from a checkpoint of `LightningCLI`"""
 
-_SUBMODULE_OF = {name: (submodule, name) for submodule, names in PUBLIC_NAMES.items() for name in names} | PRIVATE_NAMES
+_LOCATIONS = {name: (submodule, name) for submodule, names in PUBLIC_NAMES.items() for name in names} | PRIVATE_NAMES
 
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
         """Imports one of Lightning's names when it is first used."""
-        if name not in _SUBMODULE_OF:
+        if name not in _LOCATIONS:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         if name == "LightningModule":
             _accept_both_packages()
-        submodule, original = _SUBMODULE_OF[name]
+        submodule, original = _LOCATIONS[name]
         return getattr(import_module(PACKAGE + submodule), original)
 
 
@@ -248,7 +248,7 @@ def remove_dataloader_hook(trainer: "Trainer", function: "Callable[[Trainer, Any
 
 
 def unwrapped_batch_sampler(batch_sampler: Any) -> Any:
-    """A batch sampler without the wrapper in which Lightning records the indices of `predict`."""
+    """A batch sampler without the wrapper with which Lightning records batch indices during `predict`."""
     return getattr(batch_sampler, "_batch_sampler", batch_sampler)
 
 
@@ -291,5 +291,5 @@ def attached_trainer(module: "LightningModule") -> "Trainer | None":
 if _log_choice:
     import_module(f"{PACKAGE}.utilities").rank_zero_info(
         f"lightning_recall uses {PACKAGE}: lightning.pytorch and pytorch_lightning are both installed. To choose, "
-        f"import yours first, or set {ENVIRONMENT_VARIABLE}."
+        f"import the package that you use before lightning_recall, or set {ENVIRONMENT_VARIABLE}."
     )

@@ -20,7 +20,10 @@ def is_pair(batch: Any) -> TypeGuard[Sequence[Any]]:
 
 
 def chunks_of_batch(batch: Batch) -> list[tuple[Any, Tensor]]:
-    """The chunks (inputs, labels) of a training batch: a pair is one chunk; an empty list for any other batch."""
+    """Returns the chunks (inputs, labels) of a training batch.
+
+    A pair is one chunk; a list of pairs is one chunk per pair. Returns an empty list for anything else.
+    """
     if is_pair(batch):
         return [(batch[0], batch[1])]
     chunks = batch if isinstance(batch, list | tuple) else []

@@ -74,7 +74,7 @@ def ks_to_tuple(ks: int | Sequence[int]) -> tuple[int, ...]:
     values: tuple[Any, ...] = tuple(ks) if isinstance(ks, Iterable) else (ks,)
     integers = [int(k) for k in values if type(k) is not bool and isinstance(k, Integral)]
     if not values or len(integers) < len(values) or min(integers) < 1 or len(set(integers)) < len(integers):
-        raise ValueError(f"ks must be one or more different integers, at least 1, got {ks!r}.")
+        raise ValueError(f"ks must contain one or more distinct integers, each at least 1, got {ks!r}.")
     return tuple(integers)
 
 

@@ -76,5 +76,8 @@ def mix_embeddings(embeddings: Tensor, pairs: VirtualPairs) -> Tensor:
 
 
 def append_virtual_labels(labels: Tensor, pairs: VirtualPairs | None) -> Tensor:
-    """Labels (N + M,) of the real and the virtual items; a virtual item has the label of its pair. None: no pairs."""
+    """Returns the labels (N + M,) of the real and the virtual items.
+
+    A virtual item has the label of its pair. If `pairs` is None, returns `labels`.
+    """
     return labels if pairs is None else torch.cat([labels, labels[pairs.first]])

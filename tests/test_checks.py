@@ -87,5 +87,5 @@ def test_cut_offs_become_a_tuple_of_python_integers():
 
 @pytest.mark.parametrize("ks", [(), 0, (1, 0), (1, 1), (1.0,), (True,), "1"])
 def test_wrong_cut_offs_are_rejected(ks):
-    with pytest.raises(ValueError, match="ks must be one or more different integers, at least 1, got"):
+    with pytest.raises(ValueError, match="ks must contain one or more distinct integers, each at least 1, got"):
         checks.ks_to_tuple(ks)

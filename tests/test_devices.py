@@ -83,8 +83,9 @@ def test_losses_are_the_same_elsewhere(name, mixed):
 
 def waits_and_operations(name, block, monkeypatch):
     monkeypatch.setattr(ranking, "BLOCK_QUERIES", 1)
-    for module in (ranking, pairwise, uniloss):
-        monkeypatch.setattr(module, "DEVICE_ELEMENTS", block)
+    monkeypatch.setattr(ranking, "GPU_ELEMENTS", block)
+    monkeypatch.setattr(pairwise, "GPU_BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(uniloss, "GPU_PART_ELEMENTS", block)
     given, loss = embeddings(), LOSSES[name]().double()
     with other_device() as device:
         value_and_gradients(loss, given.to(DEVICE), LABELS.to(DEVICE), SimilarityMixup())

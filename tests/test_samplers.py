@@ -49,20 +49,20 @@ def sampler_of(mode):
     return ClassBalancedBatchSampler(labels_of([3, 9, 5, 4, 7, 8, 9, 6]), **settings)
 
 
-def can_fill(sizes, num_packs, samples_per_class, small_classes, few_classes):
+def can_fill(sizes, packs_per_batch, samples_per_class, small_classes, few_classes):
     usable = [size for size in sizes if size >= samples_per_class or small_classes == "repeat"]
-    if len(usable) >= num_packs:
+    if len(usable) >= packs_per_batch:
         return len(usable) >= 2
     different = sum(size // samples_per_class for size in usable)
-    return len(usable) >= 2 and few_classes == "repeat" and (small_classes == "repeat" or different >= num_packs)
+    return len(usable) >= 2 and few_classes == "repeat" and (small_classes == "repeat" or different >= packs_per_batch)
 
 
-def greedy_length(packs, num_packs):
+def greedy_length(packs, packs_per_batch):
     """Number of batches if each draws the classes with most packs left."""
     heap, length = [-count for count in packs], 0
     heapify(heap)
-    while len(heap) >= num_packs:
-        taken = [heappop(heap) for _ in range(num_packs)]
+    while len(heap) >= packs_per_batch:
+        taken = [heappop(heap) for _ in range(packs_per_batch)]
         for count in taken:
             if count < -1:
                 heappush(heap, count + 1)
@@ -74,17 +74,17 @@ def greedy_length(packs, num_packs):
 @given(
     sizes=SIZES,
     samples_per_class=st.integers(2, 4),
-    num_packs=st.integers(2, 7),
+    packs_per_batch=st.integers(2, 7),
     seed=st.integers(0, 99),
     options=OPTIONS,
 )
-def test_an_epoch_is_what_its_options_say(sizes, samples_per_class, num_packs, seed, options):
+def test_an_epoch_is_what_its_options_say(sizes, samples_per_class, packs_per_batch, seed, options):
     labels = labels_of(sizes, seed)
     usable = {7 * c: n for c, n in enumerate(sizes) if n >= samples_per_class or options["small_classes"] == "repeat"}
     if (options["super_classes"] or 0) > len({label % 3 for label in usable}):
         options["super_classes"] = None
-    arguments = (labels, num_packs * samples_per_class, samples_per_class, seed)
-    if not can_fill(sizes, num_packs, samples_per_class, options["small_classes"], options["few_classes"]):
+    arguments = (labels, packs_per_batch * samples_per_class, samples_per_class, seed)
+    if not can_fill(sizes, packs_per_batch, samples_per_class, options["small_classes"], options["few_classes"]):
         with pytest.raises(ValueError, match=r"Lower batch_size|lower samples_per_class"):
             ClassBalancedBatchSampler(*arguments, **options)
         return
@@ -92,26 +92,28 @@ def test_an_epoch_is_what_its_options_say(sizes, samples_per_class, num_packs, s
     length, batches = len(sampler), np.array(list(sampler))
     assert len(batches) == length >= 1
     for batch in batches:
-        check_batch(labels[batch, 0].reshape(num_packs, samples_per_class), batch, usable, options)
+        check_batch(labels[batch, 0].reshape(packs_per_batch, samples_per_class), batch, usable, options)
     times = np.bincount(batches.ravel(), minlength=len(labels))  # how often an epoch draws each image
     for label in set(labels[:, 0]) - set(usable):
         assert (times[labels[:, 0] == label] == 0).all()
-    check_coverage({label: times[labels[:, 0] == label] for label in usable}, length, num_packs, arguments[2], options)
+    check_coverage(
+        {label: times[labels[:, 0] == label] for label in usable}, length, packs_per_batch, arguments[2], options
+    )
 
 
 def check_batch(packs, batch, usable, options):
-    """Labels of the packs (num_packs, samples_per_class), and the indices of the batch."""
-    num_packs, samples_per_class = packs.shape
+    """Labels of the packs (packs_per_batch, samples_per_class), and the indices of the batch."""
+    packs_per_batch, samples_per_class = packs.shape
     assert (packs == packs[:, :1]).all()  # images of a class are consecutive
     in_batch = Counter(packs[:, 0].tolist())
     assert set(in_batch) <= set(usable)
     assert sum(packs[1:, 0] != packs[:-1, 0]) == len(in_batch) - 1  # and so are packs of a class
     most = max(in_batch.values())
     different = np.array([max(size // samples_per_class, 1) for size in usable.values()])
-    if len(usable) >= num_packs:
+    if len(usable) >= packs_per_batch:
         assert most == 1
-    elif different.sum() >= num_packs:
-        assert np.minimum(different, most - 1).sum() < num_packs  # the smallest maximum that fills a batch
+    elif different.sum() >= packs_per_batch:
+        assert np.minimum(different, most - 1).sum() < packs_per_batch  # the smallest maximum that fills a batch
         assert len(in_batch) >= 2
     counts = Counter(batch.tolist())
     repeats = Counter()
@@ -124,23 +126,23 @@ def check_batch(packs, batch, usable, options):
         assert max(counts.values()) == 1
 
 
-def check_coverage(times, length, num_packs, samples_per_class, options):
+def check_coverage(times, length, packs_per_batch, samples_per_class, options):
     """Checks how often each image is drawn; `times` maps each class to its counts (n,)."""
     different = {label: max(len(drawn) // samples_per_class, 1) for label, drawn in times.items()}
     drawn_packs = {label: drawn.sum() // samples_per_class for label, drawn in times.items()}
-    repeated = sum(different.values()) < num_packs
+    repeated = sum(different.values()) < packs_per_batch
     assert all(drawn.max() - drawn.min() <= 1 for drawn in times.values())
     if options["tail"] == "drop" and not repeated:
         assert all(drawn_packs[label] <= different[label] for label in times)
         if options["super_classes"]:
-            assert sum(drawn_packs[label] < different[label] for label in times) < num_packs
-        elif len(times) >= num_packs:
-            assert length == greedy_length(different.values(), num_packs)
+            assert sum(drawn_packs[label] < different[label] for label in times) < packs_per_batch
+        elif len(times) >= packs_per_batch:
+            assert length == greedy_length(different.values(), packs_per_batch)
     if options["tail"] == "fill":
         assert min(drawn.min() for drawn in times.values()) >= 1
         packs = {label: -(-len(drawn) // samples_per_class) for label, drawn in times.items()}
-        if len(times) >= num_packs and not options["super_classes"]:
-            assert length == max(*packs.values(), -(-sum(packs.values()) // num_packs))
+        if len(times) >= packs_per_batch and not options["super_classes"]:
+            assert length == max(*packs.values(), -(-sum(packs.values()) // packs_per_batch))
             passes = [drawn_packs[label] / packs[label] for label in times if drawn_packs[label] < length]
             assert not passes or max(drawn_packs[c] / packs[c] for c in times) <= np.floor(min(passes)) + 1
 
@@ -221,30 +223,32 @@ def test_published_orders_of_too_few_batches_are_redrawn():
 @given(
     packs=st.lists(st.integers(0, 6), min_size=4, max_size=20),
     per_batch=st.integers(1, 2),
-    num_packs=st.integers(2, 6),
+    packs_per_batch=st.integers(2, 6),
     num_super_classes=st.integers(1, 3),
     seed=st.integers(0, 99),
 )
-def test_batches_come_from_as_many_super_classes_as_requested(packs, per_batch, num_packs, num_super_classes, seed):
+def test_batches_come_from_as_many_super_classes_as_requested(
+    packs, per_batch, packs_per_batch, num_super_classes, seed
+):
     rng = np.random.default_rng(seed)
     super_class_ids = rng.permutation(np.arange(len(packs)) % 4)
     left = np.array(packs)
     most = np.minimum(left, per_batch)
-    num_super_classes = min(num_super_classes, num_packs)
-    for batch in draw_batches(PackCounts(left.copy(), most), super_class_ids, num_super_classes, num_packs, rng):
+    num_super_classes = min(num_super_classes, packs_per_batch)
+    for batch in draw_batches(PackCounts(left.copy(), most), super_class_ids, num_super_classes, packs_per_batch, rng):
         available = np.bincount(super_class_ids, np.minimum(left, most))  # (4,) packs that the batch may draw of each
         counts = np.bincount(super_class_ids[batch], minlength=4)
         drawn = np.flatnonzero(counts)
         assert len(drawn) >= min(num_super_classes, (available > 0).sum())
         if len(drawn) > num_super_classes:  # fewer would not have filled it
-            assert available[drawn].sum() - available[drawn].max() < num_packs
+            assert available[drawn].sum() - available[drawn].max() < packs_per_batch
             assert (counts[drawn] < available[drawn]).sum() <= 1
         else:
             assert all(counts[s] == available[s] or counts[s] >= counts.max() - 1 for s in drawn)
         assert (np.bincount(batch, minlength=len(left)) <= most).all()
         left = left - np.bincount(batch, minlength=len(left))
         assert left.min() >= 0
-    assert np.minimum(left, most).sum() < num_packs
+    assert np.minimum(left, most).sum() < packs_per_batch
 
 
 def test_super_classes_and_classes_are_drawn_in_proportion_to_their_remaining_packs():
@@ -342,9 +346,9 @@ def test_few_classes_fill_a_batch_as_evenly_as_their_sizes_allow():
 @settings(max_examples=100, deadline=None)
 @given(sizes=st.lists(st.integers(4, 25), min_size=2, max_size=4), samples_per_class=st.integers(2, 4), data=st.data())
 def test_packs_of_a_class_in_a_batch_have_no_common_image(sizes, samples_per_class, data):
-    num_packs = data.draw(st.integers(2, sum(size // samples_per_class for size in sizes)))
+    packs_per_batch = data.draw(st.integers(2, sum(size // samples_per_class for size in sizes)))
     labels = np.repeat(np.arange(len(sizes)), sizes)
-    batch_size = num_packs * samples_per_class
+    batch_size = packs_per_batch * samples_per_class
     sampler = ClassBalancedBatchSampler(labels, batch_size, samples_per_class, tail="fill", few_classes="repeat")
     batches = list(sampler)
     assert all(len(set(batch)) == batch_size for batch in batches)

@@ -69,7 +69,10 @@ class RecallCLI(CLIHooks, LightningCLI):
         super().parse_arguments(parser, args)
 
     def before_instantiate_classes(self) -> None:
-        """Checks that the files of --ckpt_path and --weights exist; rejects "best", unknown to a new process."""
+        """Checks that the files of --ckpt_path and --weights exist; rejects "best".
+
+        Only the process that trained can resolve "best".
+        """
         subcommand = self.config.subcommand
         config = self.config[subcommand]
         for name in ("ckpt_path", "weights"):

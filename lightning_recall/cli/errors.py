@@ -46,12 +46,10 @@ def simplify(message: str) -> str:
     text = re.sub(r"Empty module name", WITHOUT_CLASS, text)
     text = re.sub(r"Expected a dot import path string: ([\w.]+)", lambda match: unknown_class(match[1]), text)
     text = re.sub(
-        r"Expected a <class '[\w.]*(?:Sequence|list|tuple)'>. Got value: ([\w., ]+)$", r"A list is written [\1].", text
+        r"Expected a <class '[\w.]*(?:Sequence|list|tuple)'>. Got value: ([\w., ]+)$", r"Write a list as [\1].", text
     )
     text = re.sub(r"(?:a )?<class '(?:[\w.]+\.)?(\w+)'>", r"\1", text)
-    text = re.sub(
-        r"^Unexpected config:", "A settings file consists of lines of the form name: value, but one contains:", text
-    )
+    text = re.sub(r"^Unexpected config:", 'A line of the settings file is not of the form "name: value":', text)
     text = re.sub(
         r"([\w.]+): Option '([\w.]+)' is not accepted(?!\. It)", lambda match: match[0] + options_of(match[1]), text
     )
@@ -61,8 +59,8 @@ def simplify(message: str) -> str:
 def without_repeats(text: str) -> str:
     """Removes sentences that repeat the end of an earlier sentence.
 
-    >>> without_repeats("loss: ks: A list is written [1]. Or x. ks: A list is written [1].")
-    'loss: ks: A list is written [1]. Or x.'
+    >>> without_repeats("loss: ks: Write a list as [1]. Or x. ks: Write a list as [1].")
+    'loss: ks: Write a list as [1]. Or x.'
     """
     kept: list[str] = []
     for sentence in re.split(r"(?<=[.?!]) (?=\S)", text):

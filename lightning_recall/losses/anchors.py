@@ -15,13 +15,13 @@ class AnchorSamples(NamedTuple):
     """Random numbers that define the anchors; shared by all queries of a batch.
 
     Attributes:
-        flipped: (A, 2) in [0, 1), select the positive and the negative whose comparison is flipped.
-        corrected: (A,) in [0, 1), selects the wrong comparison that is corrected.
+        flip_uniforms: (A, 2) in [0, 1), select the positive and the negative whose comparison is flipped.
+        correct_uniforms: (A,) in [0, 1), select the wrong comparison that is corrected.
         random: (B, P, N) of -1 and 1: the random anchors.
     """
 
-    flipped: Tensor
-    corrected: Tensor
+    flip_uniforms: Tensor
+    correct_uniforms: Tensor
     random: Tensor
 
 
@@ -54,8 +54,8 @@ def flipped_comparisons(valid: Tensor, negative: Tensor, uniform: Tensor) -> Ten
     """
     positive = (uniform[:, 0] * valid.sum(1, keepdim=True)).long()  # valid positives come first
     cumulative = negative.cumsum(1)  # (q, N)
-    negative_number = (uniform[:, 1] * cumulative[:, -1:]).long() + 1
-    return positive * negative.shape[1] + torch.searchsorted(cumulative, negative_number)
+    negative_ordinal = (uniform[:, 1] * cumulative[:, -1:]).long() + 1
+    return positive * negative.shape[1] + torch.searchsorted(cumulative, negative_ordinal)
 
 
 def corrected_comparisons(wrong: Tensor, uniform: Tensor, fallback: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,7 +91,7 @@ def recalls_at_anchors(
     matrices.
 
     Args:
-        counts: (q, P) number of negatives ranked above each positive, from the signs of u.
+        counts: (q, P) number of negatives ranked above each positive, in the actual ranking.
         flipped: (q, A) positives whose comparison is flipped.
         corrected: (q, A) positives whose wrong comparison is corrected. If the query has none, a correct comparison is
             flipped.
@@ -105,8 +105,10 @@ def recalls_at_anchors(
     zero_counts = torch.zeros_like(counts)[:, None]  # (q, 1, P)
     corrected_hot = one_hot(corrected, width)  # (q, A, P)
     corrected_counts = torch.where(has_wrong[:, :, None], counts[:, None] - corrected_hot, corrected_hot)
-    is_below = (random[:, :width] < 0).to(random.dtype)  # (B, P, N)
-    random_counts = (negative.to(is_below.dtype) @ is_below.flatten(0, 1).T).view(len(counts), -1, width).long()
+    negative_is_higher = (random[:, :width] < 0).to(random.dtype)  # (B, P, N)
+    random_counts = (
+        (negative.to(negative_is_higher.dtype) @ negative_is_higher.flatten(0, 1).T).view(len(counts), -1, width).long()
+    )
     all_counts = torch.cat([zero_counts, one_hot(flipped, width), corrected_counts, random_counts], 1)
     all_counts = all_counts.masked_fill(~valid[:, None], negative.shape[1] + int(ks.max()))
     return recall_from_counts(all_counts, valid.sum(1), ks).to(random.dtype)

@@ -35,7 +35,7 @@ class SmoothAPLoss(RankLoss):
     O(N^2 |P|) time. Memory is bounded because queries are processed in blocks. Computed in fp32 or fp64.
 
     Args:
-        rank_temperature: temperature of the comparison, in similarity, above 0; 0.01 in the paper.
+        rank_temperature: sigmoid temperature, in units of similarity, above 0; 0.01 in the paper.
 
     Shapes: embeddings (N, D), labels (N,) -> scalar.
 
@@ -78,10 +78,10 @@ class SupAPLoss(RankLoss):
     Precision for Image Retrieval", NeurIPS 2021.
 
     Args:
-        rank_temperature: tau, in similarity, above 0; 0.01 in the paper.
+        rank_temperature: tau, in units of similarity, above 0; 0.01 in the paper.
         delta: similarity difference above which the comparison is linear, above 0.
         slope: slope of the linear part, above 0.
-        start: jump of the comparison at 0, at least 0.
+        start: jump of the comparison at a similarity difference of 0, at least 0; at 0.5 the comparison is at least the exact one.
         offset: value of the linear part at delta. None: the value at which the comparison is continuous.
 
     Shapes: embeddings (N, D), labels (N,) -> scalar.
@@ -123,5 +123,5 @@ class SupAPLoss(RankLoss):
 
     def objective(self, ranks: Tensor, valid: Tensor, similarities: Tensor) -> Tensor:
         """One minus the lower bound of the average precision (Q,)."""
-        better = (similarities[:, None, :] > similarities[:, :, None]) & valid[:, None, :]  # (q, P, P)
-        return one_minus_average_precision(1 + better.sum(2), ranks, valid)
+        is_higher = (similarities[:, None, :] > similarities[:, :, None]) & valid[:, None, :]  # (q, P, P)
+        return one_minus_average_precision(1 + is_higher.sum(2), ranks, valid)

@@ -32,8 +32,8 @@ class RetrievalLoss(nn.Module):
     `queries`; with `accepts_virtual = True`, an argument `pairs`. Any other nn.Module may define the flags too. A loss
     without these flags receives neither `queries` nor `pairs`.
 
-    The check for NaN reads a value, which would break the graph of `torch.compile`. NaN is therefore not checked in
-    custom losses under `torch.compile`, unless `compute` calls `check_finite_if_compiling`.
+    The check for NaN reads a value, which would break the graph of `torch.compile`. Under `torch.compile`, custom
+    losses are therefore not checked for NaN, unless `compute` calls `check_finite_if_compiling`.
 
     Attributes:
         shares_queries: whether the loss accepts `queries`, a slice or index tensor that restricts the queries, so that
@@ -45,7 +45,7 @@ class RetrievalLoss(nn.Module):
         diagnostics: scalars of the last batch, such as "recall@1"; `RetrievalModule` logs them.
 
     Warns once if an embedding in the first 20 batches has norm above 1.05: temperatures and margins are meant for
-    cosines, and the metrics normalise. Where dot products are intended, filter the warning.
+    cosines, and the metrics L2-normalise the embeddings. Where dot products are intended, filter the warning.
 
     >>> class NegativeCosine(RetrievalLoss):
     ...     def compute(self, embeddings, labels):

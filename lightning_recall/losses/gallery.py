@@ -19,22 +19,22 @@ class Gallery:
         """Embeddings (Q, D) of the items at `indices` (Q,)."""
         return self.embeddings[indices]
 
-    def similarities(self, queries: Tensor, out: Tensor | None = None) -> Tensor:
+    def similarities(self, query_embeddings: Tensor, out: Tensor | None = None) -> Tensor:
         """Dot products (Q, len(self)) of query embeddings (Q, D) with every item, written to `out` if given."""
-        return torch.mm(queries, self.embeddings.T, out=out)
+        return torch.mm(query_embeddings, self.embeddings.T, out=out)
 
     def accumulate_gradient(
-        self, gradient: Tensor, indices: Tensor, queries: Tensor, similarity_gradient: Tensor
+        self, gradient: Tensor, indices: Tensor, query_embeddings: Tensor, similarity_gradient: Tensor
     ) -> None:
         """Backpropagates the gradient of the similarities and accumulates it into `gradient` (N, D).
 
         Args:
             gradient: (N, D), with respect to the embeddings.
             indices: (Q,) of the queries.
-            queries: (Q, D) their embeddings.
+            query_embeddings: (Q, D) embeddings of the queries.
             similarity_gradient: (Q, len(self)), with respect to the similarities of the queries.
         """
-        gradient.addmm_(similarity_gradient.T, queries)
+        gradient.addmm_(similarity_gradient.T, query_embeddings)
         gradient.index_add_(0, indices, similarity_gradient @ self.embeddings)
 
 
@@ -61,16 +61,17 @@ class MixedGallery(Gallery):
         alpha = self.alpha[indices, None]
         return torch.lerp(self.embeddings[self.second[indices]], self.embeddings[self.first[indices]], alpha)
 
-    def similarities(self, queries: Tensor, out: Tensor | None = None) -> Tensor:
+    def similarities(self, query_embeddings: Tensor, out: Tensor | None = None) -> Tensor:
         """Dot products (Q, N + M) of query embeddings (Q, D) with every item, written to `out` if given."""
-        real = queries @ self.embeddings.T  # (Q, N)
+        real = query_embeddings @ self.embeddings.T  # (Q, N)
         first, second = (
-            real.gather(1, indices.expand(len(queries), -1)) for indices in (self.pairs.first, self.pairs.second)
+            real.gather(1, indices.expand(len(query_embeddings), -1))
+            for indices in (self.pairs.first, self.pairs.second)
         )  # (Q, M)
         return torch.cat([real, second.lerp_(first, self.pairs.alpha)], 1, out=out)
 
     def accumulate_gradient(
-        self, gradient: Tensor, indices: Tensor, queries: Tensor, similarity_gradient: Tensor
+        self, gradient: Tensor, indices: Tensor, query_embeddings: Tensor, similarity_gradient: Tensor
     ) -> None:
         """See `Gallery.accumulate_gradient`; the gradient of a virtual item goes to the two items of its pair."""
         first, second, alpha = self.pairs
@@ -78,7 +79,7 @@ class MixedGallery(Gallery):
         real = real.contiguous()
         real.index_add_(1, first, virtual * alpha)
         real.index_add_(1, second, virtual * (1 - alpha))
-        gradient.addmm_(real.T, queries)
+        gradient.addmm_(real.T, query_embeddings)
         query_gradient = real @ self.embeddings  # (Q, D)
         query_alpha = self.alpha[indices, None]
         gradient.index_add_(0, self.first[indices], query_gradient * query_alpha)

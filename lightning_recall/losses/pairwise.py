@@ -25,7 +25,7 @@ PerQueryLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Similarities (q, N), and masks of positives and negatives (q, N) -> one value per query (q,)."""
 
 BLOCK_ELEMENTS = 2**20  # similarities per block (4 MiB in fp32): a loss allocates about ten such tensors
-DEVICE_ELEMENTS = 2**24  # on a GPU (64 MiB): smaller blocks are launch-bound
+GPU_BLOCK_ELEMENTS = 2**24  # the same on a GPU (64 MiB): smaller blocks are launch-bound
 
 
 class PairwiseLossResult(NamedTuple):
@@ -162,11 +162,11 @@ class _PairwiseLoss(torch.autograd.Function):
         gradient = torch.zeros_like(embeddings) if ctx.needs_input_grad[0] else None
         # preallocated to avoid memory fragmentation
         total, hits = embeddings.new_zeros(()), torch.empty_like(indices, dtype=torch.bool)
-        block_elements = BLOCK_ELEMENTS if embeddings.device.type == "cpu" else DEVICE_ELEMENTS
+        block_elements = BLOCK_ELEMENTS if embeddings.device.type == "cpu" else GPU_BLOCK_ELEMENTS
         block_queries = max(1, block_elements // len(gallery))
         for block, hit in zip(torch.split(indices, block_queries), torch.split(hits, block_queries), strict=True):
-            queries = gallery.embeddings_at(block)  # (q, D)
-            similarities = gallery.similarities(queries)  # (q, N)
+            query_embeddings = gallery.embeddings_at(block)  # (q, D)
+            similarities = gallery.similarities(query_embeddings)  # (q, N)
             positive = labels[block, None] == labels
             negative = ~positive
             positive.scatter_(1, block[:, None], False)
@@ -178,7 +178,7 @@ class _PairwiseLoss(torch.autograd.Function):
                 value = check_per_query(values, len(block), "per_query_loss").sum()
             if gradient is not None:
                 (similarity_gradient,) = torch.autograd.grad(value, similarities)
-                gallery.accumulate_gradient(gradient, block, queries, similarity_gradient)
+                gallery.accumulate_gradient(gradient, block, query_embeddings, similarity_gradient)
             total += value.detach()
         recall_at_1 = hits.float().mean()
         if gradient is not None:

@@ -11,12 +11,12 @@ class QueryPositives(NamedTuple):
 
     Attributes:
         queries: (Q,) indices of the queries.
-        items: (Q, P) indices of the positives of each query, padded.
+        positives: (Q, P) indices of the positives of each query, padded.
         valid: (Q, P) bool, False for padding.
     """
 
     queries: Tensor
-    items: Tensor
+    positives: Tensor
     valid: Tensor
 
 
@@ -38,9 +38,9 @@ def find_positives(labels: Tensor) -> QueryPositives:
     size, start = size[by_size], start[by_size]
 
     max_positives = int(counts.max()) - 1 if len(counts) else 0
-    slot = torch.arange(max_positives, device=labels.device)  # (P,)
-    query_slot = by_size - start  # position of the query in its class; this position is skipped
-    position = start[:, None] + slot + (slot >= query_slot[:, None])
-    valid = slot < size[:, None] - 1
-    items = order[position.clamp(max=max(len(labels) - 1, 0))]
-    return QueryPositives(order[by_size], items, valid)
+    offset = torch.arange(max_positives, device=labels.device)  # (P,) offset within the class
+    query_offset = by_size - start  # offset of the query within its class; it is skipped
+    sorted_index = start[:, None] + offset + (offset >= query_offset[:, None])  # (Q, P) index into `order`
+    valid = offset < size[:, None] - 1
+    positives = order[sorted_index.clamp(max=max(len(labels) - 1, 0))]
+    return QueryPositives(order[by_size], positives, valid)

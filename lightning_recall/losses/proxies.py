@@ -23,9 +23,9 @@ class Proxies(nn.Module):
     Shapes: embeddings (N, D) in fp32 or fp64, labels (N,) int64 -> cosines (N, C) and class indices (N,).
 
     Raises:
-        ValueError: if num_classes or embedding_dim is below 1, no item is selected, embeddings have another dimension,
-            there are more than `num_classes` different labels, or labels are unknown in evaluation mode or without
-            gradients.
+        ValueError: if num_classes or embedding_dim is below 1, no item is selected, the embedding dimension differs
+            from `embedding_dim`, there are more than `num_classes` different labels, or labels are unknown in
+            evaluation mode or without gradients.
     """
 
     known_labels: Tensor
@@ -76,9 +76,9 @@ class Proxies(nn.Module):
         new = new[~torch.isin(new, self.known_labels[:count])]
         if len(new) and not (self.training and torch.is_grad_enabled()):
             raise ValueError(
-                f"{len(new)} labels have no proxy, such as {int(new[0])}: only labels seen in training have one; "
-                "labels are not added in evaluation mode or without gradients (no_grad). Compute this loss on training "
-                "classes only."
+                f"{len(new)} labels, such as {int(new[0])}, have no proxy. Only labels seen in training mode get a "
+                "proxy. Labels are not added in evaluation mode or without gradients (no_grad). Compute this loss on "
+                "training classes only."
             )
         if count + len(new) > len(self.known_labels):
             raise ValueError(

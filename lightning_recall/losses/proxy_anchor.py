@@ -29,8 +29,8 @@ class ProxyAnchorLoss(ProxyLoss):
     Shapes: embeddings (N, D) of unit length, labels (N,) -> scalar.
 
     Raises:
-        ValueError: for settings out of range, and batches with more classes than `num_classes` or another embedding
-            dimension.
+        ValueError: for settings out of range, and batches with more than `num_classes` classes or an embedding
+            dimension other than `embedding_dim`.
 
     >>> loss = ProxyAnchorLoss(num_classes=2, embedding_dim=2, delta=0.5, alpha=2)
     >>> _ = loss.proxies.weight.data.copy_(torch.eye(2))

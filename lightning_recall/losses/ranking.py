@@ -31,7 +31,7 @@ value per query (Q,), to be minimised."""
 BLOCK_ELEMENTS = 2**22  # number of similarities per block (16 MiB in fp32)
 BLOCK_QUERIES = 256  # minimum number of queries per block: small matmuls are slow
 PART_ELEMENTS = 2**21  # number of comparisons per part (8 MiB in fp32): read six times, so they should fit in cache
-DEVICE_ELEMENTS = 2**25  # both limits on a GPU (128 MiB): smaller parts are launch-bound
+GPU_ELEMENTS = 2**25  # limit of blocks and of parts on a GPU (128 MiB): smaller parts are launch-bound
 MIN_DIFFERENCE = -50.0  # below this, in units of the temperature, sigmoid is at most 2e-22; it is set to 0
 NEGLIGIBLE = 1e-16  # smaller derivatives of the objective are set to 0, since denormals are slow on CPUs
 ACTIVE_THRESHOLD = 1e-6  # a positive is active if |d value / d rank| is larger
@@ -88,8 +88,8 @@ def smooth_rank_loss(
         rank_temperature: sigmoid temperature, above 0, in units of similarity.
         count_query: whether the query is included in its own ranking, as in the authors' code.
         queries: slice or indices of the queries, without duplicates; None: all. The gallery is always the whole batch.
-            If the queries are split into disjoint parts, the full loss and its gradient are the averages of those of
-            the parts, weighted by their number of valid queries.
+            If the queries are split into disjoint parts, average the losses (and gradients) of the parts, weighted by
+            number of valid queries, to get the full loss.
         pairs: M virtual items (SiMix), as `SimilarityMixup.draw` returns them: indices of two same-class items and the
             mixing weight of the first. They are queries and gallery items with indices N, N + 1, .... Equivalent to
             appending their embeddings, but faster.
@@ -184,22 +184,26 @@ def split_into_blocks(
 ) -> Iterator[list[QueryPositives]]:
     """Splits the queries into blocks of at most BLOCK_ELEMENTS similarities, and blocks into parts.
 
-    A part has at most PART_ELEMENTS comparisons, or one query. `num_positives` is the number of positives per query,
-    ascending; each part is padded to the largest of its queries.
+    A part has at most PART_ELEMENTS comparisons; a query with more than that is a part by itself. `num_positives` is
+    the number of positives per query, ascending. Each part is padded to the largest number of positives of any of its
+    queries.
     """
     on_cpu = positives.queries.device.type == "cpu"
-    block_elements, part_elements = (BLOCK_ELEMENTS, PART_ELEMENTS) if on_cpu else (DEVICE_ELEMENTS, DEVICE_ELEMENTS)
+    block_elements, part_elements = (BLOCK_ELEMENTS, PART_ELEMENTS) if on_cpu else (GPU_ELEMENTS, GPU_ELEMENTS)
     block_queries = max(BLOCK_QUERIES, block_elements // num_items)
     for start in range(0, len(num_positives), block_queries):
-        stop, first, parts = min(start + block_queries, len(num_positives)), start, []
-        while first < stop:
-            last = first + 1
-            while last < stop and (last + 1 - first) * num_positives[last] * num_items <= part_elements:
-                last += 1
-            queries, items, valid = positives
-            width = num_positives[last - 1]
-            parts.append(QueryPositives(queries[first:last], items[first:last, :width], valid[first:last, :width]))
-            first = last
+        stop, part_start, parts = min(start + block_queries, len(num_positives)), start, []
+        while part_start < stop:
+            part_stop = part_start + 1
+            while (
+                part_stop < stop
+                and (part_stop + 1 - part_start) * num_positives[part_stop] * num_items <= part_elements
+            ):
+                part_stop += 1
+            queries, positive_indices, valid = (field[part_start:part_stop] for field in positives)
+            width = num_positives[part_stop - 1]
+            parts.append(QueryPositives(queries, positive_indices[:, :width], valid[:, :width]))
+            part_start = part_stop
         yield parts
 
 
@@ -216,9 +220,9 @@ def accumulate_block(
     `buffer` is scratch memory of any size.
     """
     indices = torch.cat([part.queries for part in parts])
-    queries = gallery.embeddings_at(indices)  # (q, D)
-    similarities = buffer.resize_(len(queries), len(gallery))  # in units of the temperature
-    gallery.similarities(queries / config.temperature, out=similarities)
+    query_embeddings = gallery.embeddings_at(indices)  # (q, D)
+    similarities = buffer.resize_(len(query_embeddings), len(gallery))  # in units of the temperature
+    gallery.similarities(query_embeddings / config.temperature, out=similarities)
     sizes = [len(part.queries) for part in parts]
     part_results = zip(*(torch.split(field, sizes) for field in per_query), strict=True)
     for part_similarities, part, results in zip(torch.split(similarities, sizes), parts, part_results, strict=True):
@@ -227,9 +231,11 @@ def accumulate_block(
         similarity_gradient = similarities  # `rank_positives` overwrites the similarities with dL/ds
         if similarities.device.type == "cpu":  # nonzero() would synchronise with the GPU
             active = per_query.has_gradient.nonzero().squeeze(1)
-            if len(active) < 0.8 * len(queries):  # queries ranked far beyond every k have zero gradient
-                indices, queries, similarity_gradient = indices[active], queries[active], similarity_gradient[active]
-        gallery.accumulate_gradient(gradient, indices, queries, similarity_gradient)
+            # queries whose positives rank far beyond every k have zero gradient
+            if len(active) < 0.8 * len(query_embeddings):
+                indices, query_embeddings = indices[active], query_embeddings[active]
+                similarity_gradient = similarity_gradient[active]
+        gallery.accumulate_gradient(gradient, indices, query_embeddings, similarity_gradient)
 
 
 def rank_positives(
@@ -240,8 +246,8 @@ def rank_positives(
     `similarities` (q, N) are divided by the temperature. With gradient, they are overwritten with the derivative of the
     objective with respect to the undivided similarities.
     """
-    queries, items, valid = part
-    positive_similarities = similarities.gather(1, items)  # (q, P)
+    queries, positive_indices, valid = part
+    positive_similarities = similarities.gather(1, positive_indices)  # (q, P)
     query_similarity = similarities.gather(1, queries[:, None])
     similarities.scatter_(1, queries[:, None], -torch.inf)  # excludes the query from the ranking
     per_query.first_match.copy_(rank_of_best(similarities, positive_similarities.masked_fill(~valid, -torch.inf)))
@@ -250,8 +256,8 @@ def rank_positives(
 
     differences = similarities[:, None, :] - positive_similarities[:, :, None]  # (q, P, N)
     F.threshold(differences, MIN_DIFFERENCE, -torch.inf, inplace=True)
-    ahead, derivatives = config.heaviside(differences, positive_similarities, part, with_gradient)
-    ranks = ahead.add_(1)
+    num_above, derivatives = config.heaviside(differences, positive_similarities, part, with_gradient)
+    ranks = num_above.add_(1)
     if derivatives is None:
         values = config.objective(ranks, valid, positive_similarities)
         per_query.value.copy_(check_per_query(values, len(queries), "objective"))
@@ -269,12 +275,12 @@ def rank_positives(
     grad_ranks, grad_positives = grad_ranks / config.temperature, grad_positives / config.temperature
     torch.bmm(grad_ranks[:, None, :], derivatives, out=similarities[:, None, :])
     # raising s_qx lowers the rank of x itself
-    similarities.scatter_add_(1, items, grad_positives - grad_ranks * derivatives.sum(2))
+    similarities.scatter_add_(1, positive_indices, grad_positives - grad_ranks * derivatives.sum(2))
 
 
 def rank_of_best(similarities: Tensor, positive_similarities: Tensor) -> Tensor:
     """One plus the number of negatives that are at least as similar as the best positive, (q,)."""
     best = positive_similarities.amax(1, keepdim=True)
     # floats: summing them is 4 times faster than summing bools
-    ahead = torch.ge(similarities, best, out=torch.empty_like(similarities))
-    return 1 + ahead.sum(1).long() - (positive_similarities >= best).sum(1)
+    is_above = torch.ge(similarities, best, out=torch.empty_like(similarities))
+    return 1 + is_above.sum(1).long() - (positive_similarities >= best).sum(1)

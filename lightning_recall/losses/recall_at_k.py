@@ -52,8 +52,8 @@ class RecallAtKLoss(RankLoss):
         loss = 1 - mean over q, mean over k of recall_k(q)
 
     Source: Patel, Tolias, Matas, CVPR 2022 (arXiv 2108.11179), equations 4 to 7. As both temperatures approach 0, the
-    loss approaches 1 - exact recall, except that a positive at exactly rank k and ties count one half. The exact recall
-    is the fraction of min(k, |P_q|) positives that are among the k nearest.
+    loss approaches 1 - exact recall, except that ties, and positives at exactly rank k, count one half each. The exact
+    recall is the fraction of min(k, |P_q|) positives that are among the k nearest.
 
     Classes may have any size and items any order. Items that are alone in their class are not queries, but are in the
     gallery. If k exceeds the number of positives, recall is relative to that number. Computed in blocks of queries, in
@@ -61,9 +61,9 @@ class RecallAtKLoss(RankLoss):
 
     Args:
         ks: cut-offs, integers of at least 1; (1, 2, 4, 8, 16) in the paper.
-        k_temperature: tau_1, in ranks, above 0; 1 in the paper.
-        rank_temperature: tau_2, in similarity, above 0; 0.01 in the paper. If the similarities of an untrained network
-            vary less than this, all ranks are about N/2 and the gradient vanishes: see `norm="batch"` of
+        k_temperature: tau_1, in units of ranks, above 0; 1 in the paper.
+        rank_temperature: tau_2, in units of similarity, above 0; 0.01 in the paper. If the similarities of an untrained
+            network vary less than this, all ranks are about N/2 and the gradient vanishes: see `norm="batch"` of
             `ImageEmbedder`.
         count_query: if True, the query is included in its own ranking, which adds almost 1 to every rank. The authors'
             code does so; the paper's formula does not.

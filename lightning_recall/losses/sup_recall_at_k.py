@@ -28,11 +28,11 @@ class SupRecallAtKLoss(RankLoss):
 
     Args:
         ks: cut-offs, integers of at least 1.
-        k_temperature: temperature of the sigmoid at k, in ranks, above 0.
-        rank_temperature: tau, in similarity, above 0; 0.01 in the paper.
+        k_temperature: temperature of the sigmoid at k, in units of ranks, above 0.
+        rank_temperature: tau, in units of similarity, above 0; 0.01 in the paper.
         delta: similarity difference above which the comparison is linear, above 0.
         slope: slope of the linear part, above 0.
-        start: jump of the comparison at 0, at least 0.
+        start: jump of the comparison at a similarity difference of 0, at least 0; at 0.5 the comparison is at least the exact one.
         offset: value of the linear part at delta. None: the value at which the comparison is continuous.
 
     Shapes: embeddings (N, D), labels (N,) -> scalar.

@@ -20,7 +20,7 @@ from lightning_recall.tensors import arange_within_groups
 from lightning_recall.virtual_pairs import VirtualPairs, append_virtual_labels
 
 PART_ELEMENTS = 2**20  # number of comparisons per part (4 MiB in fp32)
-DEVICE_ELEMENTS = 2**24  # on a GPU (64 MiB)
+GPU_PART_ELEMENTS = 2**24  # comparisons per part on a GPU (64 MiB)
 MIN_SQUARED_DISTANCE = 1e-12  # lower bound of squared distances: 1 / d diverges at an anchor
 
 
@@ -65,15 +65,15 @@ class UniLoss(PairwiseLoss):
 
     Source: Liu, Wang, Deng, ECCV 2020 (arXiv 2007.13870). This package adds: Recall@k as the metric, its computation
     from counts, the parameter tau, and interpolation per query. The gradient is exact; in the authors' code one term
-    has the wrong sign. New anchors are drawn for each batch, with the sum of `seed` and the number of previous
-    batches as seed. This number is saved in the state_dict. All processes draw the same anchors. Computed in blocks
-    with closed-form gradients, in fp32 or fp64.
+    has the wrong sign. Draws new anchors for each batch, seeded by `seed` plus the number of training batches before
+    it. This number is saved in the state_dict. All processes draw the same anchors. Computed in blocks with closed-form
+    gradients, in fp32 or fp64.
 
     Args:
         ks: cut-offs, integers of at least 1.
         tau: steepness of the comparison, above 0; with the paper's value of 1, gradients are too small for cosine
             similarities.
-        num_good: number of anchors of each of two kinds, at least 1: one flipped sign, and one corrected sign.
+        num_good: number of anchors with one flipped sign, and also of anchors with one corrected sign; at least 1.
         num_bad: number of random anchors, at least 0.
         seed: seed for drawing the anchors.
 
@@ -115,11 +115,11 @@ class UniLoss(PairwiseLoss):
     def draw(self, num_positives: int, num_items: int) -> AnchorSamples:
         """Draws the random numbers of the next batch, on the CPU."""
         generator = torch.Generator().manual_seed(self.seed + int(self.num_batches))
-        flipped, corrected = (
+        flip_uniforms, correct_uniforms = (
             torch.rand(shape, generator=generator) for shape in ((self.num_good, 2), (self.num_good,))
         )
         signs = torch.randint(0, 2, (self.num_bad, num_positives, num_items), generator=generator, dtype=torch.int8)
-        return AnchorSamples(flipped, corrected, 2 * signs - 1)
+        return AnchorSamples(flip_uniforms, correct_uniforms, 2 * signs - 1)
 
     def compute(
         self,
@@ -169,7 +169,7 @@ class _OneMinusRecall(torch.autograd.Function):
         valid = torch.arange(width, device=items.device) < counts[:, None]
         gradient = torch.empty_like(similarities) if ctx.needs_input_grad[0] else None
         recalls = []
-        part_elements = PART_ELEMENTS if similarities.device.type == "cpu" else DEVICE_ELEMENTS
+        part_elements = PART_ELEMENTS if similarities.device.type == "cpu" else GPU_PART_ELEMENTS
         part_queries = max(1, part_elements // (width * similarities.shape[1]))
         for start in range(0, len(similarities), part_queries):
             part = slice(start, start + part_queries)
@@ -204,20 +204,22 @@ def interpolated_recall(
     """
     width = items.shape[1]
     positive_similarities = similarities.gather(1, items)
-    compared = (valid[:, :, None] & negative[:, None, :]).flatten(1)  # (q, C), C = P N
-    u = torch.tanh((positive_similarities[:, :, None] - similarities[:, None, :]).flatten(1) * (tau / 2)) * compared
-    wrong = (u <= 0) & compared
-    signs = compared.to(u.dtype).masked_fill_(wrong, -1.0)  # signs of u; 0 for padded comparisons
+    is_comparison = (valid[:, :, None] & negative[:, None, :]).flatten(1)  # (q, C), C = P N
+    differences = (positive_similarities[:, :, None] - similarities[:, None, :]).flatten(1)
+    u = torch.tanh(differences * (tau / 2)) * is_comparison
+    wrong = (u <= 0) & is_comparison
+    signs = is_comparison.to(u.dtype).masked_fill_(wrong, -1.0)  # signs of u; 0 for padded comparisons
     counts = wrong.view(len(u), width, -1).sum(2)  # (q, P) negatives ranked higher
-    flipped = flipped_comparisons(valid, negative, samples.flipped)  # (q, A) indices into C
-    corrected, has_wrong = corrected_comparisons(wrong, samples.corrected, flipped)
+    flipped = flipped_comparisons(valid, negative, samples.flip_uniforms)  # (q, A) indices into C
+    corrected, has_wrong = corrected_comparisons(wrong, samples.correct_uniforms, flipped)
     random = samples.random[:, :width].flatten(1)  # (B, C)
 
     num_items = negative.shape[1]
     positives = flipped // num_items, corrected // num_items  # (q, A) each
     recalls = recalls_at_anchors(counts, *positives, has_wrong, valid, negative, ks, samples.random)
     terms = [
-        (compared.to(u.dtype) - u).square().sum(1),  # squared distance to the perfect anchor; padding contributes 0
+        # squared distance to the perfect anchor; padding contributes 0
+        (is_comparison.to(u.dtype) - u).square().sum(1),
         (signs - u).square().sum(1),
         u.square().sum(1),
         u.gather(1, flipped),
@@ -226,7 +228,7 @@ def interpolated_recall(
     ]
     terms = [term.detach().requires_grad_(gradient is not None) for term in terms]
     with torch.set_grad_enabled(gradient is not None):
-        value = inverse_distance_mean(squared_distances_to_anchors(terms, has_wrong, compared.sum(1)), recalls)
+        value = inverse_distance_mean(squared_distances_to_anchors(terms, has_wrong, is_comparison.sum(1)), recalls)
     if gradient is None:
         return value
     derivatives = torch.autograd.grad(value, terms, torch.ones_like(value))
@@ -234,7 +236,7 @@ def interpolated_recall(
     grad_u = grad_random @ random
     grad_u -= 2 * grad_perfect[:, None] * (1 - u) + 2 * grad_signs[:, None] * (signs - u) - 2 * grad_norm[:, None] * u
     grad_u.scatter_add_(1, flipped, grad_flipped).scatter_add_(1, corrected, grad_corrected)
-    grad_c = (grad_u * (1 - u * u) * compared).view(len(u), width, -1).mul_(tau / 2)
+    grad_c = (grad_u * (1 - u * u) * is_comparison).view(len(u), width, -1).mul_(tau / 2)
     gradient.copy_(-grad_c.sum(1)).scatter_add_(1, items, grad_c.sum(2))
     return value.detach()
 

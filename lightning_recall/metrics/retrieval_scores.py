@@ -29,7 +29,8 @@ class RetrievalScores(RetrievalMetric):
     - `r_precision`: precision at R, the number of relevant items that the query has.
     - `map@r`: mean over ranks i = 1..R of precision@i if item i is relevant, else 0 (Musgrave, Belongie and Lim, "A
       Metric Learning Reality Check", ECCV 2020).
-    - `map`: mean precision at every relevant item, and `mrr`: 1 over the rank of the first.
+    - `map`: mean of the precision at each relevant item.
+    - `mrr`: reciprocal rank of the first relevant item.
 
     Ties are broken against the query: a collapsed network scores 0. Similarities too close for float32 are compared in
     float64, so that the scores are the same for any block size, number of processes and device. The N x N similarities
@@ -37,9 +38,9 @@ class RetrievalScores(RetrievalMetric):
     count once, such as those that a distributed sampler repeats.
 
     Args:
-        scores: names from the list above. A single name gives a scalar (a score with a cut-off also needs a single
-            integer as `ks`), which `self.log`, `MetricCollection`, `MetricTracker` and similar tools accept; a sequence
-            gives a dict, even with one name.
+        scores: names from the list above. A single name gives a scalar if it has no cut-off or `ks` is one integer;
+            otherwise, a dict. `self.log`, `MetricCollection`, `MetricTracker` and similar tools accept scalars. A
+            sequence gives a dict, even with one name.
         ks: cut-offs of recall, fraction_retrieved and precision, at least 1: a sequence of integers, or one integer.
         normalize: True, the default, ranks by cosine similarity. False ranks by dot product.
         ignore_index: items with this label are excluded from queries and gallery; None excludes nothing.
@@ -95,7 +96,7 @@ class RetrievalScores(RetrievalMetric):
         if len(queries) == 0:
             raise ValueError(
                 f"None of the {len(states['labels'])} items has a same-class item in the gallery, so there are no "
-                "queries: evaluate classes with at least 2 images, in more or larger batches."
+                "queries: evaluate classes with at least 2 images, and pass all batches to update()."
             )
         columns = dict(zip(score_names(self.scores, self.ks), scores.unbind(1), strict=True))
         return SearchResult(
@@ -142,7 +143,7 @@ class RetrievalScores(RetrievalMetric):
         parts = [(queries[:0], queries[:0], scores)]
         for ranks in rank_by_label(labelled_queries, labelled_gallery, rank_and_world_size, only_first, progress):
             scores = torch.stack([*score(ranks, self.scores, self.ks).values()], dim=1)  # (q, S)
-            parts.append((queries[ranks.queries], ranks.rank[ranks.position == 0], scores))
+            parts.append((queries[ranks.queries], ranks.rank[ranks.num_relevant_before == 0], scores))
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 

@@ -147,7 +147,7 @@ class RevisitedMAP(RetrievalMetric):
         if len(ranks.queries) == 0:
             raise ValueError("No query has a relevant image in the gallery.")
         relevant = {query: torch.tensor([*t.easy, *t.hard]) + num_queries for query, t in enumerate(truths)}
-        first_ranks = ranks.rank[ranks.position == 0]
+        first_ranks = ranks.rank[ranks.num_relevant_before == 0]
         gallery = indices[num_queries:][~is_ignored[num_queries:]]
         scores = {name: values.to(device) for name, values in self._scores(ranks, is_easy).items()}
         return SearchResult(embeddings, None, indices, gallery, ranks.queries, first_ranks, scores, True, relevant)
@@ -190,7 +190,8 @@ class RevisitedMAP(RetrievalMetric):
             is_relevant = (is_easy & (EASY in levels)) | (~is_easy & (HARD in levels))
             for query in range(num_queries):
                 is_selected = (ranks.query_position == query) & is_relevant
-                num_irrelevant = (ranks.rank - 1 - ranks.position)[is_selected].cpu()  # before each relevant one
+                # number of irrelevant items before each relevant one
+                num_irrelevant = (ranks.rank - 1 - ranks.num_relevant_before)[is_selected].cpu()
                 if len(num_irrelevant):
                     zero_based_ranks = num_irrelevant + torch.arange(len(num_irrelevant))
                     scores[f"{name}/map"][query] = trapezoid_average_precision(zero_based_ranks, len(zero_based_ranks))
@@ -228,7 +229,10 @@ def rank_landmarks(
     with full_precision(embeddings.device):
         items_by_query = torch.split(item, torch.bincount(query).tolist())
         similarity = torch.cat(
-            [embeddings.select(items) @ query for items, query in zip(items_by_query, queries, strict=True)]
+            [
+                embeddings.select(items) @ query_embedding
+                for items, query_embedding in zip(items_by_query, queries, strict=True)
+            ]
         )
         query_blocks = EmbeddingBlocks(queries, device=embeddings.device)
         ranks = rank_pairs(query_blocks, embeddings, QueryItemPairs(query, item), similarity, level == JUNK)

@@ -43,18 +43,18 @@ def r_precision(ranks: RelevantRanks) -> Tensor:
 
 def map_at_r(ranks: RelevantRanks) -> Tensor:
     """Mean over ranks i = 1..R of precision@i if item i is relevant, else 0 (Musgrave et al., 2020)."""
-    precisions = (ranks.position + 1) / ranks.rank.double()
+    precisions = (ranks.num_relevant_before + 1) / ranks.rank.double()
     return mean_over_relevant(ranks, precisions * (ranks.rank <= ranks.num_relevant[ranks.query_position]))
 
 
 def average_precision(ranks: RelevantRanks) -> Tensor:
     """Mean of the precision at each relevant item."""
-    return mean_over_relevant(ranks, (ranks.position + 1) / ranks.rank.double())
+    return mean_over_relevant(ranks, (ranks.num_relevant_before + 1) / ranks.rank.double())
 
 
 def reciprocal_rank(ranks: RelevantRanks) -> Tensor:
     """1 over the rank of the first relevant item."""
-    return 1 / ranks.rank[ranks.position == 0].double()
+    return 1 / ranks.rank[ranks.num_relevant_before == 0].double()
 
 
 AT_K: dict[str, Callable[[RelevantRanks, int], Tensor]] = {

@@ -57,11 +57,11 @@ def _ranks(similarities: Tensor, relevant: Tensor, queries: Tensor) -> RelevantR
     parts = []
     for query_similarities, is_relevant in zip(similarities[queries], relevant[queries], strict=True):
         irrelevant = query_similarities[~is_relevant].sort().values
-        best = query_similarities[is_relevant].sort(descending=True)
-        num_ahead = len(irrelevant) - torch.searchsorted(irrelevant, best.values)
-        parts.append((num_ahead, is_relevant.nonzero().squeeze(1)[best.indices]))
+        sorted_relevant = query_similarities[is_relevant].sort(descending=True)
+        num_ahead = len(irrelevant) - torch.searchsorted(irrelevant, sorted_relevant.values)
+        parts.append((num_ahead, is_relevant.nonzero().squeeze(1)[sorted_relevant.indices]))
     num_ahead, items = (torch.cat(part) for part in zip(*parts, strict=True))
     num_relevant = relevant[queries].sum(1)
-    position = arange_within_groups(num_relevant)
+    num_before = arange_within_groups(num_relevant)
     query_position = torch.arange(len(queries), device=queries.device).repeat_interleave(num_relevant)
-    return RelevantRanks(queries, num_relevant, query_position, num_ahead + position + 1, position, items)
+    return RelevantRanks(queries, num_relevant, query_position, num_ahead + num_before + 1, num_before, items)

@@ -157,7 +157,7 @@ def add_empty_states(metric: Metric, gather: Callable[..., list[Tensor]], group:
     """Adds empty states on processes without data, because gather needs equal dtypes and dimensions.
 
     Args:
-        metric: its states are gathered next.
+        metric: the metric whose states will be gathered.
         gather: function (tensor, group) -> list of each process's tensor.
         group: process group.
 

@@ -22,8 +22,8 @@ MAX_NORMALISED = 20.0  # larger values are unnormalised pixels in 0 to 255
 def timm_backbone(name: str, pretrained: bool | str) -> tuple[nn.Module, bool, int]:
     """Returns a timm model without classifier, whether it outputs feature maps, and the number of channels C.
 
-    Convnets output maps (B, C, H, W). All others (class tokens, channels-last maps) use timm's own pooling and output
-    (B, C).
+    Convnets output maps (B, C, H, W). Other models, such as ViTs and models with channels-last maps, use timm's own
+    pooling and output (B, C).
 
     Raises:
         ValueError: for a name that timm does not know, and weights that cannot be loaded.
@@ -46,8 +46,9 @@ def load_timm(name: str, pretrained: bool | str, **kwargs: Any) -> Any:
             raise ValueError(
                 f"pretrained must be true, false or the path of a weights file; no such file: {pretrained}."
             )
-        other_format = {} if pretrained.endswith(".npz") else {"custom_load": False}  # some timm weights are .npz
-        kwargs["pretrained_cfg_overlay"] = {"file": pretrained, **other_format}
+        # the custom loaders of timm's models read .npz files
+        load_options = {} if pretrained.endswith(".npz") else {"custom_load": False}
+        kwargs["pretrained_cfg_overlay"] = {"file": pretrained, **load_options}
     try:
         model: Any = timm.create_model(name, pretrained=bool(pretrained), num_classes=0, **kwargs)
         if isinstance(pretrained, str):

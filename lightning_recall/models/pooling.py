@@ -10,7 +10,7 @@ from lightning_recall.tensors import at_least_float32
 class GeM(nn.Module):
     """Generalised-mean pooling: the p-th root of the mean of the p-th powers.
 
-    p = 1 is average pooling; p to infinity is max pooling.
+    p = 1 is average pooling; as p approaches infinity, it approaches max pooling.
 
     Source: Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2019
     (arXiv 1711.02512).

@@ -40,9 +40,10 @@ class PCAWhitening(nn.Module):
             raise ValueError(
                 f"dim must be from 1 to D = {width} and below the number of embeddings, {len(embeddings)}; got {dim}."
             )
-        exact = embeddings.detach().double()
-        mean = exact.mean(0)
-        variances, directions = torch.linalg.eigh((exact - mean).T @ (exact - mean) / (len(exact) - 1))  # ascending
+        embeddings64 = embeddings.detach().double()
+        mean = embeddings64.mean(0)
+        centered = embeddings64 - mean
+        variances, directions = torch.linalg.eigh(centered.T @ centered / (len(centered) - 1))  # ascending
         scales = (variances + epsilon * variances[-1]).clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
         projection = (directions * scales).flip(1)[:, :dim]
         self.register_buffer("mean", mean.to(embeddings.dtype))

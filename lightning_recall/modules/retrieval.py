@@ -19,12 +19,12 @@ from lightning_recall.gather import gather_rows
 from lightning_recall.losses.base import has_flag
 from lightning_recall.modules.checks import check_different_batches, check_mixup, check_strategy, checked_chunks
 from lightning_recall.modules.training_summary import training_summary
+from lightning_recall.optimization.distributed_random_states import get_random_states, set_random_states
 from lightning_recall.optimization.manual_optimization import ManualOptimization
 from lightning_recall.optimization.monitors import LoggedMetrics, check_monitors
 from lightning_recall.optimization.parameter_groups import ParameterGroup, split_parameters
-from lightning_recall.optimization.process_random_states import get_random_states, set_random_states
 from lightning_recall.recompute import chunked_forward, largest_chunk_size
-from lightning_recall.recompute.pytrees import num_rows
+from lightning_recall.recompute.pytrees import batch_size_of
 from lightning_recall.tensors import at_least_float32
 from lightning_recall.virtual_pairs import VirtualPairs, append_virtual_labels
 
@@ -53,7 +53,7 @@ class RetrievalModule(ManualOptimization):
         chunk_size: maximum number of images per forward pass of the embedder, per process; limits activation memory to
             this many images. "auto": the largest that fits in GPU memory, measured at the first step; 128 on a CPU.
             BatchNorm in train mode normalises over a chunk.
-        keep_chunks: number of chunks whose activations are kept instead of recomputed, from 1.
+        keep_chunks: number of chunks whose activations are kept instead of recomputed; at least 1.
         test_time_augmentation: module for test-time augmentation, (embedder, images) -> embeddings, such as
             `MultiScale`; used in test and predict only. None: no augmentation.
         loss_lr: learning rate of the parameters of `loss`, such as proxies; None: the same as for the other parameters.
@@ -132,7 +132,7 @@ class RetrievalModule(ManualOptimization):
         if self.trainer.world_size > 1 and not self.batch_checked:
             check_different_batches(inputs, local_labels, self.device)
         self.batch_checked = True
-        chunk_size = self.fitting_chunk_size(inputs)
+        chunk_size = self.resolve_chunk_size(inputs)
         local_embeddings = chunked_forward(self.embedder, inputs, chunk_size, self.keep_chunks, self.device)  # (b, D)
         loss, loss_scale = self.batch_loss(local_embeddings, local_labels)
         self.optimize(loss * loss_scale)
@@ -148,8 +148,8 @@ class RetrievalModule(ManualOptimization):
     def batch_loss(self, local_embeddings: Tensor, local_labels: Tensor) -> tuple[Tensor, float]:
         """Loss over the gathered embeddings (N, D); this process computed local_embeddings (b, D).
 
-        Returns (loss, loss_scale). If each process computes its own queries, the loss is the mean over these. The mean
-        of loss * loss_scale over the processes is the global loss, in value and gradient.
+        Returns (loss, loss_scale). If each process computes the loss of its own queries only, `loss` is the mean over
+        these. The mean of loss * loss_scale over the processes is the global loss, in value and gradient.
         """
         embeddings = gather_rows(at_least_float32(local_embeddings))  # (N, D)
         labels = gather_rows(local_labels)  # (N,)
@@ -170,7 +170,7 @@ class RetrievalModule(ManualOptimization):
         """Indices of this process's queries, and the loss scale world_size * len(local) / len(all).
 
         Returns (None, 1.0) if there are fewer queries than processes, or if the loss counts images without a positive
-        and there are some; every process then computes all queries.
+        and there are some; every process then computes the loss of all queries.
         """
         all_labels = append_virtual_labels(labels, pairs)
         _, inverse, counts = torch.unique(all_labels, return_inverse=True, return_counts=True)
@@ -186,10 +186,10 @@ class RetrievalModule(ManualOptimization):
         interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by Lightning
         return bool(interval) and (self.trainer.fit_loop.total_batch_idx + 1) % interval == 0
 
-    def fitting_chunk_size(self, inputs: list[Any]) -> int:
+    def resolve_chunk_size(self, inputs: list[Any]) -> int:
         """The chunk size; measures "auto" on the largest chunk, takes the minimum over processes, and logs it."""
         if self.chunk_size == "auto":
-            largest = max(inputs, key=num_rows)
+            largest = max(inputs, key=batch_size_of)
             found = torch.tensor(largest_chunk_size(self.embedder, largest, self.device), device=self.device)
             if self.trainer.world_size > 1:
                 distributed.all_reduce(found, distributed.ReduceOp.MIN)

@@ -26,7 +26,8 @@ def add_gradients(
     """Adds the gradient of a loss to the `.grad` of the given parameters only.
 
     The gradient is averaged over the processes and unscaled, because the loss scale of mixed precision may change
-    before the step. DistributedDataParallel does not reduce it: it expects the gradients of all parameters.
+    before the step. The reduction of DistributedDataParallel is switched off, because it expects the gradients of all
+    parameters.
 
     Args:
         module: its `manual_backward` is called.
@@ -72,7 +73,7 @@ def rescale_gradients(module: LightningModule, parameters: Sequence[nn.Parameter
     Args:
         module: the module in training.
         parameters: their gradients are scaled.
-        scale: current loss scale of the gradients; None: they are unscaled.
+        scale: factor by which the gradients are already multiplied; None: they are unscaled.
     """
     current = gradient_scale(module.trainer, module.device)
     if current is not None:

@@ -34,10 +34,10 @@ from lightning_recall.optimization.schedules import check_schedules, due_plateau
 class ManualOptimization(LightningModule):
     """Runs backward passes and optimizer steps, with the features of automatic optimization.
 
-    A subclass computes a loss in `training_step` and calls `optimize`. Schedulers step by the batch or by the epoch.
-    Gradients are clipped after unscaling. Gradients can be accumulated, and checkpoints save accumulated gradients.
-    `gradient_clip_val` and `accumulate_grad_batches` are arguments of the module, not of the Trainer. `training_step`
-    should return `{"loss": loss.detach()}`, which LearningRateFinder and SpikeDetection read.
+    A subclass computes a loss in `training_step` and calls `optimize`. Schedulers step after each optimizer step or
+    each epoch. Gradients are clipped after unscaling. Gradients can be accumulated, and checkpoints save accumulated
+    gradients. `gradient_clip_val` and `accumulate_grad_batches` are arguments of the module, not of the Trainer.
+    `training_step` should return `{"loss": loss.detach()}`, which LearningRateFinder and SpikeDetection read.
 
     `configure_optimizers` may be overridden with any optimizers and schedulers, with interval and frequency, as in
     Lightning; `global_step` counts the steps of every optimizer. `optimizer_step`, `optimizer_zero_grad`,
@@ -67,17 +67,17 @@ class ManualOptimization(LightningModule):
             all step at the same time, such as a warm-up and a decay; None: a constant learning rate. For
             `ReduceLROnPlateau` use `pytorch_lightning.cli.ReduceLROnPlateau`, which has a `monitor` argument.
         lr_interval: whether schedulers step after every "epoch" or every optimizer "step".
-        lr_frequency: step the scheduler every `lr_frequency` epochs or steps, from 1.
+        lr_frequency: step the scheduler every `lr_frequency` epochs or steps; at least 1.
         gradient_clip_val: maximum norm, or value, of the gradient; None: no clipping.
         gradient_clip_algorithm: clips the "norm" of the whole gradient, or clips each gradient element ("value").
-        accumulate_grad_batches: number of batches whose gradients are averaged for one step, from 1. The last step of
-            an epoch may have fewer.
+        accumulate_grad_batches: number of batches whose gradients are averaged for one step; at least 1. The last
+            step of an epoch may have fewer.
 
     Raises:
-        ValueError: for numbers out of range; when training starts, for ReduceLROnPlateau with `lr_interval="step"`,
-            schedulers that end before the training or override the learning rates of parameter groups or `lr`,
-            arguments given to the Trainer instead of the module, and optimizers that differ from `optimizer_settings`
-            or from the checkpoint.
+        ValueError: for numbers out of range. The start of training raises for ReduceLROnPlateau with
+            `lr_interval="step"`. It raises for schedulers that end before the training, or that override the learning
+            rates of parameter groups or `lr`. It raises for arguments given to the Trainer instead of the module. It
+            raises for optimizers that differ from `optimizer_settings` or from the checkpoint.
     """
 
     read_at_configuration: ClassVar[Sequence[str]] = ("optimizer", "lr", "lr_scheduler", "lr_interval", "lr_frequency")
@@ -109,7 +109,7 @@ class ManualOptimization(LightningModule):
         self.lr: float | None = None  # set by Tuner.lr_find
         self.progress: dict[str, OptimizerProgress] = defaultdict(OptimizerProgress)
         self.resumed: resuming.SavedOptimization | None = None
-        self.optimization_settings: dict[str, Any] = {}  # of optimizers and schedulers
+        self.initial_settings: dict[str, Any] = {}  # of optimizers and schedulers
         self.clipped = False
 
     def optimize(self, losses: Tensor | dict[str, Tensor]) -> None:
@@ -123,7 +123,7 @@ class ManualOptimization(LightningModule):
             losses: the loss of all optimizers; or optimizer name -> loss.
 
         Raises:
-            ValueError: for names that are not in `optimizer_settings`, or for a single loss although it is set.
+            ValueError: for names that are not in `optimizer_settings`, or for a single loss if that is set.
         """
         if backward_is_skipped(self.trainer):
             return
@@ -232,26 +232,25 @@ class ManualOptimization(LightningModule):
         """Checks the optimizers, also against the checkpoint, before Lightning restores it."""
         if self.optimizer_settings:
             check_optimizers(self.trainer, self.optimizer_settings, self.module_settings())
-        has_finetuning_callback = any(isinstance(callback, BaseFinetuning) for callback in callbacks_of(self.trainer))
+        has_finetuning = any(isinstance(callback, BaseFinetuning) for callback in callbacks_of(self.trainer))
         # BaseFinetuning adds parameter groups during training
-        self.optimization_settings = {} if has_finetuning_callback else resuming.optimization_settings(self.trainer)
+        self.initial_settings = {} if has_finetuning else resuming.optimizer_and_scheduler_settings(self.trainer)
         if self.resumed is not None:
-            resuming.check_names([*self.progress], [*self.accumulations()])
-            resuming.check_accumulation(self.resumed.accumulations, self.accumulations())
-            if not has_finetuning_callback:
+            resuming.check_names([*self.progress], [*self.settings_by_optimizer()])
+            resuming.check_accumulation(self.resumed.accumulate_grad_batches, self.settings_by_optimizer())
+            if not has_finetuning:
                 resuming.check_settings(self.resumed.settings, self.trainer)
                 resuming.check_parameters(self.resumed.optimizers, self.trainer)
             self.resumed.optimizers = None  # frees their memory
 
-    def accumulations(self) -> dict[str, int]:
-        """Name of each optimizer -> its accumulate_grad_batches."""
-        names = list(self.optimizer_settings) or [SHARED]
-        return {name: self.settings_of(name).accumulate_grad_batches for name in names}
+    def settings_by_optimizer(self) -> dict[str, OptimizerSettings]:
+        """Name of each optimizer -> its settings; `SHARED` -> those of all optimizers, if they have no names."""
+        return self.optimizer_settings or {SHARED: self.module_settings()}
 
     def on_train_start(self) -> None:
-        """Checks schedulers and optimizers against the training; restores accumulated gradients."""
+        """Checks that schedulers fit the length of training and optimizers are supported; restores gradients."""
         trainer_checks.check_optimizer_classes(self.trainer)
-        check_schedules(self.trainer, {name: self.settings_of(name) for name in self.accumulations()})
+        check_schedules(self.trainer, self.settings_by_optimizer())
         trainer_checks.check_checkpoint_times(self.trainer)
         if self.resumed is not None:
             self.resumed.restore_gradients(self)
@@ -275,7 +274,7 @@ class ManualOptimization(LightningModule):
         If the last batch was skipped, steps the other schedulers and discards accumulated gradients, as in automatic
         optimization.
         """
-        for name in self.accumulations():
+        for name in self.settings_by_optimizer():
             self.progress[name].accumulated_batches = 0
             self.end_epoch(name)
         saved = {} if self.resumed is None else self.resumed.metrics
@@ -285,12 +284,13 @@ class ManualOptimization(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Saves accumulated gradients, the optimizers' progress and the metrics needed by ReduceLROnPlateau."""
-        checkpoint["optimization_settings"] = self.optimization_settings
+        checkpoint["optimization_settings"] = self.initial_settings
         checkpoint["metrics"] = {name: torch.as_tensor(m) for name, m in self.trainer.callback_metrics.items()}
         checkpoint["optimizer_progress"] = {name: dict(vars(progress)) for name, progress in self.progress.items()}
         if any(progress.accumulated_batches for progress in self.progress.values()):
             gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
-            checkpoint["accumulated"] = {"gradients": gradients, "accumulate_grad_batches": self.accumulations()}
+            batches = {name: s.accumulate_grad_batches for name, s in self.settings_by_optimizer().items()}
+            checkpoint["accumulated"] = {"gradients": gradients, "accumulate_grad_batches": batches}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores accumulated gradients, progress and metrics."""

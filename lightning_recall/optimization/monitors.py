@@ -54,7 +54,7 @@ def check_monitors(trainer: Trainer, logged: LoggedMetrics) -> None:
     key.
 
     Args:
-        trainer: its dataloaders are set up.
+        trainer: the Trainer, at the start of training.
         logged: metrics that its module logs.
 
     Raises:
@@ -98,8 +98,11 @@ def check_modes(
         callbacks_with_unknown_keys: callbacks that will log scores under "val/", with keys that are not known yet.
     """
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-    for monitoring in (*callbacks_of(trainer), *schedulers):
-        monitor, mode = getattr(monitoring, "monitor", None) or "", getattr(monitoring, "mode", None)
+    for callback_or_scheduler in (*callbacks_of(trainer), *schedulers):
+        monitor, mode = (
+            getattr(callback_or_scheduler, "monitor", None) or "",
+            getattr(callback_or_scheduler, "mode", None),
+        )
         name = monitor.rpartition("/")[2]
         is_score = any(
             only_known_code_logs(trainer) or name.startswith(tuple(callback.scores))
@@ -108,10 +111,10 @@ def check_modes(
         higher = monitor in scores or (is_score and monitor.startswith("val/"))
         higher = higher or monitor.startswith(tuple(logged.higher_is_better))
         right = "max" if higher else "min" if monitor in logged.lower_is_better else mode
-        if hasattr(monitoring, "monitor") and mode in ("min", "max") and mode != right:
+        if hasattr(callback_or_scheduler, "monitor") and mode in ("min", "max") and mode != right:
             default = ", Lightning's default" if mode == "min" else ""
             raise ValueError(
-                f'{type(monitoring).__name__} monitors {monitor!r} with mode="{mode}"{default}, but '
+                f'{type(callback_or_scheduler).__name__} monitors {monitor!r} with mode="{mode}"{default}, but '
                 f'{"larger" if higher else "smaller"} is better: set mode="{right}".'
             )
 

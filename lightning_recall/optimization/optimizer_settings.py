@@ -17,9 +17,9 @@ class OptimizerSettings:
     Args:
         gradient_clip_val: maximum norm, or value, of the gradient of the optimizer's parameters; None: no clipping.
         gradient_clip_algorithm: whether to clip the "norm" of the whole gradient, or the "value" of each element.
-        accumulate_grad_batches: number of used batches whose gradients are averaged for one step, from 1. The last step
-            of an epoch may have fewer.
-        every_n_batches: use every n-th batch of the training and ignore the losses of the others, from 1.
+        accumulate_grad_batches: number of used batches whose gradients are averaged for one step; at least 1. The last
+            step of an epoch may have fewer.
+        every_n_batches: use every n-th batch of the training and ignore the losses of the others; at least 1.
 
     Raises:
         ValueError: for numbers out of range.
@@ -80,14 +80,14 @@ def check_optimizers(
     """Checks that every optimizer has settings, and that no two share a parameter.
 
     Args:
-        trainer: its optimizers are configured.
+        trainer: the Trainer, after configure_optimizers.
         settings: optimizer name -> settings, in optimizer order.
         module_settings: settings from the arguments of the module.
 
     Raises:
         ValueError: if the numbers of settings and optimizers differ, a parameter belongs to two optimizers, the
-            arguments of the module are set too, several processes use another strategy than DDP (which may shard
-            parameters), or static_graph is on.
+            arguments of the module are set too, static_graph is on, or several processes use a strategy other than DDP,
+            because such a strategy may shard parameters.
     """
     optimizers = trainer.optimizers
     if uses_static_graph(trainer.strategy):

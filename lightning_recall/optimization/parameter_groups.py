@@ -13,7 +13,7 @@ ParameterGroup = dict[str, Any]
 
 
 def split_parameters(module: nn.Module, parts: Sequence[tuple[nn.Module, dict[str, Any]]] = ()) -> list[ParameterGroup]:
-    """Parameter groups of a module: first its remaining parameters, then one group for each part.
+    """Parameter groups of a module: one for the parameters outside all parts, then one for each part.
 
     Only trainable parameters are included, each of them once: a parameter that two modules share belongs to the first
     part that contains it. Parts without trainable parameters have no group.

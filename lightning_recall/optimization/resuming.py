@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_recall._lightning import EarlyStopping, LearningRateFinder, Trainer, callbacks_of
+from lightning_recall.optimization.optimizer_settings import OptimizerSettings
 
 NEW_TRAINING_HINT = (
     "To continue with other settings, start a new training from the checkpoint's weights: --weights FILE in the "
@@ -19,16 +20,16 @@ class SavedOptimization:
     """Optimization state saved in a checkpoint.
 
     Attributes:
-        settings: `optimization_settings` of the checkpoint's training.
+        settings: optimizer and scheduler settings of the checkpoint's training.
         optimizers: states of the optimizers; None if the checkpoint holds weights only.
-        accumulations: optimizer name -> accumulate_grad_batches; empty if no gradients are accumulated.
+        accumulate_grad_batches: optimizer name -> accumulate_grad_batches; empty if no gradients are accumulated.
         gradients: parameter name -> accumulated gradient.
         metrics: metric name -> last value.
     """
 
     settings: dict[str, Any]
     optimizers: list[dict[str, Any]] | None
-    accumulations: dict[str, int]
+    accumulate_grad_batches: dict[str, int]
     gradients: dict[str, Tensor]
     metrics: dict[str, Tensor]
 
@@ -52,7 +53,7 @@ class SavedOptimization:
         self.gradients = {}
 
 
-def optimization_settings(trainer: Trainer) -> dict[str, Any]:
+def optimizer_and_scheduler_settings(trainer: Trainer) -> dict[str, Any]:
     """Initial settings of all optimizers and schedulers: name -> value, as plain Python types."""
     settings: dict[str, Any] = {}
     for index, optimizer in enumerate(trainer.optimizers):
@@ -95,13 +96,13 @@ def check_settings(saved: dict[str, Any], trainer: Trainer) -> None:
     """Compares the configured optimizers and schedulers with those of the checkpoint to resume from.
 
     Args:
-        saved: `optimization_settings` of the checkpoint's training; if empty, nothing is compared.
-        trainer: configure_optimizers has run, but the checkpoint is not restored yet.
+        saved: optimizer and scheduler settings of the checkpoint's training; if empty, nothing is compared.
+        trainer: the Trainer, after configure_optimizers and before it restores the checkpoint.
 
     Raises:
         ValueError: if they differ, because the checkpoint's settings would be used.
     """
-    now = optimization_settings(trainer)
+    now = optimizer_and_scheduler_settings(trainer)
     different = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
     classes = [name for name in different if "'s " not in name]  # a different class also has different options
     options = [name for name in different if name in saved and name in now]  # another release of torch may add some
@@ -130,7 +131,7 @@ def check_callbacks(states: dict[str, Any] | None, trainer: Trainer | None) -> N
 
     Args:
         states: callback states in the checkpoint.
-        trainer: its callbacks are not restored yet; None in `load_from_checkpoint`, which restores none.
+        trainer: the Trainer, before it restores its callbacks; None in `load_from_checkpoint`, which restores none.
 
     Raises:
         ValueError: if there is a LearningRateFinder, or the patience differs.
@@ -164,28 +165,29 @@ def check_names(before: list[str], now: list[str]) -> None:
         )
 
 
-def check_accumulation(before: dict[str, int], now: dict[str, int]) -> None:
+def check_accumulation(before: dict[str, int], now: dict[str, OptimizerSettings]) -> None:
     """Raises ValueError if the checkpoint holds accumulated gradients and accumulate_grad_batches has changed.
 
     Args:
         before: optimizer name -> accumulate_grad_batches in the checkpoint; empty without accumulated gradients.
-        now: optimizer name -> accumulate_grad_batches of this training.
+        now: optimizer name -> settings of this training.
     """
     for name, batches in before.items():
-        if now.get(name) != batches:
+        current = now[name].accumulate_grad_batches if name in now else None
+        if current != batches:
             optimizer = f" of {name}" if name else ""
             raise ValueError(
                 f"The checkpoint was saved during gradient accumulation with accumulate_grad_batches={batches}"
-                f"{optimizer}: resume with that number, not {now.get(name)}, or from the end of an epoch."
+                f"{optimizer}: resume with that number, not {current}, or from the end of an epoch."
             )
 
 
 def check_parameters(states: list[dict[str, Any]] | None, trainer: Trainer) -> None:
-    """Raises ValueError unless a checkpoint's optimizers have the same number of parameters as the configured ones.
+    """Raises ValueError unless a checkpoint's optimizers have as many parameter tensors as the configured ones.
 
     Args:
         states: optimizer states in the checkpoint; None if it holds weights only.
-        trainer: its optimizers are configured.
+        trainer: the Trainer, after configure_optimizers.
     """
     if states is None:
         raise ValueError(
@@ -195,11 +197,11 @@ def check_parameters(states: list[dict[str, Any]] | None, trainer: Trainer) -> N
     now = [[len(group["params"]) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
     if saved != now:
         raise ValueError(
-            f"The optimizer of the checkpoint has {format_parameter_counts(saved)}, that of this training "
+            f"The checkpoint's optimizer has {format_parameter_counts(saved)}, but this run's has "
             f"{format_parameter_counts(now)}: resume with the same network and parameter groups. {NEW_TRAINING_HINT}"
         )
 
 
 def format_parameter_counts(counts: list[list[int]]) -> str:
-    """Number of parameters in each group of each optimizer: "4 + 2 parameters"."""
-    return " and ".join(f"{' + '.join(map(str, groups))} parameters" for groups in counts)
+    """Number of parameter tensors in each group of each optimizer: "4 + 2 parameter tensors"."""
+    return " and ".join(f"{' + '.join(map(str, groups))} parameter tensors" for groups in counts)

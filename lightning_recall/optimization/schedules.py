@@ -15,7 +15,7 @@ def due_schedulers(trainer: Trainer, interval: str, count: int, optimizer: Any =
     """Schedulers to step after `count` intervals; without ReduceLROnPlateau, which needs a metric.
 
     Args:
-        trainer: its schedulers are configured.
+        trainer: the Trainer, after configure_optimizers.
         interval: "step" or "epoch".
         count: steps or epochs so far.
         optimizer: return only its schedulers; None: all schedulers.
@@ -36,7 +36,7 @@ def due_plateau_schedulers(trainer: Trainer, metrics: dict[str, Tensor]) -> list
     Schedulers that monitor a "val" metric step only after a validation.
 
     Args:
-        trainer: at the end of an epoch.
+        trainer: the Trainer; call this at the end of an epoch.
         metrics: all logged metrics, including those from before a resume.
 
     Raises:
@@ -64,7 +64,7 @@ def check_schedules(trainer: Trainer, settings: dict[str, OptimizerSettings]) ->
     """Checks all schedulers.
 
     Args:
-        trainer: its schedulers are configured.
+        trainer: the Trainer, after configure_optimizers.
         settings: optimizer name -> settings, in optimizer order; or {SHARED: settings of all optimizers}.
 
     Raises:

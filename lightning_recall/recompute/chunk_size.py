@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lightning_recall.random_state import preserve_random_state
-from lightning_recall.recompute.pytrees import map_tensors, num_rows, tensors_of
+from lightning_recall.recompute.pytrees import batch_size_of, map_tensors, tensors_of
 
 FREE_FRACTION = 0.2  # fraction of device memory left free, for gradients, the optimizer's state and the loss
 INITIAL_CHUNK_SIZE = 16
@@ -27,7 +27,7 @@ def largest_chunk_size(embedder: nn.Module, inputs: Any, device: torch.device) -
     Raises:
         ValueError: if not even one row fits.
     """
-    available = num_rows(inputs)
+    available = batch_size_of(inputs)
     if device.type == "cpu":
         return min(CPU_CHUNK_SIZE, available)
     size = min(INITIAL_CHUNK_SIZE, available)

@@ -11,12 +11,12 @@ from lightning_recall.checks import check_integer
 from lightning_recall.recompute.first_pass import FirstPassState
 from lightning_recall.recompute.pytrees import (
     PyTree,
+    batch_size_of,
     check_output_lengths,
     check_same_structure,
     concatenate,
     map_tensors,
     mappings_to_dicts,
-    num_rows,
     split,
     tensors_of,
 )
@@ -112,7 +112,7 @@ def embed(embedder: Callable[[Any], PyTree], chunk: PyTree, device: torch.device
     if device is not None:
         chunk = map_tensors(lambda tensor: tensor.to(device, non_blocking=True), chunk)
     output = mappings_to_dicts(embedder(chunk))
-    check_output_lengths(output, num_rows(chunk))
+    check_output_lengths(output, batch_size_of(chunk))
     return output
 
 

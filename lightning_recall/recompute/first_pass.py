@@ -82,9 +82,10 @@ class FirstPassState:
 
 
 def modules_of(embedder: Any) -> list[nn.Module]:
-    """Returns the submodules of a module, of the object of a bound method, or of the modules that a function captures.
+    """Returns all modules that an embedder contains.
 
-    A function captures modules in its closure; a `partial` also through its arguments.
+    The embedder is a module, a method of a module, or a function that captures modules: in its closure or, for a
+    `partial`, also in its arguments.
     """
     if isinstance(embedder, nn.Module):
         return list(embedder.modules())

@@ -32,8 +32,8 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: PyTree) -> PyTree:
     return tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, mappings_to_dicts(tree))
 
 
-def num_rows(tree: PyTree) -> int:
-    """Number of rows of the tensors in a pytree; 0 if it has no tensors."""
+def batch_size_of(tree: PyTree) -> int:
+    """Returns the length of the first dimension of the tensors in a pytree; 0 if it has no tensors."""
     tensors = tensors_of(tree)
     return len(tensors[0]) if tensors else 0
 
@@ -42,7 +42,7 @@ def split(tree: PyTree, chunk_size: int) -> list[PyTree]:
     """Splits a pytree evenly into parts of at most `chunk_size` rows; None is repeated in each part.
 
     Raises:
-        ValueError: for tensors without rows or with different numbers of rows, and for entries that are neither a
+        ValueError: for tensors without dimensions or with different numbers of rows, and for entries that are neither a
             tensor nor None.
     """
     leaves, spec = tree_flatten(tree)
@@ -89,7 +89,7 @@ def concatenate(outputs: list[PyTree]) -> PyTree:
     """Concatenates the outputs of chunks, tensor by tensor.
 
     Raises:
-        ValueError: if they differ in more than their number of rows.
+        ValueError: if their structures, dtypes or trailing dimensions differ.
     """
     leaves, specs = zip(*map(tree_flatten, outputs), strict=True)
     kinds = {tuple(leaf if leaf is None else (leaf.shape[1:], leaf.dtype) for leaf in output) for output in leaves}

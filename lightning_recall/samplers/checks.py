@@ -72,18 +72,18 @@ def super_class_ids_of(
     return np.unique(first[:, 1], return_inverse=True)[1]
 
 
-def check_super_classes(super_classes: Any, super_class_ids: NDArray[np.int64], num_packs: int) -> None:
-    """Raises ValueError if `super_classes` exceeds the packs in a batch or the number of super-classes.
+def check_super_classes(super_classes: Any, super_class_ids: NDArray[np.int64], packs_per_batch: int) -> None:
+    """Raises ValueError if `super_classes` exceeds the number of classes in a batch or the number of super-classes.
 
     Args:
         super_classes: number of super-classes in a batch.
         super_class_ids: (C,) super-class of each class that can be drawn.
-        num_packs: packs in a batch.
+        packs_per_batch: number of classes in a batch.
     """
     num_super_classes = len(np.unique(super_class_ids))
-    maximum = min(num_packs, num_super_classes)
+    maximum = min(packs_per_batch, num_super_classes)
     if not isinstance(super_classes, (int, np.integer)) or not 1 <= super_classes <= maximum:
         raise ValueError(
-            f"super_classes must be None or from 1 to {maximum}: a batch has {num_packs} classes, and "
+            f"super_classes must be None or from 1 to {maximum}: a batch has {packs_per_batch} classes, and "
             f"{num_super_classes} super-classes have usable classes, got {super_classes}."
         )

@@ -19,7 +19,7 @@ from lightning_recall.samplers.checks import (
     super_class_ids_of,
 )
 from lightning_recall.samplers.epochs import EpochPlan, EpochSeed
-from lightning_recall.samplers.pack_counts import FewClasses, SmallClasses, Tail, pack_counts
+from lightning_recall.samplers.pack_counts import FewClasses, SmallClasses, Tail, count_packs
 from lightning_recall.samplers.published import PublishedPlan
 from lightning_recall.samplers.spread import FilledPlan, SpreadPlan
 from lightning_recall.samplers.super_classes import SuperClassPlan
@@ -73,14 +73,14 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         super_classes: number of super-classes per batch, for harder negatives: from 1 to the number of classes in a
             batch. Super-classes are sampled proportionally to their remaining packs and contribute equally where
             possible. A batch has fewer super-classes if fewer remain, and more if the chosen ones cannot fill it. The
-            epoch ends when fewer classes remain than a batch needs; all packs of the other classes have been drawn by
-            then. With `tail="fill"`, extra batches draw the remaining packs from any super-class.
+            epoch ends when fewer classes with undrawn packs are left than a batch needs. With `tail="fill"`, extra
+            batches draw the remaining packs from any super-class.
         reshuffle: False repeats the first epoch, for example for an overfitting test.
 
     Attributes:
-        shard: (rank, world size): which slice of each batch this process yields; with your own DataLoader, set
-            `use_distributed_sampler=False` in the Trainer. None: read from torch.distributed at the start of each
-            epoch.
+        shard: (rank, world size): which slice of each batch this process yields. If you build the DataLoader yourself,
+            also set `use_distributed_sampler=False` in the Trainer, so that Lightning does not replace the sampler.
+            None: read from torch.distributed at the start of each epoch.
 
     Raises:
         ValueError: if no batch can be built from these arguments; the message suggests a change.
@@ -123,19 +123,23 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         column = array if array.ndim == 1 else array[:, 0]
         self._order = np.argsort(column, kind="stable").astype(np.int32)  # (N,) indices sorted by class
         self._sizes = np.unique(column, return_counts=True)[1]  # (C,)
-        packs = pack_counts(self._sizes, samples_per_class, self.num_packs, small_classes, tail, few_classes)
+        pack_counts = count_packs(
+            self._sizes, samples_per_class, self.packs_per_batch, small_classes, tail, few_classes
+        )
         self._plan: EpochPlan
         if super_classes is not None:
             super_class_ids = super_class_ids_of(array, self._order, self._sizes)  # (C,)
-            check_super_classes(super_classes, super_class_ids[packs.per_epoch > 0], self.num_packs)
-            self._plan = SuperClassPlan(packs, super_class_ids, super_classes, self.num_packs, fill=tail == "fill")
+            check_super_classes(super_classes, super_class_ids[pack_counts.per_epoch > 0], self.packs_per_batch)
+            self._plan = SuperClassPlan(
+                pack_counts, super_class_ids, super_classes, self.packs_per_batch, fill=tail == "fill"
+            )
         elif epoch_order == "published":
-            self._plan = PublishedPlan(packs.per_epoch, self.num_packs)
+            self._plan = PublishedPlan(pack_counts.per_epoch, self.packs_per_batch)
         else:
-            self._plan = (SpreadPlan if tail == "drop" else FilledPlan)(packs, self.num_packs)
+            self._plan = (SpreadPlan if tail == "drop" else FilledPlan)(pack_counts, self.packs_per_batch)
 
     @property
-    def num_packs(self) -> int:
+    def packs_per_batch(self) -> int:
         """Number of packs in a batch: the number of classes, unless few_classes="repeat" draws several packs of one."""
         return self.batch_size // self.samples_per_class
 

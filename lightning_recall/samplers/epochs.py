@@ -1,7 +1,7 @@
 """Interfaces of an epoch and of the plan that draws epochs. Each implementation is in its own file.
 
 A pack is `samples_per_class` images of one class. The sampler splits each class into packs; an epoch assigns packs to
-batches.
+batches, `packs_per_batch` to each.
 """
 
 from typing import Protocol
@@ -21,7 +21,7 @@ class Epoch(Protocol):
         """Number of batches."""
 
     def batch(self, batch_index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The class of each pack in a batch, and the index of the pack within its class, both (num_packs,)."""
+        """The class of each pack in a batch, and the index of the pack within its class, both (packs_per_batch,)."""
 
 
 class EpochPlan(Protocol):
@@ -34,6 +34,6 @@ class EpochPlan(Protocol):
         """Draws an epoch.
 
         Args:
-            seed: seeds a separate generator, in plans that draw epochs independently of the image order.
+            seed: seed and epoch; some plans seed their own generator with it instead of using `rng`.
             rng: the generator that shuffled the images of this epoch.
         """

@@ -11,16 +11,16 @@ FewClasses = Literal["error", "repeat"]
 
 
 class PackCounts(NamedTuple):
-    """Number of packs of each class, both (C,); 0 for unused classes."""
+    """Number of packs of each class in an epoch and in a batch, both (C,); 0 for unused classes."""
 
-    per_epoch: NDArray[np.int64]  # maximum per epoch
-    per_batch: NDArray[np.int64]  # maximum per batch
+    per_epoch: NDArray[np.int64]  # maximum; with tail="fill", minimum
+    per_batch: NDArray[np.int64]  # maximum
 
 
-def pack_counts(
+def count_packs(
     sizes: NDArray[np.int64],
     samples_per_class: int,
-    num_packs: int,
+    packs_per_batch: int,
     small_classes: SmallClasses,
     tail: Tail,
     few_classes: FewClasses,
@@ -30,25 +30,26 @@ def pack_counts(
     Raises:
         ValueError: if a batch cannot be filled with these options.
     """
-    usable = usable_classes(sizes, samples_per_class, small_classes)
+    usable = num_usable_classes(sizes, samples_per_class, small_classes)
     num_disjoint_packs = sizes // samples_per_class  # (C,) no image is in two packs
     if small_classes == "repeat":
         num_disjoint_packs = np.maximum(num_disjoint_packs, 1)
     per_epoch, per_batch = num_disjoint_packs, np.minimum(num_disjoint_packs, 1)
-    if usable < num_packs:
+    if usable < packs_per_batch:
         total = int(num_disjoint_packs.sum())
-        check_few_classes(usable, total, samples_per_class, num_packs, small_classes, few_classes)
-        per_epoch = num_disjoint_packs * -(-num_packs // total)  # a batch may draw each pack this many times
-        # the smallest limit per class that fills a batch; below num_packs, so that a batch has at least 2 classes
-        limits = range(2, num_packs)
-        limit = next(limit for limit in limits if np.minimum(per_epoch, limit).sum() >= num_packs)
+        check_few_classes(usable, total, samples_per_class, packs_per_batch, small_classes, few_classes)
+        per_epoch = num_disjoint_packs * -(-packs_per_batch // total)  # a batch may draw each pack this many times
+        # smallest number of packs per class that suffices to fill a batch; less than packs_per_batch, because a batch
+        # needs 2 classes
+        limits = range(2, packs_per_batch)
+        limit = next(limit for limit in limits if np.minimum(per_epoch, limit).sum() >= packs_per_batch)
         per_batch = np.minimum(per_epoch, limit)
     if tail == "fill":
         return PackCounts(np.where(per_epoch > 0, -(-sizes // samples_per_class), 0), per_batch)
     return PackCounts(per_epoch, per_batch)
 
 
-def usable_classes(sizes: NDArray[np.int64], samples_per_class: int, small_classes: SmallClasses) -> int:
+def num_usable_classes(sizes: NDArray[np.int64], samples_per_class: int, small_classes: SmallClasses) -> int:
     """Number of classes that can be drawn.
 
     Raises:
@@ -76,21 +77,21 @@ def check_few_classes(
     usable: int,
     num_disjoint_packs: int,
     samples_per_class: int,
-    num_packs: int,
+    packs_per_batch: int,
     small_classes: SmallClasses,
     few_classes: FewClasses,
 ) -> None:
     """Raises ValueError if a batch needs two packs of a class, or repeated images, and the options forbid it."""
     if few_classes == "error":
         raise ValueError(
-            f"A batch needs batch_size / samples_per_class = {num_packs} classes, but only {usable} have at least "
-            f"{samples_per_class} images. Lower batch_size to {usable * samples_per_class} or less, raise "
+            f"A batch needs batch_size / samples_per_class = {packs_per_batch} classes, but only {usable} have at "
+            f"least {samples_per_class} images. Lower batch_size to {usable * samples_per_class} or less, raise "
             f"samples_per_class, or allow several packs of {samples_per_class} images of a class in a batch with "
             'few_classes="repeat".'
         )
-    if num_disjoint_packs < num_packs and small_classes != "repeat":
+    if num_disjoint_packs < packs_per_batch and small_classes != "repeat":
         raise ValueError(
-            f"A batch of {num_packs * samples_per_class} would repeat an image: its classes have only "
+            f"A batch of {packs_per_batch * samples_per_class} would repeat an image: its classes have only "
             f"{num_disjoint_packs} packs of {samples_per_class} different images. Lower batch_size to "
             f"{num_disjoint_packs * samples_per_class} or less, or allow repeated images with "
             'small_classes="repeat".'

@@ -26,7 +26,7 @@ class PublishedEpoch:
     length: int
 
     def batch(self, batch_index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The class of each pack in a batch, and the index of the pack within its class, both (num_packs,)."""
+        """The class of each pack in a batch, and the index of the pack within its class, both (packs_per_batch,)."""
         in_batch = np.flatnonzero((self.starts <= batch_index) & (batch_index < self.stops))
         return self.classes[in_batch], batch_index - self.starts[in_batch]
 
@@ -35,15 +35,15 @@ class PublishedPlan:
     """All epochs have the length of the shortest of 20 simulated epochs.
 
     Args:
-        packs: (C,) number of packs of each class.
-        num_packs: packs in a batch, each from a different class.
+        pack_counts: (C,) number of packs of each class.
+        packs_per_batch: packs in a batch, each from a different class.
     """
 
-    def __init__(self, packs: NDArray[np.int64], num_packs: int) -> None:
-        self.packs = packs
-        self.num_packs = num_packs
+    def __init__(self, pack_counts: NDArray[np.int64], packs_per_batch: int) -> None:
+        self.pack_counts = pack_counts
+        self.packs_per_batch = packs_per_batch
         rng = np.random.default_rng(0)
-        self._length = min(published_epoch(packs, num_packs, rng).length for _ in range(20))
+        self._length = min(published_epoch(pack_counts, packs_per_batch, rng).length for _ in range(20))
 
     def length(self, seed: EpochSeed) -> int:
         """Number of batches of every epoch."""
@@ -51,34 +51,34 @@ class PublishedPlan:
 
     def draw(self, seed: EpochSeed, rng: np.random.Generator) -> PublishedEpoch:
         """Draws an epoch of at least this length, with a separate generator."""
-        return published_epoch(self.packs, self.num_packs, np.random.default_rng((*seed, 1)), self._length)
+        return published_epoch(self.pack_counts, self.packs_per_batch, np.random.default_rng((*seed, 1)), self._length)
 
 
 def published_epoch(
-    packs: NDArray[np.int64], num_packs: int, rng: np.random.Generator, min_length: int = 1
+    pack_counts: NDArray[np.int64], packs_per_batch: int, rng: np.random.Generator, min_length: int = 1
 ) -> PublishedEpoch:
-    """Draws classes in random order, each for `packs` (C,) consecutive batches.
+    """Draws classes in random order, each for `pack_counts` (C,) consecutive batches.
 
-    The epoch ends when fewer than `num_packs` classes are left. Orders that give fewer than `min_length` batches are
-    redrawn.
+    The epoch ends when fewer than `packs_per_batch` classes are left. Orders that give fewer than `min_length` batches
+    are redrawn.
     """
     length = 0
     while length < min_length:
-        classes = rng.permutation(np.flatnonzero(packs))
-        starts, length = schedule_classes(packs[classes], num_packs)
-    return PublishedEpoch(classes, starts, starts + packs[classes], length)
+        classes = rng.permutation(np.flatnonzero(pack_counts))
+        starts, length = schedule_classes(pack_counts[classes], packs_per_batch)
+    return PublishedEpoch(classes, starts, starts + pack_counts[classes], length)
 
 
-def schedule_classes(packs: NDArray[np.int64], num_packs: int) -> tuple[NDArray[np.int64], int]:
+def schedule_classes(pack_counts: NDArray[np.int64], packs_per_batch: int) -> tuple[NDArray[np.int64], int]:
     """Index (C,) of each class's first batch, and the number of full batches.
 
     Args:
-        packs: (C,) number of batches that each class is in, at least 1.
-        num_packs: packs in a batch.
+        pack_counts: (C,) number of batches that each class is in, at least 1.
+        packs_per_batch: packs in a batch.
     """
-    free = [0] * num_packs  # a heap: the index of the batch in which each slot becomes free
+    free = [0] * packs_per_batch  # a heap: the index of the batch in which each slot becomes free
     starts = []
-    for count in packs.tolist():
+    for count in pack_counts.tolist():
         starts.append(free[0])
         heapreplace(free, free[0] + count)
     return np.array(starts, np.int64), free[0]

@@ -16,8 +16,8 @@ class SuperClassEpoch:
     """Batches from a few super-classes each, then batches that draw the remaining packs.
 
     Attributes:
-        classes: (B, num_packs) class of each pack of each batch, ascending.
-        pack_indices: (B, num_packs) index of each pack within its class.
+        classes: (B, packs_per_batch) class of each pack of each batch, ascending.
+        pack_indices: (B, packs_per_batch) index of each pack within its class.
         rest: extra batches from all super-classes, for `tail="fill"`.
     """
 
@@ -31,7 +31,7 @@ class SuperClassEpoch:
         return len(self.classes) + (self.rest.length if self.rest else 0)
 
     def batch(self, batch_index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The class of each pack in a batch, and the index of the pack within its class, both (num_packs,)."""
+        """The class of each pack in a batch, and the index of the pack within its class, both (packs_per_batch,)."""
         if self.rest and batch_index >= len(self.classes):
             return self.rest.batch(batch_index - len(self.classes))
         return self.classes[batch_index].astype(np.int64), self.pack_indices[batch_index].astype(np.int64)
@@ -41,20 +41,25 @@ class SuperClassPlan:
     """Epochs of different lengths, whose batches draw their classes from `num_super_classes` super-classes.
 
     Args:
-        packs: number of packs of each class.
+        pack_counts: number of packs of each class.
         super_class_ids: (C,) index of each class's super-class, from 0.
         num_super_classes: super-classes in a batch.
-        num_packs: packs in a batch.
+        packs_per_batch: packs in a batch.
         fill: whether extra batches draw the packs that are left.
     """
 
     def __init__(
-        self, packs: PackCounts, super_class_ids: NDArray[np.int64], num_super_classes: int, num_packs: int, fill: bool
+        self,
+        pack_counts: PackCounts,
+        super_class_ids: NDArray[np.int64],
+        num_super_classes: int,
+        packs_per_batch: int,
+        fill: bool,
     ) -> None:
-        self.packs = packs
+        self.pack_counts = pack_counts
         self.super_class_ids = super_class_ids
         self.num_super_classes = num_super_classes
-        self.num_packs = num_packs
+        self.packs_per_batch = packs_per_batch
         self.fill = fill
         self._last: tuple[EpochSeed, SuperClassEpoch] | None = None  # (seed, epoch) of the last draw
 
@@ -72,48 +77,52 @@ class SuperClassPlan:
         return self._last[1]
 
     def _new_epoch(self, rng: np.random.Generator) -> SuperClassEpoch:
-        batches = draw_batches(self.packs, self.super_class_ids, self.num_super_classes, self.num_packs, rng)
-        classes = np.array(batches, np.int32).reshape(-1, self.num_packs)
+        batches = draw_batches(
+            self.pack_counts, self.super_class_ids, self.num_super_classes, self.packs_per_batch, rng
+        )
+        classes = np.array(batches, np.int32).reshape(-1, self.packs_per_batch)
         drawn = np.bincount(classes.ravel(), minlength=len(self.super_class_ids))  # (C,)
         pack_indices = np.empty(classes.size, np.int32)
         pack_indices[np.argsort(classes.ravel(), kind="stable")] = numpy_arange_within_groups(drawn)
-        is_left = self.fill and bool((drawn < self.packs.per_epoch).any())
-        rest = filled_epoch(self.packs, drawn, self.num_packs, rng) if is_left else None
+        is_left = self.fill and bool((drawn < self.pack_counts.per_epoch).any())
+        rest = filled_epoch(self.pack_counts, drawn, self.packs_per_batch, rng) if is_left else None
         return SuperClassEpoch(classes, pack_indices.reshape(classes.shape), rest)
 
 
 def draw_batches(
-    packs: PackCounts,
+    pack_counts: PackCounts,
     super_class_ids: NDArray[np.int64],
     num_super_classes: int,
-    num_packs: int,
+    packs_per_batch: int,
     rng: np.random.Generator,
 ) -> list[NDArray[np.int32]]:
-    """Draws batches until no full batch is left; each is given by the classes (num_packs,) of its packs."""
-    remaining = packs.per_epoch.copy()  # (C,)
-    available = np.minimum(packs.per_epoch, packs.per_batch)  # (C,) packs that the next batch may draw of each class
+    """Draws batches until no full batch is left; each is given by the classes (packs_per_batch,) of its packs."""
+    remaining = pack_counts.per_epoch.copy()  # (C,)
+    # (C,) packs that the next batch may draw of each class
+    available = np.minimum(pack_counts.per_epoch, pack_counts.per_batch)
     members = np.split(np.argsort(super_class_ids, kind="stable"), np.cumsum(np.bincount(super_class_ids))[:-1])
     super_remaining = np.bincount(super_class_ids, remaining).astype(np.int64)  # (S,)
     super_available = np.bincount(super_class_ids, available).astype(np.int64)  # (S,)
     batches = []
-    while super_available.sum() >= num_packs:
+    while super_available.sum() >= packs_per_batch:
         order = np.flatnonzero(super_remaining)
         order = order[weighted_order(super_remaining[order], rng)]
-        enough = int(np.searchsorted(np.cumsum(super_available[order]), num_packs)) + 1
-        chosen = order[: max(num_super_classes, enough)]
+        num_needed = int(np.searchsorted(np.cumsum(super_available[order]), packs_per_batch)) + 1
+        chosen = order[: max(num_super_classes, num_needed)]
         candidates = np.concatenate([members[s] for s in chosen])
         candidates = np.repeat(candidates, available[candidates])  # repeat each class by its number of available packs
-        owner = np.repeat(np.arange(len(chosen)), super_available[chosen])
-        candidates = candidates[np.lexsort((rng.exponential(size=len(owner)) / remaining[candidates], owner))]
+        super_class_position = np.repeat(np.arange(len(chosen)), super_available[chosen])
+        keys = rng.exponential(size=len(super_class_position)) / remaining[candidates]
+        candidates = candidates[np.lexsort((keys, super_class_position))]
         # Round-robin over super-classes; additional super-classes, needed to fill the batch, come last.
-        turn = numpy_arange_within_groups(super_available[chosen]) + len(owner) * np.maximum(
-            owner - num_super_classes + 1, 0
+        turn = numpy_arange_within_groups(super_available[chosen]) + len(super_class_position) * np.maximum(
+            super_class_position - num_super_classes + 1, 0
         )
-        batch = np.sort(candidates[np.argsort(turn, kind="stable")[:num_packs]])
+        batch = np.sort(candidates[np.argsort(turn, kind="stable")[:packs_per_batch]])
         changed, count = np.unique(batch, return_counts=True)
         remaining[changed] -= count
         np.subtract.at(super_remaining, super_class_ids[changed], count)
-        lost = available[changed] - np.minimum(remaining[changed], packs.per_batch[changed])
+        lost = available[changed] - np.minimum(remaining[changed], pack_counts.per_batch[changed])
         available[changed] -= lost
         np.subtract.at(super_available, super_class_ids[changed], lost)
         batches.append(batch.astype(np.int32))

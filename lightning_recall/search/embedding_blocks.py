@@ -24,7 +24,7 @@ class EmbeddingBlocks:
         device: device on which embeddings are returned.
 
     Raises:
-        ValueError: if the pieces are not floating-point tensors or arrays (N, D) with the same D.
+        ValueError: if `embeddings` are not floating-point tensors or arrays (N, D) with the same D.
 
     >>> EmbeddingBlocks([torch.tensor([[3.0, 4.0]]), np.array([[0.0, 2.0]])]).block(0, 2)
     tensor([[0.6000, 0.8000],
@@ -35,21 +35,24 @@ class EmbeddingBlocks:
         pieces = [embeddings] if isinstance(embeddings, Tensor | np.ndarray) else list(embeddings)
         for piece in pieces:
             if not isinstance(piece, Tensor | np.ndarray):
-                raise ValueError(f"Pieces must be tensors or arrays (N, D), got {type(piece).__name__}.")
+                raise ValueError(f"embeddings must be tensors or arrays (N, D), got {type(piece).__name__}.")
             is_floating = piece.is_floating_point() if isinstance(piece, Tensor) else piece.dtype.kind == "f"
             if not is_floating:
                 raise ValueError(f"embeddings must be floating point, got {piece.dtype}.")
         shapes = {tuple(piece.shape[1:]) for piece in pieces}
         if len(shapes) > 1 or any(len(shape) != 1 for shape in shapes):
-            raise ValueError(f"Pieces must be matrices (N, D) with the same D, got {[tuple(p.shape) for p in pieces]}.")
+            raise ValueError(
+                f"embeddings must be matrices (N, D) with the same D, got {[tuple(p.shape) for p in pieces]}."
+            )
         self.pieces = [piece for piece in pieces if len(piece)]
-        self.ends = np.cumsum([0, *(len(piece) for piece in self.pieces)])
+        # piece i holds embeddings offsets[i] to offsets[i + 1] - 1
+        self.offsets = np.cumsum([0, *(len(piece) for piece in self.pieces)])
         self.dim = int(next(iter(shapes))[0]) if shapes else 0
         self.device = torch.device(device)
         self.scale = None if normalize else self._max_norm()
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return int(self.offsets[-1])
 
     def _max_norm(self) -> float:
         """The largest norm of an embedding; 1 if all are zero."""
@@ -60,7 +63,7 @@ class EmbeddingBlocks:
     def _raw(self, start: int, stop: int) -> Tensor:
         """Embeddings from `start` to `stop` without scaling, in their original dtype."""
         parts = []
-        for piece, first in zip(self.pieces, self.ends[:-1], strict=True):
+        for piece, first in zip(self.pieces, self.offsets[:-1], strict=True):
             part = piece[max(start - first, 0) : max(stop - first, 0)]
             if len(part):
                 parts.append(_to_tensor(part).to(self.device))
@@ -75,10 +78,10 @@ class EmbeddingBlocks:
         if len(self.pieces) == 1:
             return self._scaled(_take(self.pieces[0], indices).to(self.device).double())
         selected = torch.empty(len(indices), self.dim, dtype=torch.float64, device=self.device)
-        piece_of = np.searchsorted(self.ends, indices.cpu().numpy(), side="right") - 1
+        piece_of = np.searchsorted(self.offsets, indices.cpu().numpy(), side="right") - 1
         for piece in np.unique(piece_of):
             in_piece = torch.from_numpy(piece_of == piece).to(indices.device)
-            part = _take(self.pieces[piece], indices[in_piece] - int(self.ends[piece]))
+            part = _take(self.pieces[piece], indices[in_piece] - int(self.offsets[piece]))
             selected[in_piece.to(self.device)] = part.to(self.device).double()
         return self._scaled(selected)
 

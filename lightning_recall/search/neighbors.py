@@ -27,16 +27,18 @@ def nearest(queries: EmbeddingBlocks, gallery: EmbeddingBlocks, k: int) -> tuple
     (tensor([[1.0000, 0.8000]]), tensor([[2, 1]]))
     """
     _check(queries, gallery, k)
-    block_queries, block_items = block_shape(queries.device)
+    queries_per_block, items_per_block = block_shape(queries.device)
     device = queries.device
     blocks = [(torch.empty(0, k, device=device), torch.empty(0, k, dtype=torch.int64, device=device))]
     with full_precision(device):
-        for start in range(0, len(queries), block_queries):
-            query_block = queries.block(start, min(start + block_queries, len(queries)))  # (q, D)
+        for start in range(0, len(queries), queries_per_block):
+            query_block = queries.block(start, min(start + queries_per_block, len(queries)))  # (q, D)
             best = torch.empty(len(query_block), 0, device=device)
             items = torch.empty(len(query_block), 0, dtype=torch.int64, device=device)
-            for first in range(0, len(gallery), block_items):
-                similarities = query_block @ gallery.block(first, min(first + block_items, len(gallery))).T  # (q, g)
+            for first in range(0, len(gallery), items_per_block):
+                similarities = (
+                    query_block @ gallery.block(first, min(first + items_per_block, len(gallery))).T
+                )  # (q, g)
                 top = similarities.topk(min(k, similarities.shape[1]), dim=1)
                 values, candidates = torch.cat([best, top.values], 1), torch.cat([items, top.indices + first], 1)
                 kept = values.topk(min(k, values.shape[1]), dim=1)

@@ -16,10 +16,11 @@ from torch import Tensor
 from lightning_recall.search.embedding_blocks import EmbeddingBlocks
 from lightning_recall.tensors import arange_within_groups
 
-BLOCK_QUERIES, BLOCK_ITEMS = 512, 4096  # block size of the similarity matrix on CPU: 8 MiB, fits in cache
-DEVICE_BLOCK_QUERIES, DEVICE_BLOCK_ITEMS = 2048, 32768  # on GPU: 256 MiB; smaller blocks are launch-bound
+QUERIES_PER_BLOCK, ITEMS_PER_BLOCK = 512, 4096  # block size of the similarity matrix on CPU: 8 MiB, fits in cache
+GPU_QUERIES_PER_BLOCK, GPU_ITEMS_PER_BLOCK = 2048, 32768  # on GPU: 256 MiB; smaller blocks are launch-bound
 FLOAT64_PAIRS = 2**13  # pairs compared in float64 at a time: 64 MiB at D = 512
-MANY_THRESHOLDS = 40  # above this many relevant items per query, sorting a block is faster than counting for each
+# above this many relevant items per query, sorting a block is faster than counting for each relevant item separately
+MANY_THRESHOLDS = 40
 
 
 class QueryItemPairs(NamedTuple):
@@ -29,9 +30,18 @@ class QueryItemPairs(NamedTuple):
     item: Tensor
 
 
+class ThresholdItemPairs(NamedTuple):
+    """Thresholds (P,) of a `RankCounter` and gallery items (P,), by index."""
+
+    threshold: Tensor
+    item: Tensor
+
+
 def block_shape(device: torch.device) -> tuple[int, int]:
     """Number of queries and of gallery items in one block of the similarity matrix."""
-    return (BLOCK_QUERIES, BLOCK_ITEMS) if device.type == "cpu" else (DEVICE_BLOCK_QUERIES, DEVICE_BLOCK_ITEMS)
+    return (
+        (QUERIES_PER_BLOCK, ITEMS_PER_BLOCK) if device.type == "cpu" else (GPU_QUERIES_PER_BLOCK, GPU_ITEMS_PER_BLOCK)
+    )
 
 
 @contextmanager
@@ -52,22 +62,22 @@ class RankCounter:
     The similarity of a relevant item is a threshold; `num_ahead` (P,) holds the counts so far.
 
     Args:
-        similarity: thresholds (P,) in float64, query by query, descending within a query.
+        threshold_values: (P,) in float64, query by query, descending within a query.
         counts: (Q,) number of thresholds per query.
         dim: embedding dimension D.
     """
 
-    def __init__(self, similarity: Tensor, counts: Tensor, dim: int) -> None:
-        self.similarity = similarity
+    def __init__(self, threshold_values: Tensor, counts: Tensor, dim: int) -> None:
+        self.threshold_values = threshold_values
         self.counts = counts
         self.starts = counts.cumsum(0) - counts  # (Q,)
-        self.num_ahead = torch.zeros(len(similarity), dtype=torch.int64, device=similarity.device)  # (P,)
-        # 8 standard errors of the float32 dot product (about 0.23 sqrt(D) units in the last place for unit vectors),
-        # plus the rounding of the inputs. Differences up to `tie_tolerance` in float64 are ties.
+        self.num_ahead = torch.zeros(len(threshold_values), dtype=torch.int64, device=threshold_values.device)  # (P,)
+        # The standard error of a float32 dot product of unit vectors is about 0.23 sqrt(D) ulp. `tolerance` allows 8 of
+        # them, plus the rounding of the inputs. Differences up to `tie_tolerance` in float64 are ties.
         self.tolerance = (2 * dim**0.5 + 4) * 2.0**-24
         self.tie_tolerance = dim * 2.0**-52
-        self.unresolved: list[QueryItemPairs] = []  # (threshold, item) pairs to compare in float64
-        self.buffer = torch.empty(math.prod(block_shape(similarity.device)), device=similarity.device)
+        self.unresolved: list[ThresholdItemPairs] = []  # to compare in float64
+        self.buffer = torch.empty(math.prod(block_shape(threshold_values.device)), device=threshold_values.device)
 
     def count(self, queries: Tensor, similarities: Tensor, first_item: int) -> None:
         """Counts the items ahead within a block of similarities.
@@ -84,19 +94,19 @@ class RankCounter:
         buffer = _view(self.buffer, similarities.shape)
         for position in range(int(counts.max()) if len(queries) else 0):
             num_queries = int((counts > position).sum())  # with more than `position` thresholds
-            thresholds = self.starts[queries[:num_queries]] + position  # (q,)
-            low, high = self._limits(thresholds)
+            threshold_indices = self.starts[queries[:num_queries]] + position  # (q,)
+            low, high = self._limits(threshold_indices)
             block, out = similarities[:num_queries], buffer[:num_queries]
             # a float buffer is four times faster than a bool one
             above = torch.gt(block, high[:, None], out=out).sum(1)
             not_below = torch.ge(block, low[:, None], out=out).sum(1)
-            self.num_ahead[thresholds] += above.long()
+            self.num_ahead[threshold_indices] += above.long()
             unresolved = (above != not_below).nonzero().squeeze(1)
             if len(unresolved):
                 values = block[unresolved]
                 is_close = (values >= low[unresolved, None]) & (values <= high[unresolved, None])
                 query, item = is_close.nonzero().unbind(1)
-                self.unresolved.append(QueryItemPairs(thresholds[unresolved[query]], item + first_item))
+                self.unresolved.append(ThresholdItemPairs(threshold_indices[unresolved[query]], item + first_item))
 
     def _count_sorted(self, queries: Tensor, similarities: Tensor, first_item: int) -> None:
         """Same as `count`, but sorts each block: faster for queries with many thresholds."""
@@ -104,43 +114,43 @@ class RankCounter:
         counts = self.counts[queries]
         position = torch.arange(int(counts.max()), device=queries.device)
         is_valid = position < counts[:, None]  # (q, J), False for padding
-        thresholds = (self.starts[queries, None] + position).where(is_valid, 0)
-        low, high = self._limits(thresholds)
+        threshold_indices = (self.starts[queries, None] + position).where(is_valid, 0)
+        low, high = self._limits(threshold_indices)
         first = torch.searchsorted(ordered, low)  # (q, J)
         last = torch.searchsorted(ordered, high, right=True)
-        self.num_ahead[thresholds[is_valid]] += (ordered.shape[1] - last)[is_valid]
+        self.num_ahead[threshold_indices[is_valid]] += (ordered.shape[1] - last)[is_valid]
         query, column = (is_valid & (last > first)).nonzero().unbind(1)
         num_close = (last - first)[query, column]
         start = first[query, column].repeat_interleave(num_close)
         item = items[query.repeat_interleave(num_close), start + arange_within_groups(num_close)]
         self.unresolved.append(
-            QueryItemPairs(thresholds[query, column].repeat_interleave(num_close), item + first_item)
+            ThresholdItemPairs(threshold_indices[query, column].repeat_interleave(num_close), item + first_item)
         )
 
-    def _limits(self, thresholds: Tensor) -> tuple[Tensor, Tensor]:
+    def _limits(self, threshold_indices: Tensor) -> tuple[Tensor, Tensor]:
         """Float32 similarities below which an item is certainly behind, and above which it is certainly ahead."""
-        similarity = self.similarity[thresholds]
-        return (similarity - self.tolerance).float(), (similarity + self.tolerance).float()
+        values = self.threshold_values[threshold_indices]
+        return (values - self.tolerance).float(), (values + self.tolerance).float()
 
     def resolve_in_float64(
-        self, queries: EmbeddingBlocks, gallery: EmbeddingBlocks, query_of: Tensor, at_least: int = 1
+        self, queries: EmbeddingBlocks, gallery: EmbeddingBlocks, query_of: Tensor, min_pairs: int = 1
     ) -> None:
-        """Compares unresolved pairs in float64 if there are at least `at_least`.
+        """Compares unresolved pairs in float64 if there are `min_pairs` or more.
 
         query_of: (P,) query of each threshold.
         """
-        if sum(len(pairs.item) for pairs in self.unresolved) < at_least:
+        if sum(len(pairs.item) for pairs in self.unresolved) < min_pairs:
             return
-        thresholds, items = (torch.cat(parts) for parts in zip(*self.unresolved, strict=True))
+        threshold_indices, items = (torch.cat(parts) for parts in zip(*self.unresolved, strict=True))
         self.unresolved = []
         # several thresholds of a query often have the same unresolved items: compute each (query, item) pair once
-        pairs, pair_of = torch.unique(query_of[thresholds] * len(gallery) + items, return_inverse=True)
+        pairs, pair_of = torch.unique(query_of[threshold_indices] * len(gallery) + items, return_inverse=True)
         exact = [
             (queries.select(part // len(gallery)) * gallery.select(part % len(gallery))).sum(1)
             for part in torch.split(pairs, FLOAT64_PAIRS)
         ]
-        is_ahead = torch.cat(exact)[pair_of] >= self.similarity[thresholds] - self.tie_tolerance
-        self.num_ahead.index_add_(0, thresholds, is_ahead.long())
+        is_ahead = torch.cat(exact)[pair_of] >= self.threshold_values[threshold_indices] - self.tie_tolerance
+        self.num_ahead.index_add_(0, threshold_indices, is_ahead.long())
 
 
 class _ExcludedPairs:
@@ -154,11 +164,11 @@ class _ExcludedPairs:
     """
 
     def __init__(self, query: Tensor, item: Tensor, shape: tuple[int, int], device: torch.device) -> None:
-        block_queries, block_items = block_shape(device)
-        self.num_query_blocks = -(-shape[0] // block_queries)
-        num_blocks = self.num_query_blocks * -(-shape[1] // block_items)
-        block_of, order = (item // block_items * self.num_query_blocks + query // block_queries).sort()
-        self.query, self.item = query[order] % block_queries, item[order] % block_items
+        queries_per_block, items_per_block = block_shape(device)
+        self.num_query_blocks = -(-shape[0] // queries_per_block)
+        num_blocks = self.num_query_blocks * -(-shape[1] // items_per_block)
+        block_of, order = (item // items_per_block * self.num_query_blocks + query // queries_per_block).sort()
+        self.query, self.item = query[order] % queries_per_block, item[order] % items_per_block
         self.bounds = torch.searchsorted(block_of, torch.arange(num_blocks + 1, device=device)).tolist()
 
     def mask(self, similarities: Tensor, query_block: int, item_block: int) -> None:
@@ -187,7 +197,7 @@ def count_ahead(
         The number of similarities computed for each block of the gallery.
     """
     device = query_indices.device
-    block_queries, block_items = block_shape(device)
+    queries_per_block, items_per_block = block_shape(device)
     query_indices = query_indices[counter.counts[query_indices].argsort(descending=True, stable=True)]
     position_of = torch.full((len(queries),), -1, device=device)  # (Q,), -1 for queries without thresholds
     position_of[query_indices] = torch.arange(len(query_indices), device=device)
@@ -196,15 +206,15 @@ def count_ahead(
     query, item = position_of[excluded.query], excluded.item
     query, item = query[query >= 0], item[query >= 0]
     excluded_pairs = _ExcludedPairs(query, item, (len(query_indices), len(gallery)), device)
-    buffer = torch.empty(block_queries * block_items, device=device)
-    for item_block, first in enumerate(range(0, len(gallery), block_items)):
-        items = gallery.block(first, min(first + block_items, len(gallery)))  # (g, D)
-        for query_block, part in enumerate(torch.split(query_embeddings, block_queries)):
+    buffer = torch.empty(queries_per_block * items_per_block, device=device)
+    for item_block, first in enumerate(range(0, len(gallery), items_per_block)):
+        items = gallery.block(first, min(first + items_per_block, len(gallery)))  # (g, D)
+        for query_block, part in enumerate(torch.split(query_embeddings, queries_per_block)):
             similarities = _view(buffer, (len(part), len(items)))
             torch.mm(part, items.T, out=similarities)
             excluded_pairs.mask(similarities, query_block, item_block)
-            counter.count(query_indices[query_block * block_queries :][:block_queries], similarities, first)
-            counter.resolve_in_float64(queries, gallery, query_of, at_least=FLOAT64_PAIRS)
+            counter.count(query_indices[query_block * queries_per_block :][:queries_per_block], similarities, first)
+            counter.resolve_in_float64(queries, gallery, query_of, min_pairs=FLOAT64_PAIRS)
         yield len(query_embeddings) * len(items)
     counter.resolve_in_float64(queries, gallery, query_of)
 

@@ -24,7 +24,7 @@ class RelevantRanks(NamedTuple):
     query_position: (P,) position in `queries` of the query that each rank belongs to.
     rank: (P,) ranks of relevant items, starting at 1, query by query, ascending; with `only_first`, only the
         best rank of each query.
-    position: (P,) number of relevant items ranked before this one.
+    num_relevant_before: (P,) number of relevant items ranked before this one.
     item: (P,) gallery indices of the relevant items.
     """
 
@@ -32,7 +32,7 @@ class RelevantRanks(NamedTuple):
     num_relevant: Tensor
     query_position: Tensor
     rank: Tensor
-    position: Tensor
+    num_relevant_before: Tensor
     item: Tensor
 
 
@@ -63,18 +63,18 @@ def rank_pairs(
     order = order[query[order].argsort(stable=True)]
     query, item, similarity = query[order], item[order], similarity[order]
     num_relevant = torch.bincount(query, minlength=len(queries))  # (Q,)
-    position = arange_within_groups(num_relevant)
+    num_before = arange_within_groups(num_relevant)
     if only_first:
-        is_best = position == 0
-        query, item, similarity, position = query[is_best], item[is_best], similarity[is_best], position[is_best]
+        is_best = num_before == 0
+        query, item, similarity, num_before = query[is_best], item[is_best], similarity[is_best], num_before[is_best]
     query_indices = num_relevant.nonzero().squeeze(1)  # (q,)
     counter = RankCounter(similarity, num_relevant.clamp(max=1) if only_first else num_relevant, gallery.dim)
     for num_similarities in count_ahead(queries, gallery, counter, pairs, query_indices):
         if bar is not None:
             bar.update(num_similarities)
-    rank = counter.num_ahead + position + 1
+    rank = counter.num_ahead + num_before + 1
     query_position = torch.searchsorted(query_indices, query)
-    return RelevantRanks(query_indices, num_relevant[query_indices], query_position, rank, position, item)
+    return RelevantRanks(query_indices, num_relevant[query_indices], query_position, rank, num_before, item)
 
 
 class LabelledEmbeddings(NamedTuple):

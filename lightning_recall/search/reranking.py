@@ -51,9 +51,11 @@ def k_reciprocal_similarities(
         weights = torch.exp(-distances) * is_member
         weights /= weights.sum(1, keepdim=True)
         if k2 > 1:
-            weights = torch.stack([weights[near].mean(0) for near in neighbors[:, :k2]])
+            weights = torch.stack([weights[neighbor_indices].mean(0) for neighbor_indices in neighbors[:, :k2]])
         num_queries = len(queries)
-        overlaps = [torch.minimum(near, weights[num_queries:]).sum(1)[None] for near in weights[:num_queries]]
+        overlaps = [
+            torch.minimum(query_weights, weights[num_queries:]).sum(1)[None] for query_weights in weights[:num_queries]
+        ]
         overlap = torch.cat([distances[:0, num_queries:], *overlaps])  # (Q, G)
         jaccard = 1 - overlap / (2 - overlap)
         return -((1 - lambda_value) * jaccard + lambda_value * distances[:num_queries, num_queries:])

@@ -138,7 +138,7 @@ def test_several_dataloaders_have_their_own_scores():
 
 
 def test_wrong_use_is_refused():
-    with pytest.raises(ValueError, match="ks must be"):
+    with pytest.raises(ValueError, match="ks must contain"):
         RetrievalEvaluation(ks=(0,))
 
     class GivesMaps(TheirModule):

@@ -38,7 +38,7 @@ def console(in_tmp_path, monkeypatch, capsys):  # noqa: ARG001  # the command wr
             ("--data.batch_size", "x"),
             "data: lightning_recall.datamodules.GlyphsDataModule: batch_size: Expected int. Got value: x",
         ),
-        (("--model.loss.ks", "1,2,4"), "RecallAtKLoss: ks: A list is written [1,2,4]."),
+        (("--model.loss.ks", "1,2,4"), "RecallAtKLoss: ks: Write a list as [1,2,4]."),
         (
             ("--model.optimizer=null", "--model.optimizer.lr", "0.1"),
             "Choose the class first, such as --model.opti",
@@ -196,9 +196,7 @@ def test_home_folders_are_found(console, in_tmp_path, monkeypatch):
     assert f"{in_tmp_path}/empty.ckpt is empty" in shown
 
 
-@pytest.mark.parametrize(
-    ("text", "message"), [("", "A settings file consists of lines of the form name"), ("- 1", "- 1")]
-)
+@pytest.mark.parametrize(("text", "message"), [("", "A line of the settings file is not of the form"), ("- 1", "- 1")])
 def test_a_file_without_settings_is_refused(console, text, message):
     Path("settings.yaml").write_text(text)
     code, shown = console("fit", "--config", "settings.yaml")

@@ -71,15 +71,15 @@ def test_evaluation_adds_no_label():
         before = {name: value.clone() for name, value in loss.state_dict().items()}
         total = MultipleLosses([RecallAtKLoss(), loss]).eval()
         for evaluated in (loss.eval(), total):
-            with pytest.raises(ValueError, match="1 labels have no proxy, such as 5: only labels seen in training"):
+            with pytest.raises(ValueError, match=r"1 labels, such as 5, have no proxy\. Only labels seen in training"):
                 evaluated(embeddings, torch.tensor([8, 8, 5, 5]))
-        with pytest.raises(ValueError, match="2 labels have no proxy, such as 5"):  # not the advice to set num_classes
+        with pytest.raises(ValueError, match="2 labels, such as 5, have no proxy"):  # not the advice to set num_classes
             loss(embeddings, torch.tensor([8, 6, 5, 5]))
         assert loss(embeddings, torch.tensor([8, 8, 3, 3])).item() == trained
         assert all(torch.equal(value, before[name]) for name, value in loss.state_dict().items())
         with pytest.raises(ValueError, match="3 different labels, but num_classes is 2"):
             loss.train()(embeddings, torch.tensor([8, 8, 5, 5]))
-        with pytest.raises(ValueError, match="1 labels have no proxy, such as 0"):  # before any training
+        with pytest.raises(ValueError, match="1 labels, such as 0, have no proxy"):  # before any training
             type(loss)(2, 3).eval()(embeddings, torch.zeros(4, dtype=torch.int64))
 
 
@@ -98,7 +98,7 @@ def test_labels_are_added_only_with_gradients(mode):
         loss(embeddings, torch.tensor([8, 8, 3, 3]))
         with mode():
             assert loss(embeddings, torch.tensor([8, 8, 3, 3])).isfinite()
-            with pytest.raises(ValueError, match=r"labels have no proxy, such as 5: .* without gradients \(no_grad\)"):
+            with pytest.raises(ValueError, match=r"labels, such as 5, have no proxy.* without gradients \(no_grad\)"):
                 loss(embeddings, torch.tensor([8, 8, 5, 5]))
         assert int(loss.proxies.num_known) == 2
         assert loss.proxies.known_labels.tolist() == [3, 8, 0, 0]

@@ -22,7 +22,7 @@ class MeanRankLoss(RankLoss):
 class Step:
     """A comparison without gradient: counts the items that are more similar."""
 
-    def __call__(self, differences, positive_similarities, part, with_derivatives):
+    def __call__(self, differences, positive_similarities, positives, with_derivatives):
         return (differences > 0).to(differences.dtype).sum(2), torch.zeros_like(
             differences
         ) if with_derivatives else None

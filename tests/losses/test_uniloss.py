@@ -37,12 +37,12 @@ def by_anchors(embeddings, labels, loss):
         u = 2 * torch.sigmoid(loss.tau * (s[q, right][:, None] - s[q, wrong][None])) - 1  # (P, N)
         best, current = torch.ones_like(u), torch.where(u > 0, 1.0, -1.0).to(u.dtype).detach()
         anchors = [best]
-        for p, z in samples.flipped.tolist():
+        for p, z in samples.flip_uniforms.tolist():
             flipped = best.clone()
             flipped[int(torch.tensor(p) * len(right)), int(torch.tensor(z) * len(wrong))] = -1
             anchors.append(flipped)
         misses = (current < 0).nonzero()
-        for number, uniform in enumerate(samples.corrected):
+        for number, uniform in enumerate(samples.correct_uniforms):
             if len(misses):
                 corrected = current.clone()
                 corrected[tuple(misses[int(uniform * len(misses))])] = 1

@@ -156,7 +156,7 @@ def test_extreme_embeddings_are_accepted():
 @pytest.mark.parametrize("ks", [True, (True,), 1.0, (1.0,), "12", None, torch.tensor([1, 2]), (1, 1), 0, (), (2, -1)])
 def test_wrong_cut_offs_are_refused(ks):
     for make in (RecallAtK, lambda ks: RevisitedMAP(TRUTH, ks)):
-        with pytest.raises(ValueError, match="ks must be one or more different integers, at least 1, got"):
+        with pytest.raises(ValueError, match="ks must contain one or more distinct integers, each at least 1, got"):
             make(ks)
 
 

@@ -28,8 +28,8 @@ def recall_by_sklearn(embeddings, labels, k):
 
 @pytest.mark.parametrize("rows", [1, 20, 4096])
 def test_equals_an_independent_search(rows, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK_QUERIES", rows)
-    monkeypatch.setattr(module, "BLOCK_ITEMS", rows)
+    monkeypatch.setattr(module, "QUERIES_PER_BLOCK", rows)
+    monkeypatch.setattr(module, "ITEMS_PER_BLOCK", rows)
     embeddings, labels = torch.randn(150, 8, dtype=torch.float64), torch.randint(0, 40, (150,))
     assert (labels.bincount() == 1).any()  # some classes have one item
     metric = RecallAtK(ks=(1, 2, 4, 8))
@@ -53,8 +53,8 @@ def test_a_duplicate_of_the_query_counts_by_its_label():
 
 
 def test_the_similarity_matrix_is_computed_in_blocks(monkeypatch):
-    monkeypatch.setattr(module, "BLOCK_QUERIES", 100)
-    monkeypatch.setattr(module, "BLOCK_ITEMS", 250)
+    monkeypatch.setattr(module, "QUERIES_PER_BLOCK", 100)
+    monkeypatch.setattr(module, "ITEMS_PER_BLOCK", 250)
     shapes, product = [], torch.mm
     monkeypatch.setattr(torch, "mm", lambda a, b, out: shapes.append((len(a), b.shape[1])) or product(a, b, out=out))
     metric = RecallAtK()
@@ -125,8 +125,8 @@ def test_a_metric_without_items_or_queries_is_refused():
 @pytest.mark.parametrize("rows", [1, 4096])
 @pytest.mark.parametrize("overlap", [False, True])
 def test_queries_search_the_gallery_only(rows, overlap, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK_QUERIES", rows)
-    monkeypatch.setattr(module, "BLOCK_ITEMS", rows)
+    monkeypatch.setattr(module, "QUERIES_PER_BLOCK", rows)
+    monkeypatch.setattr(module, "ITEMS_PER_BLOCK", rows)
     embeddings, labels = torch.randn(90, 6, dtype=torch.float64), torch.randint(0, 12, (90,))
     is_query = torch.rand(90) < 0.4
     is_gallery = ~is_query | (overlap & (torch.rand(90) < 0.5))

@@ -122,7 +122,7 @@ def test_mixed_types_and_small_integers():
     [
         ({"scores": ()}, "scores must be distinct names from recall, fraction_retrieved, precision, map@r"),
         ({"scores": ("recall@1",)}, "scores must be distinct names from"),
-        ({"ks": (0,)}, "ks must be"),
+        ({"ks": (0,)}, "ks must contain"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):

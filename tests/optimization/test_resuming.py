@@ -165,7 +165,7 @@ def test_other_settings_are_used_after_loading_only_the_weights(tmp_path):
 
 
 def test_another_number_of_parameters_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"has 6 parameters, that of this training 4 \+ 2 parameters"):
+    with pytest.raises(ValueError, match=r"has 6 parameter tensors, but this run's has 4 \+ 2 parameter tensors"):
         resumed(tmp_path, Net(), Net(loss_lr=0.5))
 
 
@@ -182,7 +182,7 @@ def test_the_checkpoint_of_another_module_is_compared_as_far_as_possible(tmp_pat
             return SGD(self.parameters(), lr=0.01)
 
     assert resumed(tmp_path, Automatic(), Net(sgd(0.01))).current_epoch == 2
-    with pytest.raises(ValueError, match="has 6 parameters, that"):
+    with pytest.raises(ValueError, match="has 6 parameter tensors, but"):
         resumed(tmp_path, Automatic(), Net(loss_lr=0.5))
 
 

@@ -8,8 +8,8 @@ from lightning_recall.search import EmbeddingBlocks, nearest, ranks
 @pytest.mark.parametrize("size", [3, 7, 4096])
 def test_equals_whole_rankings_and_faiss(size, monkeypatch):
     faiss = pytest.importorskip("faiss")  # an extra
-    monkeypatch.setattr(ranks, "BLOCK_QUERIES", size)
-    monkeypatch.setattr(ranks, "BLOCK_ITEMS", size)
+    monkeypatch.setattr(ranks, "QUERIES_PER_BLOCK", size)
+    monkeypatch.setattr(ranks, "ITEMS_PER_BLOCK", size)
     queries, gallery = torch.randn(20, 8), torch.randn(50, 8)
     values, items = nearest(EmbeddingBlocks(queries), EmbeddingBlocks([gallery[:11], gallery[11:].numpy()]), 6)
     unit = [(part / part.norm(dim=1, keepdim=True)).numpy() for part in (queries, gallery)]

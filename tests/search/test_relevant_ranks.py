@@ -60,8 +60,8 @@ def test_ranks_equal_those_of_loops(data, num_queries, num_items, num_classes, m
     pieces = [gallery[: cut[0]], torch.from_numpy(gallery[cut[0] : cut[1]]), gallery[cut[1] :]]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranks_module, "MANY_THRESHOLDS", many)
-        patch.setattr(ranks_module, "BLOCK_QUERIES", data.draw(st.integers(1, 9)))
-        patch.setattr(ranks_module, "BLOCK_ITEMS", data.draw(st.integers(1, 9)))
+        patch.setattr(ranks_module, "QUERIES_PER_BLOCK", data.draw(st.integers(1, 9)))
+        patch.setattr(ranks_module, "ITEMS_PER_BLOCK", data.draw(st.integers(1, 9)))
         patch.setattr(ranks_module, "FLOAT64_PAIRS", data.draw(st.integers(1, 50)))
         patch.setattr(module, "MAX_QUERIES", data.draw(st.integers(1, 20)))
         patch.setattr(module, "MAX_PAIRS", data.draw(st.integers(1, 100)))

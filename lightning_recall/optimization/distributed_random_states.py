@@ -33,8 +33,8 @@ def set_random_states(states: list[RandomState], rank: int, world_size: int, dev
     """
     if len(states) != world_size:
         rank_zero_warn(
-            f"The checkpoint comes from {len(states)} processes, and {world_size} resume it: dropout and other random "
-            "numbers start from a new state."
+            f"The checkpoint was saved with {len(states)} processes, but this run has {world_size}, so the RNG states "
+            "are not restored."
         )
         return
     state = states[rank]

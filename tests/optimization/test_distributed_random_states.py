@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_recall.optimization.process_random_states import get_random_states, set_random_states
+from lightning_recall.optimization.distributed_random_states import get_random_states, set_random_states
 
 CPU = torch.device("cpu")
 
@@ -37,7 +37,7 @@ def test_states_of_another_number_of_processes_are_not_restored():
     states = 2 * get_random_states(CPU)
     draw()
     before = get_random_states(CPU)
-    with pytest.warns(UserWarning, match="comes from 2 processes, and 3 resume it"):
+    with pytest.warns(UserWarning, match="saved with 2 processes, but this run has 3"):
         set_random_states(states, 0, 3, CPU)
     expected = draw()
     set_random_states(before, 0, 1, CPU)
