@@ -59,8 +59,8 @@ class SupHeaviside:
         temperature: tau, above 0.
         delta: similarity difference above which the function is linear, above 0.
         slope: slope of the linear part, above 0.
-        start: jump of the function at t = 0, at least 0. With 0.5 the function is an upper bound
-            of the step.
+        start: jump of the function at t = 0, at least 0. With 0.5 the function is an upper bound of the
+            step.
         offset: value of the linear part at delta. None: the value at which the function is continuous.
     """
 

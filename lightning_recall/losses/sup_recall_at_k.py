@@ -32,7 +32,7 @@ class SupRecallAtKLoss(RankLoss):
         rank_temperature: tau, in units of similarity, above 0; 0.01 in the paper.
         delta: similarity difference above which the comparison is linear, above 0.
         slope: slope of the linear part, above 0.
-        start: jump of the comparison at a similarity difference of 0, at least 0; at 0.5 the comparison is at least the exact one.
+        start: jump of the comparison at a similarity difference of 0, at least 0; 0.5 is the authors' value for SOP.
         offset: value of the linear part at delta. None: the value at which the comparison is continuous.
 
     Shapes: embeddings (N, D), labels (N,) -> scalar.
