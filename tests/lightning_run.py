@@ -1,4 +1,4 @@
-"""Runs of test_lightning.py, each in a process of its own: python lightning_run.py NAME PACKAGE GLYPHS [CHECKPOINT].
+"""Runs of test_lightning.py, each in a process of its own: python lightning_run.py NAME PACKAGE GLYPHS [CHECKPOINTS].
 
 Imports PACKAGE before lightning_recall, runs the function NAME, and writes what it returns to NAME.json.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 if __name__ == "__main__":  # pytest imports the file to look for doctests
-    NAME, PACKAGE, GLYPHS, *CHECKPOINT = sys.argv[1:]
+    NAME, PACKAGE, GLYPHS, *CHECKPOINTS = sys.argv[1:]
     OTHER = {"pytorch_lightning": "lightning.pytorch", "lightning.pytorch": "pytorch_lightning"}[PACKAGE]
 CONFIG = Path(__file__).parent.parent / "configs" / "glyphs.yaml"
 
@@ -41,6 +41,9 @@ def make_trainer(folder, *more):
     return home.Trainer(
         max_epochs=2,
         limit_train_batches=3,
+        limit_val_batches=2,
+        limit_test_batches=2,
+        limit_predict_batches=2,
         accelerator="cpu",
         devices=1,
         enable_progress_bar=False,
@@ -84,6 +87,7 @@ def python():
     make_trainer("resumed").fit(resumed, make_data(), ckpt_path="whole/checkpoints/epoch=0.ckpt")
     results["resumed"] = weights_of(resumed)
     results["learning_rate"] = suggest()
+    results["refused"] = refuse()
     return results
 
 
@@ -118,24 +122,20 @@ def command():
     return {"fit": metrics[0], "test": metrics[1]}
 
 
-def load():
-    """A checkpoint of the other package's command, in an environment without that package."""
+def load_and_resume():
+    """Checkpoints of the other package's command and of its Trainer, in an environment without that package."""
     sys.modules[OTHER] = None  # the import fails
     import lightning_recall
 
-    module = lightning_recall.RetrievalModule.load_from_checkpoint(CHECKPOINT[0])
-    saved = torch.load(CHECKPOINT[0], weights_only=True)["state_dict"]
+    module = lightning_recall.RetrievalModule.load_from_checkpoint(CHECKPOINTS[0])
+    saved = torch.load(CHECKPOINTS[0], weights_only=True)["state_dict"]
+    resumed = make_module()
+    make_trainer("resumed").fit(resumed, make_data(), ckpt_path=CHECKPOINTS[1])
     return {
         "package": lightning_recall._lightning.PACKAGE,
         "equal": [torch.equal(value, saved[name]) for name, value in module.state_dict().items()],
+        "resumed": weights_of(resumed),
     }
-
-
-def resume():
-    """A checkpoint of the other package's Trainer."""
-    module = make_module()
-    make_trainer("resumed").fit(module, make_data(), ckpt_path=CHECKPOINT[0])
-    return weights_of(module)
 
 
 def refuse():

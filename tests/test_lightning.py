@@ -170,17 +170,15 @@ def tables_without_speed(tables):
 def test_a_checkpoint_of_the_other_package_is_loaded_and_resumed(package, other, runs, folders, glyph_folder, tmp_path):
     of_command = folders[other] / "runs/glyphs/version_0/checkpoints/best.ckpt"
     of_python = folders[other] / "whole/checkpoints/epoch=0.ckpt"
-    loaded, resumed = run_together(
-        (tmp_path, "load", package, glyph_folder, of_command), (tmp_path, "resume", package, glyph_folder, of_python)
-    )
-    assert loaded["package"] == package
-    assert loaded["equal"]
-    assert all(loaded["equal"])
-    assert resumed == runs[other, "python"]["weights"]
+    (result,) = run_together((tmp_path, "load_and_resume", package, glyph_folder, of_command, of_python))
+    assert result["package"] == package
+    assert result["equal"]
+    assert all(result["equal"])
+    assert result["resumed"] == runs[other, "python"]["weights"]
 
 
 @both
-def test_a_module_of_one_package_is_refused_by_the_trainer_of_the_other(folders, glyph_folder):
-    for message in run_together(*((folders[package], "refuse", package, glyph_folder) for package in PACKAGES)):
+def test_a_module_of_one_package_is_refused_by_the_trainer_of_the_other(runs):
+    for message in (runs[package, "python"]["refused"] for package in PACKAGES):
         assert "must be a `LightningModule`" in message
         assert "got `RetrievalModule`" in message
