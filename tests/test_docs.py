@@ -115,6 +115,7 @@ def test_the_tutorial_runs_in_its_order(command, in_tmp_path, monkeypatch, glyph
 SMALL = (
     *("--model.embedder.backbone", "resnet10t", "--model.embedder.pretrained", "false", "--data.num_workers", 0),
     *("--data.batch_size", 8, "--trainer.max_epochs", 1, "--trainer.enable_progress_bar", "false"),
+    *("--data.transforms", "ImageTransforms", "--data.transforms.size", 64, "--data.transforms.resize", 64),
 )
 
 

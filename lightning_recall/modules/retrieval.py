@@ -198,8 +198,9 @@ class RetrievalModule(ManualOptimization):
         return self.chunk_size
 
     def training_summary(self, batch: Batch) -> dict[str, str]:
-        """Rows for the table that `RunSummary` prints before training: loss, chunks and memory."""
-        return training_summary(self, self.loss, self.chunk_size, batch)
+        """Rows for the table that `RunSummary` prints before training: embedder, loss, chunks and memory."""
+        rows = training_summary(self, self.loss, self.chunk_size, batch)
+        return {"embedder": type(self.embedder).__name__, **rows}
 
     def validation_step(self, batch: Sequence[Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """{"embeddings": (b, D)} of a batch (images, labels), for the callbacks."""

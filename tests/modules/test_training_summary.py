@@ -31,7 +31,8 @@ def pair(size):
 def test_a_batch_is_described_with_its_chunks_and_the_memory_of_one(chunk_size, batch, chunks):
     described = module(chunk_size)
     rows = described.training_summary(batch)
-    assert list(rows) == ["loss", "chunks", "memory"]
+    assert list(rows) == ["embedder", "loss", "chunks", "memory"]
+    assert rows["embedder"] == type(described.embedder).__name__
     assert (rows["loss"], rows["chunks"]) == ("RecallAtKLoss", chunks)
     inputs = batch[0][0] if isinstance(batch, list) else batch[0]
     needed = step_memory(described.trainer, described, inputs, int(chunks.split()[4]))
@@ -42,6 +43,7 @@ def test_a_batch_is_described_with_its_chunks_and_the_memory_of_one(chunk_size, 
 
 def test_a_chunk_size_that_will_be_measured_is_described_as_such():
     assert module("auto").training_summary(pair(24)) == {
+        "embedder": "Sequential",
         "loss": "RecallAtKLoss",
         "chunk_size": "auto: measured at the first step",
     }
@@ -49,9 +51,10 @@ def test_a_chunk_size_that_will_be_measured_is_described_as_such():
 
 def test_other_batches_are_described_as_far_as_possible():
     described = module(4)
-    assert described.training_summary({"images": torch.randn(4, 6)}) == {"loss": "RecallAtKLoss"}
+    others = described.training_summary({"images": torch.randn(4, 6)})
+    assert others == {"embedder": "Sequential", "loss": "RecallAtKLoss"}
     texts = described.training_summary((["a", "b"], torch.arange(2)))
-    assert texts == {"loss": "RecallAtKLoss", "chunks": "1 of at most 2 images"}
+    assert texts == {"embedder": "Sequential", "loss": "RecallAtKLoss", "chunks": "1 of at most 2 images"}
 
 
 def test_several_processes_each_have_their_chunks():
