@@ -30,7 +30,7 @@ from lightning_recall.losses import (
     UniLoss,
 )
 from lightning_recall.mixup import SimilarityMixup
-from lightning_recall.virtual_pairs import VirtualPairs, mix_embeddings
+from lightning_recall.virtual_pairs import VirtualPairs, append_virtual_labels, mix_embeddings
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -103,7 +103,7 @@ def compare_with_published(folder: str, runs: list[tuple[int, bool]], dim: int, 
     for size, mixed in runs:
         embeddings, labels = example_batch(size, dim, "clustered", device)
         pairs = SimilarityMixup().draw(labels) if mixed else VirtualPairs(*(labels[:0] for _ in range(3)))
-        all_labels = torch.cat([labels, labels[pairs.first]])
+        all_labels = append_virtual_labels(labels, pairs)
         order = all_labels.argsort(stable=True)  # the published code infers classes from the position
         clone = published_loss(folder, len(all_labels), len(torch.unique(labels)), dim)
         published = partial(published_loss_with_virtual, clone, pairs, order)
@@ -117,7 +117,7 @@ def published_loss_with_virtual(
     published: Loss, pairs: VirtualPairs, order: Tensor, embeddings: Tensor, labels: Tensor
 ) -> Tensor:
     """The published loss on N embeddings and M virtual ones, permuted by `order` (N + M,)."""
-    return published(mix_embeddings(embeddings, pairs)[order], torch.cat([labels, labels[pairs.first]])[order])
+    return published(mix_embeddings(embeddings, pairs)[order], append_virtual_labels(labels, pairs)[order])
 
 
 def comparison_row(published: Loss, ours: Loss, embeddings: Tensor, labels: Tensor) -> list[str]:
