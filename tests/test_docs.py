@@ -67,7 +67,7 @@ def offline_blocks(page):
 def test_snippets_run(page):
     blocks = offline_blocks(page)
     if any("import pytorch_metric_learning" in block or "from pytorch_metric_learning" in block for block in blocks):
-        pytest.importorskip("pytorch_metric_learning")
+        pytest.importorskip("pytorch_metric_learning")  # a test tool
     names = {}
     for block in blocks:
         exec(block, names)
@@ -121,7 +121,7 @@ SMALL = (
 
 def test_your_images_are_searched(command, small_data, in_tmp_path):
     """The commands and the faiss block of own_data.md, in their order."""
-    pytest.importorskip("faiss")
+    pytest.importorskip("faiss")  # an extra
     (in_tmp_path / "configs").symlink_to(ROOT / "configs")
     folder, table = small_data("image_folder"), small_data("image_table") / "images"
     for line in COMMAND.findall(OWN_DATA.read_text()):
@@ -149,7 +149,7 @@ def test_the_papers_experiment_runs(command, small_data, in_tmp_path):
 @pytest.mark.parametrize("line", TRAININGS)
 def test_trainings_run(line, command, in_tmp_path, monkeypatch, glyph_folder):
     if "pytorch_metric_learning" in line:
-        pytest.importorskip("pytorch_metric_learning")
+        pytest.importorskip("pytorch_metric_learning")  # a test tool
     (in_tmp_path / "configs").symlink_to(ROOT / "configs")
     (in_tmp_path / "lightning_recall").symlink_to(glyph_folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_tmp_path))
@@ -222,8 +222,8 @@ def test_every_public_name_is_documented(room):
 
 
 def test_the_site_is_built_and_holds_every_documented_name(tmp_path):
-    pytest.importorskip("material")
-    pytest.importorskip("mkdocstrings")
+    pytest.importorskip("material")  # an extra
+    pytest.importorskip("mkdocstrings")  # an extra
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     built = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, env=environment)

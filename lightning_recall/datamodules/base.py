@@ -93,6 +93,7 @@ class RetrievalDataModule(LightningDataModule):
 
         "test" may be a dict of several data sets by name. Without "val", classes of "train" are held out.
         """
+        # abstract, but not an ABC: `read` may also be set on an instance
         raise NotImplementedError(f"{type(self).__name__} must override read().")
 
     def setup(self, stage: str) -> None:

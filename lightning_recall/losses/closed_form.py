@@ -31,6 +31,7 @@ class _FirstOrder(torch.autograd.Function):
 
     @staticmethod
     def backward(_: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        # the error that torch raises for operations without a second derivative
         raise NotImplementedError(
             "This loss has no second derivative with respect to the embeddings: its gradient is computed in closed "
             "form, or with weights that are constants. For a gradient penalty or a Hessian, use a loss that "

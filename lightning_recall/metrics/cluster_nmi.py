@@ -84,5 +84,5 @@ def partition_nmi(labels: Tensor, clusters: Tensor) -> Tensor:
     if len(torch.unique(labels)) == len(torch.unique(clusters)) == 1:
         return torch.tensor(1.0)  # torchmetrics gives 0
     # newer torch warns unless invariant checks are enabled or disabled explicitly
-    with torch.sparse.check_sparse_tensor_invariants():  # type: ignore[no-untyped-call]
+    with torch.sparse.check_sparse_tensor_invariants():  # type: ignore[no-untyped-call]  # torch has no types here
         return normalized_mutual_info_score(clusters, labels)

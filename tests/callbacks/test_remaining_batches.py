@@ -107,10 +107,10 @@ def test_all_processes_draw_the_same():
     yielded = []
     for rank in (0, 1):
         random.seed(rank)
-        np.random.seed(rank)  # noqa: NPY002
-        before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+        np.random.seed(rank)  # noqa: NPY002  # the generator that the sampler draws from
+        before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002  # the same generator
         loader = without_saved(DataLoader(DATA, batch_size=4, sampler=Draws()), SAVED).loader
-        assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
+        assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002  # the same generator
         yielded.append(batches_of(loader))
     assert yielded[0] == yielded[1]
 

@@ -208,9 +208,8 @@ def test_unnormalised_embeddings_cause_one_warning(name):
 
 
 def test_combined_losses_leave_the_warning_to_their_losses():
-    theirs = pytest.importorskip(
-        "pytorch_metric_learning.losses"
-    ).ContrastiveLoss()  # optional dependency of the tests; it normalises
+    peers = pytest.importorskip("pytorch_metric_learning.losses")  # a test tool
+    theirs = peers.ContrastiveLoss()  # it normalises
     losses.MultipleLosses([theirs])(3 * unit(), LABELS)
     with pytest.warns(UserWarning, match="SmoothAPLoss expects unit-norm") as warned:
         losses.CrossBatchMemory(losses.MultipleLosses([losses.SmoothAPLoss()]), 30, 8)(3 * unit(), LABELS)
