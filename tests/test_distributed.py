@@ -172,9 +172,7 @@ def other_loss(name):
         ),
         "memory": lambda: losses.CrossBatchMemory(losses.MultipleLosses([recall, losses.CircleLoss(0.3, 8)]), 40, 4),
         "MultiSimilarity": lambda: pml_losses().MultiSimilarityLoss(),
-        "ProxyAnchor": lambda: pytest.importorskip("pytorch_metric_learning.losses").ProxyAnchorLoss(
-            12, 4
-        ),  # a test tool
+        "ProxyAnchor": lambda: pml_losses().ProxyAnchorLoss(12, 4),
     }[name]()
 
 
