@@ -25,7 +25,8 @@ def export_onnx(
     """Writes an embedder to an ONNX file that maps uint8 images to unit-norm embeddings.
 
     Input "images" (B, C, H, W) uint8, output "embeddings" (B, D); the batch size is dynamic. The file includes scaling
-    to [0, 1] and normalisation, but not resizing and cropping to H x W. LoRA matrices are merged. Needs `pip install lightning-recall[onnx]`.
+    to [0, 1] and normalisation, but not resizing and cropping to H x W. LoRA matrices are merged. Needs
+    `pip install lightning-recall[onnx]`.
 
     Args:
         embedder: images (B, C, H, W) uint8 -> (B, D); exported in evaluation mode; the embedder itself is not changed.
