@@ -187,14 +187,15 @@ def test_backbone_kwargs_change_the_model():
     embedder = ImageEmbedder("test_vit", 8, pretrained=False, backbone_kwargs={"drop_path_rate": 0.5, "in_chans": 1})
     assert embedder.backbone.blocks[-1].drop_path1.drop_prob == 0.5
     assert embedder(torch.zeros(2, 1, 160, 160)).shape == (2, 8)
-    dynamic = ImageEmbedder("test_vit", 8, pretrained=False, backbone_kwargs={"dynamic_img_size": True})
+    kwargs = {"img_size": 64, "dynamic_img_size": True, **VIT}
+    dynamic = ImageEmbedder("vit_base_patch32_clip_224", 8, pretrained=False, backbone_kwargs=kwargs)
     dynamic.check_image_size(96)
     assert dynamic(torch.zeros(2, 3, 96, 96)).shape == (2, 8)
 
 
 def test_image_size_is_known_and_checked():
     assert (small("test_vit").image_size, small("test_resnet").image_size) == (64, 160)
-    embedder = small("test_vit", embedding_dim=None)
+    embedder = small("vit_base_patch32_clip_224", embedding_dim=None)
     embedder.check_image_size(64)
     small("fastvit_t8").check_image_size((96, 130))
     message = r"^VisionTransformer does not accept images of 96 x 96 pixels \(.*\): use 64 x 64, .* {img_size: 96}\.$"
