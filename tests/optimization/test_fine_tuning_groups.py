@@ -77,7 +77,7 @@ def test_an_own_backbone_has_no_layers():
 
 def test_an_own_backbone_may_say_what_its_layers_are():
     own = Own()
-    own.group_matcher = lambda coarse: {"stem": r"^stem", "norm": r"^norm|^position"}
+    own.group_matcher = lambda **_: {"stem": r"^stem", "norm": r"^norm|^position"}
     found = options(own, backbone_groups(own, 0.5))
     assert found["stem.weight"] == {"lr_scale": 0.5}
     assert found["norm.weight"] == {"weight_decay": 0.0}
