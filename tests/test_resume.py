@@ -267,8 +267,13 @@ def fine_tuning_config(folder, glyph_folder):
         "mixup": {"class_path": "SimilarityMixup"},
         "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.001, "weight_decay": 0.1}},
         "lr_scheduler": {"class_path": "WarmupCosineLR", "init_args": {"warmup": 0.25}},
-        **{"layer_decay": 0.5, "head_lr": 0.01, "loss_lr": 0.02, "unfreeze_epoch": 1},
-        **{"accumulate_grad_batches": 2, "gradient_clip_val": 1.0, "chunk_size": 8},
+        "layer_decay": 0.5,
+        "head_lr": 0.01,
+        "loss_lr": 0.02,
+        "unfreeze_epoch": 1,
+        "accumulate_grad_batches": 2,
+        "gradient_clip_val": 1.0,
+        "chunk_size": 8,
     }
     saving = {"dirpath": str(folder), "filename": "{step}", "every_n_train_steps": 1, "save_top_k": -1}
     names = ("RetrievalEvaluation", "pytorch_lightning.callbacks.EMAWeightAveraging", "ModelCheckpoint")
@@ -286,8 +291,15 @@ def fine_tuning_config(folder, glyph_folder):
             "init_args": {"root": str(glyph_folder), "batch_size": 16, "samples_per_class": 4, "val_classes": 0.1},
         },
         "trainer": {
-            **{"max_epochs": 4, "limit_train_batches": 4, "limit_val_batches": 1, "accelerator": "cpu", "devices": 1},
-            **{"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "callbacks": used},
+            "max_epochs": 4,
+            "limit_train_batches": 4,
+            "limit_val_batches": 1,
+            "accelerator": "cpu",
+            "devices": 1,
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "callbacks": used,
         },
     }
     path = folder / "config.yaml"

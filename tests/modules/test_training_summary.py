@@ -75,7 +75,7 @@ def test_several_processes_each_have_their_chunks():
             {"mixup": SimilarityMixup(), "head_lr": 0.1, "layer_decay": 0.5, "unfreeze_epoch": 2},
             {
                 "mixup": "SimilarityMixup",
-                "learning rate": "backbone 1.56e-05 to 0.001, head 0.1, loss 0.001",
+                "learning rate": "backbone 3.13e-05 to 0.001, head 0.1, loss 0.001",
                 "backbone": "frozen before epoch 2, from 0",
             },
         ),
