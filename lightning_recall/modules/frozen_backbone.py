@@ -19,14 +19,19 @@ ALL_CHUNKS = sys.maxsize
 """`keep_chunks` of a frozen phase: a chunk without a graph of the backbone needs little memory"""
 
 
-def find_backbone(embedder: Any) -> nn.Module | None:
-    """The attribute `backbone` of an embedder, or of the embedder that it wraps as `embedder`; or None."""
+def find_part(embedder: Any, name: str) -> nn.Module | None:
+    """The submodule `name` of an embedder, or of the embedder that it wraps as `embedder`; None if there is none."""
     while isinstance(embedder, nn.Module):
-        backbone = getattr(embedder, "backbone", None)
-        if isinstance(backbone, nn.Module):
-            return backbone
+        part = getattr(embedder, name, None)
+        if isinstance(part, nn.Module):
+            return part
         embedder = getattr(embedder, "embedder", None)
     return None
+
+
+def find_backbone(embedder: Any) -> nn.Module | None:
+    """The backbone of an embedder or of a retrieval module; None if there is none."""
+    return find_part(embedder, "backbone")
 
 
 class FrozenBackbone:
@@ -92,9 +97,9 @@ class FrozenBackbone:
 
     def freeze(self, embedder: nn.Module, backbone: nn.Module) -> None:
         """Freezes the parameters and puts the backbone into evaluation mode; may be called again."""
-        head = getattr(embedder, "head", None)
-        trained = set(head.parameters()) if isinstance(head, nn.Module) else set()
-        parameters = embedder.parameters() if isinstance(head, nn.Module) else backbone.parameters()
+        head = find_part(embedder, "head")
+        trained = set() if head is None else set(head.parameters())
+        parameters = (backbone if head is None else embedder).parameters()
         newly = [p for p in parameters if p.requires_grad and p not in trained]
         for parameter in newly:
             parameter.requires_grad_(False)
