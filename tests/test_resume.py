@@ -326,6 +326,7 @@ def fit_by_config(path, *more):
     return found
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_fine_tuning_by_config_resumes_in_each_phase(tmp_path, glyph_folder, capfd):
     path = fine_tuning_config(tmp_path, glyph_folder)
     whole = fit_by_config(path)
