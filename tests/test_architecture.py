@@ -130,6 +130,7 @@ TESTED_THROUGH = {
     "losses/sup_recall_at_k.py": "losses/test_ranking.py",
     "metrics/scores.py": "metrics/test_retrieval_scores.py",
     "modules/checks.py": "modules/test_retrieval.py",
+    "modules/local_queries.py": "test_distributed.py",
     "optimization/gradients.py": "optimization/test_optimizer_settings.py",
     "optimization/schedules.py": "optimization/test_manual_optimization.py",
     "optimization/trainer_checks.py": "optimization/test_manual_optimization.py",
