@@ -27,7 +27,7 @@ ALLOWED = {
     "data": BOTTOM | {"_lightning"},
     "callbacks": BOTTOM | {"_lightning", "search", "metrics", "plots", "data"},
     "cli": BOTTOM | {"_lightning", "callbacks"},
-    "modules": BOTTOM | {"_lightning", "losses", "mixup", "models", "recompute", "optimization"},
+    "modules": BOTTOM | {"_lightning", "losses", "mixup", "models", "recompute", "optimization", "data"},
     "datamodules": BOTTOM | {"_lightning", "samplers", "data"},
     **{wing: BOTTOM | {"_lightning", "recompute", "models"} | SHARED for wing in WINGS},
     "__main__": {"cli"},

@@ -56,7 +56,11 @@ class ImageFolderDataModule(RetrievalDataModule):
     """
 
     def __init__(
-        self, root: str, test_classes: float = 0.2, transforms: ImageTransforms | None = ImageTransforms(), **kwargs: Any
+        self,
+        root: str,
+        test_classes: float = 0.2,
+        transforms: ImageTransforms | None = ImageTransforms(),
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.root = user_path(root)

@@ -43,7 +43,11 @@ class ImageTableDataModule(RetrievalDataModule):
     """
 
     def __init__(
-        self, file: str, test_classes: float = 0.2, transforms: ImageTransforms | None = ImageTransforms(), **kwargs: Any
+        self,
+        file: str,
+        test_classes: float = 0.2,
+        transforms: ImageTransforms | None = ImageTransforms(),
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.file = user_path(file)

@@ -18,6 +18,7 @@ from lightning_recall.batch import Batch
 from lightning_recall.gather import gather_rows
 from lightning_recall.losses.base import has_flag
 from lightning_recall.modules.checks import check_different_batches, check_mixup, check_strategy, checked_chunks
+from lightning_recall.modules.preprocessing import ModuleWithPreprocessing
 from lightning_recall.modules.training_summary import training_summary
 from lightning_recall.optimization.distributed_random_states import get_random_states, set_random_states
 from lightning_recall.optimization.manual_optimization import ManualOptimization
@@ -29,7 +30,7 @@ from lightning_recall.tensors import at_least_float32
 from lightning_recall.virtual_pairs import VirtualPairs, append_virtual_labels
 
 
-class RetrievalModule(ManualOptimization):
+class RetrievalModule(ModuleWithPreprocessing, ManualOptimization):
     """Manual optimization with one exact step per large batch, as in Patel et al., CVPR 2022 (arXiv 2108.11179).
 
     A training step embeds the batch chunk by chunk, gathers the embeddings of all processes, computes the loss over all
@@ -42,6 +43,8 @@ class RetrievalModule(ManualOptimization):
 
     Resuming reproduces an uninterrupted run, also mid-epoch if the loader is stateful like `ChunkLoader`; a plain
     DataLoader restarts the epoch.
+
+    Checkpoints hold the settings that turn an image file into an input in evaluation: `preprocess(image)` applies them.
 
     Args:
         embedder: inputs (b, ...) -> embeddings (b, D). The package's data modules yield uint8 images, which

@@ -6,7 +6,9 @@ from torchvision.transforms.v2 import functional as tv
 from lightning_recall.data import ImageTransforms
 
 
-@pytest.mark.parametrize("settings", [{"size": 0}, {"size": 300, "resize": 256}, {"min_scale": 0.0}, {"min_scale": 1.1}])
+@pytest.mark.parametrize(
+    "settings", [{"size": 0}, {"size": 300, "resize": 256}, {"min_scale": 0.0}, {"min_scale": 1.1}]
+)
 def test_values_out_of_range_are_rejected(settings):
     with pytest.raises(ValueError, match="1 <= size <= resize and 0 < min_scale <= 1"):
         ImageTransforms(**settings)

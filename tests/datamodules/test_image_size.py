@@ -102,7 +102,9 @@ def test_nested_settings_are_set_and_shown_by_the_command(given, command, capsys
         command("fit", *model, "--data", "ImageFolderDataModule", "--data.root", "x", *given, "--print_config")
     printed = capsys.readouterr().out
     shown = [line.strip() for line in printed.splitlines() if line.strip().startswith(("size:", "resize:", "flip:"))]
-    assert shown == ([] if "null" in given else [f"size: {given[-1] if given else 'null'}", "resize: null", "flip: true"])
+    assert shown == (
+        [] if "null" in given else [f"size: {given[-1] if given else 'null'}", "resize: null", "flip: true"]
+    )
 
 
 def test_defaults_of_a_data_set_stay_when_the_size_is_set(command, capsys):
