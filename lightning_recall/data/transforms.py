@@ -75,8 +75,8 @@ class ImageTransforms:
         size = self.size or image_size or DEFAULT_SIZE
         if self.resize is not None and self.resize < size:
             raise ValueError(
-                f"transforms.resize={self.resize} is smaller than size={size}, which the model expects: omit resize, or "
-                "set size too."
+                f"transforms.resize={self.resize} is smaller than size={size}, which the model expects: omit resize, "
+                "or set size too."
             )
         return replace(self, size=size, resize=self.resize or round(size * RESIZE_RATIO))
 

@@ -29,6 +29,7 @@ def transforms_for(transforms: ImageTransforms, trainer: Any) -> ImageTransforms
         )
     has_fixed_size = resolved.longest_side is None and resolved.eval_transform is None
     owner = module if hasattr(module, "check_image_size") else getattr(module, "embedder", None)
-    if has_fixed_size and hasattr(owner, "check_image_size"):
-        owner.check_image_size(resolved.size)
+    check = getattr(owner, "check_image_size", None)
+    if has_fixed_size and check is not None:
+        check(resolved.size)
     return resolved

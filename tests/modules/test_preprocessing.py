@@ -55,7 +55,7 @@ def photos(tmp_path_factory):
 
 
 @pytest.mark.parametrize("settings", [{}, {"resize": 40, "mode": "L"}, {"longest_side": 50}])
-def test_images_are_preprocessed_as_in_evaluation(settings, photos, tmp_path):
+def test_images_are_preprocessed_as_in_evaluation(settings, photos):
     data = make_data(photos, **settings)
     data.setup("test")
     module = make_module()
@@ -128,7 +128,7 @@ def test_other_transforms_in_the_test_warn(photos, tmp_path):
     trainer.test(module, make_data(photos, min_scale=0.9, flip=False), verbose=False)  # the same in evaluation
     other = make_data(photos, resize=44)
     for run in (trainer.test, trainer.predict, trainer.validate):
-        with pytest.warns(UserWarning) as caught:
+        with pytest.warns(UserWarning, match="so scores may be lower: set the same data") as caught:
             run(module, other)
         (message,) = [str(warning.message) for warning in caught if "data.transforms" in str(warning.message)]
         assert "on images with size=32, resize=37, mode=RGB, but" in message
@@ -153,5 +153,5 @@ def test_old_checkpoints_and_data_without_files_have_no_preprocessing(glyph_fold
     assert "preprocessing" not in torch.load(tmp_path / "old.ckpt", weights_only=True)
     rebuilt = {"embedder": module.embedder, "loss": RecallAtKLoss()}
     loaded = RetrievalModule.load_from_checkpoint(tmp_path / "old.ckpt", weights_only=True, **rebuilt)
-    with pytest.raises(ValueError, match="set module.image_transforms = ImageTransforms"):
+    with pytest.raises(ValueError, match=r"set module\.image_transforms = ImageTransforms"):
         loaded.preprocess(torch.zeros(1, 32, 32, dtype=torch.uint8))
