@@ -122,6 +122,7 @@ TESTED_THROUGH = {
     "data/messages.py": "data/test_tables.py",
     **{f"datamodules/{name}.py": "test_datamodules.py" for name in ("cars196", "cub", "in_shop", "inaturalist")},
     **{f"datamodules/{name}.py": "test_datamodules.py" for name in ("landmarks", "omniglot", "sop", "vehicle_id")},
+    "datamodules/embedding.py": "datamodules/test_cached_features.py",
     "losses/anchors.py": "losses/test_uniloss.py",
     "losses/average_precision.py": "losses/test_ranking.py",
     "losses/gallery.py": "losses/test_ranking.py",

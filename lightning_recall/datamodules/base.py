@@ -17,7 +17,7 @@ from lightning_recall.data.duplicates import find_duplicates, without_repeated
 from lightning_recall.data.messages import pluralize
 from lightning_recall.datamodules.image_size import transforms_for
 from lightning_recall.datamodules.splits import held_out_classes
-from lightning_recall.datamodules.summary import check_queries, log_sizes, named_test_sets
+from lightning_recall.datamodules.summary import check_queries, log_repeats, log_sizes, named_test_sets
 from lightning_recall.samplers import ClassBalancedBatchSampler
 
 SamplerFactory = Callable[[NDArray[np.int64], int, int], ClassBalancedBatchSampler]
@@ -170,6 +170,7 @@ class RetrievalDataModule(LightningDataModule):
         sampler = self.sampler(labels, self.batch_size, self.samples_per_class)
         sampler.seed = sampler.seed or self.seed
         sampler.reshuffle &= not getattr(self.trainer, "overfit_batches", 0)
+        log_repeats(self.train_data.labels, self.batch_size, self.samples_per_class)
         return ChunkLoader(self.train_data, sampler, self.chunk_size, num_workers=self.num_workers)
 
     def val_dataloader(self) -> Any:
@@ -209,3 +210,8 @@ class RetrievalDataModule(LightningDataModule):
             num_workers=self.num_workers,
             generator=generator,
         )
+
+
+def prepares_data(data: LightningDataModule) -> bool:
+    """Whether a data module makes its data in `prepare_data`, so that they may be missing before."""
+    return type(data).prepare_data is not LightningDataModule.prepare_data

@@ -1,3 +1,4 @@
+import inspect
 import os
 
 import numpy as np
@@ -346,3 +347,30 @@ def test_invalid_settings_are_rejected(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"Cannot write features to .*file: choose another folder"):
         fit(HeadModule(), CachedFeaturesDataModule(noisy(), folder=str(tmp_path / "file")))
+
+
+CONFIG = """
+model:
+  class_path: RetrievalModule
+  init_args:
+    embedder: {class_path: ImageEmbedder, init_args: {backbone: resnet10t, pretrained: false, embedding_dim: 8}}
+    loss: {class_path: RecallAtKLoss}
+    chunk_size: 64
+data:
+  class_path: CachedFeaturesDataModule
+  init_args:
+    data:
+      class_path: ImageFolderDataModule
+      init_args: {root: photos, batch_size: 8, samples_per_class: 2, val_classes: 2, transforms: {size: 32}}
+trainer: {max_epochs: 1, logger: false, enable_checkpointing: false, enable_progress_bar: false}
+"""
+
+
+def test_a_config_file_and_options_of_the_command(command, in_tmp_path):
+    photos(in_tmp_path / "photos")
+    (in_tmp_path / "config.yaml").write_text(CONFIG)
+    options = ["--data.views", 2, "--data.data.num_workers", 0, "--data.data.transforms.flip", "false"]
+    with pytest.raises(ValueError, match=r"--model\.unfreeze_epoch null"):  # the default trains the backbone
+        command("fit", "--config", "config.yaml", *options)
+    if "unfreeze_epoch" in inspect.signature(RetrievalModule.__init__).parameters:
+        command("fit", "--config", "config.yaml", *options, "--model.unfreeze_epoch", "null")
