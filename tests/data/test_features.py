@@ -6,6 +6,7 @@ import torch
 from conftest import draw
 from torch import nn
 
+from lightning_recall.batch import IGNORED_LABEL
 from lightning_recall.data import ImageFiles, ImagesInMemory
 from lightning_recall.data.features import (
     FeatureDataset,
@@ -27,7 +28,7 @@ def test_a_subset_keeps_features_and_attributes():
     chosen = copy.copy(FeatureDataset(data, FEATURES, readable)).select([1, 4])
     assert len(chosen) == 2
     assert chosen.groups.tolist() == [1, 4]
-    assert [int(chosen[index][1]) for index in range(2)] == [-1, 6]  # unreadable images have no label
+    assert [int(chosen[index][1]) for index in range(2)] == [IGNORED_LABEL, 6]  # unreadable images have no label
     assert {float(chosen[1][0][0]) for _ in range(40)} == {4.0, 104.0}
     with pytest.raises(AttributeError, match="nothing"):
         _ = chosen.nothing

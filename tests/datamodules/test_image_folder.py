@@ -358,9 +358,9 @@ def test_a_link_to_a_parent_folder_is_rejected(target, small_data):
 
 @pytest.mark.parametrize("name", ["x" * 300, "x" * 50_000, "x/" * 5_000])
 def test_a_root_with_a_long_name_does_not_exist(name):
-    for data in (ImageFolderDataModule(name), ImageTableDataModule(name)):
+    for kind in (ImageFolderDataModule, ImageTableDataModule):
         with pytest.raises(ValueError, match=r"x does not exist, but its parent folder .* does") as raised:
-            data.setup("fit")
+            kind(name)
         assert len(str(raised.value)) < 500
 
 
