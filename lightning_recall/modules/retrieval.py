@@ -21,6 +21,7 @@ from lightning_recall.modules.checks import (
 from lightning_recall.modules.fine_tuning import retrieval_groups
 from lightning_recall.modules.frozen_backbone import ALL_CHUNKS, FrozenBackbone, find_backbone
 from lightning_recall.modules.local_queries import local_queries
+from lightning_recall.modules.preprocessing import ModuleWithPreprocessing
 from lightning_recall.modules.training_summary import training_summary
 from lightning_recall.optimization.distributed_random_states import get_random_states, set_random_states
 from lightning_recall.optimization.fine_tuning_groups import check_layer_decay
@@ -32,7 +33,7 @@ from lightning_recall.recompute.pytrees import batch_size_of
 from lightning_recall.tensors import at_least_float32
 
 
-class RetrievalModule(ManualOptimization):
+class RetrievalModule(ModuleWithPreprocessing, ManualOptimization):
     """Manual optimization with one exact step per large batch, as in Patel et al., CVPR 2022 (arXiv 2108.11179).
 
     A training step embeds the batch chunk by chunk, gathers the embeddings of all processes, computes the loss over all
@@ -45,6 +46,8 @@ class RetrievalModule(ManualOptimization):
 
     Resuming reproduces an uninterrupted run, also mid-epoch if the loader is stateful like `ChunkLoader`; a plain
     DataLoader restarts the epoch.
+
+    Checkpoints hold the settings that turn an image file into an input in evaluation: `preprocess(image)` applies them.
 
     Args:
         embedder: inputs (b, ...) -> embeddings (b, D). The package's data modules yield uint8 images, which
