@@ -181,6 +181,7 @@ class ImageEmbedder(nn.Module):
             values = config.get(name, (0.5,)) if given is None else given
             self.register_buffer(name, torch.tensor([float(value) for value in values]).reshape(-1, 1, 1))  # (C, 1, 1)
         self.range_checks = 0
+        self.is_pretrained = isinstance(backbone, str) and bool(pretrained)  # evaluation names the features by it
         self.freeze_batch_norm = bool(freeze_batch_norm)
 
     @property

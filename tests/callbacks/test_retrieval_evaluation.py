@@ -19,7 +19,7 @@ from torch.utils.data import (
     random_split,
 )
 
-from lightning_recall import ClassBalancedBatchSampler, RecallAtK, RetrievalEvaluation
+from lightning_recall import ClassBalancedBatchSampler, RetrievalEvaluation
 from lightning_recall.callbacks import EvaluationCharts, EvaluationReport, RetrievedImages
 from lightning_recall.callbacks.retrieval_evaluation import evaluation_results
 from lightning_recall.callbacks.retrieved_images import pictures_of
@@ -71,7 +71,7 @@ def make_trainer(*callbacks, **kwargs):
 
 
 def scores_of(embeddings, labels=LABELS, ks=(1, 2)):
-    metric = RecallAtK(ks)
+    metric = RetrievalScores(("recall", "map@r"), ks)
     metric.update(embeddings, labels)
     return metric.compute()
 
@@ -179,7 +179,7 @@ def test_named_dataloaders_with_queries_and_gallery(capsys):
     loaders = {"all": loader(), "shop": DataLoader(Shop(), batch_size=12)}
     results = make_trainer(RetrievalEvaluation(ks=(1, 2))).test(module, loaders, verbose=False)
     scores = {key: value for result in results for key, value in result.items()}
-    metric = RecallAtK((1, 2))
+    metric = RetrievalScores(("recall", "map@r"), (1, 2))
     is_query = torch.from_numpy(Shop().is_query)[:-2]
     metric.update(module.net(IMAGES)[:-2], LABELS[:-2], None, is_query, ~is_query)
     expected = {f"test/shop/{name}": pytest.approx(value.item()) for name, value in metric.compute().items()}
@@ -669,7 +669,8 @@ def write_quickly(figure, target, **_):
 
 def test_a_second_test_and_names_with_slashes_keep_all_files(tmp_path, monkeypatch):
     monkeypatch.setattr(Figure, "savefig", write_quickly)
-    callbacks = RetrievalEvaluation((1,), tables=True), RetrievedImages(2, 2, ["best"]), EvaluationReport(2, 2)
+    evaluation = RetrievalEvaluation((1,), ["recall"], tables=True)
+    callbacks = evaluation, RetrievedImages(2, 2, ["best"]), EvaluationReport(2, 2)
     trainer = make_trainer(*callbacks, EvaluationCharts(), default_root_dir=tmp_path)
     data = DataLoader(PLAIN_DATA, batch_size=16)
     results = trainer.test(Pixels(), {"a/b": data, "Straße: 1": data}, verbose=False)
