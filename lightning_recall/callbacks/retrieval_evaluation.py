@@ -13,7 +13,7 @@ from lightning_recall.callbacks.dataloaders import check_loaders, loader_at, nam
 from lightning_recall.callbacks.evaluation_metrics import EvaluationMetrics, embeddings_of_batch
 from lightning_recall.callbacks.index_checks import check_recorded
 from lightning_recall.callbacks.index_recorder import record_indices, stop_recording
-from lightning_recall.callbacks.output import file_name, output_path, print_path, writes_files
+from lightning_recall.callbacks.output import end_progress_bar, file_name, output_path, print_path, writes_files
 from lightning_recall.callbacks.score_rows import MODEL, print_if_below, print_scores, row_title
 from lightning_recall.callbacks.tables import write_tables
 from lightning_recall.callbacks.validation_history import Validation, ValidationHistory, print_verdict
@@ -259,6 +259,7 @@ class RetrievalEvaluation(Callback):
         if trainer.state.fn == "fit":
             self.history.validations.append(Validation(trainer.current_epoch + 1, model_scores))
             return
+        end_progress_bar(trainer)
         search_seconds = time.perf_counter() - search_start
         caption = f"embedded in {embedding_seconds:.1f} s, searched in {search_seconds:.1f} s"
         print_scores(rows, f"Retrieval on the {split} split, in %", caption)

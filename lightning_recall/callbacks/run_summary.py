@@ -4,13 +4,13 @@ import time
 from typing import Any
 
 import torch
-from rich.console import Console
+from rich import get_console
 from rich.table import Table
 
 from lightning_recall import _lightning
 from lightning_recall._lightning import Callback, LightningModule, ModelCheckpoint, Trainer, rank_zero_only
 from lightning_recall.batch import chunks_of_batch
-from lightning_recall.callbacks.output import writes_files
+from lightning_recall.callbacks.output import end_progress_bar, writes_files
 from lightning_recall.callbacks.retrieval_evaluation import history_of
 from lightning_recall.callbacks.validation_history import monitor_of, result_table
 
@@ -68,13 +68,15 @@ class RunSummary(Callback):
         shown = history.validations[-1].scores if history else {}
         rows = {key: f"{float(logged[key]):.4f}" for key in logged if key.startswith("val/") and key not in shown}
         for checkpoint in trainer.checkpoint_callbacks:
-            is_best = isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_score is not None
-            if is_best and checkpoint.monitor not in shown:
+            if not isinstance(checkpoint, ModelCheckpoint) or checkpoint.monitor in shown:
+                continue
+            if checkpoint.best_model_score is not None:
                 rows[f"best {checkpoint.monitor}"] = f"{float(checkpoint.best_model_score):.4f}"
         if not writes_files(trainer):
             return
+        end_progress_bar(trainer)
         if history and trainer.is_global_zero:
-            Console().print(result_table(history, monitor_of(trainer)))
+            get_console().print(result_table(history, monitor_of(trainer)))
         if rows:
             print_rows("Last validation", rows)
 
@@ -117,4 +119,4 @@ def print_rows(title: str, rows: dict[str, str]) -> None:
     table = Table(title=title, show_header=False)
     for name, value in rows.items():
         table.add_row(name, value)
-    Console().print(table)
+    get_console().print(table)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
+from rich import get_console
 from rich.table import Table
 from torch import Tensor
 
@@ -32,7 +32,7 @@ def print_scores(rows: Rows, title: str, caption: str = "") -> None:
         table.add_column(column_title(f"split/{name}"), justify="right")
     for row, scores in rows.items():
         table.add_row(row, *(percent(score.item()) for score in scores.values()))
-    Console().print(table)
+    get_console().print(table)
 
 
 @rank_zero_only

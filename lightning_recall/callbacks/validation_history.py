@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from rich.console import Console
+from rich import get_console
 from rich.table import Table
 from torch import Tensor
 
 from lightning_recall._lightning import ModelCheckpoint, Trainer
-from lightning_recall.callbacks.output import writes_files
+from lightning_recall.callbacks.output import end_progress_bar, writes_files
 
 EARLY = 0.2  # a best validation in this first part of the training is early
 MIN_VALIDATIONS = 3  # fewer validations show no trend
@@ -153,6 +153,7 @@ def print_verdict(trainer: Trainer, history: ValidationHistory) -> None:
         details["lr"] = trainer.optimizers[0].defaults.get("lr")  # the schedule does not change it
     text = verdict(history, monitor_of(trainer), details)
     if text and writes_files(trainer) and trainer.is_global_zero:
+        end_progress_bar(trainer)
         print_paragraph(text)
 
 
@@ -193,4 +194,4 @@ def count(epochs: int) -> str:
 
 def print_paragraph(text: str) -> None:
     """Prints a paragraph, wrapped at the width of the terminal."""
-    Console(highlight=False).print(text, markup=False)
+    get_console().print(text, highlight=False, markup=False)

@@ -140,9 +140,9 @@ def test_a_browser_shows_and_filters_the_page(tmp_path):
 
 
 def test_thumbnails_are_small_and_keep_their_aspect_ratio():
-    image = thumbnail(np.ones((224, 448, 3)))
+    image = thumbnail(np.ones((224, 448, 3)), 96)
     assert image.size == (96, 48)
-    assert thumbnail(np.ones((32, 32))).size == (32, 32)
+    assert thumbnail(np.ones((32, 32)), 96).size == (32, 32)
     assert isinstance(image, Image.Image)
 
 

@@ -214,7 +214,11 @@ def test_each_training_is_summarised_for_all_processes(printed, monkeypatch):
 def test_the_last_table_holds_validation_scores_of_real_runs(fast_dev_run, printed):
     metrics = {"val/recall@1": torch.tensor(0.5), "train/loss": torch.tensor(0.25)}
     trainer = SimpleNamespace(
-        callback_metrics=metrics, callbacks=[], checkpoint_callbacks=[], fast_dev_run=fast_dev_run
+        callback_metrics=metrics,
+        callbacks=[],
+        checkpoint_callbacks=[],
+        fast_dev_run=fast_dev_run,
+        progress_bar_callback=None,
     )
     RunSummary().on_fit_end(trainer, None)
     assert printed == ([] if fast_dev_run else [("Last validation", {"val/recall@1": "0.5000"})])
