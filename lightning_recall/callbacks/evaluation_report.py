@@ -73,7 +73,7 @@ class EvaluationReport(Callback):
 
     def page(self, results: list[EvaluationResult], details: list[str]) -> str:
         """The page as text."""
-        data: dict[str, Any] = {"items": {}, "images": {}, "queries": []}
+        data: dict[str, Any] = {"items": {}, "images": {}, "queries": [], "side": MIN_SIDE}
         for number, result in enumerate(results):
             for choice in ("worst", "random"):
                 self.add_queries(data, result, number, choice)
@@ -139,8 +139,9 @@ class EvaluationReport(Callback):
             side = min(side, thumbnail_side([*pictures_of(result, sample).values()], len(keys)))
         for number, item in keys:
             (picture,) = pictures_of(results[number], [item]).values()
-            data["images"][f"{number}/{item}"] = to_data_url(thumbnail(picture, side))
-        data["side"] = max(side, MIN_SIDE)
+            image = thumbnail(picture, side)
+            data["images"][f"{number}/{item}"] = to_data_url(image)
+            data["side"] = max(data["side"], *image.size)
 
 
 def thumbnail_side(pictures: list[NDArray[np.float64]], number: int) -> int:

@@ -192,6 +192,7 @@ def test_named_dataloaders_with_queries_and_gallery(capsys):
 
 class InGroups(TensorDataset):
     groups = np.arange(40) % 3
+    class_names = tuple(f"name {label}" for label in range(10))
     paths = np.array([f"images/{i}.jpg".encode() for i in range(40)])
 
     def __init__(self):
@@ -214,9 +215,11 @@ def test_other_scores_groups_and_tables(tmp_path, capsys):
     assert [int(row["first_rank"]) for row in rows] == found.first_ranks.tolist()
     assert [float(row["map@r"]) for row in rows] == pytest.approx(found.scores["map@r"].tolist(), rel=1e-5)
     assert rows[7]["path"] == f"images/{rows[7]['index']}.jpg"
+    assert [row["class"] for row in rows] == [f"name {row['label']}" for row in rows]
     with (tmp_path / "runs/version_0/test_classes.csv").open() as file:
         classes = list(csv.DictReader(file))
     assert [int(row["label"]) for row in classes] == list(range(10))
+    assert [row["class"] for row in classes] == [f"name {label}" for label in range(10)]
     assert sum(float(row["mrr"]) * int(row["queries"]) for row in classes) / len(rows) == pytest.approx(
         results["test/mrr"], rel=1e-5
     )
