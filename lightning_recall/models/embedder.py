@@ -142,6 +142,7 @@ class ImageEmbedder(nn.Module):
                 values = [sum(values) / len(values)] * self.in_channels  # as timm.data does
             self.register_buffer(name, torch.tensor([float(value) for value in values]).reshape(-1, 1, 1))  # (C, 1, 1)
         self.range_checks = 0
+        self.is_pretrained = isinstance(backbone, str) and bool(pretrained)  # evaluation names the features by it
         self.freeze_batch_norm = bool(freeze_batch_norm)
 
     @property
