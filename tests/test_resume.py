@@ -97,6 +97,7 @@ def train(
         "lr_scheduler": lambda optimizer: OneCycleLR(optimizer, 0.05, total_steps=STEPS),
         "lr_interval": "step",
         "mixup": SimilarityMixup(),
+        "chunk_size": 3,
         **kwargs,
     }
     recall = RecallAtKLoss((1, 2), rank_temperature=0.1)
@@ -104,7 +105,6 @@ def train(
     module = RetrievalModule(
         Net(),
         loss,
-        chunk_size=3,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
         **settings,
     )
@@ -173,6 +173,16 @@ def test_terminated_after_a_save(tmp_path):
     assert torch.load(ended / "exception.ckpt")["global_step"] == 5
     assert in_a_process(ended, ckpt_path=ended / "exception.ckpt") == 0
     assert_same_end(whole, ended)
+
+
+def test_a_measured_chunk_size_is_restored(tmp_path, monkeypatch):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    monkeypatch.setattr("lightning_recall.modules.retrieval.auto_chunk_size", lambda *_: 3)
+    assert in_a_process(whole, chunk_size="auto") == 0
+    assert in_a_process(killed, end=(5, signal.SIGKILL), chunk_size="auto") == -signal.SIGKILL
+    monkeypatch.setattr("lightning_recall.modules.retrieval.auto_chunk_size", lambda *_: 6)  # the machine is busier
+    assert in_a_process(killed, ckpt_path=killed / "step=4.ckpt", chunk_size="auto") == 0
+    assert_same_end(whole, killed)
 
 
 def stepwise(optimizer):
