@@ -43,12 +43,13 @@ class Augmented(Dataset):
 
 
 class Data(LightningDataModule):
-    def __init__(self, num_workers):
+    def __init__(self, num_workers, loaded=3):
         super().__init__()
-        self.num_workers = num_workers
+        self.num_workers, self.loaded = num_workers, loaded
 
     def train_dataloader(self):
-        return ChunkLoader(Augmented(), ClassBalancedBatchSampler(LABELS, 16, 4), 3, num_workers=self.num_workers)
+        sampler = ClassBalancedBatchSampler(LABELS, 16, 4)
+        return ChunkLoader(Augmented(), sampler, self.loaded, num_workers=self.num_workers)
 
     def val_dataloader(self):
         return DataLoader(TensorDataset(IMAGES, LABELS), batch_size=12, generator=torch.Generator())
@@ -87,7 +88,16 @@ class End(Callback):
 
 
 def train(
-    folder, end=(), ckpt_path=None, devices=1, num_workers=0, checkpoint=None, validate=False, epochs=4, **kwargs
+    folder,
+    end=(),
+    ckpt_path=None,
+    devices=1,
+    num_workers=0,
+    checkpoint=None,
+    validate=False,
+    epochs=4,
+    loaded=3,
+    **kwargs,
 ):
     torch.set_num_threads(1)  # a fork finds none of the threads that its parent has started
     torch.cuda._is_in_bad_fork = lambda: False  # torch.compile has looked for CUDA in the parent; this is a CPU's
@@ -124,7 +134,7 @@ def train(
         enable_model_summary=False,
         callbacks=[*callbacks, RetrievalEvaluation(ks=(1,))] if validate else callbacks,
     )
-    trainer.fit(module, datamodule=Data(num_workers), ckpt_path=ckpt_path)
+    trainer.fit(module, datamodule=Data(num_workers, loaded), ckpt_path=ckpt_path)
 
 
 def in_a_process(folder, timeout=60, **kwargs):
@@ -176,12 +186,12 @@ def test_terminated_after_a_save(tmp_path):
 
 
 def test_a_measured_chunk_size_is_restored(tmp_path, monkeypatch):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    monkeypatch.setattr("lightning_recall.modules.retrieval.auto_chunk_size", lambda *_: 3)
-    assert in_a_process(whole, chunk_size="auto") == 0
-    assert in_a_process(killed, end=(5, signal.SIGKILL), chunk_size="auto") == -signal.SIGKILL
-    monkeypatch.setattr("lightning_recall.modules.retrieval.auto_chunk_size", lambda *_: 6)  # the machine is busier
-    assert in_a_process(killed, ckpt_path=killed / "step=4.ckpt", chunk_size="auto") == 0
+    whole, killed, settings = tmp_path / "whole", tmp_path / "killed", {"chunk_size": "auto", "loaded": 8}
+    monkeypatch.setattr("lightning_recall.modules.retrieval.auto_chunk_size", lambda *_: 4)
+    assert in_a_process(whole, **settings) == 0
+    assert in_a_process(killed, end=(5, signal.SIGKILL), **settings) == -signal.SIGKILL
+    monkeypatch.setattr("lightning_recall.modules.retrieval.auto_chunk_size", lambda *_: 8)  # the machine is busier
+    assert in_a_process(killed, ckpt_path=killed / "step=4.ckpt", **settings) == 0
     assert_same_end(whole, killed)
 
 
