@@ -12,7 +12,15 @@ import pytest
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "lightning_recall"
 FILES = sorted(PACKAGE.rglob("*.py"))
-BOTTOM = {"batch", "checks", "tensors", "virtual_pairs", "random_state", "gather"}  # plain torch, for every room
+BOTTOM = {
+    "batch",
+    "checks",
+    "tensors",
+    "virtual_pairs",
+    "random_state",
+    "gather",
+    "memory_allocation",
+}  # plain torch, for every room
 PLAIN = {"losses", "mixup", "models", "samplers", "search", "metrics", "plots", "recompute"}  # plain torch too
 SHARED = {"optimization", "data", "callbacks", "cli"}  # with Lightning, for the wings too
 RETRIEVAL = {"modules", "datamodules"}

@@ -45,12 +45,13 @@ class Augmented(Dataset):
 
 
 class Data(LightningDataModule):
-    def __init__(self, num_workers):
+    def __init__(self, num_workers, loaded=3):
         super().__init__()
-        self.num_workers = num_workers
+        self.num_workers, self.loaded = num_workers, loaded
 
     def train_dataloader(self):
-        return ChunkLoader(Augmented(), ClassBalancedBatchSampler(LABELS, 16, 4), 3, num_workers=self.num_workers)
+        sampler = ClassBalancedBatchSampler(LABELS, 16, 4)
+        return ChunkLoader(Augmented(), sampler, self.loaded, num_workers=self.num_workers)
 
     def val_dataloader(self):
         return DataLoader(TensorDataset(IMAGES, LABELS), batch_size=12, generator=torch.Generator())
@@ -89,7 +90,16 @@ class End(Callback):
 
 
 def train(
-    folder, end=(), ckpt_path=None, devices=1, num_workers=0, checkpoint=None, validate=False, epochs=4, **kwargs
+    folder,
+    end=(),
+    ckpt_path=None,
+    devices=1,
+    num_workers=0,
+    checkpoint=None,
+    validate=False,
+    epochs=4,
+    loaded=3,
+    **kwargs,
 ):
     torch.set_num_threads(1)  # a fork finds none of the threads that its parent has started
     torch.cuda._is_in_bad_fork = lambda: False  # torch.compile has looked for CUDA in the parent; this is a CPU's
@@ -99,6 +109,7 @@ def train(
         "lr_scheduler": lambda optimizer: OneCycleLR(optimizer, 0.05, total_steps=STEPS),
         "lr_interval": "step",
         "mixup": SimilarityMixup(),
+        "chunk_size": 3,
         **kwargs,
     }
     recall = RecallAtKLoss((1, 2), rank_temperature=0.1)
@@ -106,7 +117,6 @@ def train(
     module = RetrievalModule(
         Net(),
         loss,
-        chunk_size=3,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
         **settings,
     )
@@ -126,7 +136,7 @@ def train(
         enable_model_summary=False,
         callbacks=[*used, RetrievalEvaluation(ks=(1,))] if validate else used,
     )
-    trainer.fit(module, datamodule=Data(num_workers), ckpt_path=ckpt_path)
+    trainer.fit(module, datamodule=Data(num_workers, loaded), ckpt_path=ckpt_path)
 
 
 def in_a_process(folder, timeout=60, **kwargs):
@@ -175,6 +185,16 @@ def test_terminated_after_a_save(tmp_path):
     assert torch.load(ended / "exception.ckpt")["global_step"] == 5
     assert in_a_process(ended, ckpt_path=ended / "exception.ckpt") == 0
     assert_same_end(whole, ended)
+
+
+def test_a_measured_chunk_size_is_restored(tmp_path, monkeypatch):
+    whole, killed, settings = tmp_path / "whole", tmp_path / "killed", {"chunk_size": "auto", "loaded": 8}
+    monkeypatch.setattr("lightning_recall.modules.retrieval.auto_chunk_size", lambda *_: 4)
+    assert in_a_process(whole, **settings) == 0
+    assert in_a_process(killed, end=(5, signal.SIGKILL), **settings) == -signal.SIGKILL
+    monkeypatch.setattr("lightning_recall.modules.retrieval.auto_chunk_size", lambda *_: 8)  # the machine is busier
+    assert in_a_process(killed, ckpt_path=killed / "step=4.ckpt", **settings) == 0
+    assert_same_end(whole, killed)
 
 
 def stepwise(optimizer):

@@ -32,6 +32,7 @@ from lightning_recall.cli.help import VERBOSE, Parser, parser_descriptions, set_
 from lightning_recall.cli.saved_settings import SaveSettings
 from lightning_recall.cli.subclasses import cached_subclass_lists
 from lightning_recall.cli.task_options import default_callbacks, expand_model_files, import_classes, task_options
+from lightning_recall.memory_allocation import keep_freed_memory
 
 
 class RecallCLI(CLIHooks, LightningCLI):
@@ -222,6 +223,7 @@ def run() -> None:
 
     With LIGHTNING_RECALL_VERBOSE=1 the traceback is shown.
     """
+    keep_freed_memory()
     if os.environ.get(VERBOSE):
         return main()
     warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"

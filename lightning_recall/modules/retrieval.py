@@ -28,8 +28,7 @@ from lightning_recall.optimization.fine_tuning_groups import check_layer_decay
 from lightning_recall.optimization.manual_optimization import ManualOptimization
 from lightning_recall.optimization.monitors import LoggedMetrics, check_monitors
 from lightning_recall.optimization.parameter_groups import ParameterGroup
-from lightning_recall.recompute import chunked_forward, largest_chunk_size
-from lightning_recall.recompute.pytrees import batch_size_of
+from lightning_recall.recompute import auto_chunk_size, chunked_forward
 from lightning_recall.tensors import at_least_float32
 
 
@@ -57,7 +56,8 @@ class RetrievalModule(ModuleWithPreprocessing, ManualOptimization):
             gets `pairs` from `mixup`.
         mixup: module that appends virtual embeddings and labels, such as `SimilarityMixup`; None: no mixup.
         chunk_size: maximum number of images per forward pass of the embedder, per process; limits activation memory to
-            this many images. "auto": the largest that fits in GPU memory, measured at the first step; 128 on a CPU.
+            this many images. "auto": measured at the first step, see `auto_chunk_size`: the largest that fits in
+            GPU memory; on a CPU the fastest up to 128. Checkpoints keep it, and a resumed training uses it.
             BatchNorm in train mode normalises over a chunk.
         keep_chunks: number of chunks whose activations are kept instead of recomputed; at least 1.
         test_time_augmentation: module for test-time augmentation, (embedder, images) -> embeddings, such as
@@ -209,10 +209,10 @@ class RetrievalModule(ModuleWithPreprocessing, ManualOptimization):
         return bool(interval) and (self.trainer.fit_loop.total_batch_idx + 1) % interval == 0
 
     def resolve_chunk_size(self, inputs: list[Any]) -> int:
-        """The chunk size; measures "auto" on the largest chunk, takes the minimum over processes, and logs it."""
+        """The chunk size; measures "auto", takes the minimum over processes, and logs it."""
         if self.chunk_size == "auto":
-            largest = max(inputs, key=batch_size_of)
-            found = torch.tensor(largest_chunk_size(self.embedder, largest, self.device), device=self.device)
+            size = auto_chunk_size(self.embedder, inputs, self.device, self.keep_chunks)
+            found = torch.tensor(size, device=self.device)
             if self.trainer.world_size > 1:
                 distributed.all_reduce(found, distributed.ReduceOp.MIN)
             self.chunk_size = int(found)
@@ -271,17 +271,21 @@ class RetrievalModule(ModuleWithPreprocessing, ManualOptimization):
         weight_averaging.copy_current_state(self.trainer, self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Saves the RNG state of every process."""
+        """Saves the RNG state of every process, and the chunk size."""
         super().on_save_checkpoint(checkpoint)
+        checkpoint["chunk_size"] = (self.chunk_size, self.device.type)
         checkpoint["random_states"] = get_random_states(self.device)
         checkpoint["has_parameter_groups"] = not self.resumes_without_groups
         weight_averaging.save_current_state(checkpoint, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the RNG state when resuming."""
+        """Restores the RNG state when resuming, and a measured chunk size: another size changes the rounding."""
         super().on_load_checkpoint(checkpoint)
-        if attached_trainer(self) is not None:
+        if (trainer := attached_trainer(self)) is not None:
             check_mixup(checkpoint["state_dict"], self)
             weight_averaging.check_weight_averaging(checkpoint, self.trainer)
             self.resumes_without_groups = not checkpoint.get("has_parameter_groups", False)
+            chunk_size, device = checkpoint.get("chunk_size", ("auto", None))
+            if self.chunk_size == "auto" and trainer.strategy.root_device.type == device:
+                self.chunk_size = chunk_size
         self.resumed_states = checkpoint.get("random_states")
