@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,19 @@ from lightning_recall._lightning import (
 )
 from lightning_recall.callbacks.output import print_path, run_folder, writes_files
 from lightning_recall.cli.checkpoints import check_checkpoint, is_local, load_weights, mismatch_message
+from lightning_recall.cli.class_help import asked_help, class_help
 from lightning_recall.cli.errors import USER_ERRORS, explain
 from lightning_recall.cli.help import VERBOSE, Parser, parser_descriptions, set_subcommand_help
 from lightning_recall.cli.saved_settings import SaveSettings
 from lightning_recall.cli.subclasses import cached_subclass_lists
-from lightning_recall.cli.task_options import default_callbacks, expand_model_files, import_classes, task_options
+from lightning_recall.cli.suggestions import advise
+from lightning_recall.cli.task_options import (
+    default_callbacks,
+    disable_pretrained,
+    expand_model_files,
+    import_classes,
+    task_options,
+)
 
 
 class RecallCLI(CLIHooks, LightningCLI):
@@ -66,7 +75,27 @@ class RecallCLI(CLIHooks, LightningCLI):
         """
         parser.set_defaults({"test.verbose": False, "validate.verbose": False, "predict.return_predictions": False})
         parser.set_defaults({f"{name}.trainer.enable_model_summary": False for name in self.subcommands()})
+        arguments = sys.argv[1:] if args is None else args
+        subcommand = next((name for name in arguments if name in self.subcommands()), None)
+        if subcommand is not None and isinstance(arguments, list):
+            self.prepare(subcommand, arguments)
         super().parse_arguments(parser, args)
+
+    def prepare(self, subcommand: str, args: list[str]) -> None:
+        """Lets errors suggest options, and prints the help of a --*.help option."""
+        subparser = self._subcommand_parsers[subcommand]
+        for parser in (self.parser, subparser):
+            parser.advise = partial(advise, parser=subparser, subcommand=subcommand, args=args)  # type: ignore[attr-defined]
+        asked = asked_help(args)
+        if not asked:
+            return
+        found = class_help(subparser, args[args.index(subcommand) + 1 :])
+        if found is None:
+            subparser.error(f"unrecognized arguments: --{asked}")
+        elif isinstance(found, str):
+            sys.stdout.write(f"{found}\n")
+            sys.exit(0)
+        self.parser.parse_args([subcommand, *found])  # prints the help and exits
 
     def before_instantiate_classes(self) -> None:
         """Checks that the files of --ckpt_path and --weights exist; rejects "best".
@@ -94,7 +123,7 @@ class RecallCLI(CLIHooks, LightningCLI):
         callback_configs = callback_configs if isinstance(callback_configs, list) else [callback_configs]
         for task in task_options():
             if weights or (ckpt_path and not task.evaluates_initial_weights(callback_configs)):
-                task.disable_pretrained(config.model)
+                disable_pretrained(config.model)
         if subcommand != "fit" and not (weights or ckpt_path):
             rank_zero_info("No --ckpt_path is given: the model uses its initial weights.")
 
