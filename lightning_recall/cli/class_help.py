@@ -25,7 +25,8 @@ def class_help(parser: Any, args: Sequence[str]) -> list[str] | str | None:
         return None
     given = line.options[target]
     settings: Any = line.settings
-    prefix, found = "", []
+    found: list[str] = []
+    prefix = ""
     while True:
         above = [action for action in help_actions(parser) if target.startswith(action.dest.removesuffix("help"))]
         if not above:

@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]  # Lightning depends on it
 from jsonargparse import ArgumentParser, Namespace, _typehints
 from jsonargparse._actions import _ActionHelpClassPath  # the only list of the options that hold classes
 from jsonargparse._util import get_import_path, import_object
@@ -71,8 +71,11 @@ def merge(settings: dict[str, Any], more: Mapping[str, Any]) -> None:
     """Adds settings in place; another class replaces a class with its settings."""
     for name, value in more.items():
         old = settings.get(name)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        if both and old.get("class_path", "") == value.get("class_path", old.get("class_path", "")):
+        if (
+            isinstance(old, dict)
+            and isinstance(value, dict)
+            and value.get("class_path") in (None, old.get("class_path"))
+        ):
             merge(old, value)
         else:
             settings[name] = value
@@ -95,8 +98,9 @@ def class_of(action: Any, value: Any) -> type | None:
 def class_parser(cls: type, action: Any) -> ArgumentParser:
     """Parser of the options of a class; their names start with the name of the option that holds it."""
     parser = ArgumentParser()
-    path = Namespace(class_path=get_import_path(cls))
-    _, filled_in = _typehints.adapt_partial_callable_class(action._typehint, path)  # such as `params` of optimizers
+    path = Namespace(class_path=get_import_path(cls))  # type: ignore[no-untyped-call]  # of jsonargparse
+    # arguments that the caller gives, such as `params` of optimizers
+    _, filled_in = _typehints.adapt_partial_callable_class(action._typehint, path)  # type: ignore[no-untyped-call]
     kwargs = {**action.sub_add_kwargs, "skip": {*action.sub_add_kwargs.get("skip", ()), *(filled_in or ())}}
     parser.add_class_arguments(cls, action.dest.removesuffix(".help"), **kwargs)
     return parser

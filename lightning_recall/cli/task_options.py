@@ -54,10 +54,10 @@ class TaskOptions(Protocol):
     """sentence on which settings to start with, shown if no model or no data are chosen"""
 
     MODULE: str
-    """class path of the task's LightningModule, whose runs get the callbacks in EVALUATION"""
+    """class path of the task's LightningModule; a run without it gets no callbacks of EVALUATION"""
 
     EVALUATION: Mapping[str, str]
-    """name of a group of options -> class path of the callback that they set"""
+    """name of a group of options -> class path of a callback that every run gets, and that these options set"""
 
     def disable_pretrained(self, settings: Any) -> None:
         """Changes the settings of one class of the model in place so that building it downloads no weights."""
