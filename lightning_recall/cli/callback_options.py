@@ -60,7 +60,10 @@ def callback_settings(config: Any) -> list[Any]:
 
 def evaluation_settings(config: Any) -> list[Any]:
     """Settings of all callbacks, each with `init_args`."""
-    return [*callback_settings(config), *({"init_args": config[name]} for name in optional_callbacks())]
+    return [
+        *callback_settings(config),
+        *({"init_args": config[name]} for name in optional_callbacks() if name in config),
+    ]
 
 
 def scores_initial_weights(config: Any) -> bool:

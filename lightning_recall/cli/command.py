@@ -1,10 +1,8 @@
 """The command `lightning-recall`: Lightning's CLI with checks before the run and short messages."""
 
-import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ from typing import Any
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]  # loaded lazily
 
 from lightning_recall._lightning import (
-    PACKAGE,
     ArgsType,
     CLIHooks,
     CSVLogger,
@@ -42,6 +39,7 @@ from lightning_recall.cli.class_help import asked_help, class_help
 from lightning_recall.cli.errors import USER_ERRORS, explain
 from lightning_recall.cli.help import VERBOSE, Parser, parser_descriptions, set_subcommand_help
 from lightning_recall.cli.last_as_best import LastAsBest
+from lightning_recall.cli.noise import hide_noise
 from lightning_recall.cli.saved_settings import SaveSettings
 from lightning_recall.cli.subclasses import cached_subclass_lists
 from lightning_recall.cli.suggestions import advise
@@ -58,7 +56,7 @@ from lightning_recall.cli.task_options import (
 class RecallCLI(CLIHooks, LightningCLI):
     """LightningCLI that checks output paths and checkpoints before the run."""
 
-    arguments: Sequence[str] = ()  # of the command line
+    arguments: list[str]  # of the command line
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Same as LightningCLI.init_parser, with a shorter help text."""
@@ -95,6 +93,7 @@ class RecallCLI(CLIHooks, LightningCLI):
         if subcommand is not None:
             self.prepare(subcommand, self.arguments)
         super().parse_arguments(parser, args)
+        share_settings(self.config[self.config.subcommand], self.arguments)
 
     def prepare(self, subcommand: str, args: list[str]) -> None:
         """Lets errors suggest options, and prints the help of a --*.help option."""
@@ -134,7 +133,6 @@ class RecallCLI(CLIHooks, LightningCLI):
         if given and not weights:
             check_checkpoint(Path(given), subcommand, config.get("weights_only"))
         expand_model_files(config.model)
-        share_settings(config, self.arguments)
         if weights or (ckpt_path and not scores_initial_weights(config)):
             disable_pretrained(config.model)
         if subcommand != "fit" and not (weights or ckpt_path):
@@ -252,26 +250,6 @@ class RecallCLI(CLIHooks, LightningCLI):
                 print_path("Metrics and settings", folder)
 
     after_validate = after_test
-
-
-def hide_noise() -> None:
-    """Hides Lightning warnings that users cannot act on."""
-    for message in (
-        ".*isinstance.treespec, LeafSpec.*",  # raised by Lightning 2.6 with torch >= 2.13
-        "torch.distributed.nn.functional.* is deprecated.*",  # same reason as above
-        "Using `DistributedSampler` with the dataloaders.*",  # callbacks remove the duplicates that it adds
-        "The dirpath has changed from.*",  # each run writes to a new folder
-        "Found .* in eval mode at the start of training.*",  # BatchNorm is intentionally frozen
-        "Total length of `list` across ranks is zero.*",  # val_classes=0 turns validation off
-        "Using ModelCheckpoint with manual optimization.*",  # intended: checkpoints hold the state after the step
-    ):
-        warnings.filterwarnings("ignore", message)
-    logging.getLogger(f"{PACKAGE}.utilities.rank_zero").addFilter(is_not_noise)
-
-
-def is_not_noise(record: logging.LogRecord) -> bool:
-    """Filters out Lightning's tips, and its words after Ctrl-C: InterruptCheckpoint has said what happens."""
-    return not any(noise in record.getMessage() for noise in ("Tip: For seamless cloud", "Detected KeyboardInterrupt"))
 
 
 def main(args: ArgsType = None) -> None:

@@ -19,9 +19,10 @@ class LastAsBest(Callback):
                 rank_zero_info(f"There is no validation to log {checkpoint.monitor}: {name} is the last epoch.")
                 checkpoint.monitor, checkpoint.save_top_k = None, 1
                 # ModelCheckpoint saves at the end of a training epoch only if validation is due after each
-                trainer.check_val_every_n_epoch = 1  # type: ignore[attr-defined]  # set by Lightning
+                trainer.check_val_every_n_epoch = 1
 
 
 def validates(trainer: Trainer) -> bool:
     """Whether the training has validation data, as far as its data module shows."""
-    return bool(trainer.enable_validation) and getattr(trainer.datamodule, "val_data", ...) is not None  # type: ignore[attr-defined]  # set by Lightning
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning
+    return trainer.enable_validation and getattr(datamodule, "val_data", ...) is not None
