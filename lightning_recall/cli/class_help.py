@@ -43,7 +43,8 @@ def class_help(parser: Any, args: Sequence[str]) -> list[str] | str | None:
         cls = cls if takes(cls, action, target) else next((c for c in choices(action) if takes(c, action, target)), cls)
         if cls is None:
             return None
-        found.append(f"--{name}.help={get_import_path(cls)}" if action.nargs != 0 else f"--{name}.help")
+        # jsonargparse skips an argument after an option without a value
+        found += [f"--{name}.help={get_import_path(cls)}"] if action.nargs != 0 else [f"--{name}.help", "skipped"]
         parser, prefix = class_parser(cls, action), f"{name}."
 
 

@@ -133,12 +133,10 @@ def known_options(parser: Any, line: CommandLine, settings: Mapping[str, Any], p
 
 
 def choices(action: Any) -> list[type]:
-    """The classes of this project that an option takes, or else of other packages, sorted by name."""
-    paths = {path for cls in action._help_types for path in _typehints.get_all_subclass_paths(cls)}
-    classes = {cls.__name__: cls for cls in map(import_object, sorted(paths))}
-    ours = [
-        cls for cls in classes.values() if cls.__module__.startswith("lightning_recall.") and is_choice(action, cls)
-    ]
+    """The classes that an option takes, sorted by name: those of this project, if there are any."""
+    paths = sorted({path for cls in action._help_types for path in _typehints.get_all_subclass_paths(cls)})
+    classes = {cls.__name__: cls for cls in map(import_object, paths) if is_choice(action, cls)}
+    ours = [cls for cls in classes.values() if cls.__module__.startswith("lightning_recall.")]
     return sorted(ours or classes.values(), key=lambda cls: cls.__name__)
 
 

@@ -8,10 +8,8 @@ from typing import Any
 from lightning_recall.cli.options import CommandLine, help_actions, known_options
 from lightning_recall.cli.task_options import task_options
 
-WRONG_OPTION = re.compile(r"unrecognized arguments|is not accepted|is set before its class|not expected")
-WRONG_KEY = re.compile(
-    r"(?:[Oo]ption|[Kk]ey) '([\w.]+)' is not (?:accepted|expected)|unrecognized arguments: --([\w.]+)"
-)
+WRONG_OPTION = re.compile(r"unrecognized arguments|is not accepted|is set before its class|not accept option")
+WRONG_KEY = re.compile(r"[Oo]ption '([\w.]+)' is not accepted|does not accept option '([\w.]+)'")
 REQUIRED = re.compile(r"(.*: )?the following arguments are required: ([\w., ]+)")
 
 SIMILAR = 0.8

@@ -57,6 +57,8 @@ CHOICES = {
     "loss": "lightning_recall.losses.*Loss",
     "mixup": "lightning_recall.mixup.*",
     "test_time_augmentation": "lightning_recall.models.*MultiScale",
+    "train_transform": "torchvision.transforms.v2.*",
+    "eval_transform": "torchvision.transforms.v2.*",
 }
 START = (
     "Settings of the model and the data are missing: pass a settings file, such as --config configs/your_images.yaml "

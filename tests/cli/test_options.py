@@ -42,7 +42,7 @@ def test_files_without_settings_are_left_to_the_parser(content, tmp_path):
 
 
 def test_options_of_chosen_classes_are_known(parser):
-    args = ["--model", "RetrievalModule", "--model.loss", "CircleLoss"]
+    args = ["--model", "RetrievalModule", "--model.loss", "CircleLoss", "--model.optimizer", "torch.optim.SGD"]
     known = set(known_options(parser, CommandLine(args), {}))
     assert {"model", "model.help", "model.loss", "model.loss.gamma", "model.optimizer.weight_decay"} <= known
     assert "model.loss.rank_temperature" not in known
@@ -57,6 +57,7 @@ def test_each_pattern_of_choices_matches_a_class(name, parser):
     parser.add_argument(f"--some.{name}", type=nn.Module)
     found = choices(help_actions(parser)[-1])
     assert found
-    assert all(cls.__module__.startswith("lightning_recall.") for cls in found)
+    package = "torchvision.transforms.v2" if name.endswith("_transform") else "lightning_recall"
+    assert all(cls.__module__.startswith(f"{package}.") for cls in found)
     assert (CircleLoss in found) == (name == "loss")
     assert (RetrievalModule in found) == (name == "model")
