@@ -189,6 +189,14 @@ class RetrievalDataModule(LightningDataModule):
         """The images of `test_dataloader`."""
         return self.test_dataloader()
 
+    def check_data(self) -> None:
+        """Reads the lists of files, so that `lightning-recall` reports a wrong path before it builds the model.
+
+        Does nothing if `prepare_data` may still have to create the files.
+        """
+        if type(self).prepare_data is LightningDataModule.prepare_data:
+            self.read()
+
     def teardown(self, stage: str) -> None:
         """Warns how many files this process could not read, and resets the count."""
         train, val, test = (getattr(self, f"{part}_data", None) for part in ("train", "val", "test"))
