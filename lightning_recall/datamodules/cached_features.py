@@ -27,9 +27,9 @@ class CachedFeaturesDataModule(RetrievalDataModule):
 
     The backbone of the module must stay frozen (`unfreeze_epoch: null`). Before training, it embeds the training and
     the validation images with the module's `features`, on the device of the training; each process embeds its share.
-    The features stay in memory. Training then takes seconds, also on a CPU, with the same loss, sampler, batch size,
-    queries and gallery, and gives the same weights as training on the images. `validate`, `test` and `predict` use the
-    images: they show that the head and its backbone give the same scores.
+    The features stay in memory. Training then computes only the head, with the same loss, sampler, batch size, queries
+    and gallery, and with `views=1` gives the same weights as training on the images without augmentation. `validate`,
+    `test` and `predict` use the images: they show that the head and its backbone give the same scores.
 
     Settings such as `batch_size` are those of `data`.
 

@@ -350,6 +350,7 @@ def test_invalid_settings_are_rejected(tmp_path):
 
 
 CONFIG = """
+seed_everything: 0
 model:
   class_path: RetrievalModule
   init_args:
