@@ -64,5 +64,8 @@ def takes(cls: type | None, action: Any, target: str) -> bool:
 def names(action: Any) -> str:
     """Lists the classes that an option takes, with an example."""
     (option,) = action.option_strings
-    found = [cls.__name__ for cls in choices(action)]
-    return f"{option} CLASS lists the options of a class: {', '.join(found)}. For example:\n  {option} {found[0]}"
+    classes = choices(action)
+    first = classes[0]
+    example = first.__name__ if first.__module__.startswith("lightning_recall.") else get_import_path(first)
+    found = ", ".join(cls.__name__ for cls in classes)
+    return f"{option} CLASS lists the options of a class: {found}. For example:\n  {option} {example}"

@@ -46,7 +46,6 @@ def test_options_of_chosen_classes_are_known(parser):
     known = set(known_options(parser, CommandLine(args), {}))
     assert {"model", "model.help", "model.loss", "model.loss.gamma", "model.optimizer.weight_decay"} <= known
     assert "model.loss.rank_temperature" not in known
-    assert "model.optimizer.params" not in known  # given by the module
     settings = {"model": {"class_path": "RetrievalModule", "init_args": {"loss": {"class_path": "RecallAtKLoss"}}}}
     assert "model.loss.rank_temperature" in set(known_options(parser, CommandLine([]), settings))
     assert "model.loss" not in set(known_options(parser, CommandLine([]), {"model": {"class_path": "Unknown"}}))
