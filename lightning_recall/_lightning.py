@@ -113,12 +113,10 @@ def choose_package(imported: list[str], installed: list[str], environment: Mappi
 def is_installed(package: str) -> bool:
     """Whether a package is installed; does not import it or its parent, which takes seconds."""
     parent, _, _ = package.rpartition(".")
-    path = None
-    if parent:
-        parent_spec = find_spec(parent)
-        if parent_spec is None:
-            return False
-        path = parent_spec.submodule_search_locations
+    parent_spec = find_spec(parent) if parent else None
+    if parent and parent_spec is None:
+        return False
+    path = parent_spec.submodule_search_locations if parent_spec else None
     return PathFinder.find_spec(package, path) is not None
 
 
@@ -183,8 +181,7 @@ class CLIHooks:
 def last_checkpoints(trainer: "Trainer") -> set[str]:
     """Paths that Lightning searches for `ckpt_path="last"`; some may not exist."""
     callbacks, module = callbacks_of(trainer), import_module(f"{PACKAGE}.callbacks")
-    on_exception = [callback for callback in callbacks if isinstance(callback, module.OnExceptionCheckpoint)]
-    paths = {str(callback.ckpt_path) for callback in on_exception}
+    paths = {str(callback.ckpt_path) for callback in callbacks if isinstance(callback, module.OnExceptionCheckpoint)}
     for callback in callbacks:
         if isinstance(callback, module.ModelCheckpoint):
             paths |= {str(path) for path in callback._find_last_checkpoints(trainer) if path}
@@ -198,8 +195,7 @@ def changes_learning_rate(finder: "LearningRateFinder") -> bool:
 
 def callbacks_of(trainer: "Trainer") -> "list[Callback]":
     """The callbacks of a Trainer."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning
-    return callbacks
+    return trainer.callbacks  # type: ignore[attr-defined,no-any-return]  # set by Lightning
 
 
 def hooks_without_logging() -> set[str]:
@@ -212,8 +208,7 @@ class _DataloaderHooks:
     """Stands in for `Strategy.process_dataloader`: applies functions to a dataloader, then the strategy's method."""
 
     def __init__(self, trainer: "Trainer", original: Callable[[Any], Any]) -> None:
-        self.trainer = trainer
-        self.original = original
+        self.trainer, self.original = trainer, original
         self.functions: list[Callable[[Any, Any], Any]] = []
 
     def __call__(self, loader: Any) -> Any:
@@ -274,13 +269,23 @@ def saves_by_time(callback: "Callback") -> bool:
 
 def batch_size_attribute(finder: "BatchSizeFinder") -> str:
     """Name of the attribute that a BatchSizeFinder changes."""
-    name: str = finder._batch_arg_name
-    return name
+    return str(finder._batch_arg_name)
 
 
 def uses_static_graph(strategy: object) -> bool:
     """Whether a strategy is DDP with `static_graph=True`."""
     return bool(getattr(strategy, "_ddp_kwargs", {}).get("static_graph", False))
+
+
+def averages_weights(callback: "Callback") -> bool:
+    """Whether a callback is a WeightAveraging, such as EMAWeightAveraging; Lightning 2.5 has neither."""
+    return isinstance(callback, getattr(import_module(f"{PACKAGE}.callbacks"), "WeightAveraging", ()))
+
+
+def averaged_module(trainer: "Trainer") -> "LightningModule | None":
+    """The copy of the module that holds the averaged weights of this training; None if no callback averages them."""
+    models = [vars(callback)["_average_model"] for callback in callbacks_of(trainer) if averages_weights(callback)]
+    return models[0].module if models and models[0] is not None else None
 
 
 def attached_trainer(module: "LightningModule") -> "Trainer | None":

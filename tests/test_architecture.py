@@ -12,7 +12,15 @@ import pytest
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "lightning_recall"
 FILES = sorted(PACKAGE.rglob("*.py"))
-BOTTOM = {"batch", "checks", "tensors", "virtual_pairs", "random_state", "gather"}  # plain torch, for every room
+BOTTOM = {
+    "batch",
+    "checks",
+    "tensors",
+    "virtual_pairs",
+    "random_state",
+    "gather",
+    "memory_allocation",
+}  # plain torch, for every room
 PLAIN = {"losses", "mixup", "models", "samplers", "search", "metrics", "plots", "recompute"}  # plain torch too
 SHARED = {"optimization", "data", "callbacks", "cli"}  # with Lightning, for the wings too
 RETRIEVAL = {"modules", "datamodules"}
@@ -27,7 +35,7 @@ ALLOWED = {
     "data": BOTTOM | {"_lightning"},
     "callbacks": BOTTOM | {"_lightning", "search", "metrics", "plots", "data"},
     "cli": BOTTOM | {"_lightning", "callbacks"},
-    "modules": BOTTOM | {"_lightning", "losses", "mixup", "models", "recompute", "optimization"},
+    "modules": BOTTOM | {"_lightning", "losses", "mixup", "models", "recompute", "optimization", "data"},
     "datamodules": BOTTOM | {"_lightning", "samplers", "data"},
     **{wing: BOTTOM | {"_lightning", "recompute", "models"} | SHARED for wing in WINGS},
     "__main__": {"cli"},
@@ -112,16 +120,17 @@ TESTED_THROUGH = {
     "_lightning.py": "test_lightning.py",
     "benchmarks/measure.py": "benchmarks/test_loss_memory.py",
     "benchmarks/published.py": "benchmarks/test_loss_speed.py",
-    "callbacks/baselines.py": "callbacks/test_retrieval_evaluation.py",
     "callbacks/embedding_files.py": "callbacks/test_embedding_writer.py",
     "callbacks/embedding_folder.py": "callbacks/test_embedding_writer.py",
     "callbacks/embedding_state.py": "callbacks/test_embedding_writer.py",
     "callbacks/evaluation_metrics.py": "callbacks/test_retrieval_evaluation.py",
+    "callbacks/score_rows.py": "callbacks/test_baselines.py",
     "callbacks/tables.py": "callbacks/test_retrieval_evaluation.py",
     "cli/help.py": "test_cli.py",
     "data/messages.py": "data/test_tables.py",
     **{f"datamodules/{name}.py": "test_datamodules.py" for name in ("cars196", "cub", "in_shop", "inaturalist")},
     **{f"datamodules/{name}.py": "test_datamodules.py" for name in ("landmarks", "omniglot", "sop", "vehicle_id")},
+    "datamodules/embedding.py": "datamodules/test_cached_features.py",
     "losses/anchors.py": "losses/test_uniloss.py",
     "losses/average_precision.py": "losses/test_ranking.py",
     "losses/gallery.py": "losses/test_ranking.py",
@@ -130,6 +139,7 @@ TESTED_THROUGH = {
     "losses/sup_recall_at_k.py": "losses/test_ranking.py",
     "metrics/scores.py": "metrics/test_retrieval_scores.py",
     "modules/checks.py": "modules/test_retrieval.py",
+    "modules/local_queries.py": "test_distributed.py",
     "optimization/gradients.py": "optimization/test_optimizer_settings.py",
     "optimization/schedules.py": "optimization/test_manual_optimization.py",
     "optimization/trainer_checks.py": "optimization/test_manual_optimization.py",

@@ -53,6 +53,12 @@ class Net(nn.Module):
         return F.normalize(self.layers(x), dim=1)
 
 
+class WithBackbone(Net):
+    @property
+    def backbone(self):
+        return self.layers[0]
+
+
 class ScaledLoss(nn.Module):
     """A loss with a parameter that computes the queries of its process."""
 
@@ -106,10 +112,10 @@ class Notes(Callback):
         trainer.strategy.barrier()  # the notes of all processes are read as soon as the first has ended
 
 
-def fit(folder, devices=1, strategy=None, loss=ScaledLoss, epochs=1, lr=1.0, labels=LABELS, **kwargs):
+def fit(folder, devices=1, strategy=None, loss=ScaledLoss, epochs=1, lr=1.0, labels=LABELS, net=Net, **kwargs):
     folder.mkdir(exist_ok=True)
     optimizer = partial(torch.optim.SGD, lr=lr)
-    module = RetrievalModule(Net(), loss(), chunk_size=3, optimizer=optimizer, **kwargs).double()
+    module = RetrievalModule(net(), loss(), chunk_size=3, optimizer=optimizer, **kwargs).double()
     trainer = Trainer(
         accelerator="cpu",
         devices=devices,
@@ -314,3 +320,15 @@ def test_strategies_that_shard_parameters_are_refused():
     module.trainer = type("Fake", (), {"strategy": FSDPStrategy()})()
     with pytest.raises(ValueError, match=r'FSDPStrategy shards the parameters.* use strategy="ddp"'):
         module.setup("fit")
+
+
+@pytest.mark.parametrize(("unfreeze_epoch", "reductions"), [(1, 3), (None, 6)])
+def test_a_frozen_phase_takes_the_steps_of_one_process(tmp_path, unfreeze_epoch, reductions):
+    """Without find_unused_parameters: the frozen phase of three steps averages its gradients itself."""
+    settings = {"net": WithBackbone, "epochs": 2, "unfreeze_epoch": unfreeze_epoch}
+    expected, _ = fit(tmp_path, **settings)
+    actual, notes = fit(tmp_path, 2, **settings)
+    assert_same(actual, expected, 1e-12)
+    assert [note["reductions"] for note in notes] == [reductions] * 2
+    moved = (expected["embedder.layers.0.weight"] - Net().double().layers[0].weight).abs().max() > 1e-3
+    assert moved == (unfreeze_epoch == 1)

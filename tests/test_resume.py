@@ -9,7 +9,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from pytorch_lightning import Callback, LightningDataModule, Trainer, seed_everything
+import yaml
+from pytorch_lightning import Callback, LightningDataModule, Trainer, callbacks, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from pytorch_lightning.cli import ReduceLROnPlateau
 from torch import nn
@@ -24,6 +25,7 @@ from lightning_recall import (
     SimilarityMixup,
     losses,
 )
+from lightning_recall.cli import main
 from lightning_recall.data import ChunkLoader
 
 LABELS = torch.arange(48) // 4
@@ -43,12 +45,13 @@ class Augmented(Dataset):
 
 
 class Data(LightningDataModule):
-    def __init__(self, num_workers):
+    def __init__(self, num_workers, loaded=3):
         super().__init__()
-        self.num_workers = num_workers
+        self.num_workers, self.loaded = num_workers, loaded
 
     def train_dataloader(self):
-        return ChunkLoader(Augmented(), ClassBalancedBatchSampler(LABELS, 16, 4), 3, num_workers=self.num_workers)
+        sampler = ClassBalancedBatchSampler(LABELS, 16, 4)
+        return ChunkLoader(Augmented(), sampler, self.loaded, num_workers=self.num_workers)
 
     def val_dataloader(self):
         return DataLoader(TensorDataset(IMAGES, LABELS), batch_size=12, generator=torch.Generator())
@@ -87,7 +90,16 @@ class End(Callback):
 
 
 def train(
-    folder, end=(), ckpt_path=None, devices=1, num_workers=0, checkpoint=None, validate=False, epochs=4, **kwargs
+    folder,
+    end=(),
+    ckpt_path=None,
+    devices=1,
+    num_workers=0,
+    checkpoint=None,
+    validate=False,
+    epochs=4,
+    loaded=3,
+    **kwargs,
 ):
     torch.set_num_threads(1)  # a fork finds none of the threads that its parent has started
     torch.cuda._is_in_bad_fork = lambda: False  # torch.compile has looked for CUDA in the parent; this is a CPU's
@@ -97,6 +109,7 @@ def train(
         "lr_scheduler": lambda optimizer: OneCycleLR(optimizer, 0.05, total_steps=STEPS),
         "lr_interval": "step",
         "mixup": SimilarityMixup(),
+        "chunk_size": 3,
         **kwargs,
     }
     recall = RecallAtKLoss((1, 2), rank_temperature=0.1)
@@ -104,14 +117,13 @@ def train(
     module = RetrievalModule(
         Net(),
         loss,
-        chunk_size=3,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
         **settings,
     )
     saving = checkpoint or ModelCheckpoint(folder, "{step}", every_n_train_steps=2, save_top_k=-1)
-    callbacks = [saving, End(folder, *end)]
+    used = [saving, End(folder, *end)]
     if signal.SIGTERM in end or ckpt_path == folder / "exception.ckpt":
-        callbacks.append(OnExceptionCheckpoint(folder, "exception"))
+        used.append(OnExceptionCheckpoint(folder, "exception"))
     trainer = Trainer(
         accelerator="cpu",
         devices=devices,
@@ -122,9 +134,9 @@ def train(
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[*callbacks, RetrievalEvaluation(ks=(1,))] if validate else callbacks,
+        callbacks=[*used, RetrievalEvaluation(ks=(1,))] if validate else used,
     )
-    trainer.fit(module, datamodule=Data(num_workers), ckpt_path=ckpt_path)
+    trainer.fit(module, datamodule=Data(num_workers, loaded), ckpt_path=ckpt_path)
 
 
 def in_a_process(folder, timeout=60, **kwargs):
@@ -173,6 +185,16 @@ def test_terminated_after_a_save(tmp_path):
     assert torch.load(ended / "exception.ckpt")["global_step"] == 5
     assert in_a_process(ended, ckpt_path=ended / "exception.ckpt") == 0
     assert_same_end(whole, ended)
+
+
+def test_a_measured_chunk_size_is_restored(tmp_path, monkeypatch):
+    whole, killed, settings = tmp_path / "whole", tmp_path / "killed", {"chunk_size": "auto", "loaded": 8}
+    monkeypatch.setattr("lightning_recall.modules.retrieval.auto_chunk_size", lambda *_: 4)
+    assert in_a_process(whole, **settings) == 0
+    assert in_a_process(killed, end=(5, signal.SIGKILL), **settings) == -signal.SIGKILL
+    monkeypatch.setattr("lightning_recall.modules.retrieval.auto_chunk_size", lambda *_: 8)  # the machine is busier
+    assert in_a_process(killed, ckpt_path=killed / "step=4.ckpt", **settings) == 0
+    assert_same_end(whole, killed)
 
 
 def stepwise(optimizer):
@@ -254,3 +276,97 @@ def test_resumed_at_the_end_of_a_training_with_more_epochs(tmp_path, schedule, v
     (ended / "final.pt").unlink()
     assert in_a_process(ended, ckpt_path=ended / "end.ckpt", epochs=2, **settings) == 0
     assert not (ended / "final.pt").exists()  # no training starts where nothing is left to do
+
+
+def fine_tuning_config(folder, glyph_folder):
+    """A timm backbone with random weights, and every option of fine-tuning: four epochs of four batches, two steps."""
+    embedder = {"backbone": "test_efficientnet", "pretrained": False, "embedding_dim": 16}
+    model = {
+        "embedder": {"class_path": "ImageEmbedder", "init_args": embedder},
+        "loss": {"class_path": "ProxyAnchorLoss", "init_args": {"num_classes": 300, "embedding_dim": 16}},
+        "mixup": {"class_path": "SimilarityMixup"},
+        "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.001, "weight_decay": 0.1}},
+        "lr_scheduler": {"class_path": "WarmupCosineLR", "init_args": {"warmup": 0.25}},
+        "layer_decay": 0.5,
+        "head_lr": 0.01,
+        "loss_lr": 0.02,
+        "unfreeze_epoch": 1,
+        "accumulate_grad_batches": 2,
+        "gradient_clip_val": 1.0,
+        "chunk_size": 8,
+    }
+    saving = {"dirpath": str(folder), "filename": "{step}", "every_n_train_steps": 1, "save_top_k": -1}
+    names = ("RetrievalEvaluation", "pytorch_lightning.callbacks.EMAWeightAveraging", "ModelCheckpoint")
+    settings = ({"ks": [1]}, {"decay": 0.7, "update_every_n_steps": 2}, saving)
+    used = [
+        {"class_path": name, "init_args": values}
+        for name, values in zip(names, settings, strict=True)
+        if hasattr(callbacks, "EMAWeightAveraging") or "EMA" not in name
+    ]
+    config = {
+        "seed_everything": 3,
+        "model": {"class_path": "RetrievalModule", "init_args": model},
+        "data": {
+            "class_path": "GlyphsDataModule",
+            "init_args": {"root": str(glyph_folder), "batch_size": 16, "samples_per_class": 4, "val_classes": 0.1},
+        },
+        "trainer": {
+            "max_epochs": 4,
+            "limit_train_batches": 4,
+            "limit_val_batches": 1,
+            "accelerator": "cpu",
+            "devices": 1,
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "callbacks": used,
+        },
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def fit_by_config(path, *more):
+    """The state of the module after `lightning-recall fit`, and its optimizer."""
+    found = {}
+
+    class Notes(Callback):
+        def on_fit_end(self, trainer, pl_module):
+            found["state"] = {name: value.clone() for name, value in pl_module.state_dict().items()}
+            found["groups"] = trainer.optimizers[0].param_groups
+            found["scheduler"] = trainer.lr_scheduler_configs[0].scheduler
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path.parent)
+        patch.setattr("sys.argv", ["lightning-recall"])
+        configure = RetrievalModule.configure_callbacks
+        patch.setattr(RetrievalModule, "configure_callbacks", lambda module: [*configure(module), Notes()])
+        main(["fit", "--config", str(path), *more])
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_fine_tuning_by_config_resumes_in_each_phase(tmp_path, glyph_folder, capfd):
+    path = fine_tuning_config(tmp_path, glyph_folder)
+    whole = fit_by_config(path)
+    table = capfd.readouterr().out
+    assert "frozen before epoch 1" in table
+    assert "SimilarityMixup" in table
+    assert "head 0.01, loss 0.02" in table
+    rates = {round(group["initial_lr"], 9) for group in whole["groups"]}
+    assert {0.01, 0.02, 0.001, 0.0005} < rates
+    assert {group["weight_decay"] for group in whole["groups"]} == {0, 0.1}
+    assert whole["scheduler"].total_steps == whole["scheduler"].last_epoch == 8
+    saved = {step: torch.load(tmp_path / f"step={step}.ckpt", weights_only=False) for step in (1, 2, 8)}
+    stem = "embedder.backbone.conv_stem.weight"
+    current = [checkpoint.get("current_model_state", checkpoint["state_dict"])[stem] for checkpoint in saved.values()]
+    assert torch.equal(current[0], current[1])  # in the frozen phase
+    assert not torch.equal(current[1], current[2])
+    if "current_model_state" in saved[8]:
+        assert not torch.equal(saved[8]["state_dict"][stem], saved[8]["current_model_state"][stem])
+        assert torch.equal(saved[8]["state_dict"][stem], whole["state"][stem])
+    for step in (1, 5):
+        resumed = fit_by_config(path, "--ckpt_path", str(tmp_path / f"step={step}.ckpt"))
+        different = [name for name in whole["state"] if not torch.equal(resumed["state"][name], whole["state"][name])]
+        assert different == []

@@ -29,6 +29,7 @@ from lightning_recall.benchmarks.handwriting import Handwriting
 from lightning_recall.benchmarks.measure import machine
 from lightning_recall.callbacks import AttributeScheduler, RetrievalEvaluation
 from lightning_recall.datamodules import GlyphsDataModule, RetrievalDataModule
+from lightning_recall.memory_allocation import keep_freed_memory
 from lightning_recall.mixup import SimilarityMixup
 from lightning_recall.models import ImageEmbedder, SmallConvNet
 from lightning_recall.modules import RetrievalModule
@@ -235,4 +236,5 @@ def main(args: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_recall.benchmarks.measure import interleaved_times, machine, peak_bytes, peak_tensor_bytes
 from lightning_recall.losses import RecallAtKLoss
+from lightning_recall.memory_allocation import keep_freed_memory
 from lightning_recall.models import ImageEmbedder
 from lightning_recall.recompute import chunked_forward
 
@@ -120,4 +121,5 @@ def draw_growth(peaks: dict[int, tuple[float, float]], chunk_size: int) -> Figur
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

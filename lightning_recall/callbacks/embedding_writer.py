@@ -29,7 +29,8 @@ from lightning_recall.callbacks.index_recorder import (
     record_indices,
     stop_recording,
 )
-from lightning_recall.callbacks.output import output_path, print_path, unused_paths, writes_files
+from lightning_recall.callbacks.item_names import write_items
+from lightning_recall.callbacks.output import end_progress_bar, output_path, print_path, unused_paths, writes_files
 from lightning_recall.callbacks.remaining_batches import without_saved
 
 __all__ = ["EmbeddingWriter", "load_embeddings"]
@@ -40,9 +41,10 @@ REQUIRES_INDICES = "EmbeddingWriter needs the data set index of each item"
 class EmbeddingWriter(Callback):
     """Writes the embeddings that `predict` computes to a folder: embeddings (n, D), ids (n,) and labels (n,).
 
-    An id is an index of the data set. `load_embeddings(folder)` reads all files. With `folder` set, an interrupted run
-    continues after its last complete file, also with another number of processes. A folder whose embeddings come from a
-    different model or data is rejected. These must be unchanged:
+    An id is an index of the data set; `items.csv` lists the path, label and class name of each id, those that the data
+    set defines (`paths`, `class_names`). `load_embeddings(folder)` reads the embeddings of all files. With `folder`
+    set, an interrupted run continues after its last complete file, also with another number of processes. A folder
+    whose embeddings come from a different model or data is rejected. These must be unchanged:
 
     - the weights, the module, the precision and the test-time augmentation;
     - the names of the dataloaders and their numbers of items;
@@ -222,6 +224,10 @@ class EmbeddingWriter(Callback):
         for folder in self.folders:
             self.write(trainer, folder)
         if writes_files(trainer) and trainer.is_global_zero:
+            end_progress_bar(trainer)
+            loaders = named_loaders(trainer.predict_dataloaders).values()
+            for folder, loader in zip(self.folders, loaders, strict=True):
+                write_items(getattr(loader, "dataset", None), folder.path / "items.csv")
             print_path("Embeddings, ids and labels", self.root)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

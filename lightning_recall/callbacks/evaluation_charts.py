@@ -1,6 +1,7 @@
 """Writes the charts of a test: similarity histograms, Recall@k against k, and a 2-D PCA of the embeddings."""
 
 from lightning_recall._lightning import Callback, LightningModule, Trainer
+from lightning_recall.callbacks.item_names import class_names_of
 from lightning_recall.callbacks.output import file_name, output_path, save_picture, writes_files
 from lightning_recall.callbacks.retrieval_evaluation import evaluation_results
 from lightning_recall.plots.charts import charts_of
@@ -36,7 +37,7 @@ class EvaluationCharts(Callback):
         if not writes_files(trainer):
             return
         for result in evaluation_results(trainer, self):
-            for chart in charts_of(result.search_result, self.seed):
+            for chart in charts_of(result.search_result, self.seed, class_names_of(result.dataset)):
                 name = file_name(chart.name, result.name) + ".png"
                 path = output_path(trainer, name)  # must be called on all processes
                 if trainer.is_global_zero:

@@ -6,11 +6,10 @@ import threading
 import time
 from typing import Any
 
-from rich.console import Console
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from lightning_recall._lightning import Callback, LightningModule, MultiProcessingLauncher, Trainer, rank_zero_info
-from lightning_recall.callbacks.output import output_path
+from lightning_recall.callbacks.output import end_progress_bar, output_path, print_line
 
 EXIT_CODE_INTERRUPTED = 130  # exit code of an interrupted process that a launcher started: 128 + SIGINT
 DEBOUNCE_SECONDS = 1.0  # a launched process gets each Ctrl-C twice, from the terminal and from the launcher
@@ -33,6 +32,7 @@ class InterruptCheckpoint(Callback):
     def __init__(self) -> None:
         self.stop_requested = False
         self.requested_at = 0.0
+        self.message = ""  # how to resume
         self.process_id = 0
         self.previous_handler: Any = None
 
@@ -76,12 +76,20 @@ class InterruptCheckpoint(Callback):
             return
         path = output_path(trainer, "checkpoints") / "interrupted.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
-        if trainer.is_global_zero:
-            console = Console(soft_wrap=True, highlight=False)
-            console.print(
-                f"Saved after step {trainer.global_step:,}. To resume, add to the same command: --ckpt_path {path}"
-            )
-        raise SystemExit(EXIT_CODE_INTERRUPTED) if launches_processes(trainer) else KeyboardInterrupt
+        self.message = (
+            f"Saved after step {trainer.global_step:,}. To resume, add to the same command: --ckpt_path {path}"
+        )
+        if launches_processes(trainer):  # `on_exception` is called in the launcher only
+            self.print_message(trainer)
+            raise SystemExit(EXIT_CODE_INTERRUPTED)
+        raise KeyboardInterrupt
+
+    def print_message(self, trainer: Trainer) -> None:
+        """Prints how to resume, once, below the progress bar."""
+        if self.message and trainer.is_global_zero:
+            end_progress_bar(trainer)
+            print_line(self.message)
+        self.message = ""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restores the previous SIGINT handler."""
@@ -90,7 +98,8 @@ class InterruptCheckpoint(Callback):
             self.previous_handler = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Restores the handler; a launcher forwards SIGINT to its processes and waits for them."""
+        """Prints how to resume and restores the handler; a launcher forwards SIGINT to its processes and waits."""
+        self.print_message(trainer)  # after Lightning's own line about the interrupt
         self.on_train_end(trainer, pl_module)
         launcher = trainer.strategy.launcher
         if not isinstance(launcher, MultiProcessingLauncher):

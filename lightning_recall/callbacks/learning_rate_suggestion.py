@@ -2,10 +2,9 @@
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from lightning_recall._lightning import LearningRateFinder, LightningModule, Trainer, TunerExitException
-from lightning_recall.callbacks.output import output_path, save_picture
+from lightning_recall.callbacks.output import output_path, print_line, save_picture
 
 
 class LearningRateSuggestion(LearningRateFinder):
@@ -50,7 +49,7 @@ class LearningRateSuggestion(LearningRateFinder):
                 else f"Suggested learning rate: {suggestion:.2g}. Set it as lr of the optimizer, or as max_lr of "
                 "OneCycleLR, and train without LearningRateSuggestion."
             )
-            Console(soft_wrap=True, highlight=False).print(message)
+            print_line(message)
         raise TunerExitException  # ends fit early, as Lightning's Tuner does
 
     def check_steps(self, trainer: Trainer, steps: int) -> None:

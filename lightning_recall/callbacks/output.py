@@ -7,9 +7,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from rich.console import Console
+from rich import get_console
 
 from lightning_recall._lightning import CSVLogger, TensorBoardLogger, Trainer, is_fast_dev_run, rank_zero_only
+
+TQDM_BARS = {"validate": "val_progress_bar", "test": "test_progress_bar", "predict": "predict_progress_bar"}
+"""what the Trainer does -> attribute of TQDMProgressBar; in fit, Lightning ends it early enough"""
 
 RUN_FOLDER_ATTRIBUTE = "_lightning_recall_folder"  # stored on the Trainer, so that launched processes inherit it
 
@@ -89,7 +92,24 @@ def file_name(*parts: str) -> str:
 
 def print_path(description: str, path: Path) -> None:
     """Prints one line: a description of what was written, and its path."""
-    Console(soft_wrap=True, highlight=False).print(f"{description}: {path}", markup=False)
+    print_line(f"{description}: {path}")
+
+
+def print_line(text: str) -> None:
+    """Prints a line above the progress bar, if there is one; it is not wrapped, so that paths can be copied."""
+    get_console().print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def end_progress_bar(trainer: Trainer) -> None:
+    """Ends the progress bar, so that what is printed from now on stays below it; the next run starts a new one."""
+    bar: Any = trainer.progress_bar_callback
+    if hasattr(bar, "progress"):  # RichProgressBar
+        if bar.progress is not None:
+            bar.progress.stop()
+    elif bar is not None and trainer.state.fn in TQDM_BARS:
+        tqdm_bar = getattr(bar, TQDM_BARS[trainer.state.fn], None)
+        if tqdm_bar is not None:
+            tqdm_bar.close()
 
 
 def save_picture(trainer: Trainer, figure: Figure, path: Path, description: str) -> None:

@@ -4,26 +4,25 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
-from lightning_recall._lightning import Callback, LightningModule, Trainer, callbacks_of, rank_zero_only
+from lightning_recall._lightning import Callback, LightningModule, Trainer, callbacks_of
 from lightning_recall.batch import evaluation_labels
-from lightning_recall.callbacks.baselines import PIXELS, UNTRAINED, Baselines
+from lightning_recall.callbacks.baselines import Baselines, embed_before_training
 from lightning_recall.callbacks.dataloaders import check_loaders, loader_at, named_loaders
 from lightning_recall.callbacks.evaluation_metrics import EvaluationMetrics, embeddings_of_batch
 from lightning_recall.callbacks.index_checks import check_recorded
 from lightning_recall.callbacks.index_recorder import record_indices, stop_recording
-from lightning_recall.callbacks.output import file_name, output_path, print_path, writes_files
+from lightning_recall.callbacks.output import end_progress_bar, file_name, output_path, print_path, writes_files
+from lightning_recall.callbacks.score_rows import MODEL, print_if_below, print_scores, row_title
 from lightning_recall.callbacks.tables import write_tables
+from lightning_recall.callbacks.validation_history import Validation, ValidationHistory, print_verdict
 from lightning_recall.data.attributes import ground_truth_of
 from lightning_recall.metrics import RetrievalScores
 from lightning_recall.metrics.scores import AT_K
 from lightning_recall.search.result import SearchResult
 
-MODEL = "model"
-TITLES = {MODEL: "model", UNTRAINED: "before training", PIXELS: "raw pixels"}
+HISTORY = "validation_history"  # key in checkpoints
 
 
 class EvaluationResult(NamedTuple):
@@ -63,9 +62,13 @@ class RetrievalEvaluation(Callback):
     Args:
         ks: cut-off ranks k, at least 1.
         scores: which scores of `RetrievalScores` are logged; ModelCheckpoint may monitor `val/map@r`, for example.
-        baselines: whether the test also scores raw pixels and the untrained network (the weights at the first `setup`,
-            before training or loading a checkpoint) as baselines. They are logged as `test/pixels/recall@k` and
-            `test/untrained/recall@k`.
+        baselines: whether to score what the training starts from: the features of the backbone (of modules with a
+            method `features`, as `RetrievalModule`) and the untrained network, with the weights at the first `setup`,
+            before training or loading a checkpoint. `fit` scores them before the first step: the sanity check runs on
+            all validation batches, unless `num_sanity_val_steps` is 0; the keys are `val/pretrained/recall@k` and
+            `val/untrained/recall@k`. If the training ends below the first of them, the last lines say so, and what to
+            try. The test scores both and raw pixels: `test/pretrained/recall@k`, `test/untrained/recall@k` and
+            `test/pixels/recall@k`.
         tables: whether `trainer.validate` and `trainer.test` write the scores of each query and of each class to
             `test_queries.csv` and `test_classes.csv`.
 
@@ -78,7 +81,7 @@ class RetrievalEvaluation(Callback):
     def __init__(
         self,
         ks: Sequence[int] = (1, 2, 4, 8),
-        scores: Sequence[str] = ("recall",),
+        scores: Sequence[str] = ("recall", "map@r"),
         baselines: bool = False,
         tables: bool = False,
     ) -> None:
@@ -89,6 +92,9 @@ class RetrievalEvaluation(Callback):
         self.metrics = EvaluationMetrics(self.scores, self.ks)
         self.results: list[EvaluationResult] = []  # results of the last validate or test
         self.start_time = 0.0
+        self.history = ValidationHistory()  # of the last fit
+        self.history_key = " ".join([*self.scores, *map(str, self.ks)])
+        self.sanity_steps: float = 0  # of the Trainer
 
     def logged_keys(self, trainer: Trainer) -> list[str] | None:
         """Metric keys that validation logs; None if there are no dataloaders yet or one has a `ground_truth`."""
@@ -107,6 +113,8 @@ class RetrievalEvaluation(Callback):
         """Copies the initial weights if they are a baseline, and starts to record indices."""
         if self.baselines is not None:
             self.baselines.remember(pl_module)
+        if stage == "fit" and trainer.global_step == 0:
+            self.history = ValidationHistory()
         record_indices(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -116,6 +124,43 @@ class RetrievalEvaluation(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Frees the results of the last test before training."""
         self.results = []
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Extends the sanity check to all validation batches if it scores the baselines."""
+        if self.scores_baselines(trainer):
+            self.sanity_steps = trainer.num_sanity_val_steps
+            trainer.num_sanity_val_steps = float("inf")
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restores the number of batches of a sanity check."""
+        if self.scores_baselines(trainer):
+            trainer.num_sanity_val_steps = self.sanity_steps
+
+    def scores_baselines(self, trainer: Trainer) -> bool:
+        """Whether validation scores the baselines now: in the sanity check of a new training."""
+        return self.baselines is not None and bool(trainer.sanity_checking) and trainer.global_step == 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints and logs the baselines that the sanity check has scored."""
+        if self.history.new_baselines:
+            print_scores(self.history.new_baselines, "Before training: retrieval on the val split, in %")
+            for logger in trainer.loggers:
+                logger.log_metrics(self.history.new_metrics, step=0)
+            self.history.new_baselines = {}
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says what to try if the training ends below the baseline."""
+        print_verdict(trainer, self.history)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Saves the baselines and validation scores of the training."""
+        checkpoint.setdefault(HISTORY, {})[self.history_key] = self.history.state_dict()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Restores the baselines and validation scores of a resumed training."""
+        state = checkpoint.get(HISTORY, {}).get(self.history_key)
+        if state is not None and trainer.state.fn == "fit":
+            self.history.load_state_dict(state)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks the dataloaders, and resets metrics, results and time."""
@@ -141,7 +186,10 @@ class RetrievalEvaluation(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Updates the metrics with a batch."""
-        embeddings = {MODEL: embeddings_of_batch(trainer, pl_module, outputs, batch)}
+        model = embeddings_of_batch(trainer, pl_module, outputs, batch)
+        embeddings = {MODEL: model}
+        if self.scores_baselines(trainer):
+            embeddings = embed_before_training(trainer, pl_module, batch, model)
         self.update(trainer, embeddings, evaluation_labels(outputs, batch), batch_idx, dataloader_idx)
 
     def on_test_batch_end(
@@ -166,8 +214,10 @@ class RetrievalEvaluation(Callback):
         self.metrics.update(trainer, loader, (dataloader_idx, batch_idx), embeddings, labels, reason)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the scores, except in the sanity check, which sees only a few batches."""
-        if not trainer.sanity_checking:
+        """Logs the scores; the sanity check, which sees only a few batches, has none except those of the baselines."""
+        if self.scores_baselines(trainer):
+            self.keep_baselines(trainer, pl_module)
+        elif not trainer.sanity_checking:
             self.log_scores(trainer, pl_module, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -179,29 +229,43 @@ class RetrievalEvaluation(Callback):
         writes_tables = self.tables and trainer.state.fn != "fit"
         return "tables=True writes the data set index of each query" if writes_tables else ""
 
+    def keep_baselines(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Computes the scores of the baselines before training."""
+        names = list(named_loaders(loaders_of(trainer)))
+        for dataloader_idx, kind, result in self.metrics.search(trainer, names):
+            part = f"{names[dataloader_idx]}/" if len(names) > 1 else ""
+            self.history.add_baseline(row_title(kind, pl_module, names, dataloader_idx), kind, part, result.means())
+        self.metrics = EvaluationMetrics(self.scores, self.ks)  # frees the embeddings
+
     def log_scores(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         """Computes and logs all scores of a split; outside fit, also prints them and stores the results."""
         loaders = named_loaders(loaders_of(trainer))
         names = list(loaders)
         embedding_seconds, search_start = time.perf_counter() - self.start_time, time.perf_counter()
-        scores_by_title: dict[str, dict[str, Tensor]] = {}
+        rows: dict[str, dict[str, Tensor]] = {}
+        model_scores: dict[str, float] = {}
         for dataloader_idx, kind, result in self.metrics.search(trainer, names):
             name = names[dataloader_idx]
-            title = TITLES[kind] + (f" on {'dataloader ' * isinstance(name, int)}{name}" if len(names) > 1 else "")
             prefix = split + (f"/{name}" if len(names) > 1 else "") + (f"/{kind}" if kind != MODEL else "")
-            scores_by_title[title] = scores = result.means()
+            rows[row_title(kind, pl_module, names, dataloader_idx)] = scores = result.means()
             logged = {f"{prefix}/{key}": score for key, score in scores.items()}
             pl_module.log_dict(logged, sync_dist=True, add_dataloader_idx=False)
+            if kind == MODEL:
+                model_scores |= {key: score.item() for key, score in logged.items()}
             if kind == MODEL and trainer.state.fn != "fit":
                 dataset = getattr(loaders[name], "dataset", None)
                 self.results.append(EvaluationResult(str(name) if len(names) > 1 else "", dataset, result))
         self.metrics = EvaluationMetrics(self.scores, self.ks)  # frees the embeddings
-        if trainer.state.fn != "fit":
-            search_seconds = time.perf_counter() - search_start
-            caption = f"embedded in {embedding_seconds:.1f} s, searched in {search_seconds:.1f} s"
-            print_scores(scores_by_title, split, caption)
-            if self.tables and writes_files(trainer):
-                self.write_score_tables(trainer, split)
+        if trainer.state.fn == "fit":
+            self.history.validations.append(Validation(trainer.current_epoch + 1, model_scores))
+            return
+        end_progress_bar(trainer)
+        search_seconds = time.perf_counter() - search_start
+        caption = f"embedded in {embedding_seconds:.1f} s, searched in {search_seconds:.1f} s"
+        print_scores(rows, f"Retrieval on the {split} split, in %", caption)
+        print_if_below(rows)
+        if self.tables and writes_files(trainer):
+            self.write_score_tables(trainer, split)
 
     def write_score_tables(self, trainer: Trainer, split: str) -> None:
         """Writes the tables of each dataloader."""
@@ -230,14 +294,7 @@ def loaders_of(trainer: Trainer) -> Any:
     return trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
 
 
-@rank_zero_only
-def print_scores(scores_by_title: dict[str, dict[str, Tensor]], split: str, caption: str) -> None:
-    """Prints a table of scores in percent, with a row for the model and for each baseline."""
-    title = f"Retrieval on the {split} split, in %"
-    table = Table(title=title, caption=caption, min_width=max(len(title), len(caption)))
-    table.add_column("")
-    for name in next(iter(scores_by_title.values())):
-        table.add_column(name.replace("recall", "R"), justify="right")
-    for row_title, scores in scores_by_title.items():
-        table.add_row(row_title, *(f"{100 * score.item():.1f}" for score in scores.values()))
-    Console().print(table)
+def history_of(trainer: Trainer) -> ValidationHistory | None:
+    """The validation scores of a training; None without a RetrievalEvaluation, or before a validation."""
+    histories = [callback.history for callback in callbacks_of(trainer) if isinstance(callback, RetrievalEvaluation)]
+    return next((history for history in histories if history.validations), None)

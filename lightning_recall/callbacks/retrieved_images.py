@@ -14,6 +14,7 @@ from lightning_recall.batch import type_and_shape
 from lightning_recall.callbacks.dataloaders import named_loaders
 from lightning_recall.callbacks.index_checks import check_recorded
 from lightning_recall.callbacks.index_recorder import HINT
+from lightning_recall.callbacks.item_names import item_classes
 from lightning_recall.callbacks.output import file_name, output_path, save_picture, writes_files
 from lightning_recall.callbacks.retrieval_evaluation import EvaluationResult, evaluation_results
 from lightning_recall.checks import check_integer
@@ -24,7 +25,8 @@ class RetrievedImages(Callback):
     """After a test, draws queries, each with the most similar images of the test split: `retrieved_images.png`.
 
     Images of the query's class have a green, solid frame, others a red, dashed one. The similarity is shown above each
-    image, and the rank of the first relevant item above the query. The queries whose first relevant item has the
+    image, the rank of the first relevant item above the query, and the class name below each image, if the data set has
+    `class_names`. The queries whose first relevant item has the
     largest rank are in `retrieved_images_worst.png`. Requires a `RetrievalEvaluation`. With several test sets, one plot
     per set is written. The plots are also sent to loggers that support images.
 
@@ -74,7 +76,8 @@ class RetrievedImages(Callback):
     def draw(self, result: EvaluationResult, choice: Choice) -> Figure:
         """Draws one figure."""
         retrieved = retrieve(result.search_result, self.num_queries, self.num_neighbors, choice, self.seed)
-        return draw_queries(pictures_of(result, retrieved.items()), retrieved)
+        names = item_classes(result.search_result, result.dataset, retrieved.items())
+        return draw_queries(pictures_of(result, retrieved.items()), retrieved, names)
 
 
 def check_images(trainer: Trainer, callback: Callback) -> None:

@@ -4,13 +4,15 @@ import time
 from typing import Any
 
 import torch
-from rich.console import Console
+from rich import get_console
 from rich.table import Table
 
 from lightning_recall import _lightning
 from lightning_recall._lightning import Callback, LightningModule, ModelCheckpoint, Trainer, rank_zero_only
 from lightning_recall.batch import chunks_of_batch
-from lightning_recall.callbacks.output import writes_files
+from lightning_recall.callbacks.output import end_progress_bar, writes_files
+from lightning_recall.callbacks.retrieval_evaluation import history_of
+from lightning_recall.callbacks.validation_history import monitor_of, result_table
 
 
 class RunSummary(Callback):
@@ -19,7 +21,9 @@ class RunSummary(Callback):
     The first table lists network, number of steps, device, Lightning package and batch. A module may define
     `training_summary(batch)`, a dict of more rows, as `RetrievalModule` does for loss, chunks and memory; rows with the
     same name replace the default rows. `training_summary` is called on all processes with the first batch. The last
-    table lists the scores of the last validation and the best score of each ModelCheckpoint. `images/s`, summed over
+    table shows, in percent, the baselines of a `RetrievalEvaluation`, its best and its last validation. Other logged
+    keys that start with "val/", and the best score of a ModelCheckpoint that monitors another key, are
+    listed below. `images/s`, summed over
     processes and including data loading, is logged and shown in the progress bar. A batch is a pair (inputs, labels) or
     a list of such chunks; other batch types are not counted.
 
@@ -60,12 +64,20 @@ class RunSummary(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the last and the best validation scores."""
-        logged = trainer.callback_metrics
-        rows = {key: f"{float(logged[key]):.4f}" for key in logged if key.startswith("val/")}
+        history, logged = history_of(trainer), trainer.callback_metrics
+        shown = history.validations[-1].scores if history else {}
+        rows = {key: f"{float(logged[key]):.4f}" for key in logged if key.startswith("val/") and key not in shown}
         for checkpoint in trainer.checkpoint_callbacks:
-            if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_score is not None:
+            if not isinstance(checkpoint, ModelCheckpoint) or checkpoint.monitor in shown:
+                continue
+            if checkpoint.best_model_score is not None:
                 rows[f"best {checkpoint.monitor}"] = f"{float(checkpoint.best_model_score):.4f}"
-        if rows and writes_files(trainer):
+        if not writes_files(trainer):
+            return
+        end_progress_bar(trainer)
+        if history and trainer.is_global_zero:
+            get_console().print(result_table(history, monitor_of(trainer)))
+        if rows:
             print_rows("Last validation", rows)
 
 
@@ -107,4 +119,4 @@ def print_rows(title: str, rows: dict[str, str]) -> None:
     table = Table(title=title, show_header=False)
     for name, value in rows.items():
         table.add_row(name, value)
-    Console().print(table)
+    get_console().print(table)

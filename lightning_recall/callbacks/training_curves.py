@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_recall._lightning import Callback, LightningModule, Trainer
-from lightning_recall.callbacks.output import output_path, print_path, unused_paths, writes_files
+from lightning_recall.callbacks.output import end_progress_bar, output_path, print_path, unused_paths, writes_files
 from lightning_recall.plots.training_curves import draw_training_curves
 
 
@@ -65,4 +65,5 @@ class TrainingCurves(Callback):
             return
         (path,) = unused_paths(path)
         draw_training_curves(curves, self.loss_key).savefig(path, dpi=110)
+        end_progress_bar(trainer)
         print_path("Training curves", path)

@@ -1,16 +1,15 @@
 """The command `lightning-recall`: Lightning's CLI with checks before the run and short messages."""
 
-import logging
 import os
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # loaded lazily
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]  # loaded lazily
 
 from lightning_recall._lightning import (
-    PACKAGE,
     ArgsType,
     CLIHooks,
     CSVLogger,
@@ -20,22 +19,45 @@ from lightning_recall._lightning import (
     LightningDataModule,
     LightningModule,
     ModelCheckpoint,
+    Trainer,
     callbacks_of,
     changes_learning_rate,
     last_checkpoints,
     rank_zero_info,
+    rank_zero_warn,
 )
 from lightning_recall.callbacks.output import print_path, run_folder, writes_files
+from lightning_recall.cli.callback_options import (
+    add_callback_options,
+    evaluation_settings,
+    scores_initial_weights,
+    share_settings,
+    with_optional,
+)
 from lightning_recall.cli.checkpoints import check_checkpoint, is_local, load_weights, mismatch_message
+from lightning_recall.cli.class_help import asked_help, class_help
 from lightning_recall.cli.errors import USER_ERRORS, explain
 from lightning_recall.cli.help import VERBOSE, Parser, parser_descriptions, set_subcommand_help
+from lightning_recall.cli.last_as_best import LastAsBest
+from lightning_recall.cli.noise import hide_noise
 from lightning_recall.cli.saved_settings import SaveSettings
 from lightning_recall.cli.subclasses import cached_subclass_lists
-from lightning_recall.cli.task_options import default_callbacks, expand_model_files, import_classes, task_options
+from lightning_recall.cli.suggestions import advise
+from lightning_recall.cli.task_options import (
+    default_callbacks,
+    disable_pretrained,
+    expand_model_files,
+    import_classes,
+    settings_of_classes,
+    task_options,
+)
+from lightning_recall.memory_allocation import keep_freed_memory
 
 
 class RecallCLI(CLIHooks, LightningCLI):
     """LightningCLI that checks output paths and checkpoints before the run."""
+
+    arguments: list[str]  # of the command line
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Same as LightningCLI.init_parser, with a shorter help text."""
@@ -58,6 +80,7 @@ class RecallCLI(CLIHooks, LightningCLI):
         links = {(source, target): compute for task in task_options() for source, target, compute in task.LINKS}
         for (source, target), compute in links.items():
             parser.link_arguments(source, target, compute_fn=compute)
+        add_callback_options(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Sets defaults that avoid printing scores and storing predictions twice, then parses.
@@ -66,7 +89,28 @@ class RecallCLI(CLIHooks, LightningCLI):
         """
         parser.set_defaults({"test.verbose": False, "validate.verbose": False, "predict.return_predictions": False})
         parser.set_defaults({f"{name}.trainer.enable_model_summary": False for name in self.subcommands()})
+        self.arguments = sys.argv[1:] if args is None else args if isinstance(args, list) else []
+        subcommand = next((name for name in self.arguments if name in self.subcommands()), None)
+        if subcommand is not None:
+            self.prepare(subcommand, self.arguments)
         super().parse_arguments(parser, args)
+        share_settings(self.config[self.config.subcommand], self.arguments)
+
+    def prepare(self, subcommand: str, args: list[str]) -> None:
+        """Lets errors suggest options, and prints the help of a --*.help option."""
+        subparser = self._subcommand_parsers[subcommand]
+        for parser in (self.parser, subparser):
+            parser.advise = partial(advise, parser=subparser, subcommand=subcommand, args=args)  # type: ignore[attr-defined]
+        asked = asked_help(args)
+        if not asked:
+            return
+        found = class_help(subparser, args[args.index(subcommand) + 1 :])
+        if found is None:
+            subparser.error(f"unrecognized arguments: --{asked}")
+        elif isinstance(found, str):
+            sys.stdout.write(f"{found}\n")
+            sys.exit(0)
+        self.parser.parse_args([subcommand, *found])  # prints the help and exits
 
     def before_instantiate_classes(self) -> None:
         """Checks that the files of --ckpt_path and --weights exist; rejects "best".
@@ -90,11 +134,8 @@ class RecallCLI(CLIHooks, LightningCLI):
         if given and not weights:
             check_checkpoint(Path(given), subcommand, config.get("weights_only"))
         expand_model_files(config.model)
-        callback_configs = config.trainer.callbacks or []
-        callback_configs = callback_configs if isinstance(callback_configs, list) else [callback_configs]
-        for task in task_options():
-            if weights or (ckpt_path and not task.evaluates_initial_weights(callback_configs)):
-                task.disable_pretrained(config.model)
+        if weights or (ckpt_path and not scores_initial_weights(config)):
+            disable_pretrained(config.model)
         if subcommand != "fit" and not (weights or ckpt_path):
             rank_zero_info("No --ckpt_path is given: the model uses its initial weights.")
 
@@ -108,22 +149,59 @@ class RecallCLI(CLIHooks, LightningCLI):
             raise ValueError(f"{self.config[subcommand].ckpt_path} {mismatch_message(error)}") from error
 
     def instantiate_classes(self) -> None:
-        """Loads the weights of --weights; raises an error if --ckpt_path last finds no checkpoint."""
-        super().instantiate_classes()
+        """Builds the data before the model, loads --weights, and rejects a --ckpt_path last without a checkpoint."""
         config = self.config[self.config.subcommand]
-        finders = [callback for callback in callbacks_of(self.trainer) if isinstance(callback, LearningRateFinder)]
-        changing = [finder for finder in finders if changes_learning_rate(finder)]
-        if changing and self.config.subcommand == "fit":
-            self.parser.error(
-                f"{type(changing[0]).__name__} changes the learning rate without recording it in config.yaml: use "
-                "LearningRateSuggestion, which prints a learning rate, and set it as lr of the optimizer."
-            )
+        data_settings = config.data
+        subcommand: str = self.config.subcommand
+        data_alone = Namespace({"subcommand": subcommand, f"{subcommand}.data": data_settings})  # type: ignore[no-untyped-call]  # of jsonargparse
+        config.data = self.parser.instantiate(data_alone)[subcommand].data
+        for data in (config.data, *vars(config.data).values()):  # also the data module in another
+            if callable(getattr(data, "check_data", None)):
+                data.check_data()
+        try:
+            self.build_model()
+        finally:
+            config.data = data_settings
+        self.check_callbacks()
         if config.weights:
             load_weights(self.model, Path(config.weights))
         if config.ckpt_path == "last" and not any(Path(path).exists() for path in last_checkpoints(self.trainer)):
             self.parser.error(
                 "--ckpt_path last: there is no last checkpoint in the folders of this run's callbacks. Pass the path "
                 "of a file, or omit --ckpt_path to start a new training."
+            )
+
+    def build_model(self) -> None:
+        """Builds the model and the Trainer; a test of a checkpoint omits baselines whose weights cannot be loaded."""
+        config = self.config[self.config.subcommand]
+        only_for_baselines = config.ckpt_path and not config.weights and scores_initial_weights(config)
+        try:
+            super().instantiate_classes()
+        except (ValueError, OSError) as error:
+            loads = [settings for settings in settings_of_classes(config.model) if settings.get("pretrained")]
+            if not (only_for_baselines and loads):
+                raise
+            rank_zero_warn(f"The baselines are omitted: {explain(error)}")
+            disable_pretrained(config.model)
+            for task in task_options():
+                task.disable_baselines(evaluation_settings(config))
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds the callbacks with options of their own, unless trainer.callbacks has them."""
+        built = self.config_init[self.config.subcommand]
+        return super().instantiate_trainer(
+            callbacks=with_optional(built.trainer.callbacks, built, self.model), **kwargs
+        )
+
+    def check_callbacks(self) -> None:
+        """Raises an error if a LearningRateFinder sets the learning rate in fit."""
+        finders = [callback for callback in callbacks_of(self.trainer) if isinstance(callback, LearningRateFinder)]
+        changing = [finder for finder in finders if changes_learning_rate(finder)]
+        if changing and self.config.subcommand == "fit":
+            self.parser.error(
+                f"{type(changing[0]).__name__} changes the learning rate without recording it in config.yaml: use "
+                "LearningRateSuggestion, which prints a learning rate, and set it as lr of the optimizer."
             )
 
     def before_fit(self) -> None:
@@ -175,26 +253,6 @@ class RecallCLI(CLIHooks, LightningCLI):
     after_validate = after_test
 
 
-def hide_noise() -> None:
-    """Hides Lightning warnings that users cannot act on."""
-    for message in (
-        ".*isinstance.treespec, LeafSpec.*",  # raised by Lightning 2.6 with torch >= 2.13
-        "torch.distributed.nn.functional.* is deprecated.*",  # same reason as above
-        "Using `DistributedSampler` with the dataloaders.*",  # callbacks remove the duplicates that it adds
-        "The dirpath has changed from.*",  # each run writes to a new folder
-        "Found .* in eval mode at the start of training.*",  # BatchNorm is intentionally frozen
-        "Total length of `list` across ranks is zero.*",  # val_classes=0 turns validation off
-        "Using ModelCheckpoint with manual optimization.*",  # intended: checkpoints hold the state after the step
-    ):
-        warnings.filterwarnings("ignore", message)
-    logging.getLogger(f"{PACKAGE}.utilities.rank_zero").addFilter(is_not_tip)
-
-
-def is_not_tip(record: logging.LogRecord) -> bool:
-    """Filters out Lightning's tips."""
-    return "Tip: For seamless cloud" not in record.getMessage()
-
-
 def main(args: ArgsType = None) -> None:
     """Runs `lightning-recall fit|validate|test|predict`.
 
@@ -212,7 +270,7 @@ def main(args: ArgsType = None) -> None:
             auto_configure_optimizers=False,
             save_config_callback=SaveSettings,
             parser_kwargs=parser_descriptions(),
-            trainer_defaults={"callbacks": default_callbacks()},
+            trainer_defaults={"callbacks": [*default_callbacks(), LastAsBest()]},
             args=args,
         )
 
@@ -222,6 +280,7 @@ def run() -> None:
 
     With LIGHTNING_RECALL_VERBOSE=1 the traceback is shown.
     """
+    keep_freed_memory()
     if os.environ.get(VERBOSE):
         return main()
     warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"

@@ -2,12 +2,15 @@
 
 import re
 from argparse import Action
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from jsonargparse import DefaultHelpFormatter
+from jsonargparse._util import import_object
 
 from lightning_recall._lightning import LightningArgumentParser, LightningCLI
 from lightning_recall.cli.errors import shorten, simplify
+from lightning_recall.cli.options import is_choice
 from lightning_recall.cli.task_options import task_options
 
 VERBOSE = "LIGHTNING_RECALL_VERBOSE"  # environment variable
@@ -30,20 +33,27 @@ class ShortHelp(DefaultHelpFormatter):
             names = match[1].split(", ")
             known = [name for name in names if name.startswith("lightning_recall.")]
             others = f"{len(names) - len(known)} of other packages"
+            known = [name for name in known if is_choice(action, import_object(name))]
             return "known subclasses: " + ", ".join([*known, f"and {others}"] if known else [others])
 
         return re.sub(r"known subclasses: ([\w.]+(?:, [\w.]+)*)", ours, super()._expand_help(action))
 
 
 class Parser(LightningArgumentParser):
-    """Lightning's parser with short help and simplified errors."""
+    """Lightning's parser with short help and simplified errors; options cannot be abbreviated.
+
+    Attributes:
+        advise: adds advice to an error.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"formatter_class": ShortHelp, **kwargs})
+        defaults = {"formatter_class": ShortHelp, "prog": "lightning-recall", "allow_abbrev": False}
+        super().__init__(*args, **{**defaults, **kwargs})
+        self.advise: Callable[[str], str] = str
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the error in one paragraph, and exits with code 2."""
-        super().error(shorten(simplify(message)), ex)
+        super().error(self.advise(shorten(simplify(message))), ex)
 
 
 def details() -> str:
@@ -51,16 +61,18 @@ def details() -> str:
     options: dict[str, str] = {}
     for task in task_options():
         options |= task.OPTIONS
-    table = "\n".join(f"  {option:<31}{text}" for option, text in {**options, **OPTIONS}.items())
-    *names, last = [option for task in task_options() for option in task.CLASS_HELP]
-    class_help = f"{', '.join(names)} and {last}"
+    table = "\n".join(f"  {option:<35}{text}" for option, text in {**options, **OPTIONS}.items())
+    class_help = "\n".join(f"  {option}" for task in task_options() for option in task.CLASS_HELP)
     return f"""\
 Settings come from YAML files (--config, which may be repeated); command-line values override the files:
 
 {table}
 
-{class_help} list
-the options of a class. --print_config prints all settings of a run. Trainer and command options are listed below.
+--print_config prints all settings of a run with their defaults. These list the options of a class:
+
+{class_help}
+
+Options of the Trainer and the command are listed below.
 {VERBOSE}=1 in the environment prints the traceback of an error."""
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning_recall._lightning import INSTANTIATOR, LightningModule, SaveConfigCallback, Trainer
 from lightning_recall.callbacks.output import output_path, print_path, unused_paths
-from lightning_recall.cli.task_options import task_options
+from lightning_recall.cli.task_options import disable_pretrained
 
 
 class SaveSettings(SaveConfigCallback):
@@ -31,7 +31,6 @@ class SaveSettings(SaveConfigCallback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the model's settings, unless the module has saved its own hyperparameters."""
         model = self.config.model.as_dict()
-        for task in task_options():
-            task.disable_pretrained(model)
+        disable_pretrained(model)
         settings = {**model.get("init_args", {}), "_class_path": model["class_path"], "_instantiator": INSTANTIATOR}
         checkpoint.setdefault(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, settings)

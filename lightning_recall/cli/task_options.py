@@ -1,9 +1,11 @@
 """Task-specific settings of the command, defined by the modules in `TASK_MODULES`."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol, cast
+
+from jsonargparse import Namespace
 
 TASK_MODULES = ("lightning_recall.modules.command",)
 """modules that implement `TaskOptions`, one per task"""
@@ -22,7 +24,7 @@ class TaskOptions(Protocol):
     """linked settings: (source, target, function from the source's value to the target's)"""
 
     MODEL_FILES: Sequence[str]
-    """model settings that may hold a path; `~` in them is expanded"""
+    """names of settings of the model and of the classes in it that may hold a path; `~` in them is expanded"""
 
     TRAINING_STATE: Sequence[str]
     """entries of a module's state_dict that --weights does not load, because they belong to one training"""
@@ -45,8 +47,23 @@ class TaskOptions(Protocol):
     CLASS_HELP: Sequence[str]
     """--*.help options that print the arguments of a class"""
 
-    def disable_pretrained(self, model: Any) -> None:
-        """Changes the model's settings in place so that building it downloads no weights."""
+    CHOICES: Mapping[str, str]
+    """last part of an option's name -> pattern of the classes (module.Name) that it takes, for help texts"""
+
+    START: str
+    """sentence on which settings to start with, shown if no model or no data are chosen"""
+
+    MODULE: str
+    """class path of the task's LightningModule; a run without it gets no callbacks of EVALUATION"""
+
+    EVALUATION: Mapping[str, str]
+    """name of a group of options -> class path of a callback that every run gets, and that these options set"""
+
+    def disable_pretrained(self, settings: Any) -> None:
+        """Changes the settings of one class of the model in place so that building it downloads no weights."""
+
+    def disable_baselines(self, callbacks: Sequence[Any]) -> None:
+        """Changes the callbacks' settings in place so that they need no initial weights."""
 
     def evaluates_initial_weights(self, callbacks: Sequence[Any]) -> bool:
         """Whether one of the callbacks, given as settings, needs the initial weights of the model."""
@@ -80,16 +97,39 @@ def default_callbacks() -> list[Any]:
     return callbacks
 
 
+def settings_of_classes(value: Any) -> Iterator[Any]:
+    """Yields the `init_args` of each class in some settings, outer classes first.
+
+    Args:
+        value: settings of a class, with `class_path` and `init_args`, or a list or mapping of settings.
+    """
+    if isinstance(value, Namespace):
+        value = vars(value)
+    if isinstance(value, list):
+        for element in value:
+            yield from settings_of_classes(element)
+    elif isinstance(value, Mapping):
+        if value.get("init_args") is not None:
+            yield value["init_args"]
+        for inner in list(value.values()):
+            yield from settings_of_classes(inner)
+
+
 def expand_model_files(model: Any) -> None:
     """Expands `~` in paths among the model's settings, because the shell does not expand it in YAML files.
 
     Args:
         model: settings of the model; changed in place.
     """
-    for path in (path for task in task_options() for path in task.MODEL_FILES):
-        *parents, name = path.split(".")
-        settings = model
-        for parent in parents:
-            settings = settings.get(parent) if hasattr(settings, "get") else None
-        if hasattr(settings, "get") and isinstance(settings.get(name), str):
-            settings[name] = os.path.expanduser(settings[name])
+    names = {name for task in task_options() for name in task.MODEL_FILES}
+    for settings in settings_of_classes(model):
+        for name in names:
+            if isinstance(settings.get(name), str):
+                settings[name] = os.path.expanduser(settings[name])
+
+
+def disable_pretrained(model: Any) -> None:
+    """Changes a model's settings in place so that building it downloads no weights."""
+    for settings in settings_of_classes(model):
+        for task in task_options():
+            task.disable_pretrained(settings)

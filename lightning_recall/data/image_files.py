@@ -47,10 +47,20 @@ def read_image(
     """
     with Image.open(path) as file:
         file.load()
-    image: Image.Image = file
+    return decode(file, mode, box, longest_side)
+
+
+def decode(
+    image: Image.Image,
+    mode: Literal["RGB", "L"] = "RGB",
+    box: Sequence[float] | None = None,
+    longest_side: int | None = None,
+) -> Tensor:
+    """Same as `read_image`, for an image that Pillow has opened; rotates it in place if its EXIF data say so."""
+    file_format = image.format
     with suppress(Exception):  # broken EXIF tags may raise, after the image has been rotated
         ImageOps.exif_transpose(image, in_place=True)  # copies only if it rotates
-    if image.mode.startswith("I;16") or (image.mode == "I" and file.format in ("PNG", "PPM")):
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))  # Pillow would clip 16 bits to 8
     elif image.mode in ("I", "F"):
         raise ValueError("32-bit images have no defined white level: save the image with 8 or 16 bits per channel")

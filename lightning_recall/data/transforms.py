@@ -1,10 +1,14 @@
 """Settings for loading and transforming images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
 from torchvision.transforms import v2
+
+DEFAULT_SIZE = 224  # pixels
+RESIZE_RATIO = 256 / 224  # of the paper, and of most pretrained networks
+MAX_RESIZE_RATIO = 1.5  # above it, a centre crop shows less than 44 percent of a square image
 
 
 @dataclass(frozen=True)
@@ -15,8 +19,10 @@ class ImageTransforms:
     evaluation, the shorter side is resized to `resize` and the centre is cropped.
 
     Args:
-        size: output height and width in pixels.
-        resize: shorter side before the centre crop in pixels, at least `size`.
+        size: output height and width in pixels. None: the image size that the module in training expects
+            (`image_size`), or 224 if it is unknown; a data module looks it up at setup.
+        resize: in evaluation, shorter side before the centre crop in pixels, at least `size`. None: 256 / 224 of
+            `size`.
         longest_side: in evaluation, downscale the longer side to at most this many pixels instead of a centre crop;
             images of different sizes need batch size 1. None: centre crop.
         min_scale: smallest area fraction of the random crop, above 0 and at most 1.
@@ -30,10 +36,13 @@ class ImageTransforms:
 
     Raises:
         ValueError: for values out of range.
+
+    >>> ImageTransforms(size=96).for_model(None).resize
+    110
     """
 
-    size: int = 224
-    resize: int = 256
+    size: int | None = None
+    resize: int | None = None
     longest_side: int | None = None
     min_scale: float = 0.08
     flip: bool = True
@@ -43,7 +52,8 @@ class ImageTransforms:
     on_error: Literal["skip", "raise"] = "skip"
 
     def __post_init__(self) -> None:
-        if not (1 <= self.size <= self.resize and 0 < self.min_scale <= 1):
+        least, size = self.size or 1, self.size if self.size is not None else 1
+        if size < 1 or (self.resize is not None and self.resize < least) or not 0 < self.min_scale <= 1:
             raise ValueError(
                 f"size, resize and min_scale must satisfy 1 <= size <= resize and 0 < min_scale <= 1, got "
                 f"size={self.size}, resize={self.resize}, min_scale={self.min_scale}."
@@ -53,11 +63,44 @@ class ImageTransforms:
                 f'mode must be "RGB" or "L", on_error "skip" or "raise", got {self.mode!r} and {self.on_error!r}.'
             )
 
+    def for_model(self, image_size: int | None) -> "ImageTransforms":
+        """These settings with numbers for `size` and `resize`.
+
+        Args:
+            image_size: height and width in pixels that the model expects; None: unknown.
+
+        Raises:
+            ValueError: if `resize` is smaller than the size of the model.
+        """
+        size = self.size or image_size or DEFAULT_SIZE
+        if self.resize is not None and self.resize < size:
+            raise ValueError(
+                f"transforms.resize={self.resize} is smaller than size={size}, which the model expects: omit resize, "
+                "or set size too."
+            )
+        return replace(self, size=size, resize=self.resize or round(size * RESIZE_RATIO))
+
+    @property
+    def sees_only_the_middle(self) -> bool:
+        """Whether the centre crop of evaluation leaves out most of an image; needs numbers for `size` and `resize`."""
+        size, resize = self.evaluation_sizes
+        crops = self.longest_side is None and self.eval_transform is None
+        return crops and resize > MAX_RESIZE_RATIO * size
+
+    @property
+    def evaluation_sizes(self) -> tuple[int, int]:
+        """Numbers of `size` and `resize`: 224 for an unknown size."""
+        resolved = self.for_model(None)
+        assert resolved.size is not None
+        assert resolved.resize is not None
+        return resolved.size, resolved.resize
+
     def transform(self, training: bool) -> nn.Module:
         """The training or the evaluation transform."""
+        size, resize = self.evaluation_sizes
         if training:
-            crop = v2.RandomResizedCrop(self.size, scale=(self.min_scale, 1.0), antialias=True)
+            crop = v2.RandomResizedCrop(size, scale=(self.min_scale, 1.0), antialias=True)
             return self.train_transform or (v2.Compose([crop, v2.RandomHorizontalFlip()]) if self.flip else crop)
         if self.longest_side is not None:
             return self.eval_transform or nn.Identity()
-        return self.eval_transform or v2.Compose([v2.Resize(self.resize, antialias=True), v2.CenterCrop(self.size)])
+        return self.eval_transform or v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(size)])

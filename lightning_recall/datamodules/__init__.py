@@ -1,6 +1,7 @@
 """Data modules for benchmarks, one file each, and for your own images."""
 
 from lightning_recall.datamodules.base import RetrievalDataModule
+from lightning_recall.datamodules.cached_features import CachedFeaturesDataModule
 from lightning_recall.datamodules.cars196 import Cars196DataModule
 from lightning_recall.datamodules.cub import CUB200DataModule
 from lightning_recall.datamodules.glyphs import GlyphsDataModule
@@ -16,6 +17,7 @@ from lightning_recall.datamodules.vehicle_id import VehicleIDDataModule
 
 __all__ = [
     "CUB200DataModule",
+    "CachedFeaturesDataModule",
     "Cars196DataModule",
     "GlyphsDataModule",
     "INaturalist2018DataModule",

@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader
 
 from lightning_recall._lightning import LightningDataModule, rank_zero_warn
 from lightning_recall.checks import check_integer
-from lightning_recall.data import ChunkLoader, ImageFiles, ImagesInMemory, RetrievalDataset
+from lightning_recall.data import ChunkLoader, ImageFiles, ImagesInMemory, ImageTransforms, RetrievalDataset
 from lightning_recall.data.duplicates import find_duplicates, without_repeated
 from lightning_recall.data.messages import pluralize
+from lightning_recall.datamodules.image_size import transforms_for
 from lightning_recall.datamodules.splits import held_out_classes
-from lightning_recall.datamodules.summary import check_queries, log_sizes, named_test_sets
+from lightning_recall.datamodules.summary import check_queries, log_repeats, log_sizes, named_test_sets
 from lightning_recall.samplers import ClassBalancedBatchSampler
 
 SamplerFactory = Callable[[NDArray[np.int64], int, int], ClassBalancedBatchSampler]
@@ -56,6 +57,8 @@ class RetrievalDataModule(LightningDataModule):
     train_data: RetrievalDataset | None
     val_data: RetrievalDataset | None
     test_data: RetrievalDataset | Mapping[str, RetrievalDataset] | None
+    transforms: ImageTransforms  # of the subclasses that read image files
+    given_transforms: ImageTransforms | None = None  # before the size for the model is chosen
 
     def __init__(
         self,
@@ -96,9 +99,18 @@ class RetrievalDataModule(LightningDataModule):
         # abstract, but not an ABC: `read` may also be set on an instance
         raise NotImplementedError(f"{type(self).__name__} must override read().")
 
+    def choose_image_size(self) -> bool:
+        """Sets the size of `transforms` for the module of the Trainer; returns whether it changes the transforms."""
+        if self.given_transforms is None:
+            self.given_transforms = getattr(self, "transforms", None)
+        if self.given_transforms is None:
+            return False
+        previous, self.transforms = self.transforms, transforms_for(self.given_transforms, self.trainer)
+        return self.transforms != previous
+
     def setup(self, stage: str) -> None:
         """Reads the data sets, holds out validation classes, drops duplicates, and logs the sizes."""
-        if hasattr(self, "test_data"):
+        if not self.choose_image_size() and hasattr(self, "test_data"):
             return
         data = self.read()
         train, val, test = data.get("train"), data.get("val"), data.get("test")
@@ -158,6 +170,7 @@ class RetrievalDataModule(LightningDataModule):
         sampler = self.sampler(labels, self.batch_size, self.samples_per_class)
         sampler.seed = sampler.seed or self.seed
         sampler.reshuffle &= not getattr(self.trainer, "overfit_batches", 0)
+        log_repeats(self.train_data.labels, self.batch_size, self.samples_per_class)
         return ChunkLoader(self.train_data, sampler, self.chunk_size, num_workers=self.num_workers)
 
     def val_dataloader(self) -> Any:
@@ -175,6 +188,14 @@ class RetrievalDataModule(LightningDataModule):
     def predict_dataloader(self) -> Any:
         """The images of `test_dataloader`."""
         return self.test_dataloader()
+
+    def check_data(self) -> None:
+        """Reads the lists of files, so that `lightning-recall` reports a wrong path before it builds the model.
+
+        Does nothing if `prepare_data` may still have to create the files.
+        """
+        if type(self).prepare_data is LightningDataModule.prepare_data:
+            self.read()
 
     def teardown(self, stage: str) -> None:
         """Warns how many files this process could not read, and resets the count."""
@@ -197,3 +218,8 @@ class RetrievalDataModule(LightningDataModule):
             num_workers=self.num_workers,
             generator=generator,
         )
+
+
+def prepares_data(data: LightningDataModule) -> bool:
+    """Whether a data module makes its data in `prepare_data`, so that they may be missing before."""
+    return type(data).prepare_data is not LightningDataModule.prepare_data

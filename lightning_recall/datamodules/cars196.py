@@ -47,7 +47,9 @@ class Cars196DataModule(RetrievalDataModule):
         ImportError: if scipy is needed and not installed.
     """
 
-    def __init__(self, root: str = "data/cars196", transforms: ImageTransforms | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, root: str = "data/cars196", transforms: ImageTransforms | None = ImageTransforms(), **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.root = user_path(root)
         self.transforms = transforms or ImageTransforms()

@@ -42,7 +42,7 @@ class CUB200DataModule(RetrievalDataModule):
     """
 
     def __init__(
-        self, root: str = "data/CUB_200_2011", transforms: ImageTransforms | None = None, **kwargs: Any
+        self, root: str = "data/CUB_200_2011", transforms: ImageTransforms | None = ImageTransforms(), **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.root = user_path(root)

@@ -12,8 +12,9 @@ from lightning_recall._lightning import rank_zero_warn
 from lightning_recall.data import ImageFiles, ImageTransforms
 from lightning_recall.data.messages import pluralize, quote, shorten
 from lightning_recall.data.tables import require_path, user_path
-from lightning_recall.datamodules.base import RetrievalDataModule
+from lightning_recall.datamodules.base import RetrievalDataModule, prepares_data
 from lightning_recall.datamodules.splits import (
+    MIN_CLASSES,
     SPLIT_NAMES,
     SPLIT_OF,
     check_class_names,
@@ -51,23 +52,33 @@ class ImageFolderDataModule(RetrievalDataModule):
         kwargs: passed to `RetrievalDataModule`.
 
     Raises:
-        ValueError: at setup, if root is not a folder, `train` is missing, there is an unknown folder next to `train`,
-            there are too few classes, a class has no images, or a class is in two splits.
+        ValueError: if root is not a folder; at setup, if `train` is missing, there is an unknown folder next to
+            `train`, there are too few classes, a class has no images, or a class is in two splits.
     """
 
     def __init__(
-        self, root: str, test_classes: float = 0.2, transforms: ImageTransforms | None = None, **kwargs: Any
+        self,
+        root: str,
+        test_classes: float = 0.2,
+        transforms: ImageTransforms | None = ImageTransforms(),
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.root = user_path(root)
         self.test_classes = test_classes
         self.transforms = transforms or ImageTransforms()
+        if not prepares_data(self):
+            self.check_root()
 
-    def read(self) -> dict[str, ImageFiles]:
-        """Reads the split folders, or splits classes at random."""
+    def check_root(self) -> None:
+        """Raises ValueError unless root is a folder; the constructor calls it, unless `prepare_data` makes the data."""
         advice = "pass a folder that holds one folder of images per class as root."
         if not require_path(self.root, advice.capitalize()).is_dir():
             raise ValueError(f"{shorten(self.root)} is a file: {advice}")
+
+    def read(self) -> dict[str, ImageFiles]:
+        """Reads the split folders, or splits classes at random."""
+        self.check_root()
         folders = split_folders(self.root)
         names: list[str] = []
         paths: list[str] = []
@@ -91,6 +102,7 @@ class ImageFolderDataModule(RetrievalDataModule):
             )
         if folders:
             return split_by_name(self.root, names, paths, classes, self.transforms)
+        check_folder_below(self.root, paths)
         data = image_files(self.root, paths, classes, self.transforms)
         return split_classes(data, self.test_classes, self.seed)
 
@@ -129,6 +141,26 @@ def split_folders(root: Path) -> dict[str, Path]:
     if not splits:
         check_split_like_names(unknown, root)
     return splits
+
+
+def check_folder_below(root: Path, paths: list[str]) -> None:
+    """Raises ValueError if root seems to be one level too high: too few folders, one of which holds the classes.
+
+    Args:
+        root: the folder that was given.
+        paths: its images, relative to it.
+    """
+    folders = [path.split(os.sep)[:-1] for path in paths]  # without the file
+    too_few = len({folder[0] for folder in folders}) < MIN_CLASSES
+    for name in dict.fromkeys(folder[0] for folder in folders) if too_few else ():
+        inside = [folder[1:] for folder in folders if folder[0] == name]
+        below = {folder[0] for folder in inside if folder}
+        if all(inside) and len(below) > 1:
+            raise ValueError(
+                f"{shorten(root)} holds {pluralize(len({folder[0] for folder in folders}), 'folder')}, and its folder "
+                f"{quote(name)} holds {len(below)}, such as {quote(min(below))}. If these are the classes or the "
+                f"splits, pass {shorten(root / name)} as root."
+            )
 
 
 def list_images(folder: Path, root: Path, skipped: list[str]) -> tuple[list[str], list[str]]:

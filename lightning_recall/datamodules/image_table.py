@@ -6,7 +6,7 @@ from typing import Any
 from lightning_recall.data import ImageFiles, ImageTransforms
 from lightning_recall.data.messages import quote, shorten
 from lightning_recall.data.tables import check_files, column_names, read_columns, require_path, user_path
-from lightning_recall.datamodules.base import RetrievalDataModule
+from lightning_recall.datamodules.base import RetrievalDataModule, prepares_data
 from lightning_recall.datamodules.splits import (
     SPLIT_NAMES,
     check_class_names,
@@ -15,6 +15,8 @@ from lightning_recall.datamodules.splits import (
     split_classes,
     split_of,
 )
+
+SOURCE = "Pass a CSV file with columns path and label; paths are relative to its folder."
 
 
 class ImageTableDataModule(RetrievalDataModule):
@@ -34,26 +36,35 @@ class ImageTableDataModule(RetrievalDataModule):
         kwargs: passed to `RetrievalDataModule`.
 
     Raises:
-        ValueError: at setup, in these cases:
+        ValueError: if there is no such file; at setup, in these cases:
 
-            - The file, a column, a cell or one of 200 checked images is missing.
+            - A column, a cell or one of 200 checked images is missing.
             - There are too few classes, or a class is in two splits.
             - A split name is unknown.
             - An image has two labels.
     """
 
     def __init__(
-        self, file: str, test_classes: float = 0.2, transforms: ImageTransforms | None = None, **kwargs: Any
+        self,
+        file: str,
+        test_classes: float = 0.2,
+        transforms: ImageTransforms | None = ImageTransforms(),
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.file = user_path(file)
         self.test_classes = test_classes
         self.transforms = transforms or ImageTransforms()
+        if not prepares_data(self):
+            self.check_root()
+
+    def check_root(self) -> None:
+        """Raises ValueError if there is no file; the constructor calls it, unless `prepare_data` makes the data."""
+        require_path(self.file, SOURCE)
 
     def read(self) -> dict[str, ImageFiles]:
         """Reads the splits from the file, or splits classes at random."""
-        source = "Pass a CSV file with columns path and label; paths are relative to its folder."
-        file, root = require_path(self.file, source), self.file.parent
+        file, root = require_path(self.file, SOURCE), self.file.parent
         paths, classes = read_columns(file, ("path", "label"), ",")
         paths = [os.path.expanduser(path) for path in paths]
         has_split = "split" in column_names(file, ",")
@@ -66,7 +77,7 @@ class ImageTableDataModule(RetrievalDataModule):
                 raise ValueError(f"{shorten(file)}: {quote(name)} has the labels {labels_given}: keep one of them.")
         check_class_names(classes, file)
         data = image_files(root, paths, classes, self.transforms)
-        check_files(data, source)
+        check_files(data, SOURCE)
         if not splits:
             return split_classes(data, self.test_classes, self.seed)
         known = [split_of(split) for split in splits]

@@ -33,7 +33,9 @@ class InShopDataModule(RetrievalDataModule):
         ValueError: at setup, if the list or an image is missing, or the list is malformed.
     """
 
-    def __init__(self, root: str = "data/InShop", transforms: ImageTransforms | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, root: str = "data/InShop", transforms: ImageTransforms | None = ImageTransforms(), **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.root = user_path(root)
         self.transforms = transforms or ImageTransforms()

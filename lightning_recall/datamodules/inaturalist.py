@@ -36,7 +36,7 @@ class INaturalist2018DataModule(RetrievalDataModule):
     """
 
     def __init__(
-        self, root: str = "data/inaturalist2018", transforms: ImageTransforms | None = None, **kwargs: Any
+        self, root: str = "data/inaturalist2018", transforms: ImageTransforms | None = ImageTransforms(), **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.root = user_path(root)

@@ -41,7 +41,10 @@ class LandmarksDataModule(RetrievalDataModule):
     """
 
     def __init__(
-        self, root: str = "data/google_landmarks_v2", transforms: ImageTransforms | None = None, **kwargs: Any
+        self,
+        root: str = "data/google_landmarks_v2",
+        transforms: ImageTransforms | None = ImageTransforms(),
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.root = user_path(root)

@@ -13,6 +13,7 @@ SOURCE = (
     "python/images_evaluation.zip from https://github.com/brendenlake/omniglot and unpack them in root/omniglot-py."
 )
 SPLITS = {"train": "images_background", "test": "images_evaluation"}
+TRANSFORMS = ImageTransforms(size=32, resize=32, min_scale=0.6, flip=False, mode="L")
 
 
 class OmniglotDataModule(RetrievalDataModule):
@@ -35,10 +36,10 @@ class OmniglotDataModule(RetrievalDataModule):
         ValueError: if the data are missing and cannot be downloaded.
     """
 
-    def __init__(self, root: str = "data", transforms: ImageTransforms | None = None, **kwargs: Any) -> None:
+    def __init__(self, root: str = "data", transforms: ImageTransforms | None = TRANSFORMS, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.root = user_path(root)
-        self.transforms = transforms or ImageTransforms(size=32, resize=32, min_scale=0.6, flip=False, mode="L")
+        self.transforms = transforms or TRANSFORMS
 
     def prepare_data(self) -> None:
         """Downloads missing files."""

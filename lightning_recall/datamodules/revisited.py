@@ -16,6 +16,7 @@ SOURCE = (
     "and NAME/jpg/ with NAME roxford5k or rparis6k, and for distractors revisitop1m/revisitop1m.txt and "
     "revisitop1m/jpg/."
 )
+TRANSFORMS = ImageTransforms(longest_side=1024)
 ALLOWED_GLOBALS = {
     *(
         (module, name)
@@ -79,7 +80,7 @@ class RevisitedDataModule(RetrievalDataModule):
         root: str = "data/revisitop",
         benchmark: Literal["roxford5k", "rparis6k"] = "roxford5k",
         distractors: bool = False,
-        transforms: ImageTransforms | None = None,
+        transforms: ImageTransforms | None = TRANSFORMS,
         eval_batch_size: int = 1,
         **kwargs: Any,
     ) -> None:
@@ -87,7 +88,7 @@ class RevisitedDataModule(RetrievalDataModule):
         self.root = user_path(root)
         self.benchmark = benchmark
         self.distractors = distractors
-        self.transforms = transforms or ImageTransforms(longest_side=1024)
+        self.transforms = transforms or TRANSFORMS
 
     def read(self) -> dict[str, ImageFiles]:
         """Reads the test set: queries, gallery and distractors, in this order."""

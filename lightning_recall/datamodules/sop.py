@@ -40,7 +40,10 @@ class SOPDataModule(RetrievalDataModule):
     """
 
     def __init__(
-        self, root: str = "data/Stanford_Online_Products", transforms: ImageTransforms | None = None, **kwargs: Any
+        self,
+        root: str = "data/Stanford_Online_Products",
+        transforms: ImageTransforms | None = ImageTransforms(),
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.root = user_path(root)

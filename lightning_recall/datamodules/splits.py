@@ -14,6 +14,7 @@ from lightning_recall.data import ImageFiles, ImageTransforms
 from lightning_recall.data.messages import pluralize, quote, shorten
 from lightning_recall.data.tables import encode_labels
 
+MIN_CLASSES = 4  # two for training, one each for validation and test
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
@@ -91,7 +92,7 @@ def split_classes(data: ImageFiles, test_classes: float, seed: int) -> dict[str,
         ValueError: for fewer than 4 classes, or if `test_classes` leaves too few.
     """
     count = len(np.unique(data.labels))
-    if count < 4:
+    if count < MIN_CLASSES:
         raise ValueError(
             f"{shorten(data.root)} holds {pluralize(count, 'class', 'classes')}: training needs 2, validation and test "
             "one each, and in practice many more."

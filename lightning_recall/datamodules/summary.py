@@ -30,6 +30,29 @@ def log_sizes(name: str, data: Any) -> None:
     )
 
 
+def log_repeats(labels: Any, batch_size: int, samples_per_class: int) -> None:
+    """Logs that a batch repeats classes or images, if it is larger than the training data.
+
+    Args:
+        labels: (N,) classes of the training images.
+        batch_size: images in a batch.
+        samples_per_class: images of a class in a batch.
+    """
+    num_images, num_classes = len(labels), len(np.unique(labels))
+    needed = batch_size // samples_per_class
+    if batch_size > num_images:
+        rank_zero_info(
+            f"batch_size={batch_size} is larger than the {pluralize(num_images, 'training image')}: images repeat "
+            f"within a batch; choose at most {num_images}."
+        )
+    elif needed > num_classes:
+        rank_zero_info(
+            f"batch_size={batch_size} needs {needed} classes of {pluralize(samples_per_class, 'image')}, but there are "
+            f"{num_classes}: a batch holds several packs of a class; for one of each, choose batch_size="
+            f"{num_classes * samples_per_class}."
+        )
+
+
 def check_queries(name: str, data: Any, required: bool) -> None:
     """Warns about queries without a relevant item, which are not scored.
 

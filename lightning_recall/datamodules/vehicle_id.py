@@ -41,7 +41,7 @@ class VehicleIDDataModule(RetrievalDataModule):
         self,
         root: str = "data/VehicleID_V1.0",
         protocol: Literal["all", "reid"] = "all",
-        transforms: ImageTransforms | None = None,
+        transforms: ImageTransforms | None = ImageTransforms(),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

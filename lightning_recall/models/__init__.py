@@ -2,9 +2,10 @@
 
 from lightning_recall.models.embedder import ImageEmbedder
 from lightning_recall.models.export import export_onnx
+from lightning_recall.models.lora import LoRAEmbedder
 from lightning_recall.models.multi_scale import MultiScale
 from lightning_recall.models.pooling import GeM
 from lightning_recall.models.small_convnet import SmallConvNet
 from lightning_recall.models.whitening import PCAWhitening
 
-__all__ = ["GeM", "ImageEmbedder", "MultiScale", "PCAWhitening", "SmallConvNet", "export_onnx"]
+__all__ = ["GeM", "ImageEmbedder", "LoRAEmbedder", "MultiScale", "PCAWhitening", "SmallConvNet", "export_onnx"]

@@ -1,4 +1,4 @@
-"""Pooling of feature maps to vectors."""
+"""Pooling of feature maps and tokens to vectors."""
 
 import torch
 from torch import Tensor, nn
@@ -51,3 +51,24 @@ class GeM(nn.Module):
         largest = activations.detach().amax((2, 3), keepdim=True)  # (B, C, 1, 1)
         pooled = (activations / largest).pow(p).mean((2, 3)).pow(1 / p) * largest.flatten(1)
         return pooled.to(torch.promote_types(features.dtype, self.p.dtype))
+
+
+class ClassToken(nn.Module):
+    """The first token: (B, N, C) -> (B, C)."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Picks the first of (B, N, C)."""
+        return tokens[:, 0]
+
+
+def as_maps(features: Tensor, layout: str, num_prefix_tokens: int) -> Tensor:
+    """Features as maps (B, C, H, W), without copying; patch tokens become maps of width 1.
+
+    Args:
+        features: (B, C, H, W); (B, H, W, C) if layout is "channels last"; (B, N, C) if it is "tokens".
+        layout: see `lightning_recall.models.backbones.Layout`.
+        num_prefix_tokens: number of tokens before the patch tokens.
+    """
+    if layout == "channels last":
+        return features.permute(0, 3, 1, 2)
+    return features[:, num_prefix_tokens:].transpose(1, 2).unsqueeze(3) if layout == "tokens" else features

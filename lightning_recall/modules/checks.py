@@ -6,15 +6,30 @@ import torch
 from torch import Tensor
 
 from lightning_recall._lightning import (
+    BatchSizeFinder,
     DeepSpeedStrategy,
     FSDPStrategy,
     LightningModule,
     ModelParallelStrategy,
+    Trainer,
+    batch_size_attribute,
+    callbacks_of,
     uses_static_graph,
 )
 from lightning_recall.batch import Batch, chunks_of_batch, type_and_shape
 from lightning_recall.gather import gather_rows
 from lightning_recall.recompute.pytrees import tensors_of
+
+
+def check_batch_size_finder(trainer: Trainer) -> None:
+    """Raises ValueError for a BatchSizeFinder of the batch that the loss compares."""
+    finders = [callback for callback in callbacks_of(trainer) if isinstance(callback, BatchSizeFinder)]
+    if trainer.state.fn == "fit" and "batch_size" in map(batch_size_attribute, finders):
+        raise ValueError(
+            "BatchSizeFinder would change the loss, which compares all images of a batch: choose batch_size for "
+            'retrieval quality, not for memory. chunk_size limits memory: chunk_size="auto" finds the largest that '
+            "fits."
+        )
 
 
 def check_strategy(strategy: object) -> None:

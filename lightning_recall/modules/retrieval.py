@@ -6,30 +6,33 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, distributed, nn
 
-from lightning_recall._lightning import (
-    BatchSizeFinder,
-    Callback,
-    attached_trainer,
-    batch_size_attribute,
-    callbacks_of,
-    rank_zero_info,
-)
+from lightning_recall._lightning import Callback, attached_trainer, rank_zero_info
 from lightning_recall.batch import Batch
 from lightning_recall.gather import gather_rows
 from lightning_recall.losses.base import has_flag
-from lightning_recall.modules.checks import check_different_batches, check_mixup, check_strategy, checked_chunks
+from lightning_recall.modules import weight_averaging
+from lightning_recall.modules.checks import (
+    check_batch_size_finder,
+    check_different_batches,
+    check_mixup,
+    check_strategy,
+    checked_chunks,
+)
+from lightning_recall.modules.fine_tuning import retrieval_groups
+from lightning_recall.modules.frozen_backbone import ALL_CHUNKS, FrozenBackbone, find_backbone
+from lightning_recall.modules.local_queries import local_queries
+from lightning_recall.modules.preprocessing import ModuleWithPreprocessing
 from lightning_recall.modules.training_summary import training_summary
 from lightning_recall.optimization.distributed_random_states import get_random_states, set_random_states
+from lightning_recall.optimization.fine_tuning_groups import check_layer_decay
 from lightning_recall.optimization.manual_optimization import ManualOptimization
 from lightning_recall.optimization.monitors import LoggedMetrics, check_monitors
-from lightning_recall.optimization.parameter_groups import ParameterGroup, split_parameters
-from lightning_recall.recompute import chunked_forward, largest_chunk_size
-from lightning_recall.recompute.pytrees import batch_size_of
+from lightning_recall.optimization.parameter_groups import ParameterGroup
+from lightning_recall.recompute import auto_chunk_size, chunked_forward
 from lightning_recall.tensors import at_least_float32
-from lightning_recall.virtual_pairs import VirtualPairs, append_virtual_labels
 
 
-class RetrievalModule(ManualOptimization):
+class RetrievalModule(ModuleWithPreprocessing, ManualOptimization):
     """Manual optimization with one exact step per large batch, as in Patel et al., CVPR 2022 (arXiv 2108.11179).
 
     A training step embeds the batch chunk by chunk, gathers the embeddings of all processes, computes the loss over all
@@ -43,6 +46,8 @@ class RetrievalModule(ManualOptimization):
     Resuming reproduces an uninterrupted run, also mid-epoch if the loader is stateful like `ChunkLoader`; a plain
     DataLoader restarts the epoch.
 
+    Checkpoints hold the settings that turn an image file into an input in evaluation: `preprocess(image)` applies them.
+
     Args:
         embedder: inputs (b, ...) -> embeddings (b, D). The package's data modules yield uint8 images, which
             `ImageEmbedder` normalises on the device; your own embedder must convert them (`images.float() / 255`).
@@ -51,23 +56,37 @@ class RetrievalModule(ManualOptimization):
             gets `pairs` from `mixup`.
         mixup: module that appends virtual embeddings and labels, such as `SimilarityMixup`; None: no mixup.
         chunk_size: maximum number of images per forward pass of the embedder, per process; limits activation memory to
-            this many images. "auto": the largest that fits in GPU memory, measured at the first step; 128 on a CPU.
+            this many images. "auto": measured at the first step, see `auto_chunk_size`: the largest that fits in
+            GPU memory; on a CPU the fastest up to 128. Checkpoints keep it, and a resumed training uses it.
             BatchNorm in train mode normalises over a chunk.
         keep_chunks: number of chunks whose activations are kept instead of recomputed; at least 1.
         test_time_augmentation: module for test-time augmentation, (embedder, images) -> embeddings, such as
             `MultiScale`; used in test and predict only. None: no augmentation.
         loss_lr: learning rate of the parameters of `loss`, such as proxies; None: the same as for the other parameters.
+        head_lr: learning rate of the embedder outside its backbone, such as the projection; None: the optimizer's.
+        layer_decay: each layer of the backbone has the learning rate of the layer above it, times this factor; above 0
+            and at most 1, which gives all layers the same rate. Below 1 needs a timm model.
+        unfreeze_epoch: first epoch, counted from 0, in which the backbone is trained. Before it, the backbone is frozen
+            and in evaluation mode, and a step costs only its forward pass. None: it stays frozen.
         kwargs: passed to `ManualOptimization`: optimizer, lr_scheduler, gradient_clip_val, accumulate_grad_batches, ...
 
     Raises:
-        ValueError: for a `chunk_size` or `keep_chunks` below 1; when training starts, for a strategy that shards the
-            parameters, and if all processes get the same batch.
+        ValueError: for a `chunk_size` or `keep_chunks` below 1, or an invalid `layer_decay` or `unfreeze_epoch`; when
+            training starts, for a strategy that shards the parameters, for an `unfreeze_epoch` beyond the training, and
+            if all processes get the same batch.
+
+    Parameters with at most one dimension (norms, biases, GeM's exponent, temperatures) and those that a timm backbone's
+    `no_weight_decay()` names have no weight decay, if the backbone is a timm model or `head_lr` or `layer_decay` is
+    set; a training resumed from a checkpoint of an earlier release keeps its weight decay on all.
 
     Logs `train/loss`, the same number on every process, and, every `log_every_n_steps`, the loss's `diagnostics` if it
     has any: `train/recall@1`, `train/active_positives`, ...
     """
 
-    read_at_configuration: ClassVar[Sequence[str]] = (*ManualOptimization.read_at_configuration, "loss_lr")
+    read_at_configuration: ClassVar[Sequence[str]] = (
+        *ManualOptimization.read_at_configuration,
+        *("loss_lr", "head_lr", "layer_decay"),
+    )
 
     def __init__(
         self,
@@ -78,6 +97,9 @@ class RetrievalModule(ManualOptimization):
         keep_chunks: int = 1,
         test_time_augmentation: nn.Module | None = None,
         loss_lr: float | None = None,
+        head_lr: float | None = None,
+        layer_decay: float = 1.0,
+        unfreeze_epoch: int | None = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -91,30 +113,43 @@ class RetrievalModule(ManualOptimization):
         self.chunk_size = chunk_size
         self.keep_chunks = keep_chunks
         self.test_time_augmentation = test_time_augmentation
-        self.loss_lr = loss_lr
+        self.loss_lr, self.head_lr, self.layer_decay = loss_lr, head_lr, layer_decay
+        check_layer_decay(layer_decay)
+        self.frozen_backbone = FrozenBackbone(unfreeze_epoch)
+        self.resumes_without_groups = False  # the checkpoint is of a release without groups for fine-tuning
         self.resumed_states: list[dict[str, Any]] | None = None
         self.batch_checked = False
 
     @property
     def backbone(self) -> nn.Module:
-        """The embedder's backbone, needed by Lightning's BackboneFinetuning; a subclass may have its own."""
-        registered = self._modules.get("backbone")
-        backbone: nn.Module = self.embedder.backbone if registered is None else registered  # type: ignore[assignment]  # nn.Module attributes are typed Tensor or Module
+        """The embedder's backbone, needed by Lightning's BackboneFinetuning; a subclass may have its own.
+
+        An embedder that wraps another as `embedder` has the backbone of the other.
+        """
+        backbone = self._modules.get("backbone") or find_backbone(self.embedder)
+        if backbone is None:
+            raise AttributeError(f"{type(self.embedder).__name__} has no attribute `backbone`.")
         return backbone
 
+    @property
+    def image_size(self) -> int | None:
+        """Height and width in pixels that the backbone expects; None if the embedder does not know it."""
+        size: int | None = getattr(self.embedder, "image_size", None)
+        return size
+
+    def features(self, images: Any) -> Tensor:
+        """The embedder's `features`: pooled features (b, num_features) of its backbone, not normalised."""
+        features: Tensor = self.embedder.features(images)  # type: ignore[operator]  # nn.Module attributes are typed Tensor or Module
+        return features
+
     def parameter_groups(self) -> list[ParameterGroup]:
-        """The parameters of the loss have their own learning rate if `loss_lr` is given."""
-        return split_parameters(self, [] if self.loss_lr is None else [(self.loss, {"lr": self.loss_lr})])
+        """The parameters of the backbone, of the rest of the embedder and of the loss; see `head_lr`, `layer_decay`."""
+        return retrieval_groups(self, self.resumes_without_groups)
 
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
-        """Raises ValueError for BatchSizeFinder."""
-        finders = [callback for callback in callbacks_of(self.trainer) if isinstance(callback, BatchSizeFinder)]
-        if self.trainer.state.fn == "fit" and "batch_size" in map(batch_size_attribute, finders):
-            raise ValueError(
-                "BatchSizeFinder would change the loss, which compares all images of a batch: choose batch_size for "
-                'retrieval quality, not for memory. chunk_size limits memory: chunk_size="auto" finds the largest that '
-                "fits."
-            )
+        """Raises ValueError for BatchSizeFinder; puts WeightAveraging first."""
+        check_batch_size_finder(self.trainer)
+        weight_averaging.put_weight_averaging_first(self.trainer)
         return super().configure_callbacks()
 
     def forward(self, images: Any) -> Tensor:
@@ -133,7 +168,9 @@ class RetrievalModule(ManualOptimization):
             check_different_batches(inputs, local_labels, self.device)
         self.batch_checked = True
         chunk_size = self.resolve_chunk_size(inputs)
-        local_embeddings = chunked_forward(self.embedder, inputs, chunk_size, self.keep_chunks, self.device)  # (b, D)
+        self.has_frozen_parameters = self.frozen_backbone.update(self)
+        keep_chunks = ALL_CHUNKS if self.has_frozen_parameters else self.keep_chunks
+        local_embeddings = chunked_forward(self.embedder, inputs, chunk_size, keep_chunks, self.device)  # (b, D)
         loss, loss_scale = self.batch_loss(local_embeddings, local_labels)
         self.optimize(loss * loss_scale)
         global_loss = self.trainer.strategy.reduce(loss.detach() * loss_scale, reduce_op="mean")
@@ -162,24 +199,9 @@ class RetrievalModule(ManualOptimization):
                 embeddings, labels = self.mixup(embeddings, labels)
             loss_scale = 1.0
             if self.trainer.world_size > 1 and has_flag(self.loss, "shares_queries"):
-                options["queries"], loss_scale = self.local_queries(labels, options.get("pairs"))
+                options["queries"], loss_scale = local_queries(self, self.loss, labels, options.get("pairs"))
             loss: Tensor = self.loss(embeddings, labels, **options)
         return loss, loss_scale
-
-    def local_queries(self, labels: Tensor, pairs: VirtualPairs | None) -> tuple[Tensor | None, float]:
-        """Indices of this process's queries, and the loss scale world_size * len(local) / len(all).
-
-        Returns (None, 1.0) if there are fewer queries than processes, or if the loss counts images without a positive
-        and there are some; every process then computes the loss of all queries.
-        """
-        all_labels = append_virtual_labels(labels, pairs)
-        _, inverse, counts = torch.unique(all_labels, return_inverse=True, return_counts=True)
-        queries = (counts[inverse] > 1).nonzero().squeeze(1)  # those with a positive
-        if len(queries) < len(all_labels) and has_flag(self.loss, "counts_singletons"):
-            return None, 1.0
-        rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        local = queries[rank::world_size]
-        return (local, world_size * len(local) / len(queries)) if len(queries) >= world_size else (None, 1.0)
 
     def logs_this_batch(self) -> bool:
         """Whether loggers write after this batch (every `log_every_n_steps`)."""
@@ -187,10 +209,10 @@ class RetrievalModule(ManualOptimization):
         return bool(interval) and (self.trainer.fit_loop.total_batch_idx + 1) % interval == 0
 
     def resolve_chunk_size(self, inputs: list[Any]) -> int:
-        """The chunk size; measures "auto" on the largest chunk, takes the minimum over processes, and logs it."""
+        """The chunk size; measures "auto", takes the minimum over processes, and logs it."""
         if self.chunk_size == "auto":
-            largest = max(inputs, key=batch_size_of)
-            found = torch.tensor(largest_chunk_size(self.embedder, largest, self.device), device=self.device)
+            size = auto_chunk_size(self.embedder, inputs, self.device, self.keep_chunks)
+            found = torch.tensor(size, device=self.device)
             if self.trainer.world_size > 1:
                 distributed.all_reduce(found, distributed.ReduceOp.MIN)
             self.chunk_size = int(found)
@@ -221,8 +243,10 @@ class RetrievalModule(ManualOptimization):
         """Checks the strategy."""
         super().setup(stage)
         self.resumed_states, self.batch_checked = None, False
+        self.resumes_without_groups = False
         if stage == "fit":
             check_strategy(self.trainer.strategy)
+            self.frozen_backbone.setup(self)
 
     def on_train_start(self) -> None:
         """Checks monitors and restores the RNG state when resuming."""
@@ -237,14 +261,31 @@ class RetrievalModule(ManualOptimization):
             set_random_states(self.resumed_states, rank, world_size, self.device)
             self.resumed_states = None
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Gives averaged weights, if there are any, the current buffers of the loss and of mixup."""
+        weight_averaging.copy_current_state(self.trainer, self)
+
+    def on_train_epoch_end(self) -> None:
+        """Same as `on_train_batch_end`, and steps ReduceLROnPlateau."""
+        super().on_train_epoch_end()
+        weight_averaging.copy_current_state(self.trainer, self)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Saves the RNG state of every process."""
+        """Saves the RNG state of every process, and the chunk size."""
         super().on_save_checkpoint(checkpoint)
+        checkpoint["chunk_size"] = (self.chunk_size, self.device.type)
         checkpoint["random_states"] = get_random_states(self.device)
+        checkpoint["has_parameter_groups"] = not self.resumes_without_groups
+        weight_averaging.save_current_state(checkpoint, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the RNG state when resuming."""
+        """Restores the RNG state when resuming, and a measured chunk size: another size changes the rounding."""
         super().on_load_checkpoint(checkpoint)
-        if attached_trainer(self) is not None:
+        if (trainer := attached_trainer(self)) is not None:
             check_mixup(checkpoint["state_dict"], self)
+            weight_averaging.check_weight_averaging(checkpoint, self.trainer)
+            self.resumes_without_groups = not checkpoint.get("has_parameter_groups", False)
+            chunk_size, device = checkpoint.get("chunk_size", ("auto", None))
+            if self.chunk_size == "auto" and trainer.strategy.root_device.type == device:
+                self.chunk_size = chunk_size
         self.resumed_states = checkpoint.get("random_states")

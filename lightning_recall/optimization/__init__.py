@@ -3,5 +3,6 @@
 from lightning_recall.optimization.manual_optimization import ManualOptimization
 from lightning_recall.optimization.optimizer_settings import OptimizerSettings
 from lightning_recall.optimization.parameter_groups import split_parameters
+from lightning_recall.optimization.warmup_cosine import WarmupCosineLR
 
-__all__ = ["ManualOptimization", "OptimizerSettings", "split_parameters"]
+__all__ = ["ManualOptimization", "OptimizerSettings", "WarmupCosineLR", "split_parameters"]

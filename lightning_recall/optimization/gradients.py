@@ -51,6 +51,28 @@ def add_gradients(
             parameter.grad = before if parameter.grad is None else before.add_(parameter.grad)
 
 
+def add_shared_gradients(
+    module: LightningModule, loss: Tensor, optimizers: Sequence[Any], has_frozen_parameters: bool
+) -> None:
+    """Adds the gradient of the loss of all optimizers, averaged over the processes.
+
+    Args:
+        module: its `manual_backward` is called.
+        loss: the loss of this process.
+        optimizers: all optimizers.
+        has_frozen_parameters: whether parameters were frozen after DistributedDataParallel was set up. It would wait
+            for their gradients, so its reduction is switched off.
+    """
+    if module.trainer.world_size == 1 or not has_frozen_parameters:
+        module.manual_backward(loss)
+        return
+    model = module.trainer.strategy.model
+    with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
+        module.manual_backward(loss)
+    parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    average_gradients([p for p in parameters if p.requires_grad])
+
+
 def gradient_scale(trainer: Trainer, device: torch.device) -> Tensor | None:
     """The factor of mixed precision's gradient scaler, on the device; None if there is no scaler."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)

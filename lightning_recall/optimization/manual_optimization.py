@@ -17,8 +17,7 @@ from lightning_recall._lightning import (
     backward_is_skipped,
     callbacks_of,
 )
-from lightning_recall.optimization import resuming, trainer_checks
-from lightning_recall.optimization.gradients import add_gradients, gradient_scale, rescale_gradients, zero_gradients
+from lightning_recall.optimization import gradients, resuming, schedules, trainer_checks
 from lightning_recall.optimization.optimizer_settings import (
     SHARED,
     OptimizerProgress,
@@ -28,7 +27,6 @@ from lightning_recall.optimization.optimizer_settings import (
     parameters_of,
 )
 from lightning_recall.optimization.parameter_groups import ParameterGroup, build_optimizer, split_parameters
-from lightning_recall.optimization.schedules import check_schedules, due_plateau_schedulers, due_schedulers
 
 
 class ManualOptimization(LightningModule):
@@ -57,16 +55,14 @@ class ManualOptimization(LightningModule):
 
     Resuming restores optimizers and schedulers from the checkpoint; different settings raise an error.
 
-    `lr` is set by `Tuner.lr_find`. It applies to all parameter groups without their own learning rate; None, the
-    default, uses the optimizer's.
+    `lr` is set by `Tuner.lr_find`. It applies to parameter groups without their own rate; None uses the optimizer's.
 
     Args:
-        optimizer: callable that builds the optimizer from `parameter_groups()`; None: AdamW with a learning rate of
-            1e-4.
+        optimizer: callable that builds the optimizer from `parameter_groups()`; None: AdamW with a rate of 1e-4.
         lr_scheduler: callable that builds a scheduler from the optimizer; or a list of such callables, whose schedulers
             all step at the same time, such as a warm-up and a decay; None: a constant learning rate. For
             `ReduceLROnPlateau` use `pytorch_lightning.cli.ReduceLROnPlateau`, which has a `monitor` argument.
-        lr_interval: whether schedulers step after every "epoch" or every optimizer "step".
+        lr_interval: whether schedulers step after every "epoch" or optimizer "step"; always "step" for WarmupCosineLR.
         lr_frequency: step the scheduler every `lr_frequency` epochs or steps; at least 1.
         gradient_clip_val: maximum norm, or value, of the gradient; None: no clipping.
         gradient_clip_algorithm: clips the "norm" of the whole gradient, or clips each gradient element ("value").
@@ -111,6 +107,7 @@ class ManualOptimization(LightningModule):
         self.resumed: resuming.SavedOptimization | None = None
         self.initial_settings: dict[str, Any] = {}  # of optimizers and schedulers
         self.clipped = False
+        self.has_frozen_parameters = False  # whether the optimizers have parameters that are frozen now
 
     def optimize(self, losses: Tensor | dict[str, Tensor]) -> None:
         """Adds the gradients of a batch's losses, and steps the optimizers that are due.
@@ -167,21 +164,21 @@ class ManualOptimization(LightningModule):
         optimizers, progress = self.optimizers_of(name), self.progress[name]
         accumulated, progress.accumulated_batches = progress.accumulated_batches, 0  # stays 0 if backward fails
         if accumulated == 0:
-            zero_gradients(self, optimizers)
+            gradients.zero_gradients(self, optimizers)
         loss = loss / self.settings_of(name).accumulate_grad_batches
         if name == SHARED:
-            self.manual_backward(loss)
+            gradients.add_shared_gradients(self, loss, optimizers, self.has_frozen_parameters)
         else:
-            add_gradients(self, loss, parameters_of(optimizers[0]), retain_graph)
+            gradients.add_gradients(self, loss, parameters_of(optimizers[0]), retain_graph)
         progress.accumulated_batches = accumulated + 1
 
     def step_optimizers(self, name: str) -> None:
         """Steps the optimizer with this name, or all for `SHARED`; then their schedulers."""
         optimizers, progress, start = self.optimizers_of(name), self.progress[name], self.trainer.global_step
-        scale = gradient_scale(self.trainer, self.device) if name == SHARED and len(optimizers) > 1 else None
+        scale = gradients.gradient_scale(self.trainer, self.device) if name == SHARED and len(optimizers) > 1 else None
         for optimizer in optimizers:
             if name != SHARED or scale is not None:  # a step of another optimizer may have changed the scale
-                rescale_gradients(self, parameters_of(optimizer), scale)
+                gradients.rescale_gradients(self, parameters_of(optimizer), scale)
             before, self.clipped = self.trainer.global_step, False
             self.optimizer_step(self.current_epoch, self.trainer.fit_loop.batch_idx, optimizer, lambda: None)
             clips = self.settings_of(name).gradient_clip_val is not None
@@ -197,7 +194,7 @@ class ManualOptimization(LightningModule):
     def step_schedulers(self, interval: Literal["step", "epoch"], count: int, name: str) -> None:
         """Steps schedulers due after `count` steps or epochs; on_train_epoch_end steps ReduceLROnPlateau."""
         optimizer = None if name == SHARED else self.optimizers_of(name)[0].optimizer
-        for scheduler in due_schedulers(self.trainer, interval, count, optimizer):
+        for scheduler in schedules.due_schedulers(self.trainer, interval, count, optimizer):
             self.lr_scheduler_step(scheduler, None)
 
     def end_epoch(self, name: str) -> None:
@@ -215,8 +212,9 @@ class ManualOptimization(LightningModule):
         """Builds the optimizer and schedulers."""
         factories = self.lr_scheduler if isinstance(self.lr_scheduler, Sequence) else [self.lr_scheduler]
         optimizer, schedulers = build_optimizer(self.parameter_groups(), self.optimizer, factories, self.lr)
-        timing = {"interval": self.lr_interval, "frequency": self.lr_frequency}
-        return [optimizer], [{"scheduler": scheduler, **timing} for scheduler in schedulers]
+        return [optimizer], [
+            schedules.schedule_config(item, self.lr_interval, self.lr_frequency) for item in schedulers
+        ]
 
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
         """Checks the Trainer's settings: called here because `configure_callbacks` is the first hook."""
@@ -250,7 +248,7 @@ class ManualOptimization(LightningModule):
     def on_train_start(self) -> None:
         """Checks that schedulers fit the length of training and optimizers are supported; restores gradients."""
         trainer_checks.check_optimizer_classes(self.trainer)
-        check_schedules(self.trainer, self.settings_by_optimizer())
+        schedules.check_schedules(self.trainer, self.settings_by_optimizer())
         trainer_checks.check_checkpoint_times(self.trainer)
         if self.resumed is not None:
             self.resumed.restore_gradients(self)
@@ -278,7 +276,9 @@ class ManualOptimization(LightningModule):
             self.progress[name].accumulated_batches = 0
             self.end_epoch(name)
         saved = {} if self.resumed is None else self.resumed.metrics
-        for scheduler, metric in due_plateau_schedulers(self.trainer, {**saved, **self.trainer.callback_metrics}):
+        for scheduler, metric in schedules.due_plateau_schedulers(
+            self.trainer, {**saved, **self.trainer.callback_metrics}
+        ):
             self.lr_scheduler_step(scheduler, metric)
         self.resumed = None  # its metrics belong to the epoch that has ended
 
@@ -288,9 +288,9 @@ class ManualOptimization(LightningModule):
         checkpoint["metrics"] = {name: torch.as_tensor(m) for name, m in self.trainer.callback_metrics.items()}
         checkpoint["optimizer_progress"] = {name: dict(vars(progress)) for name, progress in self.progress.items()}
         if any(progress.accumulated_batches for progress in self.progress.values()):
-            gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
+            accumulated = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
             batches = {name: s.accumulate_grad_batches for name, s in self.settings_by_optimizer().items()}
-            checkpoint["accumulated"] = {"gradients": gradients, "accumulate_grad_batches": batches}
+            checkpoint["accumulated"] = {"gradients": accumulated, "accumulate_grad_batches": batches}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores accumulated gradients, progress and metrics."""

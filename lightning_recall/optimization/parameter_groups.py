@@ -9,7 +9,7 @@ from torch import nn
 from lightning_recall._lightning import LRSchedulerCallable, OptimizerCallable
 
 ParameterGroup = dict[str, Any]
-"""{"params": list of parameters, and options of the optimizer such as "lr"}"""
+"""{"params": list of parameters, and options of the optimizer such as "lr"}; "lr_scale" multiplies the learning rate"""
 
 
 def split_parameters(module: nn.Module, parts: Sequence[tuple[nn.Module, dict[str, Any]]] = ()) -> list[ParameterGroup]:
@@ -47,7 +47,8 @@ def build_optimizer(
     """An optimizer and its schedulers.
 
     Args:
-        groups: parameter groups.
+        groups: parameter groups. The learning rate of a group with "lr_scale" is multiplied by it, because optimizers
+            ignore this option.
         optimizer: builds the optimizer from the groups; None: AdamW with a learning rate of 1e-4.
         schedulers: each builds a scheduler from the optimizer; None is skipped.
         lr: learning rate of all groups without their own; None: the optimizer's.
@@ -58,16 +59,21 @@ def build_optimizer(
     default = {} if lr is None else {"lr": lr}
     copies = [{**default, **group} for group in groups]  # an optimizer adds its options to the groups passed to it
     built = optimizer(copies) if optimizer else torch.optim.AdamW(copies, lr=1e-4)
+    for group in built.param_groups:
+        group["lr"] = group["lr"] * group.pop("lr_scale", 1.0)
     before = [float(group["lr"]) for group in built.param_groups]
     scheduled = [factory(built) for factory in schedulers if factory is not None]
     after = [float(group["lr"]) for group in built.param_groups]
     if len(set(after)) == 1 < len(set(before)):
+        rates = str(before) if len(before) <= 4 else f"from {min(before):.3g} to {max(before):.3g}"
+        values = f"one value per group, such as max_lr: {before}, or " if len(before) <= 4 else ""
         raise ValueError(
-            f"{type(scheduled[-1]).__name__} overrides the learning rates {before} of the parameter groups with a "
-            f"single one: pass one value per group, such as max_lr: {before}."
+            f"{type(scheduled[-1]).__name__} overrides the learning rates {rates} of the parameter groups with a "
+            f"single one: pass {values}a scheduler that scales them, such as WarmupCosineLR."
         )
     for given, group in zip(groups, built.param_groups, strict=True):
-        if lr is not None and "lr" not in given and group.get("initial_lr", lr) != lr:
+        expected = None if lr is None or "lr" in given else lr * given.get("lr_scale", 1.0)
+        if expected is not None and group.get("initial_lr", expected) != expected:
             raise ValueError(
                 f"{type(scheduled[-1]).__name__} overrides the learning rate, so lr={lr:.3g} has no effect: pass it to "
                 "the scheduler, such as max_lr, and set lr to None."

@@ -7,8 +7,22 @@ import torch
 from torch import Tensor
 
 from lightning_recall import _lightning
-from lightning_recall._lightning import LRSchedulerConfig, ReduceLROnPlateau, Trainer, rank_zero_warn
+from lightning_recall._lightning import (
+    LRSchedulerConfig,
+    ReduceLROnPlateau,
+    Trainer,
+    is_fast_dev_run,
+    rank_zero_warn,
+)
 from lightning_recall.optimization.optimizer_settings import SHARED, OptimizerSettings
+from lightning_recall.optimization.resuming import NEW_TRAINING_HINT
+from lightning_recall.optimization.warmup_cosine import WarmupCosineLR
+
+
+def schedule_config(scheduler: Any, interval: str, frequency: int) -> dict[str, Any]:
+    """Lightning's dict of a scheduler and when it steps; WarmupCosineLR steps after optimizer steps."""
+    interval = "step" if isinstance(scheduler, WarmupCosineLR) else interval
+    return {"scheduler": scheduler, "interval": interval, "frequency": frequency}
 
 
 def due_schedulers(trainer: Trainer, interval: str, count: int, optimizer: Any = None) -> list[Any]:
@@ -61,7 +75,7 @@ def due_plateau_schedulers(trainer: Trainer, metrics: dict[str, Tensor]) -> list
 
 
 def check_schedules(trainer: Trainer, settings: dict[str, OptimizerSettings]) -> None:
-    """Checks all schedulers.
+    """Checks all schedulers; gives each WarmupCosineLR without `total_steps` the length of the training.
 
     Args:
         trainer: the Trainer, after configure_optimizers.
@@ -69,13 +83,14 @@ def check_schedules(trainer: Trainer, settings: dict[str, OptimizerSettings]) ->
 
     Raises:
         ValueError: for a scheduler that ends before training does, for ReduceLROnPlateau without a monitor or with the
-            interval "step", and, with named optimizers, for a scheduler without an attribute `optimizer`.
+            interval "step", for WarmupCosineLR with the interval "epoch" or an unknown length, and, with named
+            optimizers, for a scheduler without an attribute `optimizer`.
     """
     for config in trainer.lr_scheduler_configs:
         if isinstance(config.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             check_plateau(config)
         elif SHARED in settings:
-            check_length(config, planned_steps(config, trainer, settings[SHARED]))
+            fill_or_check_length(config, planned_steps(config, trainer, settings[SHARED]), trainer)
         else:
             settings_by_optimizer = dict(zip(map(id, trainer.optimizers), settings.values(), strict=True))
             scheduler_settings = settings_by_optimizer.get(id(getattr(config.scheduler, "optimizer", None)))
@@ -84,8 +99,10 @@ def check_schedules(trainer: Trainer, settings: dict[str, OptimizerSettings]) ->
                     f"{type(config.scheduler).__name__} needs an attribute `optimizer` that is one of the "
                     "module's optimizers."
                 )
-            if config.interval == "epoch" or trainer.max_steps <= 0:  # max_steps counts the steps of all optimizers
-                check_length(config, planned_steps(config, trainer, scheduler_settings))
+            # max_steps counts the steps of all optimizers
+            is_known = config.interval == "epoch" or trainer.max_steps <= 0
+            planned = planned_steps(config, trainer, scheduler_settings) if is_known else math.inf
+            fill_or_check_length(config, planned, trainer)
 
 
 def check_plateau(config: LRSchedulerConfig) -> None:
@@ -108,6 +125,39 @@ def planned_steps(config: LRSchedulerConfig, trainer: Trainer, settings: Optimiz
     if trainer.max_steps > 0:
         planned = min(planned, trainer.max_steps // len(trainer.optimizers))
     return planned // config.frequency if planned < math.inf else math.inf
+
+
+def fill_or_check_length(config: LRSchedulerConfig, planned: float, trainer: Trainer) -> None:
+    """Sets the length of a WarmupCosineLR without `total_steps`; checks that of other schedulers.
+
+    Args:
+        config: a scheduler.
+        planned: number of times that training will step it; infinity if not known.
+        trainer: the Trainer, after it has restored the checkpoint.
+
+    Raises:
+        ValueError: for WarmupCosineLR with the interval "epoch", an unknown length, or a length that differs from that
+            of the checkpoint; for another scheduler that ends before training does.
+    """
+    scheduler = config.scheduler
+    if isinstance(scheduler, WarmupCosineLR) and config.interval == "epoch":
+        raise ValueError('WarmupCosineLR steps after every optimizer step: set its interval to "step".')
+    if not isinstance(scheduler, WarmupCosineLR) or scheduler.given_total_steps is not None:
+        check_length(config, planned)
+        return
+    if planned == math.inf:
+        raise ValueError(
+            "WarmupCosineLR needs the number of steps of the training, which is not known: give it total_steps, or set "
+            "max_epochs of the Trainer and use a loader with a length."
+        )
+    if scheduler.total_steps is None:
+        shortest = math.floor(scheduler.warmup) + 1 if is_fast_dev_run(trainer) else 1
+        scheduler.set_total_steps(max(int(planned), shortest))
+    elif scheduler.total_steps != planned:
+        raise ValueError(
+            f"WarmupCosineLR was set up for {scheduler.total_steps} steps in the checkpoint, but this training has "
+            f"{planned:.0f}: resume with the same max_epochs and data. {NEW_TRAINING_HINT}"
+        )
 
 
 def check_length(config: LRSchedulerConfig, planned: float) -> None:

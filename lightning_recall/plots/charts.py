@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
 
+from lightning_recall.plots.labels import shorten_name
 from lightning_recall.search.result import SearchResult
 
 MAX_K = 1000  # last k of the Recall@k curve
@@ -31,15 +32,17 @@ class Chart(NamedTuple):
     draw: Callable[[], Figure]
 
 
-def charts_of(result: SearchResult, seed: int) -> list[Chart]:
-    """The charts of a search; no embedding map if there are no class labels."""
+def charts_of(result: SearchResult, seed: int, class_names: Sequence[str] | None = None) -> list[Chart]:
+    """The charts of a search; no embedding map if there are no class labels. `class_names`: name of each label."""
     similarities = partial(draw_similarities, result, seed)
     charts = [
         Chart("recall_over_k", "Recall@k over k", partial(draw_recall_over_k, result)),
         Chart("similarities", "Similarities of relevant and irrelevant pairs", similarities),
     ]
     if result.labels is not None:
-        charts.append(Chart("embedding_map", "Embeddings in 2-D", partial(draw_embedding_map, result, seed)))
+        charts.append(
+            Chart("embedding_map", "Embeddings in 2-D", partial(draw_embedding_map, result, seed, class_names))
+        )
     return charts
 
 
@@ -117,14 +120,15 @@ def _draw_histograms(
     return figure
 
 
-def draw_embedding_map(result: SearchResult, seed: int = 0) -> Figure:
+def draw_embedding_map(result: SearchResult, seed: int = 0, class_names: Sequence[str] | None = None) -> Figure:
     """Plots the embeddings of some classes on their first two principal components.
 
-    Each class has a colour, a marker and its label.
+    Each class has a colour and a marker, and its label is drawn on the map; names are in a legend.
 
     Args:
         result: the search, with labels.
         seed: seed for sampling at most 12 classes, and at most 60 items of each.
+        class_names: name of each label; None: the labels are shown.
 
     Raises:
         ValueError: if the search has no labels.
@@ -136,18 +140,25 @@ def draw_embedding_map(result: SearchResult, seed: int = 0) -> Figure:
     class_labels, counts = np.unique(labels, return_counts=True)
     classes = rng.permutation(class_labels[counts > 1])[:MAX_CLASSES]
     items = [rng.permutation(np.flatnonzero(labels == label))[:MAX_ITEMS_PER_CLASS] for label in classes]
-    figure = Figure(figsize=(7, 6), layout="constrained")
+    figure = Figure(figsize=(7 if class_names is None else 9.5, 6), layout="constrained")
     axes = figure.subplots()
     for class_number, (label, points) in enumerate(zip(classes, _project_to_2d(result, items), strict=True)):
         colour = COLOURS[class_number % len(COLOURS)]
         marker = MARKERS[(class_number + class_number // len(COLOURS)) % len(MARKERS)]
         style: dict[str, Any] = {"s": 28, "alpha": 0.8, "edgecolor": "white", "linewidth": 0.4}
+        if class_names is not None:
+            style["label"] = shorten_name(class_names[label] if label < len(class_names) else str(label))
         axes.scatter(points[:, 0], points[:, 1], color=colour, marker=marker, **style)
+        if class_names is not None:
+            continue
         box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": colour, "alpha": 0.85}
         x, y = np.median(points, axis=0)
         axes.annotate(f"{label}", (x, y), fontsize=8, ha="center", va="center", bbox=box)
     axes.set(xlabel="first principal component", ylabel="second principal component", aspect="equal")
-    axes.set_title(f"Embeddings of {len(classes)} of {len(class_labels):,} classes, with their labels")
+    if class_names is not None:
+        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    with_labels = ", with their labels" if class_names is None else ""
+    axes.set_title(f"Embeddings of {len(classes)} of {len(class_labels):,} classes{with_labels}")
     axes.grid(alpha=0.3)
     return figure
 

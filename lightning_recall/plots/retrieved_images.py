@@ -11,9 +11,13 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_recall.plots.labels import fit_lines
 from lightning_recall.search.result import SearchResult
 
-CELL, IMAGE, CAPTION = 0.95, 0.85, 0.32  # cell width, longer image side and caption height, in inches
+IMAGE, LARGE_IMAGE = 0.85, 1.45  # longer image side in inches: 94 and 160 pixels in files
+LARGE = 96  # pixels, longer side from which pictures are drawn large
+GAP, CAPTION, NAME = 0.1, 0.32, 0.3  # between images, text above and name below an image, in inches
+NAME_SIZE, LARGE_NAME_SIZE = 6.5, 8  # points
 BLACK = ("black", "solid")
 RELEVANT, IRRELEVANT = ("#1a9641", "solid"), ("#d7191c", (0, (1.5, 1)))  # colour-blind safe: the line style differs too
 
@@ -112,6 +116,7 @@ def draw_retrieved_images(
     num_neighbors: int = 10,
     choice: Choice = "random",
     seed: int = 0,
+    class_names: Sequence[str] | None = None,
 ) -> Figure:
     """Draws queries, one per row, from different classes if there are enough, with their nearest neighbours.
 
@@ -122,30 +127,41 @@ def draw_retrieved_images(
         num_neighbors: neighbours per row.
         choice: "random" queries; "worst" or "best": those whose first relevant item has the largest or smallest rank.
         seed: seed for sampling queries.
+        class_names: name of each label, drawn below each image; None: no names.
 
     Raises:
         ValueError: if the search has no indices.
     """
     retrieved = retrieve(result, num_queries, num_neighbors, choice, seed)
-    return draw_queries(load_pictures(result, load_image, retrieved.items()), retrieved)
+    names = None
+    if class_names is not None and result.labels is not None:
+        labels = result.labels.cpu()
+        names = {item: class_names[int(labels[item])] for item in retrieved.items()}
+    return draw_queries(load_pictures(result, load_image, retrieved.items()), retrieved, names)
 
 
-def draw_queries(pictures: Mapping[int, NDArray[np.float64]], retrieved: RetrievedQueries) -> Figure:
+def draw_queries(
+    pictures: Mapping[int, NDArray[np.float64]], retrieved: RetrievedQueries, names: Mapping[int, str] | None = None
+) -> Figure:
     """Draws one row per query: the query, then its K neighbours.
 
     Args:
         pictures: item -> picture (H, W) or (H, W, 3).
         retrieved: the queries and their neighbours.
+        names: item -> class name, drawn below its picture, in red if it is not the class of the query.
     """
     num_queries, num_neighbors = retrieved.neighbors.shape
-    figure, axes = _empty_figure(num_neighbors + 1, num_queries, head=0.6)
+    grid = Grid(LARGE_IMAGE if _longest_side(pictures.values()) >= LARGE else IMAGE, NAME if names else 0.0)
+    figure, axes = _empty_figure(grid, num_neighbors + 1, num_queries, head=0.6)
+    names = names or {}
     for row, query in enumerate(retrieved.queries.tolist()):
         caption = f"first relevant\nat rank {int(retrieved.first_ranks[row]):,}"
-        _show(axes, row, 0, pictures[query], caption, BLACK, line_width=1)
+        _show(axes, grid, (row, 0), pictures[query], (caption, names.get(query, "")), BLACK, line_width=1)
         for column, item in enumerate(retrieved.neighbors[row].tolist()):
             frame = RELEVANT if retrieved.is_relevant[row, column] else IRRELEVANT
             caption = f"{retrieved.similarities[row, column]:.2f}"
-            _show(axes, row, column + 1, pictures[item], caption, frame, line_width=3)
+            texts = caption, names.get(item, "")
+            _show(axes, grid, (row, column + 1), pictures[item], texts, frame, line_width=3)
     figure.suptitle(
         "Queries, with the rank of their first relevant item, and their nearest neighbours, with similarity:\n"
         "green solid = relevant, red dashed = not relevant",
@@ -163,24 +179,44 @@ def draw_neighbors(query: Tensor, neighbors: Sequence[Tensor], similarities: Ten
         neighbors: K images in the same format, nearest first.
         similarities: (K,) similarity of each neighbour.
     """
-    figure, axes = _empty_figure(len(neighbors) + 1, 1)
-    _show(axes, 0, 0, to_picture(query), "query", BLACK, line_width=3)
-    for column, (image, similarity) in enumerate(zip(neighbors, similarities.tolist(), strict=True), 1):
-        _show(axes, 0, column, to_picture(image), f"{similarity:.2f}", ("grey", "solid"), line_width=1)
+    pictures = [to_picture(image) for image in (query, *neighbors)]
+    grid = Grid(LARGE_IMAGE if _longest_side(pictures) >= LARGE else IMAGE, 0.0)
+    figure, axes = _empty_figure(grid, len(pictures), 1)
+    _show(axes, grid, (0, 0), pictures[0], ("query", ""), BLACK, line_width=3)
+    for column, (picture, similarity) in enumerate(zip(pictures[1:], similarities.tolist(), strict=True), 1):
+        _show(axes, grid, (0, column), picture, (f"{similarity:.2f}", ""), ("grey", "solid"), line_width=1)
     return figure
 
 
-def _empty_figure(num_columns: int, num_rows: int, head: float = 0.0) -> tuple[Figure, Axes]:
+class Grid(NamedTuple):
+    """Sizes of the cells of a figure, in inches.
+
+    image: longer side of an image.
+    name: height of the space for a name below an image.
+    """
+
+    image: float
+    name: float
+
+
+def _longest_side(pictures: Iterable[NDArray[np.float64]]) -> int:
+    """The longest side of all pictures (H, W) or (H, W, 3), in pixels."""
+    return max(int(side) for picture in pictures for side in picture.shape[:2])
+
+
+def _empty_figure(grid: Grid, num_columns: int, num_rows: int, head: float = 0.0) -> tuple[Figure, Axes]:
     """Creates a figure with a single Axes in inches, with the origin at the upper left.
 
     One Axes per image would take three times as long to draw.
 
     Args:
+        grid: sizes of the cells.
         num_columns: number of cells in a row.
         num_rows: number of rows.
         head: height of the space for a title above the origin, in inches.
     """
-    width, height = num_columns * CELL + 0.1, num_rows * (CELL + CAPTION) + 0.1 + head
+    width = num_columns * (grid.image + GAP) + GAP
+    height = num_rows * (grid.image + GAP + CAPTION + grid.name) + GAP + head
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height - head, -head), autoscale_on=False)
@@ -190,29 +226,36 @@ def _empty_figure(num_columns: int, num_rows: int, head: float = 0.0) -> tuple[F
 
 def _show(
     axes: Axes,
-    row: int,
-    column: int,
+    grid: Grid,
+    position: tuple[int, int],
     picture: NDArray[np.float64],
-    title: str,
+    texts: tuple[str, str],
     frame: tuple[str, Any],
     line_width: float,
 ) -> None:
-    """Draws one image in its cell, with a title and a frame.
+    """Draws one image in its cell, with a frame and texts above and below.
 
     Args:
         axes: where to draw.
-        row: row of the cell.
-        column: column of the cell.
+        grid: sizes of the cells.
+        position: row and column of the cell.
         picture: image (H, W) or (H, W, 3).
-        title: text above the image.
+        texts: text above the image, and the name below it, in the colour of the frame.
         frame: colour and line style of the frame.
         line_width: line width of the frame.
     """
-    left, top = column * CELL + 0.1, row * (CELL + CAPTION) + CAPTION
-    height, width = (IMAGE * side / max(picture.shape[:2]) for side in picture.shape[:2])
-    x, y = left + (IMAGE - width) / 2, top + (IMAGE - height) / 2
+    row, column = position
+    left, top = column * (grid.image + GAP) + GAP, row * (grid.image + GAP + CAPTION + grid.name) + CAPTION
+    height, width = (grid.image * side / max(picture.shape[:2]) for side in picture.shape[:2])
+    x, y = left + (grid.image - width) / 2, top + (grid.image - height) / 2
     extent = (x, x + width, y + height, y)
     axes.imshow(picture, extent=extent, aspect="auto", cmap="gray", vmin=0, vmax=1, interpolation="antialiased")
     frame_style = {"edgecolor": frame[0], "linestyle": frame[1], "linewidth": line_width, "capstyle": "butt"}
     axes.add_patch(Rectangle((x, y), width, height, fill=False, **frame_style))
-    axes.text(left + IMAGE / 2, y - 0.05, title, fontsize=8, ha="center", va="bottom")
+    above, below = texts
+    axes.text(left + grid.image / 2, y - 0.05, above, fontsize=8, ha="center", va="bottom")
+    if below:
+        size = NAME_SIZE if grid.image == IMAGE else LARGE_NAME_SIZE
+        name = fit_lines(below, grid.image, size)
+        style: dict[str, Any] = {"fontsize": size, "color": frame[0], "ha": "center", "va": "top"}
+        axes.text(left + grid.image / 2, y + height + 0.04, name, linespacing=1.1, **style)

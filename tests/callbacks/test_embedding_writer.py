@@ -466,6 +466,22 @@ def test_a_second_predict_of_a_run_has_a_new_folder(tmp_path):
     assert torch.equal(load_embeddings(tmp_path / "runs/version_0/embeddings-1")["embeddings"], 4 * IMAGES)
 
 
+def test_the_folder_says_what_each_id_is(tmp_path):
+    class Named(TensorDataset):
+        class_names = tuple("abcdefghij")
+        paths = np.array([f"{index}.jpg" for index in range(len(IMAGES))])
+
+    data = Named(IMAGES, torch.arange(len(IMAGES)) % 10)
+    callback = EmbeddingWriter(str(tmp_path / "kept"))
+    loaders = {"first": DataLoader(data, batch_size=8), "second": DataLoader(TensorDataset(IMAGES), batch_size=8)}
+    trainer(tmp_path, callback).predict(Double(), loaders, return_predictions=False)
+    assert not (tmp_path / "kept/second/items.csv").exists()
+    header, *rows = (tmp_path / "kept/first/items.csv").read_text().splitlines()
+    assert header == "id,path,label,class"
+    assert rows == [f"{i},{i}.jpg,{i % 10},{'abcdefghij'[i % 10]}" for i in range(len(IMAGES))]
+    assert load_embeddings(tmp_path / "kept/first")["ids"].tolist() == list(range(len(IMAGES)))
+
+
 def test_of_several_writers_none_can_be_resumed(tmp_path):
     writers = [EmbeddingWriter(str(tmp_path / form), form) for form in ("npz", "safetensors")]
     trainer(tmp_path, writers).predict(Double(), datamodule=Data())

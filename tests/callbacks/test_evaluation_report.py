@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_recall.callbacks import EvaluationReport, RetrievalEvaluation
-from lightning_recall.callbacks.evaluation_report import thumbnail
+from lightning_recall.callbacks.evaluation_report import thumbnail, thumbnail_side, to_data_url
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -42,10 +42,17 @@ class Page(html.parser.HTMLParser):
             self.data = self.data or data
 
 
-def report(tmp_path, channels=3, size=40, name='<b>a</b> & "b"'):
+class Named(TensorDataset):
+    """Images with names of classes and files."""
+
+    class_names = tuple(f"Species <{letter}> of the North" for letter in "abcdefgh")
+    paths = np.array([f"{i // 3}/picture{i}.jpg".encode() for i in range(24)])
+
+
+def report(tmp_path, channels=3, size=40, name='<b>a</b> & "b"', kind=TensorDataset):
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (24, channels, size, size + 8), generator=generator).to(torch.uint8)
-    loader = DataLoader(TensorDataset(images, torch.arange(24) // 3), batch_size=10)
+    loader = DataLoader(kind(images, torch.arange(24) // 3), batch_size=10)
     trainer = pl.Trainer(
         accelerator="cpu", devices=1, logger=False, default_root_dir=tmp_path, enable_progress_bar=False,
         callbacks=[EvaluationReport(num_queries=4, num_neighbors=3), RetrievalEvaluation()],
@@ -97,6 +104,8 @@ window.addEventListener("load", () => {
   const seen = {all: look()};
   set("label", data.queries[0].label);
   seen.label = look();
+  set("label", "THE nor");
+  seen.name = look();
   set("label", "");
   set("rank", "4");
   seen.rank = look();
@@ -116,7 +125,7 @@ window.addEventListener("error", event => document.body.append("ERR" + "OR " + e
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome: apt install chromium")
 def test_a_browser_shows_and_filters_the_page(tmp_path):
-    text, _ = report(tmp_path)
+    text, _ = report(tmp_path, kind=Named)
     data = json.loads(Page(text).data)
     (tmp_path / "driven.html").write_text(text.replace("</body>", SCRIPT + "</body>"))
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
@@ -135,14 +144,55 @@ def test_a_browser_shows_and_filters_the_page(tmp_path):
         "broken": 0,
     }
     assert seen["label"]["rows"] == sum(q["label"] == worst[0]["label"] for q in worst)
+    assert seen["name"]["rows"] == 4
     assert seen["rank"]["count"] == f"{sum(q['rank'] >= 4 for q in worst)} of 4 queries"
     assert seen["second"]["right"] == sum(sum(q["relevant"]) for q in second)
 
 
+def test_names_of_classes_and_files_are_in_the_page(tmp_path):
+    data = json.loads(Page(report(tmp_path, kind=Named)[0]).data)
+    assert len(data["items"]) > 8
+    for key, item in data["items"].items():
+        index = int(key.split("/")[1])
+        assert item == {
+            "label": str(index // 3),
+            "class": Named.class_names[index // 3],
+            "file": f"{index // 3}/picture{index}.jpg",
+        }
+    assert set(data["items"]) == set(data["images"])
+
+
+def test_without_names_the_page_shows_labels(tmp_path):
+    text, _ = report(tmp_path)
+    assert "its class and its file" not in text
+    assert all(item["class"] == item["file"] == "" for item in json.loads(Page(text).data)["items"].values())
+
+
+@pytest.mark.parametrize(("size", "number", "side"), [(512, 10, 224), (512, 10_000, 96), (40, 10, 224)])
+def test_thumbnails_are_as_large_as_the_page_allows(size, number, side):
+    noise = np.random.default_rng(0).random((3, size, size, 3))
+    assert thumbnail_side(list(noise), number) == side
+    total = number * len(to_data_url(thumbnail(noise[0], side)))
+    assert total < 8_000_000 or side == 96
+
+
+def test_the_limit_is_on_the_size_of_the_page():
+    noise = np.random.default_rng(0).random((2, 300, 300, 3))
+    of_160 = len(to_data_url(thumbnail(noise[0], 160)))
+    number = 8_000_000 // of_160 - 5
+    assert thumbnail_side(list(noise), number) == 160
+
+
+def test_thumbnails_are_png_or_jpeg_whichever_is_smaller():
+    flat, noise = np.zeros((32, 32)), np.random.default_rng(0).random((160, 160, 3))
+    assert to_data_url(thumbnail(flat, 96)).startswith("data:image/png;")
+    assert to_data_url(thumbnail(noise, 160)).startswith("data:image/jpeg;")
+
+
 def test_thumbnails_are_small_and_keep_their_aspect_ratio():
-    image = thumbnail(np.ones((224, 448, 3)))
+    image = thumbnail(np.ones((224, 448, 3)), 96)
     assert image.size == (96, 48)
-    assert thumbnail(np.ones((32, 32))).size == (32, 32)
+    assert thumbnail(np.ones((32, 32)), 96).size == (32, 32)
     assert isinstance(image, Image.Image)
 
 

@@ -161,6 +161,7 @@ def test_one_process_prints_how_to_resume(rank, tmp_path, monkeypatch, capsys):
         strategy=SimpleNamespace(launcher=None, reduce_boolean_decision=lambda asked, **_: asked),
         is_global_zero=rank == 0,
         global_step=3,
+        progress_bar_callback=None,
         save_checkpoint=lambda path, **_: saved.append(path),
     )
     callback.on_train_batch_end(trainer, None, None, None, 0)
@@ -169,7 +170,11 @@ def test_one_process_prints_how_to_resume(rank, tmp_path, monkeypatch, capsys):
     with pytest.raises(KeyboardInterrupt):
         callback.on_train_batch_end(trainer, None, None, None, 0)
     assert saved == [tmp_path / "checkpoints" / "interrupted.ckpt"]  # on all processes
+    assert capsys.readouterr().out == ""  # Lightning prints its own line first
+    callback.on_exception(trainer, None, KeyboardInterrupt())
     assert ("Saved after step 3." in capsys.readouterr().out) == (rank == 0)
+    callback.on_exception(trainer, None, KeyboardInterrupt())
+    assert capsys.readouterr().out == ""
 
 
 def run_of_its_own(folder, to, stage):

@@ -1,10 +1,14 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_recall.callbacks import EmbeddingWriter, RetrievalEvaluation
 from lightning_recall.callbacks.output import file_name, new_folder, output_path, run_folder, save_picture, unused_paths
 
 
@@ -118,3 +122,31 @@ def test_launched_processes_inherit_the_folder(tmp_path):
     chosen = run_folder(run)
     run.test(Notes(tmp_path), [0, 0], verbose=False)
     assert [(tmp_path / f"rank_{rank}").read_text() for rank in range(2)] == [f"{chosen} True"] * 2
+
+
+class Flatten(LightningModule):
+    def forward(self, images):
+        return images.flatten(1)
+
+    def test_step(self, batch, batch_idx):
+        pass
+
+    validation_step = test_step
+
+    def predict_step(self, batch, batch_idx):
+        return self(batch[0])
+
+
+@pytest.mark.parametrize("bar", [RichProgressBar, TQDMProgressBar])
+@pytest.mark.parametrize(("run", "name"), [("test", "Testing"), ("validate", "Validation"), ("predict", "Predicting")])
+def test_results_are_below_the_progress_bar(bar, run, name, tmp_path, capsys):
+    callbacks = [RetrievalEvaluation(), EmbeddingWriter(), bar()]
+    given = trainer(tmp_path, callbacks=callbacks, enable_progress_bar=True)
+    loader = DataLoader(TensorDataset(torch.rand(8, 1, 3, 3), torch.arange(8) // 2), batch_size=4)
+    options = {"return_predictions": False} if run == "predict" else {"verbose": False}
+    for _ in range(2):  # the next run has its own bar
+        getattr(given, run)(Flatten(), loader, **options)
+        shown = capsys.readouterr().out
+        printed = "Embeddings, ids and labels" if run == "predict" else "Retrieval on the"
+        assert name in shown
+        assert shown.rindex(name) < shown.index(printed)

@@ -19,7 +19,7 @@ from torch.utils.data import (
     random_split,
 )
 
-from lightning_recall import ClassBalancedBatchSampler, RecallAtK, RetrievalEvaluation
+from lightning_recall import ClassBalancedBatchSampler, RetrievalEvaluation
 from lightning_recall.callbacks import EvaluationCharts, EvaluationReport, RetrievedImages
 from lightning_recall.callbacks.retrieval_evaluation import evaluation_results
 from lightning_recall.callbacks.retrieved_images import pictures_of
@@ -71,7 +71,7 @@ def make_trainer(*callbacks, **kwargs):
 
 
 def scores_of(embeddings, labels=LABELS, ks=(1, 2)):
-    metric = RecallAtK(ks)
+    metric = RetrievalScores(("recall", "map@r"), ks)
     metric.update(embeddings, labels)
     return metric.compute()
 
@@ -179,7 +179,7 @@ def test_named_dataloaders_with_queries_and_gallery(capsys):
     loaders = {"all": loader(), "shop": DataLoader(Shop(), batch_size=12)}
     results = make_trainer(RetrievalEvaluation(ks=(1, 2))).test(module, loaders, verbose=False)
     scores = {key: value for result in results for key, value in result.items()}
-    metric = RecallAtK((1, 2))
+    metric = RetrievalScores(("recall", "map@r"), (1, 2))
     is_query = torch.from_numpy(Shop().is_query)[:-2]
     metric.update(module.net(IMAGES)[:-2], LABELS[:-2], None, is_query, ~is_query)
     expected = {f"test/shop/{name}": pytest.approx(value.item()) for name, value in metric.compute().items()}
@@ -192,6 +192,7 @@ def test_named_dataloaders_with_queries_and_gallery(capsys):
 
 class InGroups(TensorDataset):
     groups = np.arange(40) % 3
+    class_names = tuple(f"name {label}" for label in range(10))
     paths = np.array([f"images/{i}.jpg".encode() for i in range(40)])
 
     def __init__(self):
@@ -214,9 +215,11 @@ def test_other_scores_groups_and_tables(tmp_path, capsys):
     assert [int(row["first_rank"]) for row in rows] == found.first_ranks.tolist()
     assert [float(row["map@r"]) for row in rows] == pytest.approx(found.scores["map@r"].tolist(), rel=1e-5)
     assert rows[7]["path"] == f"images/{rows[7]['index']}.jpg"
+    assert [row["class"] for row in rows] == [f"name {row['label']}" for row in rows]
     with (tmp_path / "runs/version_0/test_classes.csv").open() as file:
         classes = list(csv.DictReader(file))
     assert [int(row["label"]) for row in classes] == list(range(10))
+    assert [row["class"] for row in classes] == [f"name {label}" for label in range(10)]
     assert sum(float(row["mrr"]) * int(row["queries"]) for row in classes) / len(rows) == pytest.approx(
         results["test/mrr"], rel=1e-5
     )
@@ -669,7 +672,8 @@ def write_quickly(figure, target, **_):
 
 def test_a_second_test_and_names_with_slashes_keep_all_files(tmp_path, monkeypatch):
     monkeypatch.setattr(Figure, "savefig", write_quickly)
-    callbacks = RetrievalEvaluation((1,), tables=True), RetrievedImages(2, 2, ["best"]), EvaluationReport(2, 2)
+    evaluation = RetrievalEvaluation((1,), ["recall"], tables=True)
+    callbacks = evaluation, RetrievedImages(2, 2, ["best"]), EvaluationReport(2, 2)
     trainer = make_trainer(*callbacks, EvaluationCharts(), default_root_dir=tmp_path)
     data = DataLoader(PLAIN_DATA, batch_size=16)
     results = trainer.test(Pixels(), {"a/b": data, "Straße: 1": data}, verbose=False)

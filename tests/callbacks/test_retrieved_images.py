@@ -59,9 +59,9 @@ def test_images_that_cannot_be_looked_up_are_an_error(tmp_path):
 def test_the_neighbours_are_the_nearest(choice, tmp_path, monkeypatch):
     drawn = {}
 
-    def spy(pictures, retrieved):
+    def spy(pictures, retrieved, names):
         drawn.update(retrieved._asdict())
-        return draw_queries(pictures, retrieved)
+        return draw_queries(pictures, retrieved, names)
 
     monkeypatch.setattr("lightning_recall.callbacks.retrieved_images.draw_queries", spy)
     images, labels = torch.rand(30, 1, 4, 4), torch.arange(30) // 3

@@ -72,8 +72,13 @@ def test_it_prints_what_is_trained_and_the_scores(tmp_path, capsys, monkeypatch)
     assert lines["batch"] == "24 images of 12 classes"
     assert lines["chunks"] == "3 of at most 10 images"
     assert lines["memory"].startswith("about ")
-    assert lines["val/recall@1"] == f"{trainer.callback_metrics['val/recall@1'].item():.4f}"
-    assert lines["best val/recall@1"] == f"{saving.best_model_score.item():.4f}"
+    assert "Retrieval on the val split, in %" in shown
+    assert "R@1" in shown
+    assert "mAP@R" in shown
+    assert lines["last, after 2 epochs"] == f"{100 * trainer.callback_metrics['val/recall@1'].item():.1f}"
+    (best,) = (value for name, value in lines.items() if name.startswith("best, after"))
+    assert best == f"{100 * saving.best_model_score.item():.1f}"
+    assert not any(name.startswith(("val/", "best val/")) for name in lines)
     assert trainer.callback_metrics["images/s"] > 0
 
 
@@ -208,7 +213,13 @@ def test_each_training_is_summarised_for_all_processes(printed, monkeypatch):
 @pytest.mark.parametrize("fast_dev_run", [False, 1])
 def test_the_last_table_holds_validation_scores_of_real_runs(fast_dev_run, printed):
     metrics = {"val/recall@1": torch.tensor(0.5), "train/loss": torch.tensor(0.25)}
-    trainer = SimpleNamespace(callback_metrics=metrics, checkpoint_callbacks=[], fast_dev_run=fast_dev_run)
+    trainer = SimpleNamespace(
+        callback_metrics=metrics,
+        callbacks=[],
+        checkpoint_callbacks=[],
+        fast_dev_run=fast_dev_run,
+        progress_bar_callback=None,
+    )
     RunSummary().on_fit_end(trainer, None)
     assert printed == ([] if fast_dev_run else [("Last validation", {"val/recall@1": "0.5000"})])
 

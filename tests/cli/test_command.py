@@ -5,18 +5,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 import yaml
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ModelCheckpoint, ModelSummary
 
-from lightning_recall._lightning import PACKAGE
 from lightning_recall.callbacks import InterruptCheckpoint, RunSummary
 from lightning_recall.cli import command as command_module
 from lightning_recall.cli import run
 from lightning_recall.cli.command import RecallCLI
 
 GLYPHS = Path(__file__).parent.parent.parent / "configs" / "glyphs.yaml"
+IMAGES = GLYPHS.with_name("your_images.yaml")
 QUICK = ("--trainer.enable_progress_bar", "false", "--trainer.limit_train_batches", 1, "--trainer.limit_val_batches", 0)
 pytestmark = [
     pytest.mark.filterwarnings("ignore:OneCycleLR ends after"),
@@ -190,14 +191,59 @@ def test_a_run_ends_with_its_folder(finished, tmp_path, monkeypatch, capsys):
     assert ("Checkpoint: best.ckpt" in shown) == (finished == "after_fit")
 
 
-def test_the_console_shows_warnings_in_a_line_and_no_advertisement(monkeypatch):
+def test_the_console_shows_warnings_in_a_line(monkeypatch):
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # `run` sets it for its process
     monkeypatch.setattr(command_module, "main", lambda: None)
     run()
     assert warnings.formatwarning("look here", UserWarning, "file.py", 3) == "Warning: look here\n"
-    logger = logging.getLogger(f"{PACKAGE}.utilities.rank_zero")
-    monkeypatch.setattr(logger, "filters", [])
-    with warnings.catch_warnings():
-        command_module.hide_noise()
-    for message, is_shown in (("\U0001f4a1 Tip: For seamless cloud uploads", False), ("GPU available", True)):
-        assert bool(logger.filter(logging.LogRecord("", 20, "", 1, message, (), None))) == is_shown
+
+
+def refuse_to_build(monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("the model is built before the data is checked")
+
+    monkeypatch.setattr("lightning_recall.models.ImageEmbedder.__init__", fail)
+
+
+def test_a_wrong_folder_shows_before_the_model_is_built(command, in_tmp_path, monkeypatch):
+    refuse_to_build(monkeypatch)
+    with pytest.raises(ValueError, match=r"nowhere does not exist"):
+        command("fit", "--config", IMAGES, "--data.root", "nowhere")
+    (in_tmp_path / "photos" / "empty").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"photos/empty holds no image"):
+        command("fit", "--config", IMAGES, "--data.root", "photos")
+
+
+def test_data_that_are_made_before_they_are_read_need_no_folder_yet(command, in_tmp_path, monkeypatch):
+    monkeypatch.setattr(RecallCLI, "run_subcommand", lambda *_: None)
+    command("fit", "--config", GLYPHS, "--data.root", "not_drawn_yet")
+    assert files(in_tmp_path) == set()
+
+
+def checkpoint_with_weights(command, small_data, tmp_path, *options):
+    """Trains one step from a weights file and deletes the file; returns the options and the checkpoint."""
+    weights = tmp_path / "weights.pth"
+    torch.save(timm.create_model("resnet10t").state_dict(), weights)
+    settings = ("--config", IMAGES, "--data.root", small_data("image_folder"), "--data.num_workers", 0, *options)
+    settings += ("--data.batch_size", 16, "--model.embedder.backbone", "resnet10t", "--data.transforms.size", 32)
+    settings += ("--model.embedder.pretrained", weights, *QUICK, "--trainer.limit_test_batches", 1)
+    command("fit", *settings, "--trainer.max_epochs", 1)
+    (checkpoint,) = (tmp_path / "runs").rglob("last.ckpt")
+    return settings, checkpoint, weights
+
+
+def test_a_baseline_whose_weights_are_gone_does_not_stop_a_test(command, small_data, tmp_path, capsys):
+    settings, checkpoint, weights = checkpoint_with_weights(command, small_data, tmp_path)
+    scored = ("--ckpt_path", checkpoint, "--evaluation.baselines", "true")
+    command("test", *settings, *scored)
+    assert "before training" in capsys.readouterr().out
+    weights.unlink()
+    with pytest.warns(UserWarning, match=r"The baselines are omitted: .*no such file: .*weights.pth"):
+        command("test", *settings, *scored)
+    shown = capsys.readouterr().out
+    assert "before training" not in shown
+    assert "model" in shown
+    with pytest.raises(ValueError, match="no such file"):
+        command("test", *settings, "--evaluation.baselines", "true")  # without a checkpoint, nothing else to test
+    with pytest.raises(ValueError, match="embedding_dim"):
+        command("test", *settings, *scored, "--model.embedder.embedding_dim", 0)

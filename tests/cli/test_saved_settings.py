@@ -8,7 +8,7 @@ from lightning_recall.cli.saved_settings import SaveSettings
 
 
 def test_checkpoints_hold_settings_that_download_nothing_and_keep_a_modules_own():
-    embedder = Namespace(init_args=Namespace(backbone="resnet18", pretrained=True))
+    embedder = Namespace(init_args=Namespace(backbone="resnet18", pretrained=True, freeze_batch_norm=None))
     model = Namespace(class_path="a.B", init_args=Namespace(embedder=embedder))
     settings = SaveSettings(None, Namespace(model=model))
     checkpoint, own = {}, {"hyper_parameters": {"width": 3}}

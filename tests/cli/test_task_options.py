@@ -16,6 +16,7 @@ from lightning_recall.cli.task_options import (
     TASK_MODULES,
     TaskOptions,
     default_callbacks,
+    disable_pretrained,
     expand_model_files,
     import_classes,
     public_names,
@@ -23,7 +24,7 @@ from lightning_recall.cli.task_options import (
 )
 
 GLYPHS = Path(__file__).parents[2] / "configs" / "glyphs.yaml"
-NAMES = {*TaskOptions.__annotations__, "disable_pretrained", "evaluates_initial_weights"}
+NAMES = {*TaskOptions.__annotations__, "disable_pretrained", "disable_baselines", "evaluates_initial_weights"}
 
 
 @pytest.mark.parametrize("name", TASK_MODULES)
@@ -35,7 +36,8 @@ def test_each_module_declares_every_name_and_no_other(name):
 
 def test_names_of_all_modules_are_known_after_import():
     import_classes()
-    assert {"RetrievalModule", "CircleLoss", "GlyphsDataModule", "ImageEmbedder", "RunSummary"} <= set(public_names())
+    names = {"RetrievalModule", "CircleLoss", "GlyphsDataModule", "ImageEmbedder", "RunSummary"}
+    assert {*names, "ManualOptimization", "ClassBalancedBatchSampler"} <= set(public_names())
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def two_tasks(monkeypatch):
     (first,) = task_options()
     second = SimpleNamespace(**{**{name: getattr(first, name) for name in NAMES}, "OVERVIEW": "Segments images."})
     second.SUBCOMMANDS = dict.fromkeys(first.SUBCOMMANDS, "Or masks.")
-    second.MODEL_FILES = ("init_args.weights",)
+    second.MODEL_FILES = ("weights",)
     monkeypatch.setitem(sys.modules, "second", second)
     monkeypatch.setattr(task_options_module, "TASK_MODULES", (*TASK_MODULES, "second"))
 
@@ -80,3 +82,22 @@ def test_settings_that_are_not_paths_stay(embedder):
     before = model.clone()
     expand_model_files(model)
     assert model == before
+
+
+@pytest.mark.parametrize("kind", [Namespace, dict])
+def test_settings_of_wrapped_classes_are_found(kind):
+    def settings(**init_args):
+        return kind(class_path="a.B", init_args=kind(**init_args))
+
+    backbone = settings(pretrained="~/c", backbone="x", freeze_batch_norm=None)
+    inner, other = settings(pretrained="~/a", backbone="x", freeze_batch_norm=None), settings(pretrained=True)
+    model = settings(embedder=settings(embedder=settings(embedder=inner), backbone=backbone), losses=[other], width=3)
+    expand_model_files(model)
+    home = os.path.expanduser("~")
+    values = [inner, backbone, other]
+    assert [each["init_args"]["pretrained"] for each in values] == [f"{home}/a", f"{home}/c", True]
+    disable_pretrained(model)
+    assert [each["init_args"]["pretrained"] for each in values] == [False, False, False]
+    assert inner["init_args"]["freeze_batch_norm"] is True  # as if the weights were loaded
+    assert "freeze_batch_norm" not in other["init_args"]
+    disable_pretrained(None)  # no model is set

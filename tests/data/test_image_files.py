@@ -224,3 +224,43 @@ def test_labels_of_any_integer_type(kind, tmp_path):
     labels = np.array(values, kind) if isinstance(kind, type) and issubclass(kind, np.integer) else kind(values)
     data = ImageFiles(tmp_path, ["a.png", "b.png"], labels)
     assert (data.labels.tolist(), data.labels.dtype) == (values, np.int64)
+
+
+def photograph(width, height):
+    """Smooth structure with fine detail, (height, width, 3) uint8, whose top left corner is bright."""
+    y, x = np.mgrid[:height, :width] / max(width, height)
+    waves = np.stack([np.sin(40 * x + 3 * y), np.cos(25 * y), np.sin(30 * (x + y))], 2) * 50 + 120
+    waves[: height // 4, : width // 4] += 60
+    return (waves + np.random.default_rng(0).normal(0, 8, waves.shape)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("size", [(160, 120), (375, 500), (1200, 900)])
+@pytest.mark.parametrize("kind", ["jpg", "rotated jpg", "cmyk jpg", "palette png", "16-bit png"])
+def test_photographs_of_all_kinds_are_resized_as_pillow_does(size, kind, tmp_path):
+    pixels = photograph(*size)
+    path = tmp_path / f"photo.{kind.split()[-1]}"
+    image = expected = Image.fromarray(pixels)
+    if kind == "rotated jpg":
+        exif = Image.Exif()
+        exif[274] = 6
+        image.rotate(90, expand=True).save(path, quality=98, subsampling=0, exif=exif)
+    elif kind == "16-bit png":
+        grey = image.convert("L")
+        Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(path)
+        expected = grey.convert("RGB")
+    elif kind == "palette png":
+        image = image.quantize(256)
+        image.save(path)
+        expected = image.convert("RGB")
+    else:
+        image.convert("CMYK" if "cmyk" in kind else "RGB").save(path, quality=98, subsampling=0)
+    ours = ImageFiles(tmp_path, [path.name], [0], transforms=ImageTransforms(size=112))[0][0]
+    scale = 128 / min(size)
+    resized = expected.resize([int(side * scale) for side in size], Image.Resampling.BILINEAR)
+    left, top = (round((side - 112) / 2) for side in resized.size)
+    reference = np.asarray(resized.crop((left, top, left + 112, top + 112))).astype(int)
+    difference = np.abs(ours.permute(1, 2, 0).numpy().astype(int) - reference)
+    assert ours.shape == (3, 112, 112)
+    assert difference.mean() < 2.5  # JPEG; one pixel to the side gives more than 5
+    shifted = np.abs(np.roll(reference, 1, 1) - reference).mean()
+    assert difference.mean() < shifted / 2

@@ -1,9 +1,14 @@
 import pytest
+import torch
+from torch import nn
+from torchvision.transforms.v2 import functional as tv
 
 from lightning_recall.data import ImageTransforms
 
 
-@pytest.mark.parametrize("settings", [{"size": 0}, {"size": 300}, {"min_scale": 0.0}, {"min_scale": 1.1}])
+@pytest.mark.parametrize(
+    "settings", [{"size": 0}, {"size": 300, "resize": 256}, {"min_scale": 0.0}, {"min_scale": 1.1}]
+)
 def test_values_out_of_range_are_rejected(settings):
     with pytest.raises(ValueError, match="1 <= size <= resize and 0 < min_scale <= 1"):
         ImageTransforms(**settings)
@@ -13,3 +18,32 @@ def test_values_out_of_range_are_rejected(settings):
 def test_unknown_options_are_rejected(settings):
     with pytest.raises(ValueError, match='mode must be "RGB" or "L", on_error "skip" or "raise"'):
         ImageTransforms(**settings)
+
+
+def test_one_number_sets_both_sizes():
+    assert ImageTransforms().evaluation_sizes == (224, 256)
+    assert ImageTransforms(size=96).evaluation_sizes == (96, 110)
+    assert ImageTransforms(size=96, resize=96).evaluation_sizes == (96, 96)
+    image = torch.zeros(3, 200, 300, dtype=torch.uint8)
+    image[:, :, 160:] = 255
+    cropped = ImageTransforms(size=96).transform(training=False)(image)
+    resized = tv.center_crop(tv.resize(image, [110], antialias=True), [96])
+    assert torch.equal(cropped, resized)
+    assert ImageTransforms(size=96).transform(training=True)(image).shape == (3, 96, 96)
+
+
+def test_the_size_of_the_model_is_the_default():
+    chosen = ImageTransforms().for_model(384)
+    assert (chosen.size, chosen.resize) == (384, 439)
+    chosen = ImageTransforms(size=96, flip=False).for_model(384)
+    assert (chosen.size, chosen.resize, chosen.flip) == (96, 110, False)
+    with pytest.raises(ValueError, match=r"transforms.resize=256 is smaller than size=384, which the model expects"):
+        ImageTransforms(resize=256).for_model(384)
+
+
+def test_a_crop_of_the_middle_is_recognised():
+    assert ImageTransforms(size=96, resize=256).sees_only_the_middle
+    assert not ImageTransforms(size=96).sees_only_the_middle
+    assert not ImageTransforms(size=96, resize=96).sees_only_the_middle
+    assert not ImageTransforms(size=96, resize=256, longest_side=300).sees_only_the_middle
+    assert not ImageTransforms(size=96, resize=256, eval_transform=nn.Identity()).sees_only_the_middle

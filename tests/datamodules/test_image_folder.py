@@ -358,9 +358,9 @@ def test_a_link_to_a_parent_folder_is_rejected(target, small_data):
 
 @pytest.mark.parametrize("name", ["x" * 300, "x" * 50_000, "x/" * 5_000])
 def test_a_root_with_a_long_name_does_not_exist(name):
-    for data in (ImageFolderDataModule(name), ImageTableDataModule(name)):
+    for kind in (ImageFolderDataModule, ImageTableDataModule):
         with pytest.raises(ValueError, match=r"x does not exist, but its parent folder .* does") as raised:
-            data.setup("fit")
+            kind(name)
         assert len(str(raised.value)) < 500
 
 
@@ -376,3 +376,53 @@ def test_messages_about_one_file_or_class_use_the_singular(small_data):
         shutil.rmtree(folder)
     with pytest.raises(ValueError, match="image_folder holds 1 class: training needs 2"):
         ImageFolderDataModule(str(root)).setup("fit")
+
+
+@pytest.mark.parametrize("splits", [False, True])
+@pytest.mark.parametrize("beside", [0, 2])
+def test_a_root_one_level_too_high_is_recognised(splits, beside, small_data):
+    root = small_data("image_folder")
+    if splits:
+        arrange(root, train=[1, 2, 3], test=[101, 102])
+    above = root.parent / "above"
+    above.mkdir()
+    root.rename(above / "photos")
+    for number in range(beside):
+        draw(above / f"other {number}" / "0.png")
+    inside, example = (2, "'test'") if splits else (8, "'class 1'")
+    message = (
+        f"above holds {1 + beside} folders?, and its folder 'photos' holds {inside}, such as {example}. If .*photos"
+    )
+    with pytest.raises(ValueError, match=message):
+        set_up(above)
+    set_up(above / "photos")
+
+
+def test_few_classes_with_subfolders_are_not_taken_for_a_level(tmp_path):
+    for name in ("a/x", "a", "b/y", "b"):
+        draw(tmp_path / name / "0.png", size=(9 + len(name), 9))
+    with pytest.raises(ValueError, match="holds 2 classes: training needs 2"):
+        set_up(tmp_path)
+
+
+def test_a_missing_root_is_found_before_the_model_is_built(tmp_path):
+    with pytest.raises(ValueError, match=r"none does not exist, but its parent folder .* does\. Pass a folder"):
+        ImageFolderDataModule(str(tmp_path / "none"))
+    with pytest.raises(ValueError, match=r"none\.csv does not exist, but its parent folder .* does\. Pass a CSV"):
+        ImageTableDataModule(str(tmp_path / "none.csv"))
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is a file: pass a folder that holds one folder of images per class"):
+        ImageFolderDataModule(str(tmp_path / "file"))
+
+
+def test_a_root_that_prepare_data_makes_may_be_missing_before(tmp_path):
+    class Downloaded(ImageFolderDataModule):
+        def prepare_data(self):
+            for c in range(5):
+                draw(self.root / str(c) / "0.png")
+                draw(self.root / str(c) / "1.png", size=(9, 9))
+
+    data = Downloaded(str(tmp_path / "new"), val_classes=1)
+    data.prepare_data()
+    data.setup("fit")
+    assert len(data.train_data) == 6

@@ -1,10 +1,11 @@
 import re
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
 
-from lightning_recall import RetrievalDataModule
+from lightning_recall import ClassBalancedBatchSampler, RetrievalDataModule
 from lightning_recall.data import ImagesInMemory
 from lightning_recall.datamodules.summary import check_queries
 
@@ -74,3 +75,23 @@ def test_one_class_says_nothing_about_the_model():
         warnings.simplefilter("error")
         check_queries("validation", in_memory([5, 5, 6, 6]), required=True)
         check_queries("test", in_memory([5, 5, 5]), required=True)  # the user chose it
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "message"),
+    [
+        (18, "batch_size=18 is larger than the 16 training images: images repeat within a batch; choose at most 16"),
+        (10, "batch_size=10 needs 5 classes of 2 images, but there are 4: a batch holds several packs of a class; for"),
+        (8, None),
+    ],
+)
+def test_batches_that_repeat_classes_or_images_are_announced(batch_size, message, caplog):
+    repeat = partial(ClassBalancedBatchSampler, small_classes="repeat", few_classes="repeat")
+    data = RetrievalDataModule(batch_size=batch_size, samples_per_class=2, val_classes=0, sampler=repeat)
+    data.read = lambda: {"train": in_memory(np.repeat(np.arange(4), 4)), "test": in_memory([5, 5])}
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    count = sum(len(labels) for _, labels in batch)
+    assert count == batch_size
+    assert ("batch_size=" in caplog.text) == (message is not None)
+    assert (message or "") in caplog.text

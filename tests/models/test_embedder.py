@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from other_device import DEVICE, other_device
 from torch import nn
 
-from lightning_recall import ImageEmbedder
+from lightning_recall import ImageEmbedder, chunked_forward
 from lightning_recall.models import SmallConvNet
 
 PIXELS = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
@@ -91,7 +91,7 @@ def test_dtype_follows_the_parameters():
         ({"backbone": "resnet1", "pretrained": False}, "Similar: .*resnet18"),
         ({"backbone": nn.Flatten()}, "has no num_features attribute: set it"),
         ({"backbone": SmallConvNet(), "embedding_dim": 0}, "embedding_dim must be at least 1, got 0"),
-        ({"backbone": "vit_tiny_patch16_224", "pretrained": False, "pooling": "gem"}, "pooling must be None"),
+        ({"backbone": "resnet10t", "pretrained": False, "pooling": "token"}, "resnet10t has no class token"),
     ],
 )
 def test_wrong_arguments_are_rejected(arguments, message):
@@ -266,3 +266,43 @@ def test_batch_norm_can_be_frozen_and_unfrozen_at_any_time():
 def test_statistics_of_pixels_in_0_to_255_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         small(**arguments)
+
+
+def test_channels_last_does_not_change_the_results():
+    plain, fast = (timm_model("test_resnet", channels_last=value, freeze_batch_norm=True) for value in (False, None))
+    assert (plain.channels_last, fast.channels_last, timm_model("test_vit").channels_last) == (False, True, False)
+    fast.load_state_dict(plain.state_dict())  # as from a checkpoint made before
+    seen = []
+    fast.backbone.layer4.register_forward_hook(lambda _, __, maps: seen.append(maps))
+    results = []
+    for embedder in (plain, fast):
+        embeddings = chunked_forward(embedder.double(), PIXELS, 2)
+        (embeddings * torch.linspace(-1, 1, 8)).sum().backward()
+        results.append([embeddings.detach(), *(p.grad for p in embedder.parameters())])
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert fast.backbone.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
+
+
+def test_features_skip_the_backbone():
+    embedder = timm_model("test_resnet").eval()
+    features = embedder.features(PIXELS)
+    assert features.shape == (4, embedder.num_features)
+    torch.testing.assert_close(embedder(features), embedder(PIXELS))
+    torch.testing.assert_close(embedder(features), F.normalize(embedder.head(features), dim=1))
+    with pytest.raises(ValueError, match=rf"Features must be of shape \(B, {embedder.num_features}\), .* got \(4, 7\)"):
+        embedder(torch.zeros(4, 7))
+
+
+def test_widths_of_the_head():
+    def layers(embedding_dim, norm):
+        head = ImageEmbedder(SmallConvNet(3, 64), embedding_dim, norm=norm).head
+        return [(type(layer).__name__, getattr(layer, "out_features", None)) for layer in head.children()]
+
+    assert layers(8, "layer") == layers([8], "layer") == [("LayerNorm", None), ("Linear", 8)]
+    assert layers([16, 8], "batch") == [("Linear", 16), ("GELU", None), ("Linear", 8), ("BatchNorm1d", None)]
+    assert layers(8, None) == [("Linear", 8)]
+    embedder = ImageEmbedder(SmallConvNet(3, 64), None).eval()
+    torch.testing.assert_close(embedder(PIXELS), F.normalize(embedder.features(PIXELS), dim=1))
+    assert embedder.image_size == 64

@@ -2,32 +2,40 @@ import pytest
 from jsonargparse import Namespace
 
 from lightning_recall.modules import command
-from lightning_recall.modules.command import disable_pretrained, evaluates_initial_weights, images_per_loaded_chunk
+from lightning_recall.modules.command import (
+    disable_baselines,
+    disable_pretrained,
+    evaluates_initial_weights,
+    images_per_loaded_chunk,
+)
 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"backbone": "resnet18"}, True),
-        ({"backbone": {"class_path": "SmallConvNet"}}, False),
+        ({"backbone": "resnet18", "freeze_batch_norm": None}, True),
+        ({"backbone": {"class_path": "SmallConvNet"}, "freeze_batch_norm": None}, False),
         ({"backbone": "resnet18", "freeze_batch_norm": False}, False),
         ({"backbone": {"class_path": "SmallConvNet"}, "freeze_batch_norm": True}, True),
     ],
 )
 def test_without_a_download_batch_norm_is_frozen_as_with_it(settings, expected):
     settings["pretrained"] = True
-    disable_pretrained({"init_args": {"embedder": {"init_args": settings}}})
+    disable_pretrained(settings)
     assert (settings["pretrained"], settings["freeze_batch_norm"]) == (False, expected)
     untrained = {"backbone": "resnet18", "pretrained": False}
-    disable_pretrained({"init_args": {"embedder": {"init_args": untrained}}})
+    disable_pretrained(untrained)
     assert untrained == {"backbone": "resnet18", "pretrained": False}  # trained from the start, nothing is frozen
 
 
-def test_a_model_without_an_embedder_of_ours_stays_as_it_is():
-    for settings in ({}, {"init_args": None}, {"init_args": {"embedder": "mine.Net"}}, {"init_args": {"width": 3}}):
+def test_other_classes_stay_as_they_are():
+    for settings in ({}, {"width": 3}, {"pretrained": None}, {"freeze_batch_norm": None}):
         same = dict(settings)
         disable_pretrained(settings)
         assert settings == same
+    settings = {"pretrained": "weights.pth"}
+    disable_pretrained(settings)
+    assert settings == {"pretrained": False}  # a class without freeze_batch_norm gets none
 
 
 def test_baselines_need_the_initial_weights():
@@ -35,6 +43,9 @@ def test_baselines_need_the_initial_weights():
     assert evaluates_initial_weights([plain, scoring])
     assert not evaluates_initial_weights([plain, Namespace(class_path="a.B")])
     assert not evaluates_initial_weights([])
+    disable_baselines([plain, scoring, Namespace(class_path="a.B")])
+    assert not evaluates_initial_weights([plain, scoring])
+    assert plain == Namespace(init_args=Namespace(ks=[1]))
 
 
 def test_chunks_are_loaded_as_they_are_embedded():

@@ -2,10 +2,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer, callbacks
+from small_trainings import make_module
 from torch import nn
+from torch.optim import SGD
 
-from lightning_recall import RecallAtKLoss, RetrievalModule
+from lightning_recall import RecallAtKLoss, RetrievalModule, SimilarityMixup
+from lightning_recall.losses import NormalizedSoftmaxLoss
 from lightning_recall.optimization.step_memory import step_memory
 
 
@@ -62,3 +65,39 @@ def test_several_processes_each_have_their_chunks():
     described.trainer = SimpleNamespace(world_size=2)
     rows = described.training_summary((["a", "b"], torch.arange(2)))
     assert rows["chunks"] == "1 of at most 2 images on each process"
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [
+        ({}, {"learning rate": "0.001"}),
+        (
+            {"mixup": SimilarityMixup(), "head_lr": 0.1, "layer_decay": 0.5, "unfreeze_epoch": 2},
+            {
+                "mixup": "SimilarityMixup",
+                "learning rate": "backbone 3.13e-05 to 0.001, head 0.1, loss 0.001",
+                "backbone": "frozen before epoch 2, from 0",
+            },
+        ),
+        ({"unfreeze_epoch": None}, {"learning rate": "0.001", "backbone": "frozen"}),
+    ],
+)
+def test_fine_tuning_is_described(settings, rows):
+    loss = NormalizedSoftmaxLoss(3, 8)
+    described = make_module(loss=loss, optimizer=lambda groups: SGD(groups, lr=0.001), **settings)
+    described.trainer = Trainer(accelerator="cpu", barebones=True)
+    described.trainer.strategy.optimizers = described.configure_optimizers()[0]
+    found = described.training_summary((["a", "b"], torch.arange(2)))
+    assert {name: found[name] for name in found if name not in ("embedder", "loss", "chunks", "memory")} == rows
+
+
+class WeightAveraging(getattr(callbacks, "EMAWeightAveraging", Callback)):
+    pass
+
+
+@pytest.mark.skipif(not hasattr(callbacks, "EMAWeightAveraging"), reason="Lightning 2.5 has none")
+def test_averaged_weights_are_described():
+    described = module(4)
+    described.trainer.callbacks.append(WeightAveraging())
+    rows = described.training_summary((["a", "b"], torch.arange(2)))
+    assert rows["weights"] == "averaged by WeightAveraging, for validation and checkpoints"

@@ -50,6 +50,17 @@ def test_the_map_shows_the_first_principal_components(dim):
     assert len(axes.texts) == 10
 
 
+def test_names_are_in_the_legend_of_the_map():
+    names = [f"class {label} " + "x" * 50 * (label == 3) for label in range(9)]  # label 9 has none
+    figure = draw_embedding_map(search_result(size=40), 0, names)
+    (legend,) = figure.legends
+    shown = {text.get_text() for text in legend.get_texts()}
+    assert len(shown) == 10
+    assert {"class 0 ", "class 8 ", "9"} <= shown
+    assert max(map(len, shown)) == 40
+    assert len(figure.axes[0].texts) == 0
+
+
 def test_at_most_1000_queries_are_drawn_and_the_seed_chooses_them(monkeypatch):
     monkeypatch.setattr(module, "MAX_QUERIES", 8)
     result = search_result()

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
 from lightning_recall.metrics import RetrievalScores
@@ -48,6 +49,41 @@ def test_images_keep_their_aspect_ratio_and_their_cell():
     assert (np.diff(middles[:, :, 1], axis=0) > 0.85).all()
     for frame, (left, right, bottom, top) in zip(axes.patches, drawn, strict=True):
         np.testing.assert_allclose(frame.get_bbox().extents, (left, top, right, bottom))
+
+
+@pytest.mark.parametrize("side", [40, 160, 500])
+def test_names_are_below_their_images_and_do_not_overlap(side):
+    names = dict(
+        enumerate(["Jay", "American_Three_toed_Woodpecker", "Aston Martin Virage Convertible 2012 Ed.", "W" * 40])
+    )
+    shapes = [(side, side), (side // 2, side), (side, side // 2, 3), (side, side, 3)]
+    pictures = {item: np.zeros(shape) for item, shape in enumerate(shapes)}
+    queries, neighbors = torch.tensor([0, 1]), torch.tensor([[1, 2, 3], [3, 2, 1]])
+    similarities, relevant = torch.ones(2, 3), torch.tensor([[True, False, True]] * 2)
+    retrieved = RetrievedQueries(queries, torch.tensor([1, 1]), neighbors, similarities, relevant)
+    figure = draw_queries(pictures, retrieved, names)
+    (axes,) = figure.axes
+    below = [text for text in axes.texts if text.get_va() == "top"]
+    assert [text.get_text()[0] for text in below] == [names[i][0] for i in (0, 1, 2, 3, 1, 3, 2, 1)]
+    assert to_hex(below[1].get_color()) == RELEVANT[0]
+    assert to_hex(below[2].get_color()) == IRRELEVANT[0]
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in axes.texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    images = [image.get_window_extent(renderer) for image in axes.images]
+    assert not any(box.overlaps(image) for box in boxes for image in images)
+    sides = [max(box.width, box.height) / figure.dpi for box in images]
+    np.testing.assert_allclose(sides, 0.85 if side == 40 else 1.45)
+
+
+def test_draw_retrieved_images_takes_names():
+    metric = RetrievalScores(("recall",))
+    metric.update(torch.randn(6, 3), torch.arange(6) // 2, torch.arange(6))
+    figure = draw_retrieved_images(
+        metric.search(), lambda _: torch.rand(1, 4, 4), 1, 2, class_names=["ant", "bee", "cat"]
+    )
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert sum(text in ("ant", "bee", "cat") for text in texts) == 3
 
 
 def test_queries_are_of_different_classes():

@@ -1,0 +1,76 @@
+"""Makes Lightning's WeightAveraging and EMAWeightAveraging exact for a retrieval module.
+
+Lightning averages all buffers, also counters, labels and the memory of a loss, of which an average makes no sense. Its
+result depends on the order of the callbacks. It takes the current weights where averaged ones are asked for.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_recall._lightning import LightningModule, Trainer, averaged_module, averages_weights, callbacks_of
+
+CURRENT = "current_model_state"  # key that WeightAveraging adds to checkpoints
+
+
+def put_weight_averaging_first(trainer: Trainer) -> None:
+    """Moves WeightAveraging before the other callbacks.
+
+    A callback that saves a checkpoint after a batch then saves the average with this batch, and a callback that uses
+    the network at the start of a validation uses the averaged weights.
+    """
+    callbacks_of(trainer).sort(key=lambda callback: not averages_weights(callback))
+
+
+def is_averaged(name: str, value: Any) -> bool:
+    """Whether an entry of a retrieval module's state_dict is averaged: floating point, and part of the embedder.
+
+    Parameters of the loss are averaged by Lightning; see `copy_current_state`, which only takes buffers.
+    """
+    return isinstance(value, Tensor) and value.is_floating_point() and not name.startswith(("loss.", "mixup."))
+
+
+def unaveraged_names(module: LightningModule) -> list[str]:
+    """Names of the buffers and extra states of which no average is taken."""
+    parameters = {name for name, _ in module.named_parameters()}
+    state = module.state_dict()
+    return [name for name in state if name not in parameters and not is_averaged(name, state[name])]
+
+
+def copy_current_state(trainer: Trainer, module: LightningModule) -> None:
+    """Copies buffers of which no average is taken to the averaged module."""
+    averaged = averaged_module(trainer)
+    if averaged is None:
+        return
+    current, targets = dict(module.named_buffers()), dict(averaged.named_buffers())
+    with torch.no_grad():
+        for name in unaveraged_names(module):
+            if name in targets:
+                targets[name].copy_(current[name])
+
+
+def save_current_state(checkpoint: dict[str, Any], module: LightningModule) -> None:
+    """Gives the averaged weights of a checkpoint the buffers and extra states of which no average is taken."""
+    if CURRENT in checkpoint:
+        for name in unaveraged_names(module):
+            checkpoint["state_dict"][name] = checkpoint[CURRENT][name]
+
+
+def check_weight_averaging(checkpoint: dict[str, Any], trainer: Trainer) -> None:
+    """Makes a test after a training use the averaged weights of the checkpoint, as a new Trainer does.
+
+    Raises:
+        ValueError: if training resumes from a checkpoint of WeightAveraging without this callback, which would start
+            from the averaged weights.
+    """
+    if CURRENT not in checkpoint:
+        return
+    if trainer.state.fn != "fit":
+        checkpoint[CURRENT] = checkpoint["state_dict"]
+    elif not any(map(averages_weights, callbacks_of(trainer))):
+        raise ValueError(
+            "The checkpoint was trained with EMAWeightAveraging or WeightAveraging, but this run has neither: resume "
+            "with the same callback, or start a new training from the averaged weights: --weights FILE in the command, "
+            "or module.load_state_dict(..., strict=False)."
+        )
