@@ -64,12 +64,21 @@ class Method(NamedTuple):
 
 def without_classes(loss: Callable[[], nn.Module]) -> Callable[[int, int], nn.Module]:
     """Builds a loss that does not depend on the number of classes or the embedding dimension."""
-    return lambda classes, dim: loss()
+    return lambda *_: loss()
 
 
 METHODS = {
     PRETRAINED: Method(without_classes(losses.RecallAtKLoss), None),
+    "recipe": Method(without_classes(losses.RecallAtKLoss), 1e-4, average=0.97),
     "RecallAtK": Method(without_classes(losses.RecallAtKLoss), 1e-4),
+    "RecallAtK, SiMix": Method(without_classes(losses.RecallAtKLoss), 1e-4, SimilarityMixup),
+    "SupRecallAtK": Method(without_classes(losses.SupRecallAtKLoss), 1e-4),
+    "SmoothAP": Method(without_classes(losses.SmoothAPLoss), 1e-4),
+    "contrastive": Method(without_classes(losses.ContrastiveLoss), 1e-4),
+    "MultiSimilarity (PML)": Method(without_classes(partial(pml_loss("MultiSimilarityLoss"), 0)), 1e-4),
+    "SupCon (PML)": Method(without_classes(partial(pml_loss("SupConLoss"), 0)), 1e-4),
+    "ProxyAnchor": Method(losses.ProxyAnchorLoss, 1e-4),
+    "normalized softmax": Method(losses.NormalizedSoftmaxLoss, 1e-4),
 }
 
 
@@ -93,7 +102,7 @@ class Photographs(RetrievalDataModule):
         """Splits the classes by their position in alphabetical order."""
         paths, names = list_images(self.root, self.root, [])
         data = image_files(self.root, paths, names, self.transforms)
-        trains = data.labels < len(data.class_names) // 2
+        trains = data.labels < len(set(names)) // 2
         if not self.choose:
             return {"train": data.select(trains), "test": data.select(~trains)}
         validates = trains & (data.labels % 3 == 0)

@@ -45,13 +45,14 @@ def test_trains_scores_and_goes_on_where_it_stopped(options, tmp_path, monkeypat
     assert len({row["map@r"] for row in first}) == 3  # training changes the network, and so does the seed
     assert "RecallAtK" in capsys.readouterr().out
     trained = []
-    monkeypatch.setattr(photographs, "run", lambda setting, options: trained.append(setting) or first[0])
+    monkeypatch.setattr(photographs, "run", lambda *given: trained.append(given) or first[0])
     photographs.main([*options, "--methods", PRETRAINED, "RecallAtK"])
     assert trained == []
     assert (tmp_path / "out" / "photographs.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_choosing_never_reads_the_test_classes(tmp_path, options):
+@pytest.mark.usefixtures("options")
+def test_choosing_never_reads_the_test_classes(tmp_path):
     transforms = photographs.ImageTransforms(size=32)
     data = photographs.Photographs(str(tmp_path / "photos"), transforms, choose=True, batch_size=8)
     data.setup("fit")
@@ -71,7 +72,7 @@ def test_summary_has_mean_and_spread():
         for score in ("60", "62", "67")
     ]
     (entry,) = summary(rows)
-    assert entry["recall@1"] == 63 and entry["seeds"] == 3 and entry["map@r std"] == 0
+    assert (entry["recall@1"], entry["seeds"], entry["map@r std"]) == (63, 3, 0)
     assert entry["recall@1 std"] == pytest.approx(np.std([60, 62, 67], ddof=1))
 
 
