@@ -1,7 +1,6 @@
 """Chooses between `lightning.pytorch` and `pytorch_lightning`; the only file that uses their private APIs.
 
-The two packages hold the same code, but a Trainer of one rejects a module of the other. All other files import
-Lightning's names from here. `PACKAGE` is the package in use, chosen by these rules:
+A Trainer of one rejects a module of the other. `PACKAGE` is the package in use, chosen by these rules:
 
 1. If only one of the two is imported already, that one.
 2. If neither is imported and only one is installed, that one.
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from pytorch_lightning.callbacks import BaseFinetuning as BaseFinetuning
     from pytorch_lightning.callbacks import BatchSizeFinder as BatchSizeFinder
     from pytorch_lightning.callbacks import EarlyStopping as EarlyStopping
+    from pytorch_lightning.callbacks import EMAWeightAveraging as EMAWeightAveraging
     from pytorch_lightning.callbacks import GradientAccumulationScheduler as GradientAccumulationScheduler
     from pytorch_lightning.callbacks import LambdaCallback as LambdaCallback
     from pytorch_lightning.callbacks import LearningRateFinder as LearningRateFinder
@@ -63,8 +63,8 @@ PACKAGES = ("pytorch_lightning", "lightning.pytorch")
 PUBLIC_NAMES = {
     "": ("Callback", "LightningDataModule", "LightningModule", "Trainer", "seed_everything"),
     ".callbacks": (
-        *("BaseFinetuning", "BatchSizeFinder", "EarlyStopping", "GradientAccumulationScheduler", "LambdaCallback"),
-        *("LearningRateFinder", "LearningRateMonitor", "ModelCheckpoint", "OnExceptionCheckpoint"),
+        *("BaseFinetuning", "BatchSizeFinder", "EMAWeightAveraging", "EarlyStopping", "GradientAccumulationScheduler"),
+        *("LambdaCallback", "LearningRateFinder", "LearningRateMonitor", "ModelCheckpoint", "OnExceptionCheckpoint"),
     ),
     ".cli": (
         *("ArgsType", "LRSchedulerCallable", "LightningArgumentParser", "LightningCLI", "OptimizerCallable"),

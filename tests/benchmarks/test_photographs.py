@@ -1,0 +1,82 @@
+import csv
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from lightning_recall.benchmarks import photographs
+from lightning_recall.benchmarks.photographs import METHODS, PRETRAINED, Setting, pending, summary
+
+
+@pytest.fixture
+def options(tmp_path):
+    """Eight classes of six noisy pictures of one colour each, and the random weights of a small network."""
+    draw = np.random.default_rng(0)
+    for number in range(8):
+        folder = tmp_path / "photos" / f"class_{number}"
+        folder.mkdir(parents=True)
+        for picture in range(6):
+            pixels = 30 * number + draw.normal(0, 20, (40, 40, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{picture}.png")
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_efficientnet").state_dict(), tmp_path / "weights.pth")
+    files = ["--photos", str(tmp_path / "photos"), "--weights", str(tmp_path / "weights.pth")]
+    network = ["--backbone", "test_efficientnet", "--size", "32", "--test-size", "32"]
+    training = ["--images", "24", "--batch-sizes", "8", "--seeds", "2", "--output", str(tmp_path / "out")]
+    return [*files, *network, *training]
+
+
+def rows_of(tmp_path):
+    with (tmp_path / "out" / "photographs.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_trains_scores_and_goes_on_where_it_stopped(options, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "160")
+    photographs.main([*options, "--methods", PRETRAINED, "RecallAtK"])
+    first = rows_of(tmp_path)
+    assert [(row["method"], row["seed"], row["steps"]) for row in first] == [
+        (PRETRAINED, "0", "3"),
+        ("RecallAtK", "0", "3"),
+        ("RecallAtK", "1", "3"),
+    ]
+    assert len({row["map@r"] for row in first}) == 3  # training changes the network, and so does the seed
+    assert "RecallAtK" in capsys.readouterr().out
+    trained = []
+    monkeypatch.setattr(photographs, "run", lambda *given: trained.append(given) or first[0])
+    photographs.main([*options, "--methods", PRETRAINED, "RecallAtK"])
+    assert trained == []
+    assert (tmp_path / "out" / "photographs.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("options")
+def test_choosing_never_reads_the_test_classes(tmp_path):
+    transforms = photographs.ImageTransforms(size=32)
+    data = photographs.Photographs(str(tmp_path / "photos"), transforms, choose=True, batch_size=8)
+    data.setup("fit")
+    assert set(data.train_data.labels) == {1, 2}
+    assert set(data.test_data.labels) == {0, 3}
+
+
+def test_settings_without_a_row_are_pending():
+    settings = [Setting("RecallAtK", 1e-4, 96, seed) for seed in range(3)]
+    rows = [{key: str(value) for key, value in settings[1]._asdict().items()}]
+    assert pending(settings, rows) == [settings[0], settings[2]]
+
+
+def test_summary_has_mean_and_spread():
+    rows = [
+        {"method": "a", "rate": 0.1, "batch": 8, "recall@1": score, "map@r": "5", "seconds": 1}
+        for score in ("60", "62", "67")
+    ]
+    (entry,) = summary(rows)
+    assert (entry["recall@1"], entry["seeds"], entry["map@r std"]) == (63, 3, 0)
+    assert entry["recall@1 std"] == pytest.approx(np.std([60, 62, 67], ddof=1))
+
+
+def test_every_method_builds_a_loss():
+    pytest.importorskip("pytorch_metric_learning")  # a test tool
+    for method in METHODS.values():
+        assert method.loss(5, 8).training
