@@ -229,3 +229,18 @@ def meta_forward(model: nn.Module, shape: tuple[int, ...]) -> Any:
     dtype = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float32)
     with torch.no_grad():
         return torch.func.functional_call(model, state, (torch.zeros(shape, dtype=dtype, device="meta"),))
+
+
+def crashes_channels_last(model: nn.Module) -> bool:
+    """Whether a model has a strided 1x1 convolution of fewer than 16 channels, as MobileOne's stem.
+
+    With weights and activations channels-last, its weight gradient corrupts memory on a CPU with AVX-512 (torch 2.14):
+    the process ends with a segmentation fault, or later in an unrelated place.
+    """
+    return any(
+        isinstance(layer, nn.Conv2d)
+        and layer.kernel_size == (1, 1)
+        and max(layer.stride) > 1
+        and layer.in_channels < 16
+        for layer in model.modules()
+    )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_recall.checks import check_integer
-from lightning_recall.models.backbones import Pooling, own_backbone, rejection, timm_backbone
+from lightning_recall.models.backbones import Pooling, crashes_channels_last, own_backbone, rejection, timm_backbone
 from lightning_recall.models.pooling import ClassToken, GeM, as_maps
 
 CHECKED_BATCHES = 20  # later batches on a GPU are not checked: reading a value synchronises with the GPU
@@ -79,7 +79,7 @@ class ImageEmbedder(nn.Module):
         std: per-channel standard deviation in (0, 1]; None: from the backbone's pretrained_cfg, or 0.5.
         backbone_kwargs: arguments of the timm model, such as {"img_size": 96} or {"drop_path_rate": 0.1}.
         channels_last: whether the backbone stores weights and activations channels-last, which convolutions compute
-            faster; results are equal up to rounding. None: for timm convnets.
+            faster; results are equal up to rounding. None: for timm convnets, except a few that crash torch on a CPU.
 
     Shapes: images (B, C, H, W) or features (B, num_features) -> (B, D), with unit L2 norm.
 
@@ -122,7 +122,9 @@ class ImageEmbedder(nn.Module):
         self.layout, self.num_prefix_tokens = built.layout, built.num_prefix_tokens
         self.in_channels, self.image_size = built.in_channels, built.image_size
         has_maps = isinstance(backbone, str) and built.layout == "channels first"
-        self.channels_last = has_maps if channels_last is None else channels_last
+        self.channels_last = has_maps and not crashes_channels_last(self.backbone)
+        if channels_last is not None:
+            self.channels_last = channels_last
         if self.channels_last:
             self.backbone.to(memory_format=torch.channels_last)
         self.pooling = {

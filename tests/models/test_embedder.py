@@ -268,6 +268,12 @@ def test_statistics_of_pixels_in_0_to_255_are_rejected(arguments, message):
         small(**arguments)
 
 
+def test_channels_last_is_off_where_torch_would_crash():
+    embedder = ImageEmbedder("mobileone_s0", 8, pretrained=False)  # strided 1x1 convolution of three channels
+    assert not embedder.channels_last
+    assert ImageEmbedder("mobileone_s0", 8, pretrained=False, channels_last=True).channels_last
+
+
 def test_channels_last_does_not_change_the_results():
     plain, fast = (timm_model("test_resnet", channels_last=value, freeze_batch_norm=True) for value in (False, None))
     assert (plain.channels_last, fast.channels_last, timm_model("test_vit").channels_last) == (False, True, False)
