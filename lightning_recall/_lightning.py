@@ -278,7 +278,7 @@ def uses_static_graph(strategy: object) -> bool:
 
 
 def averages_weights(callback: "Callback") -> bool:
-    """Whether a callback is a WeightAveraging, such as EMAWeightAveraging; Lightning 2.5 has neither."""
+    """Whether a callback is a WeightAveraging, such as EMAWeightAveraging."""
     return isinstance(callback, getattr(import_module(f"{PACKAGE}.callbacks"), "WeightAveraging", ()))
 
 
