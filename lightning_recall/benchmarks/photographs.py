@@ -55,7 +55,7 @@ class Method(NamedTuple):
     """What is trained, and how.
 
     loss: builds the loss from the number of classes and the embedding dimension.
-    rate: learning rate of the backbone, chosen on the validation classes; None: no training.
+    rate: learning rate of the backbone; None: no training.
     mixup: builds the mixup, or None.
     average: decay of the exponential moving average of the weights; 0: no average.
     samples_per_class: images of each class in a batch.
@@ -73,9 +73,15 @@ def without_classes(loss: Callable[[], nn.Module]) -> Callable[[int, int], nn.Mo
     return lambda *_: loss()
 
 
+def with_softmax(classes: int, dim: int) -> nn.Module:
+    """0.9 RecallAtK + 0.1 normalized softmax."""
+    return losses.MultipleLosses([losses.RecallAtKLoss(), losses.NormalizedSoftmaxLoss(classes, dim)], [0.9, 0.1])
+
+
 METHODS = {
     PRETRAINED: Method(without_classes(losses.RecallAtKLoss), None),
     "recipe": Method(without_classes(losses.RecallAtKLoss), 1e-4, average=0.97),
+    "recipe, softmax": Method(with_softmax, 1e-4, average=0.97),
     "RecallAtK": Method(without_classes(losses.RecallAtKLoss), 1e-4),
     "RecallAtK, SiMix": Method(without_classes(losses.RecallAtKLoss), 1e-4, SimilarityMixup),
     "SupRecallAtK": Method(without_classes(losses.SupRecallAtKLoss), 1e-4),
@@ -85,6 +91,7 @@ METHODS = {
     "SupCon (PML)": Method(without_classes(partial(pml_loss("SupConLoss"), 0)), 1e-4),
     "ProxyAnchor": Method(losses.ProxyAnchorLoss, 1e-4),
     "normalized softmax": Method(losses.NormalizedSoftmaxLoss, 1e-4),
+    "normalized softmax, averaged": Method(losses.NormalizedSoftmaxLoss, 1e-4, average=0.97),
 }
 
 
