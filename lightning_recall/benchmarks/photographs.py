@@ -7,10 +7,9 @@ already in the file is not repeated, so an interrupted benchmark goes on where i
 """
 
 import argparse
-import csv
-import statistics
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -18,38 +17,45 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from lightning_recall import losses
-from lightning_recall._lightning import EMAWeightAveraging, seed_everything
+from lightning_recall._lightning import PACKAGE, EMAWeightAveraging, seed_everything
 from lightning_recall.benchmarks.losses import pml_loss, quiet_trainer
 from lightning_recall.benchmarks.measure import machine
-from lightning_recall.callbacks import RetrievalEvaluation
+from lightning_recall.benchmarks.result_rows import (
+    PRETRAINED,
+    SCORES,
+    append_row,
+    draw_summary,
+    read_rows,
+    summary,
+    summary_table,
+)
 from lightning_recall.data import ImageFiles, ImageTransforms
 from lightning_recall.datamodules import RetrievalDataModule
 from lightning_recall.datamodules.image_folder import list_images
 from lightning_recall.datamodules.splits import image_files
+from lightning_recall.memory_allocation import keep_freed_memory
+from lightning_recall.metrics import RetrievalScores
 from lightning_recall.mixup import SimilarityMixup
 from lightning_recall.models import ImageEmbedder
 from lightning_recall.modules import RetrievalModule
 from lightning_recall.optimization import WarmupCosineLR
 from lightning_recall.samplers import ClassBalancedBatchSampler
 
+BATCH = 96  # images that the loss compares, unless given
 CHUNK = 64  # images per pass of the network
-SCORES = ("recall@1", "map@r")
-PRETRAINED = "pretrained features"
 
 
 class Method(NamedTuple):
     """What is trained, and how.
 
     loss: builds the loss from the number of classes and the embedding dimension.
-    rate: learning rate of the backbone, chosen on the validation classes; None: no training.
+    rate: learning rate of the backbone; None: no training.
     mixup: builds the mixup, or None.
     average: decay of the exponential moving average of the weights; 0: no average.
     samples_per_class: images of each class in a batch.
@@ -67,9 +73,15 @@ def without_classes(loss: Callable[[], nn.Module]) -> Callable[[int, int], nn.Mo
     return lambda *_: loss()
 
 
+def with_softmax(classes: int, dim: int) -> nn.Module:
+    """0.9 RecallAtK + 0.1 normalized softmax."""
+    return losses.MultipleLosses([losses.RecallAtKLoss(), losses.NormalizedSoftmaxLoss(classes, dim)], [0.9, 0.1])
+
+
 METHODS = {
     PRETRAINED: Method(without_classes(losses.RecallAtKLoss), None),
     "recipe": Method(without_classes(losses.RecallAtKLoss), 1e-4, average=0.97),
+    "recipe, softmax": Method(with_softmax, 1e-4, average=0.97),
     "RecallAtK": Method(without_classes(losses.RecallAtKLoss), 1e-4),
     "RecallAtK, SiMix": Method(without_classes(losses.RecallAtKLoss), 1e-4, SimilarityMixup),
     "SupRecallAtK": Method(without_classes(losses.SupRecallAtKLoss), 1e-4),
@@ -79,6 +91,7 @@ METHODS = {
     "SupCon (PML)": Method(without_classes(partial(pml_loss("SupConLoss"), 0)), 1e-4),
     "ProxyAnchor": Method(losses.ProxyAnchorLoss, 1e-4),
     "normalized softmax": Method(losses.NormalizedSoftmaxLoss, 1e-4),
+    "normalized softmax, averaged": Method(losses.NormalizedSoftmaxLoss, 1e-4, average=0.97),
 }
 
 
@@ -110,12 +123,14 @@ class Photographs(RetrievalDataModule):
 
 
 class Setting(NamedTuple):
-    """One run: which method, at which learning rate and batch size, with which seed."""
+    """One run: the method, its learning rate and batch size, the random seed, and images and their size in pixels."""
 
     method: str
     rate: float
     batch: int
     seed: int
+    images: int
+    size: int
 
 
 def build(method: Method, weights: str, backbone: str, classes: int, rate: float) -> RetrievalModule:
@@ -133,12 +148,22 @@ def build(method: Method, weights: str, backbone: str, classes: int, rate: float
     )
 
 
+@torch.no_grad()
+def score(module: RetrievalModule, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """Recall@1 and mAP@R of the images of some batches."""
+    scores = RetrievalScores(("recall", "map@r"), (1,))
+    module.eval()
+    for images, labels in batches:
+        scores.update(module(images), labels)
+    return dict(scores.compute())
+
+
 def run(setting: Setting, options: argparse.Namespace) -> dict[str, Any]:
     """Trains one method and scores it on the test classes, or on the validation classes with `choose`."""
     method = METHODS[setting.method]
     seed_everything(setting.seed, verbose=False)
     resize = v2.Resize((options.test_size, options.test_size), antialias=True)  # the whole photograph
-    transforms = ImageTransforms(size=options.size, min_scale=options.min_scale, eval_transform=resize)
+    transforms = ImageTransforms(size=setting.size, min_scale=options.min_scale, eval_transform=resize)
     data = Photographs(
         options.photos,
         transforms,
@@ -154,16 +179,15 @@ def run(setting: Setting, options: argparse.Namespace) -> dict[str, Any]:
     names, data.train_data.labels = np.unique(data.train_data.labels, return_inverse=True)  # 0..C-1, for proxies
     module = build(method, options.weights, options.backbone, len(names), setting.rate)
     start = time.perf_counter()
-    steps = max(options.images // setting.batch, 1)
+    steps = max(setting.images // setting.batch, 1)
     if method.rate is not None:
         callbacks = [EMAWeightAveraging(decay=method.average)] if method.average else []
         quiet_trainer(max_epochs=-1, max_steps=steps, limit_val_batches=0, callbacks=callbacks).fit(
             module, datamodule=data
         )
     seconds = time.perf_counter() - start
-    evaluator = quiet_trainer(callbacks=[RetrievalEvaluation((1,), ("recall", "map@r"))])
-    (scores,) = evaluator.test(module, data.test_dataloader(), verbose=False)
-    row = {**setting._asdict(), "steps": steps, **{name: 100 * scores[f"test/{name}"] for name in SCORES}}
+    scores = score(module, data.test_dataloader())
+    row = {**setting._asdict(), "steps": steps, **{name: round(100 * float(scores[name]), 2) for name in SCORES}}
     return {**row, "seconds": round(seconds, 1)}
 
 
@@ -171,70 +195,6 @@ def pending(settings: Sequence[Setting], rows: Sequence[dict[str, Any]]) -> list
     """The settings that have no row yet."""
     done = {tuple(str(row[name]) for name in Setting._fields) for row in rows}
     return [setting for setting in settings if tuple(map(str, setting)) not in done]
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of earlier runs; none if there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Appends a row; a new file starts with the names of the columns."""
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation of the scores over the seeds, best Recall@1 first."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["method"], str(row["rate"]), str(row["batch"])), []).append(row)
-    merged = []
-    for (method, rate, batch), runs in groups.items():
-        entry: dict[str, Any] = {"method": method, "rate": rate, "batch": batch, "seeds": len(runs)}
-        for name in SCORES:
-            values = [float(row[name]) for row in runs]
-            entry[name] = statistics.mean(values)
-            entry[f"{name} std"] = statistics.stdev(values) if len(values) > 1 else 0.0
-        merged.append({**entry, "seconds": statistics.median(float(row["seconds"]) for row in runs)})
-    return sorted(merged, key=lambda entry: -entry["recall@1"])
-
-
-def summary_table(entries: Sequence[dict[str, Any]], title: str) -> Table:
-    """One line for each method, rate and batch size."""
-    table = Table("method", "lr", "batch", "seeds", *(name.replace("recall", "R") for name in SCORES), "s", title=title)
-    for entry in entries:
-        scores = [f"{entry[name]:.1f} ± {entry[f'{name} std']:.1f}" for name in SCORES]
-        trained = entry["method"] != PRETRAINED
-        numbers = [entry["rate"], entry["batch"]] if trained else ["", ""]
-        table.add_row(entry["method"], *numbers, str(entry["seeds"]), *scores, f"{entry['seconds']:.0f}")
-    return table
-
-
-def draw_summary(entries: Sequence[dict[str, Any]], title: str) -> Figure:
-    """Plots Recall@1 and mAP@R of each entry with its standard deviation; a line marks the pretrained features."""
-    ordered = list(reversed(entries))
-    figure = Figure(figsize=(10, 0.32 * len(ordered) + 1.4), layout="constrained")
-    panels = figure.subplots(1, len(SCORES), sharey=True)
-    names = [f"{entry['method']}, {entry['batch']}" for entry in ordered]
-    for axes, name in zip(panels, SCORES, strict=True):
-        means, spreads = [entry[name] for entry in ordered], [entry[f"{name} std"] for entry in ordered]
-        axes.errorbar(means, range(len(ordered)), xerr=spreads, fmt="o", capsize=3)
-        for entry in entries:
-            if entry["method"] == PRETRAINED:
-                axes.axvline(entry[name], linestyle=":", color="gray", label=PRETRAINED)
-        axes.set_xlabel(f"{name.replace('recall', 'Recall')} on unseen classes, %")
-        axes.grid(alpha=0.3)
-    panels[0].set_yticks(range(len(ordered)), names)
-    figure.suptitle(title)
-    return figure
 
 
 def parser() -> argparse.ArgumentParser:
@@ -245,17 +205,33 @@ def parser() -> argparse.ArgumentParser:
     add("--weights", required=True, metavar="FILE", help="pretrained weights of the backbone")
     add("--backbone", default="tf_efficientnet_lite0", metavar="NAME", help="a timm model")
     add("--methods", nargs="+", choices=names, default=names, metavar="NAME", help=f"of {', '.join(names)}")
-    add("--images", type=int, default=9_600, help="number of training images per run")
-    add("--batch-sizes", type=int, nargs="+", default=[96], help="images that the loss compares")
+    add("--images", type=int, default=4_800, help="number of training images per run")
+    add("--batch-sizes", type=int, nargs="+", default=[BATCH], help="images that the loss compares")
     add("--rates", type=float, nargs="+", help="learning rates; default: the one chosen for each method")
+    add("--rate-exponent", type=float, default=0.0, help="multiplies rates by (batch size / 96) to this power")
     add("--seeds", type=int, default=3, help="training runs of each method")
-    add("--size", type=int, default=112, help="training images, pixels")
-    add("--test-size", type=int, default=128, help="test images, pixels")
+    add("--size", type=int, default=96, help="training images, pixels")
+    add("--test-size", type=int, default=112, help="test images, pixels")
     add("--min-scale", type=float, default=0.3, help="smallest fraction of a photograph that a training crop shows")
     add("--workers", type=int, default=0, help="loader processes")
     add("--choose", action="store_true", help="score on a third of the training classes instead of the test classes")
     add("--output", default="photographs", metavar="DIR", help="folder for photographs.csv and photographs.png")
     return made
+
+
+def settings_of(options: argparse.Namespace) -> list[Setting]:
+    """The runs that the options ask for; the pretrained features have no rate, and one batch size and seed."""
+    found = []
+    for name, batch, seed in product(options.methods, options.batch_sizes, range(options.seeds)):
+        chosen = METHODS[name].rate
+        rates = [] if chosen is None else options.rates or [chosen]
+        scale = (batch / BATCH) ** options.rate_exponent
+        found += [
+            Setting(name, float(f"{rate * scale:.2g}"), batch, seed, options.images, options.size) for rate in rates
+        ]
+    if PRETRAINED in options.methods:
+        found.insert(0, Setting(PRETRAINED, 0.0, options.batch_sizes[0], 0, options.images, options.size))
+    return found
 
 
 def main(args: list[str] | None = None) -> None:
@@ -264,12 +240,8 @@ def main(args: list[str] | None = None) -> None:
     console, folder = Console(), Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "photographs.csv"
-    settings = []
-    for name, batch, seed in product(options.methods, options.batch_sizes, range(options.seeds)):
-        rate = METHODS[name].rate
-        rates = [0.0] if rate is None else options.rates or [rate]
-        settings += [Setting(name, value, batch, seed) for value in rates]
-    settings = [setting for setting in settings if setting.rate or setting[2:] == (options.batch_sizes[0], 0)]
+    settings = settings_of(options)
+    logging.getLogger(PACKAGE).setLevel(logging.ERROR)  # the devices of each Trainer
     console.print(machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
     for setting in track(pending(settings, read_rows(path)), "runs", console=console):
         append_row(path, run(setting, options))
@@ -282,4 +254,5 @@ def main(args: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

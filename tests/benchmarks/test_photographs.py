@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from lightning_recall.benchmarks import photographs
-from lightning_recall.benchmarks.photographs import METHODS, PRETRAINED, Setting, pending, summary
+from lightning_recall.benchmarks.photographs import METHODS, PRETRAINED, Setting, parser, pending, settings_of
 
 
 @pytest.fixture
@@ -61,19 +61,16 @@ def test_choosing_never_reads_the_test_classes(tmp_path):
 
 
 def test_settings_without_a_row_are_pending():
-    settings = [Setting("RecallAtK", 1e-4, 96, seed) for seed in range(3)]
+    settings = [Setting("RecallAtK", 1e-4, 96, seed, 4800, 96) for seed in range(3)]
     rows = [{key: str(value) for key, value in settings[1]._asdict().items()}]
     assert pending(settings, rows) == [settings[0], settings[2]]
 
 
-def test_summary_has_mean_and_spread():
-    rows = [
-        {"method": "a", "rate": 0.1, "batch": 8, "recall@1": score, "map@r": "5", "seconds": 1}
-        for score in ("60", "62", "67")
-    ]
-    (entry,) = summary(rows)
-    assert (entry["recall@1"], entry["seeds"], entry["map@r std"]) == (63, 3, 0)
-    assert entry["recall@1 std"] == pytest.approx(np.std([60, 62, 67], ddof=1))
+def test_rates_grow_with_the_batch_if_asked(options):
+    given = [*options[:-8], "--methods", "RecallAtK", "--batch-sizes", "96", "384", "--seeds", "1"]
+    assert [setting.rate for setting in settings_of(parser().parse_args(given))] == [1e-4, 1e-4]
+    scaled = settings_of(parser().parse_args([*given, "--rate-exponent", "0.5"]))
+    assert [(setting.batch, setting.rate) for setting in scaled] == [(96, 1e-4), (384, 2e-4)]
 
 
 def test_every_method_builds_a_loss():
