@@ -68,8 +68,9 @@ class Baselines:
         if has_features(pl_module):
             state = {f"module.{name}": value for name, value in self.initial_state.items()}
             embeddings[PRETRAINED] = features_of(trainer, Features(pl_module), inputs, state)
-        with trainer.precision_plugin.forward_context():
-            embeddings[UNTRAINED] = functional_call(pl_module, self.initial_state, (inputs,))
+        if has_head(pl_module):
+            with trainer.precision_plugin.forward_context():
+                embeddings[UNTRAINED] = functional_call(pl_module, self.initial_state, (inputs,))
         return embeddings
 
 
@@ -84,7 +85,7 @@ def embed_before_training(
         batch: (inputs, labels); of modules without `features`, anything.
         embeddings: (b, D), the module's embeddings of the batch.
     """
-    baselines = {UNTRAINED: embeddings}
+    baselines = {UNTRAINED: embeddings} if has_head(pl_module) else {}
     if has_features(pl_module):
         baselines = {PRETRAINED: features_of(trainer, Features(pl_module), evaluation_inputs(batch), {}), **baselines}
     return baselines
@@ -94,6 +95,12 @@ def has_features(pl_module: LightningModule) -> bool:
     """Whether a module returns the features of its backbone: a method `features`, of an embedder that has it too."""
     embedder = getattr(pl_module, "embedder", pl_module)
     return callable(getattr(pl_module, "features", None)) and callable(getattr(embedder, "features", None))
+
+
+def has_head(pl_module: LightningModule) -> bool:
+    """Whether the untrained embeddings differ from the features: not if the embedder has a `head` without layers."""
+    embedder = getattr(pl_module, "embedder", pl_module)
+    return not (has_features(pl_module) and isinstance(getattr(embedder, "head", None), nn.Identity))
 
 
 def features_of(trainer: Trainer, features: Features, inputs: Any, state: dict[str, Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ def hide_noise() -> None:
         "The dirpath has changed from.*",  # each run writes to a new folder
         "Found .* in eval mode at the start of training.*",  # BatchNorm is intentionally frozen
         "Total length of `list` across ranks is zero.*",  # val_classes=0 turns validation off
+        "You're using the WeightAveraging callback, but loading a checkpoint outside.*",  # test uses the saved average
         "Using ModelCheckpoint with manual optimization.*",  # intended: checkpoints hold the state after the step
     ):
         warnings.filterwarnings("ignore", message)

@@ -119,6 +119,18 @@ def test_features_of_random_weights_are_not_called_pretrained(is_pretrained, tmp
     assert list(evaluation.history.baselines) == [first, "before training"]
 
 
+def test_an_embedder_without_a_new_layer_has_one_baseline(tmp_path):
+    module = Embeds()
+    module.head = nn.Identity()
+    evaluation = RetrievalEvaluation(ks=(1,), baselines=True)
+    tester = trainer(tmp_path, evaluation)
+    tester.fit(module, loader(), loader())
+    assert list(evaluation.history.baselines) == ["pretrained features"]
+    scores = tester.test(module, loader(), verbose=False)[0]
+    assert "test/untrained/recall@1" not in scores
+    assert scores["test/pretrained/recall@1"] == evaluation.history.baselines["pretrained features"]["val/recall@1"]
+
+
 def test_a_module_without_features_has_the_embedder_as_baseline(tmp_path):
     class Plain(Embeds):
         features = None
