@@ -318,8 +318,9 @@ def test_a_folder_keeps_features_until_something_changes(tmp_path, caplog):
 def test_features_of_other_views_seeds_and_precisions_are_computed_again(tmp_path):
     root, counts = photos(tmp_path / "photos"), []
     for views, seed, precision in [(2, 0, "32"), (2, 0, "32"), (3, 0, "32"), (3, 1, "32"), (3, 1, "bf16-mixed")]:
-        data = folder_data(root, seed=seed, val_classes=["class 0", "class 1"])
-        module, cached = HeadModule(), CachedFeaturesDataModule(data, views, folder=str(tmp_path / "features"))
+        module = HeadModule()
+        cached = CachedFeaturesDataModule(folder_data(root), views, folder=str(tmp_path / "features"))
+        cached.seed = seed  # of the augmentations; the split stays
         fit(module, cached, epochs=1, precision=precision)
         counts.append(module.embedder.backbone.images)
     assert counts == [2 * 20 + 8, 0, 3 * 20, 3 * 20, 3 * 20 + 8]
