@@ -16,6 +16,10 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 def seeded():
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002  # hypothesis and older libraries draw from it
+    yield
+    if torch.distributed.is_initialized():  # would change what Lightning does in the next tests
+        torch.distributed.destroy_process_group()
+        pytest.fail("The test left a torch.distributed process group: start it in processes of its own.")
 
 
 @pytest.fixture

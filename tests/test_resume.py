@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -278,15 +279,27 @@ def test_resumed_at_the_end_of_a_training_with_more_epochs(tmp_path, schedule, v
     assert not (ended / "final.pt").exists()  # no training starts where nothing is left to do
 
 
-def fine_tuning_config(folder, glyph_folder):
+PLAIN = {
+    "class_path": "lightning_recall.ImageEmbedder",
+    "init_args": {"backbone": "test_efficientnet", "pretrained": False, "embedding_dim": 16},
+}
+LORA = {
+    "class_path": "lightning_recall.models.LoRAEmbedder",
+    "init_args": {"embedder": PLAIN, "rank": 2, "dropout": 0.2},
+}
+
+
+def fine_tuning_config(folder, glyph_folder, embedder):
     """A timm backbone with random weights, and every option of fine-tuning: four epochs of four batches, two steps."""
-    embedder = {"backbone": "test_efficientnet", "pretrained": False, "embedding_dim": 16}
     model = {
-        "embedder": {"class_path": "ImageEmbedder", "init_args": embedder},
-        "loss": {"class_path": "ProxyAnchorLoss", "init_args": {"num_classes": 300, "embedding_dim": 16}},
-        "mixup": {"class_path": "SimilarityMixup"},
+        "embedder": embedder,
+        "loss": {
+            "class_path": "lightning_recall.losses.ProxyAnchorLoss",
+            "init_args": {"num_classes": 300, "embedding_dim": 16},
+        },
+        "mixup": {"class_path": "lightning_recall.SimilarityMixup"},
         "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.001, "weight_decay": 0.1}},
-        "lr_scheduler": {"class_path": "WarmupCosineLR", "init_args": {"warmup": 0.25}},
+        "lr_scheduler": {"class_path": "lightning_recall.optimization.WarmupCosineLR", "init_args": {"warmup": 0.25}},
         "layer_decay": 0.5,
         "head_lr": 0.01,
         "loss_lr": 0.02,
@@ -296,7 +309,8 @@ def fine_tuning_config(folder, glyph_folder):
         "chunk_size": 8,
     }
     saving = {"dirpath": str(folder), "filename": "{step}", "every_n_train_steps": 1, "save_top_k": -1}
-    names = ("RetrievalEvaluation", "pytorch_lightning.callbacks.EMAWeightAveraging", "ModelCheckpoint")
+    names = [f"pytorch_lightning.callbacks.{name}" for name in ("EMAWeightAveraging", "ModelCheckpoint")]
+    names = ["lightning_recall.RetrievalEvaluation", *names]
     settings = ({"ks": [1]}, {"decay": 0.7, "update_every_n_steps": 2}, saving)
     used = [
         {"class_path": name, "init_args": values}
@@ -305,9 +319,9 @@ def fine_tuning_config(folder, glyph_folder):
     ]
     config = {
         "seed_everything": 3,
-        "model": {"class_path": "RetrievalModule", "init_args": model},
+        "model": {"class_path": "lightning_recall.RetrievalModule", "init_args": model},
         "data": {
-            "class_path": "GlyphsDataModule",
+            "class_path": "lightning_recall.datamodules.GlyphsDataModule",
             "init_args": {"root": str(glyph_folder), "batch_size": 16, "samples_per_class": 4, "val_classes": 0.1},
         },
         "trainer": {
@@ -348,7 +362,7 @@ def fit_by_config(path, *more):
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_fine_tuning_by_config_resumes_in_each_phase(tmp_path, glyph_folder, capfd):
-    path = fine_tuning_config(tmp_path, glyph_folder)
+    path = fine_tuning_config(tmp_path, glyph_folder, PLAIN)
     whole = fit_by_config(path)
     table = capfd.readouterr().out
     assert "frozen before epoch 1" in table
@@ -370,3 +384,21 @@ def test_fine_tuning_by_config_resumes_in_each_phase(tmp_path, glyph_folder, cap
         resumed = fit_by_config(path, "--ckpt_path", str(tmp_path / f"step={step}.ckpt"))
         different = [name for name in whole["state"] if not torch.equal(resumed["state"][name], whole["state"][name])]
         assert different == []
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_lora_by_config_resumes(tmp_path, glyph_folder):
+    pytest.importorskip("peft")  # an extra
+    path = fine_tuning_config(tmp_path, glyph_folder, LORA)
+    whole = fit_by_config(path)
+    saved = [torch.load(tmp_path / f"step={step}.ckpt", weights_only=False) for step in (1, 2, 8)]
+    states = [checkpoint.get("current_model_state", checkpoint["state_dict"]) for checkpoint in saved]
+    matrices = {name for name in states[0] if ".lora_A." in name or ".lora_B." in name}
+    changed = [{name for name in a if not torch.equal(a[name], b[name])} for a, b in pairwise(states)]
+    assert matrices
+    assert not changed[0] & matrices  # in the frozen phase
+    assert {name for name in changed[1] if "backbone" in name} >= matrices
+    assert not {name for name in changed[1] if name.endswith("base_layer.weight")}
+    resumed = fit_by_config(path, "--ckpt_path", str(tmp_path / "step=5.ckpt"))
+    different = [name for name in whole["state"] if not torch.equal(resumed["state"][name], whole["state"][name])]
+    assert different == []

@@ -79,7 +79,8 @@ def weights_key(embedder: nn.Module) -> str:
     for name, module in embedder.named_modules():
         if module in in_head:
             continue
-        digest.update(f"{name} {type(module).__name__} {module.extra_repr()}\n".encode())
+        scaling = getattr(module, "scaling", "")  # of LoRA matrices, in peft
+        digest.update(f"{name} {type(module).__name__} {module.extra_repr()} {scaling}\n".encode())
         for key, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

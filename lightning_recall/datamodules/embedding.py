@@ -24,10 +24,10 @@ def features_function(module: Any) -> Callable[[Tensor], Tensor]:
     Raises:
         ValueError: if there is none.
     """
-    for owner in (module, getattr(module, "embedder", None)):
-        function: Callable[[Tensor], Tensor] | None = getattr(owner, "features", None)
-        if callable(function):
-            return function
+    embedder = getattr(module, "embedder", module)  # RetrievalModule calls its embedder's method
+    if callable(getattr(embedder, "features", None)):
+        function: Callable[[Tensor], Tensor] = getattr(module, "features", embedder.features)
+        return function
     raise ValueError(
         f"{type(module).__name__} has no method `features` that returns the features of the backbone, and neither has "
         "its embedder: use an ImageEmbedder, or train on images."

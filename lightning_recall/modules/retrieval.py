@@ -132,6 +132,11 @@ class RetrievalModule(ModuleWithPreprocessing, ManualOptimization):
         return backbone
 
     @property
+    def unfreeze_epoch(self) -> int | None:
+        """First epoch, counted from 0, in which the backbone is trained; None: it stays frozen."""
+        return self.frozen_backbone.unfreeze_epoch
+
+    @property
     def image_size(self) -> int | None:
         """Height and width in pixels that the backbone expects; None if the embedder does not know it."""
         size: int | None = getattr(self.embedder, "image_size", None)
@@ -168,8 +173,9 @@ class RetrievalModule(ModuleWithPreprocessing, ManualOptimization):
             check_different_batches(inputs, local_labels, self.device)
         self.batch_checked = True
         chunk_size = self.resolve_chunk_size(inputs)
-        self.has_frozen_parameters = self.frozen_backbone.update(self)
-        keep_chunks = ALL_CHUNKS if self.has_frozen_parameters else self.keep_chunks
+        is_frozen = self.frozen_backbone.update(self)
+        self.has_frozen_parameters = is_frozen and self.unfreeze_epoch is not None  # None: frozen before DDP is set up
+        keep_chunks = ALL_CHUNKS if is_frozen else self.keep_chunks
         local_embeddings = chunked_forward(self.embedder, inputs, chunk_size, keep_chunks, self.device)  # (b, D)
         loss, loss_scale = self.batch_loss(local_embeddings, local_labels)
         self.optimize(loss * loss_scale)

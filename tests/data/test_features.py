@@ -62,7 +62,10 @@ def test_the_key_of_the_weights_depends_on_all_but_the_head():
         layer = changed.backbone[0 if change == "weight" else 1]
         getattr(layer, change).data.view(-1)[0] += 1
         keys.add(weights_key(changed))
-    assert len(keys) == 5
+    changed = Embedder()
+    changed.backbone[0].scaling = {"default": 2.0}  # of LoRA matrices
+    keys.add(weights_key(changed))
+    assert len(keys) == 6
 
 
 def test_the_key_of_the_contents_depends_on_files_boxes_and_pixels(tmp_path):

@@ -1,15 +1,15 @@
-import inspect
 import os
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from conftest import draw
 from torch import nn
-from torch.nn import functional as F
+from torchvision.transforms.v2 import functional
 
 from lightning_recall import ImageEmbedder, RecallAtKLoss, RetrievalEvaluation, RetrievalModule
-from lightning_recall._lightning import Callback, ModelCheckpoint, Trainer
+from lightning_recall._lightning import Callback, LightningModule, ModelCheckpoint, Trainer
 from lightning_recall.data import ImagesInMemory, ImageTransforms
 from lightning_recall.datamodules import (
     CachedFeaturesDataModule,
@@ -17,6 +17,7 @@ from lightning_recall.datamodules import (
     ImageFolderDataModule,
     RetrievalDataModule,
 )
+from lightning_recall.models import LoRAEmbedder
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "logger": False}
 WEIGHT = "embedder.projection.1.weight"
@@ -39,43 +40,25 @@ class Backbone(nn.Module):
         return self.layers(images)
 
 
-class HeadEmbedder(ImageEmbedder):
-    """An embedder that also takes features, which skip the backbone."""
-
-    head = property(lambda self: self.projection)
-
-    def features(self, images):
-        return self.pooling(self.backbone((images.to(self.mean.dtype) / 255 - self.mean) / self.std))
-
-    def forward(self, images):
-        features = images if images.ndim == 2 else self.features(images)
-        return F.normalize(self.projection(features), dim=1)
-
-
 class HeadModule(RetrievalModule):
-    """Keeps the backbone frozen, in evaluation mode."""
+    """An embedder of which only the head is trained."""
 
-    unfreeze_epoch = None
-
-    def __init__(self, lr=0.05, **kwargs):
+    def __init__(self, lr=0.05, unfreeze_epoch=None, **kwargs):
         torch.manual_seed(3)
         optimizer = lambda parameters: torch.optim.Adam(parameters, lr=lr)  # noqa: E731
-        embedder = HeadEmbedder(Backbone(), embedding_dim=6)
-        super().__init__(embedder, RecallAtKLoss(), optimizer=optimizer, **kwargs)
-        for parameter in self.embedder.backbone.parameters():
-            parameter.requires_grad_(False)
-
-    def on_train_epoch_start(self):
-        self.embedder.backbone.eval()
+        embedder = ImageEmbedder(Backbone(), embedding_dim=6)
+        super().__init__(embedder, RecallAtKLoss(), optimizer=optimizer, unfreeze_epoch=unfreeze_epoch, **kwargs)
 
 
 class NoisyData(RetrievalDataModule):
     """Images in memory, of 12 classes."""
 
+    means = (60, 200)  # range of the mean colours of the classes
+
     def read(self):
         generator = np.random.default_rng(0)
         labels = np.repeat(np.arange(12), 6)
-        means = generator.integers(60, 200, (12, 3, 1, 1))[labels]
+        means = generator.integers(*self.means, (12, 3, 1, 1))[labels]
         images = (means + generator.integers(-55, 55, (72, 3, 20, 20))).astype(np.uint8)
         data = ImagesInMemory(images, labels)
         data.is_query = np.arange(72) % 6 < 4
@@ -126,6 +109,83 @@ def test_the_head_gets_the_weights_of_a_training_on_images(chunk_size):
         assert float(feature_metrics[name]) == pytest.approx(float(value), abs=1e-10)
     assert features.embedder.backbone.images == 36 + 12  # training and validation
     assert images.embedder.backbone.images >= 3 * 12 + 3 * 16
+
+
+def with_lora(module):
+    """The module with LoRA matrices in its backbone that are not 0, as after a training."""
+    pytest.importorskip("peft")
+    module.embedder = LoRAEmbedder(module.embedder, rank=2)
+    for name, parameter in module.embedder.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    return module
+
+
+def test_lora_matrices_stay_as_they_are_and_are_part_of_the_features():
+    results = []
+    for data in (noisy(), CachedFeaturesDataModule(noisy())):
+        module = with_lora(HeadModule(chunk_size=16))
+        before = {name: value.clone() for name, value in module.embedder.backbone.state_dict().items()}
+        fit(module, data, precision="64-true", num_sanity_val_steps=0)
+        assert any("lora_B" in name for name in before)
+        assert all(torch.equal(module.embedder.backbone.state_dict()[name], before[name].double()) for name in before)
+        results.append(module.state_dict())
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, rtol=1e-10, atol=1e-12)
+    without = CachedFeaturesDataModule(noisy())
+    fit(HeadModule(), without, epochs=1, precision="64-true")
+    assert not torch.allclose(without.train_data.features, data.train_data.features, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_efficientnet"])
+def test_backbones_of_timm(name):
+    """Tokens or maps, pooled; GeM's exponent is not trained."""
+    results = []
+    settings = {"test_vit": {"backbone_kwargs": {"img_size": 32}}, "test_efficientnet": {"norm": "batch"}}
+    for data in (noisy(chunk_size=16), CachedFeaturesDataModule(noisy())):
+        torch.manual_seed(3)
+        data_images = getattr(data, "data", data)
+        data_images.read = partial(read_scaled, data_images.read)
+        embedder = ImageEmbedder(name, [10, 6], pretrained=False, **settings[name])
+        module = RetrievalModule(embedder, RecallAtKLoss(), unfreeze_epoch=None, chunk_size=16)
+        head = next(embedder.head.parameters()).detach().clone()
+        trainer = fit(module, data, epochs=2, precision="64-true", num_sanity_val_steps=0)
+        assert not torch.equal(next(embedder.head.parameters()), head.double())
+        results.append((module.state_dict(), trainer.callback_metrics))
+    for name, value in results[0][0].items():
+        torch.testing.assert_close(results[1][0][name], value, rtol=1e-8, atol=1e-10)
+    assert float(results[1][1]["val/map@r"]) == pytest.approx(float(results[0][1]["val/map@r"]), abs=1e-10)
+
+
+def read_scaled(read):
+    """Images of 32 instead of 20 pixels."""
+    parts = read()
+    for data in parts.values():
+        data.images = functional.resize(data.images, [32, 32], antialias=True)
+    return parts
+
+
+def test_baselines_are_those_of_images():
+    """Validation batches are features, which have no pixels; the test uses images."""
+    results = []
+    for cached in (False, True):
+        data = noisy()
+        data.means = (120, 128)
+        data = CachedFeaturesDataModule(data) if cached else data
+        module, evaluation = HeadModule(), RetrievalEvaluation(ks=(1, 2), baselines=True)
+        trainer = Trainer(
+            max_epochs=2, callbacks=[evaluation], enable_checkpointing=False, precision="64-true", **QUIET
+        )
+        trainer.fit(module, data)
+        assert evaluation.history.baselines.keys() == {"backbone before training", "before training"}
+        (tested,) = trainer.test(module, data, verbose=False)
+        results.append((evaluation.history.baselines, tested))
+    (images, image_test), (features, feature_test) = results
+    for name, scores in images.items():
+        assert features[name] == pytest.approx(scores, abs=1e-10)
+    assert 0.2 < images["backbone before training"]["val/map@r"] < 1
+    assert {"test/pixels/recall@1", "test/pretrained/recall@1", "test/untrained/recall@1"} <= image_test.keys()
+    assert feature_test == pytest.approx(image_test, abs=1e-10)
 
 
 def test_test_and_predict_use_images_and_give_the_same_embeddings():
@@ -191,7 +251,7 @@ def test_augmentation_on_the_device_is_applied_to_views(glyph_folder):
         def __init__(self):
             super().__init__()
             self.embedder.features = lambda images: images.float().flatten(1)[:, 16::32] + 1
-            self.embedder.projection = nn.Linear(32, 4)
+            self.embedder.num_features, self.embedder.projection = 32, nn.Linear(32, 4)
 
     glyphs = GlyphsDataModule(str(glyph_folder), batch_size=64, val_classes=0.2)
     data = CachedFeaturesDataModule(glyphs, views=2)
@@ -255,6 +315,17 @@ def test_a_folder_keeps_features_until_something_changes(tmp_path, caplog):
     assert embedded(root, folder)[0] == 0
 
 
+def test_features_of_other_views_seeds_and_precisions_are_computed_again(tmp_path):
+    root, counts = photos(tmp_path / "photos"), []
+    for views, seed, precision in [(2, 0, "32"), (2, 0, "32"), (3, 0, "32"), (3, 1, "32"), (3, 1, "bf16-mixed")]:
+        module = HeadModule()
+        cached = CachedFeaturesDataModule(folder_data(root), views, folder=str(tmp_path / "features"))
+        cached.seed = seed  # of the augmentations; the split stays
+        fit(module, cached, epochs=1, precision=precision)
+        counts.append(module.embedder.backbone.images)
+    assert counts == [2 * 20 + 8, 0, 3 * 20, 3 * 20, 3 * 20 + 8]
+
+
 @pytest.mark.filterwarnings("ignore:Cannot read the image")  # the sum is tested
 def test_unreadable_images_are_replaced_in_training_and_ignored_in_evaluation(tmp_path):
     data = folder_data(photos(tmp_path), num_workers=0)
@@ -308,29 +379,45 @@ def test_processes_share_the_images_and_have_all_features(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("module", "message"),
     [
-        (
-            lambda module: setattr(module, "unfreeze_epoch", 2),
-            "the backbone must stay frozen: set unfreeze_epoch",
-        ),
-        (lambda module: setattr(module, "embedder", nn.Linear(2, 2)), "has no method `features` that returns the"),
+        (HeadModule(unfreeze_epoch=2), "the backbone must stay frozen: set unfreeze_epoch"),
+        (HeadModule(unfreeze_epoch=0), "the backbone must stay frozen: set unfreeze_epoch"),
+        (RetrievalModule(nn.Linear(2, 2), RecallAtKLoss(), unfreeze_epoch=None), "has no method `features`"),
     ],
 )
-def test_modules_that_cannot_train_on_features_are_rejected_before_training(change, message):
-    module = HeadModule()
-    change(module)
+def test_modules_that_cannot_train_on_features_are_rejected_before_training(module, message):
     with pytest.raises(ValueError, match=message):
         fit(module, CachedFeaturesDataModule(noisy()))
 
 
 def test_a_module_without_unfreeze_epoch_needs_a_frozen_backbone():
-    class Plain(HeadModule):
-        unfreeze_epoch = property(lambda self: self.missing)
+    class Own(LightningModule):
+        """Trains the head of an embedder by Lightning's own optimization."""
 
-    module = Plain()
-    fit(module, CachedFeaturesDataModule(noisy()), epochs=1)
-    module.embedder.backbone.layers[0].weight.requires_grad_(True)
+        def __init__(self):
+            super().__init__()
+            self.embedder = ImageEmbedder(Backbone(), embedding_dim=6)
+            self.backbone = self.embedder.backbone.requires_grad_(False)
+            self.loss = RecallAtKLoss()
+
+        def forward(self, images):
+            return self.embedder(images)
+
+        def training_step(self, batch, batch_idx):
+            inputs, labels = (torch.cat(parts) for parts in zip(*batch, strict=True))
+            return self.loss(self(inputs), labels)
+
+        def validation_step(self, batch, batch_idx):
+            pass
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.embedder.projection.parameters(), lr=0.1)
+
+    module = Own()
+    fit(module, CachedFeaturesDataModule(noisy()), epochs=2)
+    assert module.backbone.images == 48
+    module.backbone.layers[0].weight.requires_grad_(True)
     with pytest.raises(ValueError, match="must stay frozen"):
         fit(module, CachedFeaturesDataModule(noisy()), epochs=1)
 
@@ -373,5 +460,4 @@ def test_a_config_file_and_options_of_the_command(command, in_tmp_path):
     options = ["--data.views", 2, "--data.data.num_workers", 0, "--data.data.transforms.flip", "false"]
     with pytest.raises(ValueError, match=r"--model\.unfreeze_epoch null"):  # the default trains the backbone
         command("fit", "--config", "config.yaml", *options)
-    if "unfreeze_epoch" in inspect.signature(RetrievalModule.__init__).parameters:
-        command("fit", "--config", "config.yaml", *options, "--model.unfreeze_epoch", "null")
+    command("fit", "--config", "config.yaml", *options, "--model.unfreeze_epoch", "null")

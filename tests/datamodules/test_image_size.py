@@ -1,5 +1,4 @@
 import pytest
-from torch import nn
 
 from lightning_recall import ImageEmbedder, RecallAtKLoss, RetrievalModule
 from lightning_recall._lightning import Trainer
@@ -9,35 +8,14 @@ from lightning_recall.datamodules import ImageFolderDataModule, OmniglotDataModu
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
-class Convolutions(nn.Sequential):
-    num_features = 6
+class Sized(RetrievalModule):
+    """A transformer that takes images of 32 pixels only, and records the sizes of the images."""
 
-    def __init__(self):
-        super().__init__(nn.Conv2d(3, 6, 5, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-
-
-class SizedEmbedder(ImageEmbedder):
-    """Takes images of 24 pixels only, and records the sizes of the images."""
-
-    image_size = 24
-
-    def __init__(self):
-        super().__init__(Convolutions(), embedding_dim=8, norm="batch")
+    def __init__(self, backbone="test_vit"):
+        kwargs = {"img_size": 32, "dynamic_img_size": False} if backbone == "test_vit" else None
+        super().__init__(ImageEmbedder(backbone, 8, pretrained=False, backbone_kwargs=kwargs), RecallAtKLoss())
         self.seen = set()
-
-    def check_image_size(self, size):
-        if size != 24:
-            raise ValueError(f"The backbone takes 24 pixels, got {size}.")
-
-    def forward(self, images):
-        self.seen.add(tuple(images.shape[2:]))
-        return super().forward(images)
-
-
-class SizedModule(RetrievalModule):
-    @property
-    def image_size(self):
-        return self.embedder.image_size
+        self.embedder.register_forward_pre_hook(lambda _, inputs: self.seen.add(tuple(inputs[0].shape[2:])))
 
 
 def folder(small_data, **transforms):
@@ -53,11 +31,11 @@ def fit(module, data):
 
 
 def test_training_and_evaluation_use_the_size_of_the_model(small_data):
-    module = SizedModule(SizedEmbedder(), RecallAtKLoss())
+    module = Sized()
     data = folder(small_data)
     fit(module, data).test(module, data, verbose=False)
-    assert module.embedder.seen == {(24, 24)}
-    assert (data.transforms.size, data.transforms.resize) == (24, 27)
+    assert module.seen == {(32, 32)}
+    assert (data.transforms.size, data.transforms.resize) == (32, 37)
 
 
 def test_without_a_size_of_the_model_images_have_224_pixels(small_data):
@@ -69,24 +47,26 @@ def test_without_a_size_of_the_model_images_have_224_pixels(small_data):
 def test_data_are_read_again_for_a_model_of_another_size(small_data):
     data = folder(small_data)
     data.setup("fit")
-    module = SizedModule(SizedEmbedder(), RecallAtKLoss())
+    module = Sized()
     fit(module, data)
-    assert module.embedder.seen == {(24, 24)}
+    assert module.seen == {(32, 32)}
 
 
 def test_a_size_that_the_model_cannot_take_is_rejected_before_training(small_data):
-    module = SizedModule(SizedEmbedder(), RecallAtKLoss())
-    with pytest.raises(ValueError, match="The backbone takes 24 pixels, got 32"):
-        fit(module, folder(small_data, size=32))
-    assert not module.embedder.seen
+    module = Sized()
+    with pytest.raises(
+        ValueError, match=r"VisionTransformer does not accept images of 48 x 48 .* use 32 x 32, or, .*img_size: 48"
+    ):
+        fit(module, folder(small_data, size=48))
+    assert not module.seen
 
 
-def test_a_convnet_takes_another_size(small_data):
-    module = RetrievalModule(ImageEmbedder(Convolutions(), embedding_dim=8, norm="batch"), RecallAtKLoss())
-    module.image_size = 24
-    data = folder(small_data, size=16)
-    fit(module, data)
-    assert data.train_data[0][0].shape == (3, 16, 16)
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_efficientnet"])
+def test_a_convnet_takes_another_size(small_data, backbone):
+    module, data = Sized(backbone), folder(small_data, size=48)
+    assert module.image_size == 160
+    fit(module, data).test(module, data, verbose=False)
+    assert module.seen == {(48, 48)}
 
 
 def test_evaluation_of_the_middle_warns(small_data):

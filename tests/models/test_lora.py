@@ -7,6 +7,7 @@ from torch import nn
 
 from lightning_recall import ImageEmbedder, chunked_forward
 from lightning_recall.models import LoRAEmbedder, export_onnx
+from lightning_recall.models.lora import can_be_adapted
 
 pytest.importorskip("peft")  # an extra
 
@@ -55,6 +56,7 @@ def test_merged_is_the_plain_embedder_with_equal_embeddings(name):
     before = {key: value.clone() for key, value in lora.state_dict().items()}
     merged, plain = lora.merged(), ImageEmbedder(name, 8, pretrained=False)
     assert set(merged.state_dict()) == set(plain.state_dict())
+    assert all(parameter.requires_grad for parameter in merged.parameters())
     torch.testing.assert_close(merged(batch), lora(batch), atol=1e-12, rtol=0)
     assert all(torch.equal(value, before[key]) for key, value in lora.state_dict().items())
     for key, parameter in lora.named_parameters():
@@ -153,3 +155,19 @@ def test_without_peft(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match=r'pip install -e "\.\[lora\]"'):
         adapted("test_vit")
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (nn.Linear(2, 2), True),
+        (nn.Conv2d(4, 4, 3, padding=1), True),
+        (nn.Conv2d(4, 4, 3, groups=2), False),
+        (nn.Conv2d(4, 4, 3, dilation=2), False),
+        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), False),
+        (type("Standardised", (nn.Conv2d,), {})(4, 4, 3), False),
+        (nn.LayerNorm(2), False),
+    ],
+)
+def test_layers_that_can_be_adapted(layer, expected):
+    assert can_be_adapted(layer) is expected

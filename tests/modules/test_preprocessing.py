@@ -122,6 +122,16 @@ def test_a_transform_of_the_user_must_be_set_again(photos, tmp_path):
     assert torch.equal(module.preprocess(data.path(0)), data[0][0])
 
 
+def test_a_new_training_replaces_a_transform_of_the_user(photos):
+    module, data = make_module(), make_data(photos)
+    module.custom_transform = "Brighter"  # as after loading a checkpoint
+    trainer = Trainer(max_epochs=1, enable_checkpointing=False, **QUIET)
+    trainer.fit(module, data)
+    assert module.custom_transform is None
+    with pytest.warns(UserWarning, match="so scores may be lower"):  # compared again
+        trainer.test(module, make_data(photos, resize=44), verbose=False)
+
+
 def test_other_transforms_in_the_test_warn(photos, tmp_path):
     module = trained(make_data(photos), tmp_path)
     trainer = Trainer(enable_checkpointing=False, **QUIET)

@@ -6,6 +6,7 @@ from torch.optim import AdamW
 
 from lightning_recall import RecallAtKLoss, RetrievalEvaluation, RetrievalModule, SimilarityMixup, losses
 from lightning_recall.callbacks import InterruptCheckpoint
+from lightning_recall.modules.weight_averaging import is_averaged
 
 pytestmark = pytest.mark.skipif(not hasattr(callbacks, "EMAWeightAveraging"), reason="Lightning 2.5 has none")
 DECAY = 0.6
@@ -122,6 +123,20 @@ def test_only_floating_point_values_of_the_embedder_and_parameters_are_averaged(
     }
     assert any(name.startswith("loss.") for name in different & parameters)
     assert any(name.endswith("known_labels") and averaged[name].any() for name in averaged)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("embedder.backbone.bn1.running_mean", torch.zeros(2), True),
+        ("embedder.backbone.bn1.num_batches_tracked", torch.zeros((), dtype=torch.long), False),
+        ("loss.memory", torch.zeros(2), False),
+        ("mixup.memory", torch.zeros(2), False),
+        ("embedder._extra_state", {"a": 1}, False),
+    ],
+)
+def test_which_entries_are_averaged(name, value, expected):
+    assert is_averaged(name, value) is expected
 
 
 def test_an_averaged_training_resumes_with_the_callback_only(tmp_path):
