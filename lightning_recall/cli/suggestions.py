@@ -36,7 +36,8 @@ def advise(message: str, parser: Any, subcommand: str, args: Sequence[str]) -> s
         starts = dict.fromkeys(task.START for task in task_options())
         return f"{' '.join(starts)} (There is no class for {' and '.join(missing)}.)"
     if early := TOO_EARLY.search(message):
-        return f"--{early[1]}.{early[2]} is before --config or --{early[1]}, which choose its class: write it after them."
+        root, option = early.groups()
+        return f"--{root}.{option} is before --config or --{root}, which choose its class: write it after them."
     if required:
         names = [path_of(required[1] or "") + name.removeprefix(f"{subcommand}.") for name in required[2].split(", ")]
         return f"Required: {', '.join(names)}."

@@ -44,7 +44,7 @@ def draw_scores(axes: Axes, scores: Mapping[str, Points]) -> None:
     for number, key in enumerate(sorted(scores, key=lambda key: scores[key][-1][1])):
         steps, values = zip(*scores[key], strict=True)
         percent = [100 * value for value in values]
-        style = {"linestyle": LINE_STYLES[number % len(LINE_STYLES)], "marker": "."}
-        axes.plot(steps, percent, label=f"{key}: {percent[-1]:.1f}", **style)
+        style = LINE_STYLES[number % len(LINE_STYLES)]
+        axes.plot(steps, percent, label=f"{key}: {percent[-1]:.1f}", linestyle=style, marker=".")
     axes.set(xlabel="step", ylabel="%", title="Recall@k on the validation classes")
     axes.legend(loc="lower right")
