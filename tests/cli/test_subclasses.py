@@ -43,7 +43,7 @@ def test_short_names_are_found_and_wrong_ones_refused():
         ("CircleLoss", "lightning_recall.losses.CircleLoss"),
         ("TripletMarginLoss", "torch.nn.TripletMarginLoss"),
         ("AngularLoss", "pytorch_metric_learning.losses.AngularLoss"),  # nobody else has one
-        ("CenterCrop", "torchvision.transforms.v2.CenterCrop"),
+        ("RandomHorizontalFlip", "torchvision.transforms.v2.RandomHorizontalFlip"),
     ],
 )
 def test_short_names_mean_the_same_class_once_other_packages_are_imported(name, path):
