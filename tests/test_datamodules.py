@@ -303,5 +303,6 @@ def test_an_unknown_protocol_is_rejected():
 @pytest.mark.parametrize("module", [*MODULES.values(), datamodules.RevisitedDataModule])
 def test_a_tilde_is_the_home_folder(module, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "birds").mkdir()  # ImageFolderDataModule looks for it
     assert module("~/birds").root == tmp_path / "birds"
     assert datamodules.GlyphsDataModule("~/birds").file.parent == tmp_path / "birds"

@@ -39,7 +39,7 @@ from lightning_recall.cli.class_help import asked_help, class_help
 from lightning_recall.cli.errors import USER_ERRORS, explain
 from lightning_recall.cli.help import VERBOSE, Parser, parser_descriptions, set_subcommand_help
 from lightning_recall.cli.last_as_best import LastAsBest
-from lightning_recall.cli.noise import hide_noise
+from lightning_recall.cli.noise import hide_advice_on_callbacks, hide_noise
 from lightning_recall.cli.saved_settings import SaveSettings
 from lightning_recall.cli.subclasses import cached_subclass_lists
 from lightning_recall.cli.suggestions import advise
@@ -141,6 +141,8 @@ class RecallCLI(CLIHooks, LightningCLI):
 
     def run_subcommand(self, subcommand: str) -> None:
         """Adds the checkpoint's path to the error for mismatched weights."""
+        if subcommand != "fit":
+            hide_advice_on_callbacks()
         try:
             super().run_subcommand(subcommand)
         except RuntimeError as error:

@@ -22,6 +22,11 @@ def hide_noise() -> None:
     logging.getLogger(f"{PACKAGE}.utilities.rank_zero").addFilter(is_not_noise)
 
 
+def hide_advice_on_callbacks() -> None:
+    """Hides Lightning's advice to add the callbacks of the training: an evaluation needs none of their states."""
+    warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
+
+
 def is_not_noise(record: logging.LogRecord) -> bool:
     """Filters out Lightning's tips, and its words after Ctrl-C: InterruptCheckpoint has said what happens."""
     return not any(noise in record.getMessage() for noise in ("Tip: For seamless cloud", "Detected KeyboardInterrupt"))

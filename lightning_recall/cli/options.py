@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]  # Lightning depends on it
+import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser, Namespace, _typehints
 from jsonargparse._actions import _ActionHelpClassPath  # the only list of the options that hold classes
 from jsonargparse._util import get_import_path, import_object

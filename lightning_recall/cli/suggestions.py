@@ -10,6 +10,7 @@ from lightning_recall.cli.task_options import task_options
 
 WRONG_OPTION = re.compile(r"unrecognized arguments|is not accepted|is set before its class|not accept option")
 WRONG_KEY = re.compile(r"[Oo]ption '([\w.]+)' is not accepted|does not accept option '([\w.]+)'")
+TOO_EARLY = re.compile(r"(\w+): [\w.]+\.Lightning(?:Data)?Module: Option '([\w.]+)' is not accepted")
 REQUIRED = re.compile(r"(.*: )?the following arguments are required: ([\w., ]+)")
 
 SIMILAR = 0.8
@@ -34,6 +35,9 @@ def advise(message: str, parser: Any, subcommand: str, args: Sequence[str]) -> s
     if missing := without_class(parser, line, settings):
         starts = dict.fromkeys(task.START for task in task_options())
         return f"{' '.join(starts)} (There is no class for {' and '.join(missing)}.)"
+    if early := TOO_EARLY.search(message):
+        root, option = early.groups()
+        return f"--{root}.{option} is before --config or --{root}, which choose its class: write it after them."
     if required:
         names = [path_of(required[1] or "") + name.removeprefix(f"{subcommand}.") for name in required[2].split(", ")]
         return f"Required: {', '.join(names)}."

@@ -39,6 +39,7 @@ class LoRAEmbedder(nn.Module):
         ValueError: for settings out of range, an embedder without backbone, and `target_modules` that do not name
             layers which can be adapted.
 
+    >>> import torch
     >>> from lightning_recall.models import ImageEmbedder
     >>> embedder = LoRAEmbedder(ImageEmbedder("test_vit", 8, pretrained=False), rank=4, target_modules=["qkv"])
     >>> sum(p.numel() for p in embedder.backbone.parameters() if p.requires_grad)

@@ -61,7 +61,7 @@ def test_a_file_may_set_the_options(built, in_tmp_path):
 
 def test_saved_settings_run_again(built, in_tmp_path):
     first = built("--evaluation.ks", "[1,10]")
-    (in_tmp_path / "saved.yaml").write_text(yaml.safe_dump(first.config.fit.as_dict()))
+    first._parser("fit").save(first.config.fit, in_tmp_path / "saved.yaml")  # as Lightning's SaveConfigCallback does
     settings = yaml.safe_load((in_tmp_path / "saved.yaml").read_text())
     assert settings["evaluation"]["ks"] == settings["trainer"]["callbacks"][0]["init_args"]["ks"] == [1, 10]
     assert list(evaluation(built("--config", in_tmp_path / "saved.yaml")).ks) == [1, 10]

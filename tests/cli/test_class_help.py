@@ -88,8 +88,8 @@ def test_an_embedder_is_not_listed_among_losses(shown):
     assert "RetrievalScores" not in losses
     assert "Loss" not in embedders
     module = re.sub(r"\s+", "", shown("fit", "--model.help", "RetrievalModule"))
-    embedder = module.split("--model.embedder.help")[2].split("--model.loss.help")[0]
-    assert "lightning_recall.ImageEmbedder,and" in embedder
+    embedder = module.split("--model.embedder.help")[-1].split("--model.loss.help")[0]
+    assert "lightning_recall.ImageEmbedder,lightning_recall.models.LoRAEmbedder,and" in embedder
     assert "Loss" not in embedder
 
 

@@ -245,5 +245,6 @@ def test_a_baseline_whose_weights_are_gone_does_not_stop_a_test(command, small_d
     assert "model" in shown
     with pytest.raises(ValueError, match="no such file"):
         command("test", *settings, "--evaluation.baselines", "true")  # without a checkpoint, nothing else to test
-    with pytest.raises(ValueError, match="embedding_dim"):
+    omitted = pytest.warns(UserWarning, match="The baselines are omitted")
+    with omitted, pytest.raises(ValueError, match="embedding_dim must be"):
         command("test", *settings, *scored, "--model.embedder.embedding_dim", 0)

@@ -6,6 +6,7 @@ from torch import nn
 from lightning_recall import RetrievalModule
 from lightning_recall.cli.help import Parser
 from lightning_recall.cli.options import CommandLine, choices, help_actions, known_options, merge, read_yaml
+from lightning_recall.cli.subclasses import cached_subclass_lists
 from lightning_recall.cli.task_options import import_classes, task_options
 from lightning_recall.losses import CircleLoss
 
@@ -17,7 +18,8 @@ def parser():
     import_classes()
     parser = Parser()
     parser.add_argument("--model", type=nn.Module)
-    return parser
+    with cached_subclass_lists():  # as in the command
+        yield parser
 
 
 def test_a_command_line_is_read_without_checking_values():

@@ -96,6 +96,13 @@ def test_an_option_of_a_class_that_is_not_chosen_keeps_its_advice(refused):
     assert "Choose the class first" in error
 
 
+@pytest.mark.parametrize(("option", "value"), [("--data.root", "x"), ("--model.embedder", "ImageEmbedder")])
+def test_options_before_the_settings_file_are_to_be_moved(option, value, refused):
+    error = refused("fit", option, value, "--config", IMAGES, "--data.batch_size", "8")
+    root = option.split(".")[0]
+    assert error == f"error: {option} is before --config or {root}, which choose its class: write it after them."
+
+
 def test_whole_names_win_over_last_parts():
     known = ["model.loss_lr", "model.optimizer.lr", "model.optimizer.weight_decay", "trainer.log_every_n_steps"]
     assert did_you_mean("lr", known) == " Did you mean --model.optimizer.lr?"
