@@ -73,7 +73,7 @@ def extras():
 )
 def test_compromised_releases_of_lightning_are_excluded(name, section, option):
     specifier = requirements(section, option)[name]
-    assert set(specifier.split(",")) == {">=2.5", "!=2.6.2", "!=2.6.3"}
+    assert set(specifier.split(",")) == {">=2.6", "!=2.6.2", "!=2.6.3"}
 
 
 DISTRIBUTIONS = {"PIL": "pillow", "faiss": "faiss-cpu", "sklearn": "scikit-learn", "yaml": "pyyaml"}

@@ -1,7 +1,8 @@
 """The options of a command line, including those of the classes that it chooses."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def known_options(parser: Any, line: CommandLine, settings: Mapping[str, Any], p
 def choices(action: Any) -> list[type]:
     """The classes that an option takes, sorted by name: those of this project, if there are any."""
     paths = sorted({path for cls in action._help_types for path in _typehints.get_all_subclass_paths(cls)})
-    classes = {cls.__name__: cls for cls in map(import_object, paths) if is_choice(action, cls)}
+    classes = {cls.__name__: cls for cls in importable(paths) if is_choice(action, cls)}
     ours = [cls for cls in classes.values() if cls.__module__.startswith("lightning_recall.")]
     return sorted(ours or classes.values(), key=lambda cls: cls.__name__)
 
@@ -148,3 +149,10 @@ def is_choice(action: Any, cls: type) -> bool:
     name = str(action.dest).removesuffix(".help").rpartition(".")[2]
     patterns = [task.CHOICES[name] for task in task_options() if name in task.CHOICES]
     return not patterns or any(fnmatch(f"{cls.__module__}.{cls.__name__}", pattern) for pattern in patterns)
+
+
+def importable(paths: Iterable[str]) -> Iterator[Any]:
+    """The classes at some import paths, without those that are not an attribute of their module, such as local ones."""
+    for path in paths:
+        with suppress(AttributeError, ImportError):
+            yield import_object(path)

@@ -236,12 +236,12 @@ def test_a_baseline_whose_weights_are_gone_does_not_stop_a_test(command, small_d
     settings, checkpoint, weights = checkpoint_with_weights(command, small_data, tmp_path)
     scored = ("--ckpt_path", checkpoint, "--evaluation.baselines", "true")
     command("test", *settings, *scored)
-    assert "before training" in capsys.readouterr().out
+    assert "pretrained features" in capsys.readouterr().out
     weights.unlink()
     with pytest.warns(UserWarning, match=r"The baselines are omitted: .*no such file: .*weights.pth"):
         command("test", *settings, *scored)
     shown = capsys.readouterr().out
-    assert "before training" not in shown
+    assert "pretrained features" not in shown
     assert "model" in shown
     with pytest.raises(ValueError, match="no such file"):
         command("test", *settings, "--evaluation.baselines", "true")  # without a checkpoint, nothing else to test

@@ -5,7 +5,15 @@ from torch import nn
 
 from lightning_recall import RetrievalModule
 from lightning_recall.cli.help import Parser
-from lightning_recall.cli.options import CommandLine, choices, help_actions, known_options, merge, read_yaml
+from lightning_recall.cli.options import (
+    CommandLine,
+    choices,
+    help_actions,
+    importable,
+    known_options,
+    merge,
+    read_yaml,
+)
 from lightning_recall.cli.subclasses import cached_subclass_lists
 from lightning_recall.cli.task_options import import_classes, task_options
 from lightning_recall.losses import CircleLoss
@@ -62,3 +70,7 @@ def test_each_pattern_of_choices_matches_a_class(name, parser):
     assert all(cls.__module__.startswith(f"{package}.") for cls in found)
     assert (CircleLoss in found) == (name == "loss")
     assert (RetrievalModule in found) == (name == "model")
+
+
+def test_classes_that_cannot_be_imported_are_not_choices():
+    assert list(importable(["torch.nn.Linear", "torch.nn.Absent", "absent.Module"])) == [nn.Linear]
