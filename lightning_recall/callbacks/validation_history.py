@@ -112,7 +112,7 @@ def verdict(history: ValidationHistory, monitor: str | None, details: Mapping[st
     Args:
         history: the scores.
         monitor: key that chooses the best checkpoint.
-        details: `lr` and `max_epochs` of the training, if known.
+        details: `lr` and `max_epochs` of the training, if known; `stays_frozen`: whether the backbone is never trained.
     """
     if not history.baselines or not history.validations:
         return ""
@@ -151,6 +151,7 @@ def print_verdict(trainer: Trainer, history: ValidationHistory) -> None:
     details: dict[str, Any] = {"max_epochs": max(trainer.max_epochs or 0, 0)}
     if trainer.optimizers:
         details["lr"] = trainer.optimizers[0].defaults.get("lr")  # the schedule does not change it
+    details["stays_frozen"] = getattr(trainer.lightning_module, "unfreeze_epoch", 0) is None
     text = verdict(history, monitor_of(trainer), details)
     if text and writes_files(trainer) and trainer.is_global_zero:
         end_progress_bar(trainer)
@@ -170,10 +171,14 @@ def trend(history: ValidationHistory, best: Validation) -> str:
 
 def what_to_try(details: Mapping[str, Any]) -> str:
     """What usually helps a training below the features that it started from, in order."""
+    freezing = (
+        "the backbone frozen in the first epochs (unfreeze_epoch); a head on a frozen backbone (unfreeze_epoch: null)"
+    )
+    if details.get("stays_frozen"):
+        freezing = "the backbone trained too (unfreeze_epoch: 0)"
     return (
         f"Try, in this order: a lower learning rate{present(details, 'lr')}; more epochs"
-        f"{present(details, 'max_epochs')}; the backbone frozen in the first epochs (unfreeze_epoch); a head on a "
-        "frozen backbone (unfreeze_epoch: null); larger images."
+        f"{present(details, 'max_epochs')}; {freezing}; larger images."
     )
 
 

@@ -56,6 +56,9 @@ def test_a_training_below_its_baseline_says_what_to_try_in_order():
     positions = [text.index(tip) for tip in tips]
     assert positions == sorted(positions)
     assert "now" not in verdict(history(0.7), None, {})
+    frozen = verdict(history(0.7), None, {"stays_frozen": True})
+    assert "the backbone trained too (unfreeze_epoch: 0); larger images." in frozen
+    assert "null" not in frozen
 
 
 @pytest.mark.parametrize(
