@@ -133,8 +133,9 @@ def run_step(settings: StepSettings) -> None:
 @cache
 def build_model(backbone: str, memory_format: str) -> nn.Module:
     """The embedder; the BatchNorm statistics of its backbone are frozen, as in fine-tuning."""
-    model = ImageEmbedder(backbone, embedding_dim=128, pretrained=False, norm="batch", freeze_batch_norm=True)
-    return model.to(memory_format=FORMATS[memory_format]).train()
+    last = memory_format == "channels_last"
+    options: dict[str, Any] = {"pretrained": False, "norm": "batch", "freeze_batch_norm": True, "channels_last": last}
+    return ImageEmbedder(backbone, embedding_dim=128, **options).train()
 
 
 @cache

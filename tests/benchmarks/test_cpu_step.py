@@ -1,3 +1,5 @@
+import pytest
+
 from lightning_recall.benchmarks import cpu_step
 
 
@@ -15,3 +17,9 @@ def test_prints_speed_by_format_chunks_and_allocation(capsys, monkeypatch):
     assert all(float(row[3]) > 0 and float(row[6].replace(",", "")) > 0 for row in rows)
     faults = [int(row[5].replace(",", "")) for row in rows]
     assert sum(faults[6:]) < sum(faults[:6])  # the memory of the step before is used again
+
+
+@pytest.mark.parametrize("memory_format", cpu_step.FORMATS)
+def test_the_network_has_the_memory_format(memory_format):
+    model = cpu_step.build_model("test_efficientnet", memory_format)
+    assert model.channels_last == (memory_format == "channels_last")
