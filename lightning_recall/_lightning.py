@@ -279,7 +279,7 @@ def uses_static_graph(strategy: object) -> bool:
 
 def averages_weights(callback: "Callback") -> bool:
     """Whether a callback is a WeightAveraging, such as EMAWeightAveraging."""
-    return isinstance(callback, getattr(import_module(f"{PACKAGE}.callbacks"), "WeightAveraging", ()))
+    return isinstance(callback, import_module(f"{PACKAGE}.callbacks").WeightAveraging)
 
 
 def averaged_module(trainer: "Trainer") -> "LightningModule | None":

@@ -36,7 +36,7 @@ def keep_freed_memory() -> bool:
     if not allocates_with_glibc():
         return False
     glibc = ctypes.CDLL(None)
-    # M_MMAP_MAX and not M_MMAP_THRESHOLD, of which glibc before 2.35 rejects values above 32 MiB
+    # not M_MMAP_THRESHOLD: older glibc rejects values above 32 MiB
     return bool(glibc.mallopt(M_MMAP_MAX, 0)) and bool(glibc.mallopt(M_TRIM_THRESHOLD, -1))
 
 

@@ -3,7 +3,7 @@
 The folder holds one folder for each class. The first half of the classes, in alphabetical order, is for training, the
 second half for the test. With --choose, every third training class is used for validation instead, the test classes are
 not read, and every rate of --rates is tried. Results are appended to photographs.csv after each run; a run that is
-already in the file is not repeated, so an interrupted benchmark goes on where it stopped.
+already in the file is not repeated, so an interrupted benchmark can be continued.
 """
 
 import argparse

@@ -100,7 +100,7 @@ class RecallCLI(CLIHooks, LightningCLI):
         """Lets errors suggest options, and prints the help of a --*.help option."""
         subparser = self._subcommand_parsers[subcommand]
         for parser in (self.parser, subparser):
-            parser.advise = partial(advise, parser=subparser, subcommand=subcommand, args=args)  # type: ignore[attr-defined]
+            parser.advise = partial(advise, parser=subparser, subcommand=subcommand, args=args)  # type: ignore[attr-defined]  # of our Parser
         asked = asked_help(args)
         if not asked:
             return

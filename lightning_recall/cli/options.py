@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml  # type: ignore[import-untyped]  # a package without type hints
 from jsonargparse import ArgumentParser, Namespace, _typehints
 from jsonargparse._actions import _ActionHelpClassPath  # the only list of the options that hold classes
 from jsonargparse._util import get_import_path, import_object
@@ -101,7 +101,7 @@ def class_parser(cls: type, action: Any) -> ArgumentParser:
     parser = ArgumentParser()
     path = Namespace(class_path=get_import_path(cls))  # type: ignore[no-untyped-call]  # of jsonargparse
     # arguments that the caller gives, such as `params` of optimizers
-    _, filled_in = _typehints.adapt_partial_callable_class(action._typehint, path)  # type: ignore[no-untyped-call]
+    _, filled_in = _typehints.adapt_partial_callable_class(action._typehint, path)  # type: ignore[no-untyped-call]  # no types there
     kwargs = {**action.sub_add_kwargs, "skip": {*action.sub_add_kwargs.get("skip", ()), *(filled_in or ())}}
     parser.add_class_arguments(cls, action.dest.removesuffix(".help"), **kwargs)
     return parser

@@ -144,7 +144,7 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 
 def check_folder_below(root: Path, paths: list[str]) -> None:
-    """Raises ValueError if root seems to be one level too high: too few folders, one of which holds the classes.
+    """Raises ValueError if root seems to be one level too high: it has few folders, and one of them holds classes.
 
     Args:
         root: the folder that was given.

@@ -1,7 +1,8 @@
 """Makes Lightning's WeightAveraging and EMAWeightAveraging exact for a retrieval module.
 
-Lightning averages all buffers, also counters, labels and the memory of a loss, of which an average makes no sense. Its
-result depends on the order of the callbacks. It takes the current weights where averaged ones are asked for.
+Lightning averages all buffers, also counters, labels and the memory of a loss, whose averages are meaningless. Its
+result depends on the order of the callbacks. A test of a checkpoint after `fit` uses the current weights instead of the
+averaged ones.
 """
 
 from typing import Any
@@ -32,14 +33,14 @@ def is_averaged(name: str, value: Any) -> bool:
 
 
 def unaveraged_names(module: LightningModule) -> list[str]:
-    """Names of the buffers and extra states of which no average is taken."""
+    """Names of the buffers and extra states that keep their current value instead of an average."""
     parameters = {name for name, _ in module.named_parameters()}
     state = module.state_dict()
     return [name for name in state if name not in parameters and not is_averaged(name, state[name])]
 
 
 def copy_current_state(trainer: Trainer, module: LightningModule) -> None:
-    """Copies buffers of which no average is taken to the averaged module."""
+    """Copies the buffers that are not averaged to the averaged module."""
     averaged = averaged_module(trainer)
     if averaged is None:
         return
@@ -51,7 +52,7 @@ def copy_current_state(trainer: Trainer, module: LightningModule) -> None:
 
 
 def save_current_state(checkpoint: dict[str, Any], module: LightningModule) -> None:
-    """Gives the averaged weights of a checkpoint the buffers and extra states of which no average is taken."""
+    """Puts the buffers and extra states that are not averaged beside the averaged weights of a checkpoint."""
     if CURRENT in checkpoint:
         for name in unaveraged_names(module):
             checkpoint["state_dict"][name] = checkpoint[CURRENT][name]

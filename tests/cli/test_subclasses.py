@@ -47,7 +47,7 @@ def test_short_names_are_found_and_wrong_ones_refused():
     ],
 )
 def test_short_names_mean_the_same_class_once_other_packages_are_imported(name, path):
-    pytest.importorskip("pytorch_metric_learning.losses")
+    pytest.importorskip("pytorch_metric_learning.losses")  # a test tool
     import_module("torchvision.transforms.v2")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--module", type=nn.Module)
@@ -58,7 +58,7 @@ def test_short_names_mean_the_same_class_once_other_packages_are_imported(name, 
 
 
 def test_the_command_takes_short_names_beside_losses_of_another_package(command, capsys):
-    pytest.importorskip("pytorch_metric_learning.losses")
+    pytest.importorskip("pytorch_metric_learning.losses")  # a test tool
     with pytest.raises(SystemExit) as stopped:
         command("fit", "--config", GLYPHS, "--model.loss", "ProxyAnchorLoss")
     assert stopped.value.code == 2

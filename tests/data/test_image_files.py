@@ -133,7 +133,7 @@ def test_user_transforms_replace_the_defaults(tmp_path):
 
 @pytest.fixture
 def broken(tmp_path):
-    """Six files, of which 2 is truncated, 4 is not an image and 5 is missing."""
+    """Six files: 2 is truncated, 4 is not an image, 5 is missing."""
     data = files(tmp_path, transforms=ImageTransforms(size=8, resize=8))
     noise = np.random.default_rng(0).integers(0, 255, (50, 40, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "2.png")

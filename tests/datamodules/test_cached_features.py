@@ -41,11 +41,11 @@ class Backbone(nn.Module):
 
 
 class HeadModule(RetrievalModule):
-    """An embedder of which only the head is trained."""
+    """A module that trains only the head of its embedder."""
 
     def __init__(self, lr=0.05, unfreeze_epoch=None, **kwargs):
         torch.manual_seed(3)
-        optimizer = lambda parameters: torch.optim.Adam(parameters, lr=lr)  # noqa: E731
+        optimizer = partial(torch.optim.Adam, lr=lr)
         embedder = ImageEmbedder(Backbone(), embedding_dim=6)
         super().__init__(embedder, RecallAtKLoss(), optimizer=optimizer, unfreeze_epoch=unfreeze_epoch, **kwargs)
 
@@ -113,7 +113,7 @@ def test_the_head_gets_the_weights_of_a_training_on_images(chunk_size):
 
 def with_lora(module):
     """The module with LoRA matrices in its backbone that are not 0, as after a training."""
-    pytest.importorskip("peft")
+    pytest.importorskip("peft")  # an extra
     module.embedder = LoRAEmbedder(module.embedder, rank=2)
     for name, parameter in module.embedder.named_parameters():
         if "lora_B" in name:

@@ -95,7 +95,6 @@ class WeightAveraging(getattr(callbacks, "EMAWeightAveraging", Callback)):
     pass
 
 
-@pytest.mark.skipif(not hasattr(callbacks, "EMAWeightAveraging"), reason="Lightning 2.5 has none")
 def test_averaged_weights_are_described():
     described = module(4)
     described.trainer.callbacks.append(WeightAveraging())

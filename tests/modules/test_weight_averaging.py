@@ -8,7 +8,6 @@ from lightning_recall import RecallAtKLoss, RetrievalEvaluation, RetrievalModule
 from lightning_recall.callbacks import InterruptCheckpoint
 from lightning_recall.modules.weight_averaging import is_averaged
 
-pytestmark = pytest.mark.skipif(not hasattr(callbacks, "EMAWeightAveraging"), reason="Lightning 2.5 has none")
 DECAY = 0.6
 
 
