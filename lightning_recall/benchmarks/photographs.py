@@ -24,6 +24,7 @@ from torchvision.transforms import v2
 
 from lightning_recall import losses
 from lightning_recall._lightning import PACKAGE, EMAWeightAveraging, seed_everything
+from lightning_recall.batch import IGNORED_LABEL
 from lightning_recall.benchmarks.losses import pml_loss, quiet_trainer
 from lightning_recall.benchmarks.measure import machine
 from lightning_recall.benchmarks.result_rows import (
@@ -123,7 +124,10 @@ class Photographs(RetrievalDataModule):
 
 
 class Setting(NamedTuple):
-    """One run: the method, its learning rate and batch size, the random seed, and images and their size in pixels."""
+    """What the scores of a run depend on; a run with the same setting is not repeated.
+
+    split is "validation" with `choose`, otherwise "test"; sizes are in pixels.
+    """
 
     method: str
     rate: float
@@ -131,6 +135,12 @@ class Setting(NamedTuple):
     seed: int
     images: int
     size: int
+    test_size: int
+    min_scale: float
+    split: str
+    photos: str
+    backbone: str
+    weights: str
 
 
 def build(method: Method, weights: str, backbone: str, classes: int, rate: float) -> RetrievalModule:
@@ -150,34 +160,35 @@ def build(method: Method, weights: str, backbone: str, classes: int, rate: float
 
 @torch.no_grad()
 def score(module: RetrievalModule, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """Recall@1 and mAP@R of the images of some batches."""
-    scores = RetrievalScores(("recall", "map@r"), (1,))
-    module.eval()
+    """Recall@1 and mAP@R of the images of some batches, without unreadable ones."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    scores = RetrievalScores(("recall", "map@r"), (1,), ignore_index=IGNORED_LABEL).to(device)
+    module.to(device).eval()
     for images, labels in batches:
-        scores.update(module(images), labels)
+        scores.update(module(images.to(device)), labels.to(device))
     return dict(scores.compute())
 
 
-def run(setting: Setting, options: argparse.Namespace) -> dict[str, Any]:
-    """Trains one method and scores it on the test classes, or on the validation classes with `choose`."""
+def run(setting: Setting, workers: int) -> dict[str, Any]:
+    """Trains one method and scores it on the classes of its split."""
     method = METHODS[setting.method]
     seed_everything(setting.seed, verbose=False)
-    resize = v2.Resize((options.test_size, options.test_size), antialias=True)  # the whole photograph
-    transforms = ImageTransforms(size=setting.size, min_scale=options.min_scale, eval_transform=resize)
+    resize = v2.Resize((setting.test_size, setting.test_size), antialias=True)  # the whole photograph
+    transforms = ImageTransforms(size=setting.size, min_scale=setting.min_scale, eval_transform=resize)
     data = Photographs(
-        options.photos,
+        setting.photos,
         transforms,
-        options.choose,
+        setting.split == "validation",
         batch_size=setting.batch,
         samples_per_class=method.samples_per_class,
         seed=setting.seed,
-        num_workers=options.workers,
+        num_workers=workers,
         sampler=partial(ClassBalancedBatchSampler, few_classes="repeat", small_classes="repeat"),
     )
     data.setup("fit")
     assert data.train_data is not None  # Photographs always reads training data
     names, data.train_data.labels = np.unique(data.train_data.labels, return_inverse=True)  # 0..C-1, for proxies
-    module = build(method, options.weights, options.backbone, len(names), setting.rate)
+    module = build(method, setting.weights, setting.backbone, len(names), setting.rate)
     start = time.perf_counter()
     steps = max(setting.images // setting.batch, 1)
     if method.rate is not None:
@@ -221,16 +232,26 @@ def parser() -> argparse.ArgumentParser:
 
 def settings_of(options: argparse.Namespace) -> list[Setting]:
     """The runs that the options ask for; the pretrained features have no rate, and one batch size and seed."""
+    files = [str(Path(path).resolve()) for path in (options.photos, options.weights)]
+    split = "validation" if options.choose else "test"
+    rest = (
+        options.images,
+        options.size,
+        options.test_size,
+        options.min_scale,
+        split,
+        files[0],
+        options.backbone,
+        files[1],
+    )
     found = []
     for name, batch, seed in product(options.methods, options.batch_sizes, range(options.seeds)):
         chosen = METHODS[name].rate
         rates = [] if chosen is None else options.rates or [chosen]
         scale = (batch / BATCH) ** options.rate_exponent
-        found += [
-            Setting(name, float(f"{rate * scale:.2g}"), batch, seed, options.images, options.size) for rate in rates
-        ]
+        found += [Setting(name, float(f"{rate * scale:.2g}"), batch, seed, *rest) for rate in rates]
     if PRETRAINED in options.methods:
-        found.insert(0, Setting(PRETRAINED, 0.0, options.batch_sizes[0], 0, options.images, options.size))
+        found.insert(0, Setting(PRETRAINED, 0.0, options.batch_sizes[0], 0, *rest))
     return found
 
 
@@ -244,7 +265,7 @@ def main(args: list[str] | None = None) -> None:
     logging.getLogger(PACKAGE).setLevel(logging.ERROR)  # the devices of each Trainer
     console.print(machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
     for setting in track(pending(settings, read_rows(path)), "runs", console=console):
-        append_row(path, run(setting, options))
+        append_row(path, run(setting, options.workers))
     wanted = {tuple(map(str, setting)) for setting in settings}
     rows = [row for row in read_rows(path) if tuple(row[name] for name in Setting._fields) in wanted]
     split = "validation" if options.choose else "test"

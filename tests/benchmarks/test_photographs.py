@@ -48,6 +48,8 @@ def test_trains_scores_and_goes_on_where_it_stopped(options, tmp_path, monkeypat
     monkeypatch.setattr(photographs, "run", lambda *given: trained.append(given) or first[0])
     photographs.main([*options, "--methods", PRETRAINED, "RecallAtK"])
     assert trained == []
+    photographs.main([*options, "--methods", PRETRAINED, "--choose"])  # other classes, so another run
+    assert [setting.split for setting, _ in trained] == ["validation"]
     assert (tmp_path / "out" / "photographs.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -60,8 +62,24 @@ def test_choosing_never_reads_the_test_classes(tmp_path):
     assert set(data.test_data.labels) == {0, 3}
 
 
+def test_unreadable_photographs_are_not_scored(options, tmp_path):
+    def score():
+        (setting,) = settings_of(parser().parse_args([*options, "--methods", PRETRAINED]))
+        return photographs.run(setting, 0)
+
+    before = score()
+    for number in range(6):
+        (tmp_path / "photos" / "class_7" / f"broken_{number}.png").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match="Cannot read"):
+        after = score()
+    assert [before[name] for name in ("recall@1", "map@r")] == [after[name] for name in ("recall@1", "map@r")]
+
+
 def test_settings_without_a_row_are_pending():
-    settings = [Setting("RecallAtK", 1e-4, 96, seed, 4800, 96) for seed in range(3)]
+    settings = [
+        Setting("RecallAtK", 1e-4, 96, seed, 4800, 96, 112, 0.3, "test", "photos", "resnet18", "file")
+        for seed in range(3)
+    ]
     rows = [{key: str(value) for key, value in settings[1]._asdict().items()}]
     assert pending(settings, rows) == [settings[0], settings[2]]
 
