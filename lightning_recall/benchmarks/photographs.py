@@ -232,18 +232,9 @@ def parser() -> argparse.ArgumentParser:
 
 def settings_of(options: argparse.Namespace) -> list[Setting]:
     """The runs that the options ask for; the pretrained features have no rate, and one batch size and seed."""
-    files = [str(Path(path).resolve()) for path in (options.photos, options.weights)]
-    split = "validation" if options.choose else "test"
-    rest = (
-        options.images,
-        options.size,
-        options.test_size,
-        options.min_scale,
-        split,
-        files[0],
-        options.backbone,
-        files[1],
-    )
+    photos, weights = (str(Path(path).resolve()) for path in (options.photos, options.weights))
+    sizes = (options.images, options.size, options.test_size, options.min_scale)
+    rest = (*sizes, "validation" if options.choose else "test", photos, options.backbone, weights)
     found = []
     for name, batch, seed in product(options.methods, options.batch_sizes, range(options.seeds)):
         chosen = METHODS[name].rate

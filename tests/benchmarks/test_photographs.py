@@ -69,7 +69,7 @@ def test_unreadable_photographs_are_not_scored(options, tmp_path):
 
     before = score()
     for number in range(6):
-        (tmp_path / "photos" / "class_7" / f"broken_{number}.png").write_bytes(b"no image")
+        (tmp_path / "photos" / "class_7" / f"broken_{number}.png").write_bytes(b"no image %d" % number)
     with pytest.warns(UserWarning, match="Cannot read"):
         after = score()
     assert [before[name] for name in ("recall@1", "map@r")] == [after[name] for name in ("recall@1", "map@r")]
