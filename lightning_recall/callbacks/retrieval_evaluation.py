@@ -63,10 +63,10 @@ class RetrievalEvaluation(Callback):
         ks: cut-off ranks k, at least 1.
         scores: which scores of `RetrievalScores` are logged; ModelCheckpoint may monitor `val/map@r`, for example.
         baselines: whether to score what the training starts from: the features of the backbone (of modules with a
-            method `features`, as `RetrievalModule`) and the untrained network, with the weights at the first `setup`,
-            before training or loading a checkpoint. `fit` scores them before the first step: the sanity check runs on
-            all validation batches, unless `num_sanity_val_steps` is 0; the keys are `val/pretrained/recall@k` and
-            `val/untrained/recall@k`. If the training ends below the first of them, the last lines say so, and what to
+            method `features`, as `RetrievalModule`) and the untrained network, with the weights before the first
+            `fit` or `test`. `fit` scores them before the first step: the sanity check runs on all validation batches,
+            unless `num_sanity_val_steps` is 0; the keys are `val/pretrained/recall@k` and
+            `val/untrained/recall@k`. If the training ends below the first of them, a paragraph says so, and what to
             try. The test scores both and raw pixels: `test/pretrained/recall@k`, `test/untrained/recall@k` and
             `test/pixels/recall@k`.
         tables: whether `trainer.validate` and `trainer.test` write the scores of each query and of each class to
@@ -111,7 +111,7 @@ class RetrievalEvaluation(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Copies the initial weights if they are a baseline, and starts to record indices."""
-        if self.baselines is not None:
+        if self.baselines is not None and stage in ("fit", "test"):
             self.baselines.remember(pl_module)
         if stage == "fit" and trainer.global_step == 0:
             self.history = ValidationHistory()

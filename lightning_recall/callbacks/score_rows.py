@@ -39,10 +39,11 @@ def print_scores(rows: Rows, title: str, caption: str = "") -> None:
 def print_if_below(rows: Rows) -> None:
     """Says so if a trained model is below the features that it started from, and what to try.
 
-    Only for a single dataloader, and if the model differs from the one before training.
+    Only for a single dataloader, and if the model differs from the one before training. Without a new layer there is no
+    row before training, and an untrained model scores like its features.
     """
     features, untrained, model = (rows.get(title) for title in (TITLES[PRETRAINED], TITLES[UNTRAINED], MODEL))
-    if features is None or untrained is None or model is None or model == untrained:
+    if features is None or model is None or model == untrained:
         return
     key = main_keys([f"test/{name}" for name in model])[0]
     name = key.removeprefix("test/")

@@ -117,16 +117,18 @@ def verdict(history: ValidationHistory, monitor: str | None, details: Mapping[st
     if not history.baselines or not history.validations:
         return ""
     title, baseline = next(iter(history.baselines.items()))
-    last, best = history.validations[-1], history.best(monitor)
+    last, saved = history.validations[-1], history.best(monitor)
     key = main_keys(last.scores)[0]
+    best = history.best(key)
     if key not in baseline or last.scores[key] >= baseline[key]:
         return ""
     name = column_title(key)
     if best.scores[key] >= baseline[key]:
+        advice = "use its checkpoint, and train" if saved == best else "train"
         return (
             f"The training ended below the {title}: {name} {percent(last.scores[key])}, {percent(baseline[key])} "
             f"without training. The best validation, after {count(best.epochs)}, reached {percent(best.scores[key])}: "
-            "use its checkpoint, and train with a lower learning rate" + present(details, "lr") + " or fewer epochs."
+            f"{advice} with a lower learning rate{current_value(details, 'lr')} or fewer epochs."
         )
     total = details.get("max_epochs")
     epochs = f"{best.epochs} of {total} epochs" if total else count(best.epochs)
@@ -177,12 +179,12 @@ def what_to_try(details: Mapping[str, Any]) -> str:
     if details.get("stays_frozen"):
         freezing = "the backbone trained too (unfreeze_epoch: 0)"
     return (
-        f"Try, in this order: a lower learning rate{present(details, 'lr')}; more epochs"
-        f"{present(details, 'max_epochs')}; {freezing}; larger images."
+        f"Try, in this order: a lower learning rate{current_value(details, 'lr')}; more epochs"
+        f"{current_value(details, 'max_epochs')}; {freezing}; larger images."
     )
 
 
-def present(details: Mapping[str, Any], name: str) -> str:
+def current_value(details: Mapping[str, Any], name: str) -> str:
     """The present value in brackets; "" if it is not known."""
     return f" (now {details[name]:g})" if details.get(name) else ""
 

@@ -69,7 +69,8 @@ def learning_rates(module: Any, optimizers: list[Any]) -> str:
         rate = float(group.get("max_lr", group.get("initial_lr", group["lr"])))
         for name in {name_of.get(id(p), "other") for p in group["params"]}:
             rates[name].add(rate)
-    if len(set().union(*rates.values())) == 1:
-        return f"{rate:.3g}"
+    different = set().union(*rates.values())
+    if len(different) == 1:
+        return f"{different.pop():.3g}"
     spans = {name: sorted({min(values), max(values)}) for name, values in rates.items() if values}
     return ", ".join(f"{name} {' to '.join(f'{value:.3g}' for value in span)}" for name, span in spans.items())

@@ -73,7 +73,7 @@ def decay_groups(parameters: Iterable[tuple[str, nn.Parameter]], **options: Any)
 def optimizer_decay(groups: list[dict[str, Any]]) -> list[ParameterGroup]:
     """Leaves the weight decay of timm's groups to the optimizer, unless it is 0; drops a learning-rate scale of 1."""
     kept = []
-    for group in groups:
+    for group in (group for group in groups if group["params"]):  # older releases of timm return empty groups
         options = {"params": group["params"]}
         if group["weight_decay"] == 0:
             options["weight_decay"] = 0.0

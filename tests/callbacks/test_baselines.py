@@ -228,3 +228,15 @@ def test_a_training_above_its_start_says_nothing(tmp_path, capsys):
     same.test(module, data, verbose=False)
     shown = capsys.readouterr().out
     assert "without training" not in shown
+
+
+def test_a_test_of_a_trained_backbone_without_a_new_layer_says_so_if_it_is_worse(tmp_path, capsys):
+    module = Embeds()
+    module.head = nn.Identity()
+    easy = loader(IMAGES + 5 * nn.functional.one_hot(LABELS % 9, 9).reshape(40, 1, 3, 3))
+    tester = trainer(tmp_path, RetrievalEvaluation(ks=(1,), baselines=True))
+    tester.test(module, easy, verbose=False)
+    assert "The model is below" not in capsys.readouterr().out  # not trained
+    nn.init.zeros_(module.backbone[1].weight)
+    tester.test(module, easy, verbose=False)
+    assert "The model is below the pretrained features that it started from" in capsys.readouterr().out

@@ -120,3 +120,11 @@ def test_the_history_survives_a_checkpoint():
     assert restored.baselines == made.baselines
     assert restored.validations == made.validations
     assert restored.best().epochs == 2
+
+
+def test_the_verdict_compares_the_best_validation_of_the_score_that_it_names():
+    scores = history(0.7, 0.8, 0.6, maps=[0.5, 0.3, 0.2])  # the checkpoint is the first validation, R@1 is best later
+    text = verdict(scores, "val/map@r", DETAILS)
+    assert "The best validation, after 2 epochs, reached 80.0: train with a lower learning rate" in text
+    assert "did not beat" not in text
+    assert "use its checkpoint" in verdict(scores, "val/recall@1", DETAILS)
