@@ -282,7 +282,7 @@ class RetrievalModule(ModuleWithPreprocessing, ManualOptimization):
         checkpoint["chunk_size"] = (self.chunk_size, self.device.type)
         checkpoint["random_states"] = get_random_states(self.device)
         checkpoint["has_parameter_groups"] = not self.resumes_without_groups
-        weight_averaging.save_current_state(checkpoint, self)
+        weight_averaging.save_averaged_weights(checkpoint, self.trainer, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the RNG state when resuming, and a measured chunk size: another size changes the rounding."""

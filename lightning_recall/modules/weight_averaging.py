@@ -44,18 +44,27 @@ def copy_current_state(trainer: Trainer, module: LightningModule) -> None:
     averaged = averaged_module(trainer)
     if averaged is None:
         return
-    current, targets = dict(module.named_buffers()), dict(averaged.named_buffers())
+    targets = dict(averaged.named_buffers())
     with torch.no_grad():
-        for name in unaveraged_names(module):
-            if name in targets:
-                targets[name].copy_(current[name])
+        for name, buffer in module.named_buffers():
+            if not is_averaged(name, buffer):
+                targets[name].copy_(buffer)
 
 
-def save_current_state(checkpoint: dict[str, Any], module: LightningModule) -> None:
-    """Puts the buffers and extra states that are not averaged beside the averaged weights of a checkpoint."""
-    if CURRENT in checkpoint:
-        for name in unaveraged_names(module):
-            checkpoint["state_dict"][name] = checkpoint[CURRENT][name]
+def save_averaged_weights(checkpoint: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
+    """Puts the buffers and extra states that are not averaged beside the averaged weights of a checkpoint.
+
+    For a checkpoint with `save_weights_only`, in which Lightning saves the current weights, also the averaged ones.
+    """
+    averaged = averaged_module(trainer)
+    is_weights_only = "optimizer_states" not in checkpoint
+    if CURRENT not in checkpoint and not (is_weights_only and averaged is not None):
+        return
+    current = checkpoint.get(CURRENT, checkpoint["state_dict"])
+    if CURRENT not in checkpoint and averaged is not None:
+        checkpoint["state_dict"] = averaged.state_dict()
+    for name in unaveraged_names(module):
+        checkpoint["state_dict"][name] = current[name]
 
 
 def check_weight_averaging(checkpoint: dict[str, Any], trainer: Trainer) -> None:

@@ -142,3 +142,19 @@ def test_an_averaged_training_resumes_with_the_callback_only(tmp_path):
     fit(new_module(), callbacks=[ema(), Steps(tmp_path, (1,))])
     with pytest.raises(ValueError, match="The checkpoint was trained with EMAWeightAveraging or WeightAveraging"):
         fit(new_module(), tmp_path / "1.ckpt")
+
+
+def test_a_checkpoint_of_weights_only_holds_the_average(tmp_path):
+    class SavesTwice(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            trainer.save_checkpoint(tmp_path / "whole.ckpt")
+            trainer.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
+
+    fit(new_module(memory), callbacks=[ema(), SavesTwice()], max_epochs=1, limit_val_batches=0, precision="64-true")
+    whole, weights = (torch.load(tmp_path / name, weights_only=False) for name in ("whole.ckpt", "weights.ckpt"))
+    assert "optimizer_states" not in weights
+    assert weights["state_dict"].keys() == whole["state_dict"].keys()
+    for name, value in whole["state_dict"].items():
+        assert not isinstance(value, torch.Tensor) or torch.equal(value, weights["state_dict"][name]), name
+    name = "embedder.projection.1.weight"
+    assert not torch.equal(weights["state_dict"][name], whole["current_model_state"][name])
