@@ -66,8 +66,10 @@ def evaluation_settings(config: Any) -> list[Any]:
     ]
 
 
-def scores_initial_weights(config: Any) -> bool:
-    """Whether a callback needs the initial weights of the model."""
+def scores_start_of_checkpoint(subcommand: str, config: Any) -> bool:
+    """Whether a test of a checkpoint also scores the weights that its training started from."""
+    if subcommand != "test" or not config.ckpt_path or config.weights:
+        return False
     return any(task.evaluates_initial_weights(evaluation_settings(config)) for task in task_options())
 
 

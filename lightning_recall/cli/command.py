@@ -30,7 +30,7 @@ from lightning_recall.callbacks.output import print_path, run_folder, writes_fil
 from lightning_recall.cli.callback_options import (
     add_callback_options,
     evaluation_settings,
-    scores_initial_weights,
+    scores_start_of_checkpoint,
     share_settings,
     with_optional,
 )
@@ -134,7 +134,7 @@ class RecallCLI(CLIHooks, LightningCLI):
         if given and not weights:
             check_checkpoint(Path(given), subcommand, config.get("weights_only"))
         expand_model_files(config.model)
-        if weights or (ckpt_path and not self.scores_baselines_of_checkpoint()):
+        if weights or (ckpt_path and not scores_start_of_checkpoint(subcommand, config)):
             disable_pretrained(config.model)
         if subcommand != "fit" and not (weights or ckpt_path):
             rank_zero_info("No --ckpt_path is given: the model uses its initial weights.")
@@ -173,12 +173,6 @@ class RecallCLI(CLIHooks, LightningCLI):
                 "of a file, or omit --ckpt_path to start a new training."
             )
 
-    def scores_baselines_of_checkpoint(self) -> bool:
-        """Whether a test of a checkpoint also scores the weights from before its training."""
-        config = self.config[self.config.subcommand]
-        only_tests = self.config.subcommand == "test" and config.ckpt_path and not config.weights
-        return bool(only_tests) and scores_initial_weights(config)
-
     def build_model(self) -> None:
         """Builds the model and the Trainer; a test of a checkpoint omits baselines whose weights cannot be loaded."""
         config = self.config[self.config.subcommand]
@@ -186,7 +180,7 @@ class RecallCLI(CLIHooks, LightningCLI):
             super().instantiate_classes()
         except (ValueError, OSError) as error:
             loads = [settings for settings in settings_of_classes(config.model) if settings.get("pretrained")]
-            if not (loads and self.scores_baselines_of_checkpoint()):
+            if not (loads and scores_start_of_checkpoint(self.config.subcommand, config)):
                 raise
             rank_zero_warn(f"The baselines are omitted: {explain(error)}")
             disable_pretrained(config.model)

@@ -115,14 +115,30 @@ def test_every_run_has_the_callbacks_and_defaults_of_the_command(command, glyph_
     ],
 )
 def test_pretrained_weights_are_fetched_where_they_are_used(callbacks, given, downloads, caplog):
-    embedder = Namespace(init_args=Namespace(backbone="resnet18", pretrained=True))
-    config = Namespace(trainer=Namespace(callbacks=callbacks), model=Namespace(init_args=Namespace(embedder=embedder)))
-    config.update(Namespace(ckpt_path=None, weights=None))
-    config.update(Namespace(**given))
+    embedder, config = evaluated(callbacks, given)
     with caplog.at_level(logging.INFO):
         RecallCLI.before_instantiate_classes(SimpleNamespace(config=Namespace(subcommand="test", test=config)))
     assert embedder.init_args.pretrained is downloads
     assert ("uses its initial weights" in caplog.text) == (not given)
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "validate", "predict"])
+def test_only_a_test_scores_what_a_checkpoint_started_from(subcommand):
+    baselines = [Namespace(init_args=Namespace(baselines=["untrained"]))]
+    embedder, config = evaluated(baselines, {"ckpt_path": "s3://a.ckpt"})
+    RecallCLI.before_instantiate_classes(
+        SimpleNamespace(config=Namespace(subcommand=subcommand, **{subcommand: config}))
+    )
+    assert embedder.init_args.pretrained is False
+
+
+def evaluated(callbacks, given):
+    """Settings of an embedder, and of a run with it."""
+    embedder = Namespace(init_args=Namespace(backbone="resnet18", pretrained=True))
+    config = Namespace(trainer=Namespace(callbacks=callbacks), model=Namespace(init_args=Namespace(embedder=embedder)))
+    config.update(Namespace(ckpt_path=None, weights=None))
+    config.update(Namespace(**given))
+    return embedder, config
 
 
 @pytest.mark.parametrize(
