@@ -98,3 +98,12 @@ def labels_to_numpy(labels: Labels) -> NDArray[np.integer]:
     if array.size and array.max() > np.iinfo(np.int64).max:
         raise ValueError(f"labels must be below 2**63, got {array.max()}.")
     return array
+
+
+def first_line(error: Exception) -> str:
+    r"""The first line of an error without full stop; the name of its class if it has no text.
+
+    >>> first_line(ValueError("No such size.\n details")), first_line(AssertionError())
+    ('No such size', 'AssertionError')
+    """
+    return str(error).split("\n")[0].strip().rstrip(".") or type(error).__name__

@@ -46,7 +46,7 @@ def share_settings(config: Any, args: Sequence[str]) -> None:
             for key, value in vars(config[name]).items():
                 if key not in entry["init_args"]:
                     continue
-                if f"{name}.{key}" in options or plain(value) != plain(defaults[key]):
+                if f"{name}.{key}" in options or without_tuples(value) != without_tuples(defaults[key]):
                     entry["init_args"][key] = value
                 else:
                     config[name][key] = entry["init_args"][key]
@@ -73,7 +73,7 @@ def scores_start_of_checkpoint(subcommand: str, config: Any) -> bool:
     return any(task.evaluates_initial_weights(evaluation_settings(config)) for task in task_options())
 
 
-def plain(value: Any) -> Any:
+def without_tuples(value: Any) -> Any:
     """A tuple as a list, since settings hold lists."""
     return list(value) if isinstance(value, tuple) else value
 

@@ -157,9 +157,8 @@ class RecallCLI(CLIHooks, LightningCLI):
         subcommand: str = self.config.subcommand
         data_alone = Namespace({"subcommand": subcommand, f"{subcommand}.data": data_settings})  # type: ignore[no-untyped-call]  # of jsonargparse
         config.data = self.parser.instantiate(data_alone)[subcommand].data
-        for data in (config.data, *vars(config.data).values()):  # also the data module in another
-            if callable(getattr(data, "check_data", None)):
-                data.check_data()
+        if callable(getattr(config.data, "check_data", None)):
+            config.data.check_data()
         try:
             self.build_model()
         finally:

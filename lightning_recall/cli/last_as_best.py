@@ -1,6 +1,13 @@
 """Without validation, the best checkpoint is the last one."""
 
-from lightning_recall._lightning import Callback, LightningModule, ModelCheckpoint, Trainer, rank_zero_info
+from lightning_recall._lightning import (
+    Callback,
+    LightningModule,
+    ModelCheckpoint,
+    Trainer,
+    is_fast_dev_run,
+    rank_zero_info,
+)
 
 
 class LastAsBest(Callback):
@@ -11,7 +18,7 @@ class LastAsBest(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Changes the checkpoints before a resumed training restores them."""
-        if stage != "fit" or validates(trainer) or trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning
+        if stage != "fit" or validates(trainer) or is_fast_dev_run(trainer):
             return
         for checkpoint in trainer.checkpoint_callbacks:
             if isinstance(checkpoint, ModelCheckpoint) and (checkpoint.monitor or "").startswith("val/"):

@@ -87,6 +87,28 @@ def weights_key(embedder: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def transform_key(data: Any) -> str:
+    """Text that changes with the transform of a data set: its classes and their settings.
+
+    Settings without a readable text contain memory addresses, which differ in each process: features are then computed
+    again.
+    """
+    mode = getattr(getattr(data, "transforms", None), "mode", "")
+    return f"{mode} {text_of_settings(getattr(data, 'transform', None))}"
+
+
+def text_of_settings(value: Any) -> str:
+    """A module or a list of modules as text, with all attributes; other values as their repr."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(text_of_settings, value))}]"
+    if not isinstance(value, nn.Module):
+        return repr(value)
+    settings = {name: part for name, part in vars(value).items() if not name.startswith("_") and name != "training"}
+    state = {name: tensor.tolist() for name, tensor in value.state_dict().items()}
+    parts = [f"{name}={text_of_settings(part)}" for name, part in {**settings, **dict(value.named_children())}.items()]
+    return f"{type(value).__module__}.{type(value).__qualname__}({', '.join(parts)}, {state})"
+
+
 def contents_key(data: Any) -> str:
     """Hash of the images of a data set: path, size and time of each file, or the pixels in memory.
 

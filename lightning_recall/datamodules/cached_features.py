@@ -15,6 +15,7 @@ from lightning_recall.data.features import (
     load_features,
     replace_unreadable,
     save_features,
+    transform_key,
     weights_key,
 )
 from lightning_recall.data.tables import user_path
@@ -67,6 +68,10 @@ class CachedFeaturesDataModule(RetrievalDataModule):
         self.views = views
         self.folder = None if folder is None else user_path(folder)
         self.cached: dict[str, tuple[Any, str, FeatureDataset]] = {}  # name -> images, weights, features
+
+    def check_data(self) -> None:
+        """See `RetrievalDataModule.check_data`."""
+        self.data.check_data()
 
     def prepare_data(self) -> None:
         """Prepares the images."""
@@ -129,7 +134,9 @@ class CachedFeaturesDataModule(RetrievalDataModule):
         data = images.select(slice(None), training=False) if name == "train" and views == 1 else images
         keys = {}
         if self.folder is not None:
-            transforms = f"{getattr(data, 'transforms', '')} views={views} seed={self.seed if views > 1 else 0}"
+            if views > 1:
+                check_no_device_augmentation(self.data)
+            transforms = f"{transform_key(data)} views={views} seed={self.seed if views > 1 else 0}"
             keys = {"weights": weights, "transforms": transforms, "images": contents_key(data)}
         features, readable = self.load(name, keys) or self.embed(name, data, views, keys)
         if name == "train":
@@ -170,6 +177,15 @@ def augment_on_device(data: RetrievalDataModule, images: Tensor, labels: Tensor)
     batch: Any = data.on_after_batch_transfer([(images, labels)], 0)
     augmented: Tensor = batch[0][0]
     return augmented
+
+
+def check_no_device_augmentation(data: RetrievalDataModule) -> None:
+    """Raises ValueError if a data module augments on the device, with code that a file of features cannot name."""
+    if type(data).on_after_batch_transfer is not RetrievalDataModule.on_after_batch_transfer:
+        raise ValueError(
+            f"{type(data).__name__} augments in on_after_batch_transfer, whose changes would not be noticed: omit "
+            "folder, or set views to 1."
+        )
 
 
 def check_frozen(module: Any) -> None:

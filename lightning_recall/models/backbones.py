@@ -11,6 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from lightning_recall.checks import first_line
 from lightning_recall.models.weights import load_timm
 
 Layout = Literal["vectors", "channels first", "channels last", "tokens"]
@@ -140,11 +141,6 @@ def create(name: str, pretrained: bool | str, kwargs: Mapping[str, Any]) -> Any:
         if not given:
             raise ValueError(f"timm cannot build {name}: {first_line(error)}.") from error
         raise ValueError(f"{name} does not accept backbone_kwargs {{{given}}}: {first_line(error)}.") from error
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error, without full stop."""
-    return str(error).split("\n")[0].rstrip(".") or type(error).__name__
 
 
 def outputs_maps(name: str, kwargs: Mapping[str, Any]) -> bool:

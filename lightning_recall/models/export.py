@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_recall.checks import first_line
 from lightning_recall.models.lora import LoRAEmbedder
 
 FIXED_SIZE = (
@@ -82,4 +83,4 @@ def check_other_size(module: nn.Module, images: Tensor) -> None:
         with torch.no_grad():
             module(larger)
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{FIXED_SIZE} ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{FIXED_SIZE} ({first_line(error)})") from error

@@ -10,6 +10,8 @@ import timm
 import torch
 from torch import nn
 
+from lightning_recall.checks import first_line
+
 SHOWN_KEYS = 3
 CLASSIFIERS = {"head", "fc", "classifier", "head_dist", "last_linear"}  # a published file may hold a classifier
 OFFLINE = (
@@ -46,7 +48,7 @@ def load_timm(name: str, pretrained: bool | str, **kwargs: Any) -> Any:
         with checked_loading(check_missing=bool(source)):
             return timm.create_model(name, pretrained=True, num_classes=0, **kwargs)
     except (OSError, RuntimeError, UnpicklingError, OtherWeightsError, KeyError, AssertionError) as error:
-        reason = str(error).split("\n")[0].rstrip(".")
+        reason = first_line(error)
         if isinstance(pretrained, str) and is_checkpoint(pretrained):
             raise ValueError(
                 f"{pretrained} is a checkpoint of a training, not the weights of a backbone: pass it to the command as "

@@ -123,11 +123,12 @@ class ModuleWithPreprocessing(LightningModule):
 
 
 def describe(transforms: ImageTransforms) -> str:
-    """The settings of the evaluation transform, such as "size=224, resize=256, mode=RGB"."""
-    names = [name for name in SAVED if not (name == "longest_side" and transforms.longest_side is None)]
-    settings = [f"{name}={getattr(transforms.for_model(None), name)}" for name in names]
+    """The settings that evaluation uses, such as "size=224, resize=256, mode=RGB"."""
+    names = ["mode"] if transforms.longest_side is None else ["longest_side", "mode"]
+    crops = transforms.longest_side is None and transforms.eval_transform is None
+    settings = [f"{name}={getattr(transforms.for_model(None), name)}" for name in [*["size", "resize"] * crops, *names]]
     if transforms.eval_transform is not None:
-        settings.append(f"eval_transform={type(transforms.eval_transform).__name__}")
+        settings.append("eval_transform=" + " ".join(repr(transforms.eval_transform).split()))
     return ", ".join(settings)
 
 

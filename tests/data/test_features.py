@@ -1,10 +1,12 @@
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import draw
 from torch import nn
+from torchvision.transforms import v2
 
 from lightning_recall.batch import IGNORED_LABEL
 from lightning_recall.data import ImageFiles, ImagesInMemory
@@ -14,6 +16,7 @@ from lightning_recall.data.features import (
     load_features,
     replace_unreadable,
     save_features,
+    transform_key,
     weights_key,
 )
 
@@ -95,3 +98,30 @@ def test_files_are_read_only_with_the_same_keys(tmp_path):
     loaded, reason = load_features(file, {"weights": "a", "images": "c"})
     assert loaded is None
     assert reason.endswith("train.safetensors was made with other images: embedding the images again.")
+
+
+class Blur(nn.Module):
+    """A transform whose repr does not show its setting."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.width = width
+
+    def forward(self, image):
+        return image
+
+
+def test_the_key_of_a_transform_changes_with_each_setting():
+    def key(*transforms, mode="RGB"):
+        return transform_key(SimpleNamespace(transform=v2.Compose(transforms), transforms=SimpleNamespace(mode=mode)))
+
+    assert repr(Blur(3)) == repr(Blur(5))
+    assert key(Blur(3), v2.Resize(8)) == key(Blur(3), v2.Resize(8))
+    others = [
+        key(Blur(5), v2.Resize(8)),
+        key(Blur(3), v2.Resize(9)),
+        key(Blur(3)),
+        key(Blur(3), v2.Resize(8), mode="L"),
+    ]
+    assert key(Blur(3), v2.Resize(8)) not in others
+    assert key(nn.Sequential(Blur(3))) != key(nn.Sequential(Blur(5)))

@@ -17,6 +17,7 @@ from lightning_recall.datamodules import (
     ImageFolderDataModule,
     RetrievalDataModule,
 )
+from lightning_recall.datamodules.cached_features import check_no_device_augmentation
 from lightning_recall.models import LoRAEmbedder
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "logger": False}
@@ -260,6 +261,12 @@ def test_augmentation_on_the_device_is_applied_to_views(glyph_folder):
     changed = (data.train_data.features != plain[:, None]).any(2)
     assert changed.float().mean() > 0.9
     assert torch.equal(data.val_data.features[:, 0], glyphs.val_data.images.float().flatten(1)[:, 16::32] + 1)
+
+
+def test_augmentation_on_the_device_is_not_kept_in_a_folder(glyph_folder, tmp_path):
+    check_no_device_augmentation(ImageFolderDataModule(str(tmp_path)))
+    with pytest.raises(ValueError, match=r"^GlyphsDataModule augments in on_after_batch_transfer, .*: omit folder"):
+        check_no_device_augmentation(GlyphsDataModule(str(glyph_folder)))
 
 
 def test_features_are_computed_again_only_if_they_change():

@@ -4,6 +4,7 @@ import torch
 from conftest import draw
 from PIL import Image
 from torch import nn
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from lightning_recall import ImageEmbedder, RecallAtKLoss, RetrievalModule
@@ -11,6 +12,7 @@ from lightning_recall._lightning import ModelCheckpoint, Trainer
 from lightning_recall.data import ImageTransforms
 from lightning_recall.datamodules import GlyphsDataModule, ImageFolderDataModule
 from lightning_recall.models import SmallConvNet
+from lightning_recall.modules.preprocessing import describe
 
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
 
@@ -165,3 +167,12 @@ def test_old_checkpoints_and_data_without_files_have_no_preprocessing(glyph_fold
     loaded = RetrievalModule.load_from_checkpoint(tmp_path / "old.ckpt", weights_only=True, **rebuilt)
     with pytest.raises(ValueError, match=r"set module\.image_transforms = ImageTransforms"):
         loaded.preprocess(torch.zeros(1, 32, 32, dtype=torch.uint8))
+
+
+def test_only_settings_that_evaluation_uses_are_compared():
+    resize = v2.Resize(100)
+    assert describe(ImageTransforms(size=32)) == "size=32, resize=37, mode=RGB"
+    assert describe(ImageTransforms(size=32, longest_side=64)) == describe(ImageTransforms(size=48, longest_side=64))
+    same = [describe(ImageTransforms(size=size, eval_transform=resize)) for size in (32, 48)]
+    assert same[0] == same[1]
+    assert describe(ImageTransforms(eval_transform=v2.Resize(200))) != same[0]
