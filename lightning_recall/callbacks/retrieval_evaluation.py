@@ -263,7 +263,7 @@ class RetrievalEvaluation(Callback):
         search_seconds = time.perf_counter() - search_start
         caption = f"embedded in {embedding_seconds:.1f} s, searched in {search_seconds:.1f} s"
         print_scores(rows, f"Retrieval on the {split} split, in %", caption)
-        print_if_below(rows)
+        print_if_below(rows, pl_module)
         if self.tables and writes_files(trainer):
             self.write_score_tables(trainer, split)
 

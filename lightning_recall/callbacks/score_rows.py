@@ -8,7 +8,14 @@ from torch import Tensor
 
 from lightning_recall._lightning import LightningModule, rank_zero_only
 from lightning_recall.callbacks.baselines import PRETRAINED, TITLES, UNTRAINED, title_of
-from lightning_recall.callbacks.validation_history import column_title, main_keys, percent, print_paragraph, what_to_try
+from lightning_recall.callbacks.validation_history import (
+    column_title,
+    freezing_advice,
+    main_keys,
+    percent,
+    print_paragraph,
+    what_to_try,
+)
 
 MODEL = "model"
 
@@ -36,7 +43,7 @@ def print_scores(rows: Rows, title: str, caption: str = "") -> None:
 
 
 @rank_zero_only
-def print_if_below(rows: Rows) -> None:
+def print_if_below(rows: Rows, pl_module: LightningModule) -> None:
     """Says so if a trained model is below the features that it started from, and what to try.
 
     Only for a single dataloader, and if the model differs from the one before training. Without a new layer there is no
@@ -50,5 +57,6 @@ def print_if_below(rows: Rows) -> None:
     if model[name] < features[name]:
         print_paragraph(
             f"The model is below the {TITLES[PRETRAINED]} that it started from: {column_title(key)} "
-            f"{percent(model[name].item())}, {percent(features[name].item())} without training. {what_to_try({})}"
+            f"{percent(model[name].item())}, {percent(features[name].item())} without training. "
+            + what_to_try({"freezing": freezing_advice(pl_module)})
         )

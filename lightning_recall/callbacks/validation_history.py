@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 from rich import get_console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_recall._lightning import ModelCheckpoint, Trainer
+from lightning_recall.callbacks.baselines import TITLES, UNTRAINED
 from lightning_recall.callbacks.output import end_progress_bar, writes_files
 
 EARLY = 0.2  # a best validation in this first part of the training is early
@@ -112,11 +113,12 @@ def verdict(history: ValidationHistory, monitor: str | None, details: Mapping[st
     Args:
         history: the scores.
         monitor: key that chooses the best checkpoint.
-        details: `lr` and `max_epochs` of the training, if known; `stays_frozen`: whether the backbone is never trained.
+        details: `lr` and `max_epochs` of the training, if known; `freezing`: see `freezing_advice`.
     """
     if not history.baselines or not history.validations:
         return ""
     title, baseline = next(iter(history.baselines.items()))
+    title = "scores before training" if title == TITLES[UNTRAINED] else title
     last, saved = history.validations[-1], history.best(monitor)
     key = main_keys(last.scores)[0]
     best = history.best(key)
@@ -153,7 +155,7 @@ def print_verdict(trainer: Trainer, history: ValidationHistory) -> None:
     details: dict[str, Any] = {"max_epochs": max(trainer.max_epochs or 0, 0)}
     if trainer.optimizers:
         details["lr"] = trainer.optimizers[0].defaults.get("lr")  # the schedule does not change it
-    details["stays_frozen"] = getattr(trainer.lightning_module, "unfreeze_epoch", 0) is None
+    details["freezing"] = freezing_advice(trainer.lightning_module)
     text = verdict(history, monitor_of(trainer), details)
     if text and writes_files(trainer) and trainer.is_global_zero:
         end_progress_bar(trainer)
@@ -173,14 +175,21 @@ def trend(history: ValidationHistory, best: Validation) -> str:
 
 def what_to_try(details: Mapping[str, Any]) -> str:
     """What usually helps a training below the features that it started from, in order."""
-    freezing = (
-        "the backbone frozen in the first epochs (unfreeze_epoch); a head on a frozen backbone (unfreeze_epoch: null)"
-    )
-    if details.get("stays_frozen"):
-        freezing = "the backbone trained too (unfreeze_epoch: 0)"
     return (
         f"Try, in this order: a lower learning rate{current_value(details, 'lr')}; more epochs"
-        f"{current_value(details, 'max_epochs')}; {freezing}; larger images."
+        f"{current_value(details, 'max_epochs')}; {details.get('freezing', '')}larger images."
+    )
+
+
+def freezing_advice(module: Any) -> str:
+    """What to try with the backbone of a module frozen or trained; "" if it cannot be frozen, or has no new layer."""
+    head = getattr(getattr(module, "embedder", None), "head", None)
+    if not hasattr(module, "unfreeze_epoch") or not isinstance(head, nn.Module) or isinstance(head, nn.Identity):
+        return ""
+    if module.unfreeze_epoch is None:
+        return "the backbone trained too (unfreeze_epoch: 0); "
+    return (
+        "the backbone frozen in the first epochs (unfreeze_epoch); a head on a frozen backbone (unfreeze_epoch: null); "
     )
 
 

@@ -85,6 +85,8 @@ class CachedFeaturesDataModule(RetrievalDataModule):
             features_function(module)
         self.data.trainer = self.trainer
         self.data.setup(stage)
+        if stage == "fit" and self.data.train_data is not None:
+            self.data.train_dataloader()  # raises errors of the sampler before the images are embedded
         self.train_data, self.val_data, self.test_data = self.data.train_data, self.data.val_data, self.data.test_data
         if hasattr(self.data, "transforms"):
             self.transforms = self.data.transforms

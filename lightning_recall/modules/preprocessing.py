@@ -41,7 +41,7 @@ class ModuleWithPreprocessing(LightningModule):
             image: path of a file, PIL image, or tensor (C, H, W) uint8 with 1 channel (grey) or 3 (RGB).
 
         Raises:
-            ValueError: if the settings are unknown, or the tensor has another type or shape.
+            ValueError: if the settings are unknown, or for another type, or a tensor of another dtype or shape.
         """
         transforms = self.image_transforms
         if transforms is None:
@@ -53,11 +53,13 @@ class ModuleWithPreprocessing(LightningModule):
             )
             raise ValueError(
                 f"{type(self).__name__} does not know how to preprocess images, because {reason}: set "
-                "module.image_transforms = ImageTransforms(...) as in training."
+                "module.image_transforms = lightning_recall.data.ImageTransforms(...) as in training."
             )
         if isinstance(image, (str, Path)):
             pixels = read_image(image, transforms.mode, longest_side=transforms.longest_side)
         else:
+            if not isinstance(image, (Tensor, Image.Image)):
+                raise ValueError(f"preprocess takes a path, a PIL image or a tensor, got {type(image).__name__}.")
             opened = to_pil(image) if isinstance(image, Tensor) else upright_copy(image)
             pixels = decode(opened, transforms.mode, longest_side=transforms.longest_side)
         inputs: Tensor = transforms.transform(training=False)(pixels)

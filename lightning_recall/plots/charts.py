@@ -147,7 +147,8 @@ def draw_embedding_map(result: SearchResult, seed: int = 0, class_names: Sequenc
         marker = MARKERS[(class_number + class_number // len(COLOURS)) % len(MARKERS)]
         style: dict[str, Any] = {"s": 28, "alpha": 0.8, "edgecolor": "white", "linewidth": 0.4}
         if class_names is not None:
-            style["label"] = shorten_name(class_names[label] if label < len(class_names) else str(label))
+            name = shorten_name(class_names[label] if label < len(class_names) else str(label))
+            style["label"] = f" {name}" if name.startswith("_") else name  # matplotlib omits names that start with "_"
         axes.scatter(points[:, 0], points[:, 1], color=colour, marker=marker, **style)
         if class_names is not None:
             continue
@@ -156,7 +157,8 @@ def draw_embedding_map(result: SearchResult, seed: int = 0, class_names: Sequenc
         axes.annotate(f"{label}", (x, y), fontsize=8, ha="center", va="center", bbox=box)
     axes.set(xlabel="first principal component", ylabel="second principal component", aspect="equal")
     if class_names is not None:
-        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+        for text in figure.legend(loc="outside right upper", fontsize=8, frameon=False).get_texts():
+            text.set_parse_math(False)  # a name may contain "$"
     with_labels = ", with their labels" if class_names is None else ""
     axes.set_title(f"Embeddings of {len(classes)} of {len(class_labels):,} classes{with_labels}")
     axes.grid(alpha=0.3)

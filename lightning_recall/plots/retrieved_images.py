@@ -258,4 +258,4 @@ def _show(
         size = NAME_SIZE if grid.image == IMAGE else LARGE_NAME_SIZE
         name = fit_lines(below, grid.image, size)
         style: dict[str, Any] = {"fontsize": size, "color": frame[0], "ha": "center", "va": "top"}
-        axes.text(left + grid.image / 2, y + height + 0.04, name, linespacing=1.1, **style)
+        axes.text(left + grid.image / 2, y + height + 0.04, name, linespacing=1.1, parse_math=False, **style)

@@ -1,12 +1,15 @@
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from torch import nn
 
 from lightning_recall.callbacks.validation_history import (
     Validation,
     ValidationHistory,
     column_title,
+    freezing_advice,
     main_keys,
     result_table,
     verdict,
@@ -28,7 +31,12 @@ def history(*recalls, pretrained=0.79, maps=None):
     return made
 
 
-DETAILS = {"lr": 0.0001, "max_epochs": 20}
+def embedder_with(head, unfreeze_epoch=0):
+    """A module that can freeze its backbone."""
+    return SimpleNamespace(embedder=SimpleNamespace(head=head), unfreeze_epoch=unfreeze_epoch)
+
+
+DETAILS = {"lr": 0.0001, "max_epochs": 20, "freezing": freezing_advice(embedder_with(nn.Linear(2, 2)))}
 
 
 def test_a_training_above_its_baseline_is_not_commented():
@@ -56,9 +64,20 @@ def test_a_training_below_its_baseline_says_what_to_try_in_order():
     positions = [text.index(tip) for tip in tips]
     assert positions == sorted(positions)
     assert "now" not in verdict(history(0.7), None, {})
-    frozen = verdict(history(0.7), None, {"stays_frozen": True})
-    assert "the backbone trained too (unfreeze_epoch: 0); larger images." in frozen
-    assert "null" not in frozen
+
+
+def test_the_advice_on_freezing_fits_the_module():
+    assert freezing_advice(embedder_with(nn.Linear(2, 2), None)) == "the backbone trained too (unfreeze_epoch: 0); "
+    assert freezing_advice(embedder_with(nn.Identity())) == ""  # without a new layer nothing would be trained
+    assert freezing_advice(embedder_with(None)) == ""
+    assert freezing_advice(nn.Linear(2, 2)) == ""  # a module of one's own has no unfreeze_epoch
+    assert "more epochs; larger images." in verdict(history(0.7), None, {})
+
+
+def test_a_baseline_before_training_is_named_in_a_sentence():
+    scores = history(0.7)
+    scores.baselines = {"before training": {"val/recall@1": 0.79}}
+    assert verdict(scores, None, {}).startswith("The training did not beat the scores before training: R@1 70.0")
 
 
 @pytest.mark.parametrize(

@@ -468,3 +468,10 @@ def test_a_config_file_and_options_of_the_command(command, in_tmp_path):
     with pytest.raises(ValueError, match=r"--model\.unfreeze_epoch null"):  # the default trains the backbone
         command("fit", "--config", "config.yaml", *options)
     command("fit", "--config", "config.yaml", *options, "--model.unfreeze_epoch", "null")
+
+
+def test_errors_of_the_sampler_come_before_the_embedding():
+    module = HeadModule()
+    with pytest.raises(ValueError, match="A batch needs batch_size / samples_per_class"):
+        fit(module, CachedFeaturesDataModule(noisy(batch_size=4096)), epochs=1)
+    assert module.embedder.backbone.images == 0

@@ -165,7 +165,7 @@ def test_old_checkpoints_and_data_without_files_have_no_preprocessing(glyph_fold
     assert "preprocessing" not in torch.load(tmp_path / "old.ckpt", weights_only=True)
     rebuilt = {"embedder": module.embedder, "loss": RecallAtKLoss()}
     loaded = RetrievalModule.load_from_checkpoint(tmp_path / "old.ckpt", weights_only=True, **rebuilt)
-    with pytest.raises(ValueError, match=r"set module\.image_transforms = ImageTransforms"):
+    with pytest.raises(ValueError, match=r"set module\.image_transforms = lightning_recall\.data\.ImageTransforms"):
         loaded.preprocess(torch.zeros(1, 32, 32, dtype=torch.uint8))
 
 
@@ -176,3 +176,10 @@ def test_only_settings_that_evaluation_uses_are_compared():
     same = [describe(ImageTransforms(size=size, eval_transform=resize)) for size in (32, 48)]
     assert same[0] == same[1]
     assert describe(ImageTransforms(eval_transform=v2.Resize(200))) != same[0]
+
+
+def test_other_types_are_rejected():
+    module = make_module()
+    module.image_transforms = ImageTransforms(size=32)
+    with pytest.raises(ValueError, match=r"^preprocess takes a path, a PIL image or a tensor, got ndarray\.$"):
+        module.preprocess(np.zeros((3, 8, 8), np.uint8))

@@ -4,7 +4,7 @@ import torch
 
 from lightning_recall.metrics import GroundTruth, RecallAtK, RevisitedMAP
 from lightning_recall.plots import charts as module
-from lightning_recall.plots import draw_embedding_map, draw_recall_over_k, draw_similarities
+from lightning_recall.plots import draw_embedding_map, draw_recall_over_k, draw_retrieved_images, draw_similarities
 from lightning_recall.plots.charts import charts_of
 
 
@@ -80,3 +80,16 @@ def test_without_labels_there_is_no_map():
         chart.draw()
     with pytest.raises(ValueError, match="draw_embedding_map needs class labels"):
         draw_embedding_map(metric.search())
+
+
+def test_names_are_drawn_as_they_are(tmp_path):
+    names = ["5$ or 6$ shoe", "a$x_$b", "_under", "$x_$ <b>&amp;"]
+    metric = RecallAtK((1,))
+    metric.update(torch.nn.functional.normalize(torch.randn(16, 4), dim=1), torch.arange(16) // 4, torch.arange(16))
+    result = metric.search()
+    figure = draw_embedding_map(result, class_names=names)
+    figure.savefig(tmp_path / "map.png")  # matplotlib would fail for "$x_$" as a formula
+    (legend,) = figure.legends
+    assert sorted(text.get_text().strip() for text in legend.get_texts()) == sorted(names)
+    picture = draw_retrieved_images(result, lambda _: torch.rand(3, 8, 8), 4, 2, class_names=names)
+    picture.savefig(tmp_path / "pictures.png")
