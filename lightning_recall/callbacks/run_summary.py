@@ -92,7 +92,7 @@ def run_rows(trainer: Trainer, pl_module: LightningModule) -> dict[str, str]:
     return {
         "network": f"{type(pl_module).__name__}, {total / 1e6:,.2f} million parameters, {trainable / 1e6:,.2f} million "
         "trainable",
-        "steps": f"{steps:,.0f}, {batches_per_epoch:,} batches per epoch",
+        "steps": f"{steps:,.0f}, {batches_per_epoch:,} {'batch' if batches_per_epoch == 1 else 'batches'} per epoch",
         "device": f"{device}, {processes}, precision {trainer.precision}",
         "Lightning": f"{_lightning.PACKAGE} {_lightning.version()}",
     }
