@@ -1,0 +1,1 @@
+"""Images with masks, and transforms of both."""

@@ -1,0 +1,1 @@
+"""Losses of (logits (B, C, ...), target (B, ...)) -> scalar, in plain torch."""
