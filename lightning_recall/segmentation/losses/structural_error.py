@@ -52,60 +52,58 @@ def local_moments(values: Tensor, valid: Tensor | None, window: list[float]) -> 
         window: weights with sum 1, of odd length.
 
     Returns:
-        mean and variance: (B, C, ...); 0 where the window has no valid pixel.
+        mean and variance: (B, C, ...); where the window has no valid pixel, the value itself and 0.
 
     >>> mean, variance = local_moments(torch.tensor([[[0.0, 0.0, 1.0]]]), None, [0.25, 0.5, 0.25])
     >>> mean.squeeze(), variance.squeeze()
     (tensor([0.0000, 0.2500, 0.7500]), tensor([0.0000, 0.1875, 0.1875]))
     """
-    mean, variance, weight = values, None, valid
+    mean, weight = values, valid
+    variance: Tensor | None = None
     for dim in range(2, values.ndim):
-        move = _one_dimension if weight is None else _one_dimension_of_valid
-        mean, variance, weight = move(mean, variance, weight, dim, window)
+        shares: list[float] | list[Tensor] = window
+        if weight is not None:
+            weights = [share * part for share, part in zip(window, shifted(weight, dim, len(window)), strict=True)]
+            weight = torch.stack(weights).sum(0)
+            scale = 1 / weight.clamp_min(torch.finfo(weight.dtype).tiny)
+            shares = [part * scale for part in weights]
+        mean, variance = moments_along(mean, variance, dim, shares)
     return mean, torch.zeros_like(mean) if variance is None else variance
 
 
-Moments = tuple[Tensor, Tensor | None, Tensor | None]
-"""Mean, variance (None: 0) and weight of each pixel."""
+def moments_along(
+    mean: Tensor, variance: Tensor | None, dim: int, shares: list[float] | list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance over the neighbours along a dimension, from the mean and variance of each of them.
 
-
-def _one_dimension(mean: Tensor, variance: Tensor | None, _: Tensor | None, dim: int, window: list[float]) -> Moments:
-    """Moments over one more dimension, from the moments of each pixel."""
-    parts = shifted(mean, dim, len(window))
-    total = parts[0] * window[0]
-    for share, part in zip(window[1:], parts[1:], strict=True):
-        total.add_(part, alpha=share)
-    spread = torch.zeros_like(total)
-    for share, part in zip(window, parts, strict=True):
-        distance = part - total
-        spread.addcmul_(distance, distance, value=share)
+    Args:
+        mean: (B, C, ...).
+        variance: (B, C, ...), or None: 0.
+        dim: the dimension.
+        shares: weight of each neighbour, a number or (B, 1, ...).
+    """
+    centre = len(shares) // 2
+    distances = [part - mean for part in shifted(mean, dim, len(shares))]  # exactly 0 in flat areas
+    offset = torch.zeros_like(mean)
+    for k, share in enumerate(shares):
+        if k != centre:
+            add_product(offset, distances[k], share)
+    total = torch.zeros_like(mean)
+    for distance, share in zip(distances, shares, strict=True):
+        deviation = distance.sub_(offset)
+        add_product(total, deviation * deviation, share)
     if variance is not None:
-        for share, part in zip(window, shifted(variance, dim, len(window)), strict=True):
-            spread.add_(part, alpha=share)
-    return total, spread, None
+        for part, share in zip(shifted(variance, dim, len(shares)), shares, strict=True):
+            add_product(total, part, share)
+    return mean + offset, total
 
 
-def _one_dimension_of_valid(
-    mean: Tensor, variance: Tensor | None, weight: Tensor, dim: int, window: list[float]
-) -> Moments:
-    """`_one_dimension` with a weight of each pixel (B, 1, ...)."""
-    size = len(window)
-    weights = [share * part for share, part in zip(window, shifted(weight, dim, size), strict=True)]
-    total_weight = torch.stack(weights).sum(0)
-    scale = 1 / total_weight.clamp_min(torch.finfo(weight.dtype).tiny)
-    shares = [part * scale for part in weights]
-    parts = shifted(mean, dim, size)
-    total = parts[0] * shares[0]
-    for share, part in zip(shares[1:], parts[1:], strict=True):
-        total.addcmul_(share, part)
-    spread = torch.zeros_like(total)
-    for share, part in zip(shares, parts, strict=True):
-        distance = part - total
-        spread.addcmul_(distance * share, distance)
-    if variance is not None:
-        for share, part in zip(shares, shifted(variance, dim, size), strict=True):
-            spread.addcmul_(share, part)
-    return total, spread, total_weight
+def add_product(total: Tensor, values: Tensor, share: float | Tensor) -> None:
+    """Adds values times share to `total` in place."""
+    if isinstance(share, Tensor):
+        total.addcmul_(values, share)
+    else:
+        total.add_(values, alpha=share)
 
 
 def shifted(values: Tensor, dim: int, size: int) -> list[Tensor]:

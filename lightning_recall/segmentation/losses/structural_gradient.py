@@ -41,6 +41,7 @@ class ClosedFormSimilarity(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, labels: Tensor, valid: Tensor | None, settings: SimilaritySettings, processes: int
     ) -> Tensor:
+        """Loss, a scalar; see `loss_and_gradient`."""
         loss, gradient = loss_and_gradient(logits, labels, valid, settings, processes)
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(gradient)
@@ -48,7 +49,8 @@ class ClosedFormSimilarity(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradient with respect to the logits, times that of the loss."""
         if torch.is_grad_enabled():  # with create_graph: autograd would take this gradient for a constant
             raise NotImplementedError(
                 "StructuralSimilarityLoss has no second derivative: its gradient is computed in closed form. "
