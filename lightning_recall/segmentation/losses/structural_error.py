@@ -7,38 +7,41 @@ from torch import Tensor
 
 C4 = 0.01  # of the paper, as restated by Jadon, 2020
 
+Shares = list[list[float | Tensor]]
+"""For each spatial dimension the weight of each neighbour, a number or (B, 1, ...); see `window_shares`."""
 
-def structural_error(truth: Tensor, probability: Tensor, valid: Tensor | None, window: list[float]) -> Tensor:
+
+def structural_error(truth: Tensor, probability: Tensor, shares: Shares) -> Tensor:
     """The error e of `StructuralSimilarityLoss`, also at pixels that are not valid.
 
     Args:
         truth: (B, C, ...) floating point, 0 or 1.
         probability: (B, C, ...), from 0 to 1.
-        valid: (B, 1, ...) as 0 and 1 of the same dtype, or None: all pixels are valid.
-        window: weights of the window in each dimension, see `gaussian_window`.
+        shares: weights of the neighbours.
 
     Returns:
         (B, C, ...) of at least 0.
 
     >>> edge = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]])
-    >>> structural_error(edge, 1 - edge, None, gaussian_window(3, 1.5)).squeeze()
-    tensor([0.0000, 1.3056, 1.3056, 0.0000])
+    >>> structural_error(edge, 1 - edge, window_shares(gaussian_window(3, 1.5), None, 1)).squeeze()
+    tensor([0.0000, 1.3054, 1.3054, 0.0000])
     """
-    return normalize(truth, valid, window).sub_(normalize(probability, valid, window)).abs_()
+    mean = local_mean(truth, shares)
+    expected = normalize(truth, mean, mean - mean * mean)  # p (1 - p) is the variance of zeros and ones
+    return expected.sub_(normalize(probability, *local_moments(probability, shares))).abs_()
 
 
-def normalize(values: Tensor, valid: Tensor | None, window: list[float]) -> Tensor:
-    """(values - mean + C4) / (std + C4), with mean and standard deviation in the window around each pixel."""
-    mean, variance = local_moments(values, valid, window)
+def normalize(values: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """(values - mean + C4) / (std + C4)."""
     if variance.requires_grad:  # the derivative of the root at 0 is infinite: flat windows get 0
         flat = variance == 0
         std = variance.masked_fill(flat, 1).sqrt().masked_fill(flat, 0)
     else:
-        std = variance.sqrt_()
+        std = variance.clamp_min_(0).sqrt_()
     return (values - mean).add_(C4) / (std + C4)
 
 
-def local_moments(values: Tensor, valid: Tensor | None, window: list[float]) -> tuple[Tensor, Tensor]:
+def local_moments(values: Tensor, shares: Shares) -> tuple[Tensor, Tensor]:
     """Mean and variance in a window around each pixel, the product of windows of one dimension.
 
     Pixels outside the image have the value of the nearest pixel inside. One dimension follows the other: the variance
@@ -47,63 +50,81 @@ def local_moments(values: Tensor, valid: Tensor | None, window: list[float]) -> 
 
     Args:
         values: (B, C, ...) floating point, with at least one spatial dimension.
-        valid: (B, 1, ...) as 0 and 1 of the same dtype: pixels with 0 have no weight, and the weights of the others
-            are divided by their sum. None: all pixels are valid.
-        window: weights with sum 1, of odd length.
+        shares: weights of the neighbours.
 
     Returns:
         mean and variance: (B, C, ...); where the window has no valid pixel, the value itself and 0.
 
-    >>> mean, variance = local_moments(torch.tensor([[[0.0, 0.0, 1.0]]]), None, [0.25, 0.5, 0.25])
+    >>> mean, variance = local_moments(torch.tensor([[[0.0, 0.0, 1.0]]]), [[0.25, 0.5, 0.25]])
     >>> mean.squeeze(), variance.squeeze()
     (tensor([0.0000, 0.2500, 0.7500]), tensor([0.0000, 0.1875, 0.1875]))
     """
-    mean, weight = values, valid
+    mean = values
     variance: Tensor | None = None
-    for dim in range(2, values.ndim):
-        shares: list[float] | list[Tensor] = window
-        if weight is not None:
-            weights = [share * part for share, part in zip(window, shifted(weight, dim, len(window)), strict=True)]
-            weight = torch.stack(weights).sum(0)
-            scale = 1 / weight.clamp_min(torch.finfo(weight.dtype).tiny)
-            shares = [part * scale for part in weights]
-        mean, variance = moments_along(mean, variance, dim, shares)
-    return mean, torch.zeros_like(mean) if variance is None else variance
+    for dim, weights in enumerate(shares, start=2):
+        distances = distances_along(mean, dim, len(weights))
+        offset = weighted_sum(distances, weights)
+        deviations = [-offset if part is None else part.sub_(offset) for part in distances]
+        total = torch.zeros_like(values)
+        for part, weight in zip(deviations, weights, strict=True):
+            if isinstance(weight, Tensor):
+                total.addcmul_(part * part, weight)
+            else:
+                total.addcmul_(part, part, value=weight)
+        if variance is not None:
+            total.add_(weighted_sum(distances_along(variance, dim, len(weights)), weights)).add_(variance)
+        mean, variance = mean + offset, total
+    return mean, torch.zeros_like(values) if variance is None else variance
 
 
-def moments_along(
-    mean: Tensor, variance: Tensor | None, dim: int, shares: list[float] | list[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Mean and variance over the neighbours along a dimension, from the mean and variance of each of them.
+def local_mean(values: Tensor, shares: Shares) -> Tensor:
+    """The mean of `local_moments`, (B, C, ...)."""
+    for dim, weights in enumerate(shares, start=2):
+        values = values + weighted_sum(distances_along(values, dim, len(weights)), weights)
+    return values
+
+
+def distances_along(values: Tensor, dim: int, size: int) -> list[Tensor | None]:
+    """Neighbours along a dimension minus the pixel, from -(size // 2) to size // 2; None for the pixel itself."""
+    neighbours = shifted(values, dim, size)
+    return [None if k == size // 2 else part - values for k, part in enumerate(neighbours)]
+
+
+def weighted_sum(parts: list[Tensor | None], weights: list[float | Tensor]) -> Tensor:
+    """Sum of parts times weights; None counts as 0. Weights with sum 1 keep flat areas exactly flat."""
+    total: Tensor | None = None
+    for part, weight in zip(parts, weights, strict=True):
+        if part is None:
+            continue
+        if total is None:
+            total = part * weight
+        elif isinstance(weight, Tensor):
+            total.addcmul_(part, weight)
+        else:
+            total.add_(part, alpha=weight)
+    assert total is not None, "a window has at least 3 pixels"
+    return total
+
+
+def window_shares(window: list[float], valid: Tensor | None, dims: int) -> Shares:
+    """Weights of the neighbours for each of the spatial dimensions.
 
     Args:
-        mean: (B, C, ...).
-        variance: (B, C, ...), or None: 0.
-        dim: the dimension.
-        shares: weight of each neighbour, a number or (B, 1, ...).
+        window: weights with sum 1, of odd length.
+        valid: (B, 1, ...) as 0 and 1: pixels with 0 have no weight, and the weights of the others are divided by
+            their sum. None: all pixels are valid.
+        dims: number of spatial dimensions.
     """
-    centre = len(shares) // 2
-    distances = [part - mean for part in shifted(mean, dim, len(shares))]  # exactly 0 in flat areas
-    offset = torch.zeros_like(mean)
-    for k, share in enumerate(shares):
-        if k != centre:
-            add_product(offset, distances[k], share)
-    total = torch.zeros_like(mean)
-    for distance, share in zip(distances, shares, strict=True):
-        deviation = distance.sub_(offset)
-        add_product(total, deviation * deviation, share)
-    if variance is not None:
-        for part, share in zip(shifted(variance, dim, len(shares)), shares, strict=True):
-            add_product(total, part, share)
-    return mean + offset, total
-
-
-def add_product(total: Tensor, values: Tensor, share: float | Tensor) -> None:
-    """Adds values times share to `total` in place."""
-    if isinstance(share, Tensor):
-        total.addcmul_(values, share)
-    else:
-        total.add_(values, alpha=share)
+    if valid is None:
+        return [[*window] for _ in range(dims)]
+    shares: Shares = []
+    weight = valid
+    for dim in range(2, 2 + dims):
+        weights = [share * part for share, part in zip(window, shifted(weight, dim, len(window)), strict=True)]
+        weight = torch.stack(weights).sum(0)
+        scale = 1 / weight.clamp_min(torch.finfo(weight.dtype).tiny)
+        shares.append([part * scale for part in weights])
+    return shares
 
 
 def shifted(values: Tensor, dim: int, size: int) -> list[Tensor]:

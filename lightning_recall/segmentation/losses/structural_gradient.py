@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed
 
-from lightning_recall.segmentation.losses.structural_error import structural_error
+from lightning_recall.segmentation.losses.structural_error import structural_error, window_shares
 from lightning_recall.tensors import at_least_float32
 
 BLOCK_ELEMENTS = {"cpu": 2**17}  # elements of a map at a time: about ten maps of this size stay in the cache
@@ -106,12 +106,13 @@ def find_errors(logits: Tensor, labels: Tensor, valid: Tensor | None, settings: 
     """The error of each element (B, C, ...), 0 where a pixel is not valid."""
     errors = torch.empty_like(logits, dtype=torch.promote_types(logits.dtype, torch.float32))
     for image, classes in blocks(logits, whole=False):
-        if settings.softmax and classes.start == 0:
+        if classes.start == 0:
+            mask = None if valid is None else valid[image].unsqueeze(1).to(errors.dtype)
+            shares = window_shares(settings.window, mask, logits.ndim - 2)
             probability = settings.activate(at_least_float32(logits[image]))
-        part = probability[:, classes] if settings.softmax else at_least_float32(logits[image, classes]).sigmoid()
-        mask = None if valid is None else valid[image].unsqueeze(1).to(part.dtype)
-        error = structural_error(one_hot(labels[image], classes, part.dtype), part, mask, settings.window)
-        errors[image, classes] = error if mask is None else error * mask
+        truth = one_hot(labels[image], classes, errors.dtype)
+        error = structural_error(truth, probability[:, classes], shares)
+        errors[image, classes] = error if mask is None else error.mul_(mask)
     return errors
 
 

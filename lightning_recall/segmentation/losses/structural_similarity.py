@@ -13,7 +13,7 @@ from lightning_recall.segmentation.losses.inputs import (
     number_of_processes,
     split_ignored,
 )
-from lightning_recall.segmentation.losses.structural_error import gaussian_window, structural_error
+from lightning_recall.segmentation.losses.structural_error import gaussian_window, structural_error, window_shares
 from lightning_recall.segmentation.losses.structural_gradient import ClosedFormSimilarity, SimilaritySettings
 from lightning_recall.tensors import at_least_float32
 
@@ -142,7 +142,8 @@ class StructuralSimilarityLoss(nn.Module):
             cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * weight
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_error):
             mask = None if valid is None else weight
-            error = weight * structural_error(truth, probability, mask, settings.window)
+            shares = window_shares(settings.window, mask, logits.ndim - 2)
+            error = weight * structural_error(truth, probability, shares)
         processes = number_of_processes(self)
         largest = error.detach().amax() if error.numel() else error.new_zeros(())
         if processes > 1:
