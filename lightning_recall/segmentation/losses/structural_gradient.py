@@ -88,7 +88,7 @@ def loss_and_gradient(
     counts = torch.stack([pixels * (1 if settings.softmax else logits.shape[1]), chosen])
     if processes > 1:
         distributed.all_reduce(counts)
-    by_element, by_chosen = (processes / counts.clamp_min(1)).to(errors.dtype)
+    by_element, by_chosen = processes / counts.clamp_min(1).to(errors.dtype)
     scales = settings.ce_weight * by_element, (1 - settings.ce_weight) * by_chosen
     values = []
     for image, classes in blocks(logits, whole=settings.softmax):

@@ -68,6 +68,8 @@ class StructuralSimilarityLoss(nn.Module):
     (0.0639, 2.4471)
     """
 
+    closed_form = True  # whether a detached error uses `ClosedFormSimilarity`; tests compare both
+
     def __init__(
         self,
         num_classes: int,
@@ -126,7 +128,7 @@ class StructuralSimilarityLoss(nn.Module):
         )
         with torch.autocast(logits.device.type, enabled=False):
             # compiled code merges the maps of the loss as autograd sees it
-            if self.detach_error and not torch.compiler.is_compiling():
+            if self.detach_error and self.closed_form and not torch.compiler.is_compiling():
                 loss: Tensor = ClosedFormSimilarity.apply(logits, labels, valid, settings, number_of_processes(self))
                 return loss
             return self.by_autograd(at_least_float32(logits), labels, valid, settings)
@@ -153,7 +155,7 @@ class StructuralSimilarityLoss(nn.Module):
         counts = torch.stack([elements.long(), selected.sum()])
         if processes > 1:
             distributed.all_reduce(counts)
-        by_element, by_chosen = (processes / counts.clamp_min(1)).to(logits.dtype)
+        by_element, by_chosen = processes / counts.clamp_min(1).to(logits.dtype)
         hard = by_chosen * (error * selected * cross_entropy).sum()
         mixed: Tensor = self.ce_weight * by_element * cross_entropy.sum() + (1 - self.ce_weight) * hard
         return mixed
