@@ -43,7 +43,8 @@ def main(args: list[str] | None = None) -> None:
     logits, target = scene(options.images, options.classes, options.height, options.width, device)
     console = Console()
     shape = " x ".join(map(str, logits.shape))
-    console.print(f"{machine(device)}; logits {shape}, {logits.numel() * 4 / 2**20:.0f} MiB")
+    console.print(machine(device))
+    console.print(f"logits {shape}, {logits.numel() * 4 / 2**20:.0f} MiB; bf16: under autocast, from logits in bf16")
     console.print(compare(logits, target, options.repeats))
 
 
@@ -70,14 +71,14 @@ def losses(target: Tensor, classes: int) -> list[Measured]:
         Measured("F.cross_entropy", cross_entropy, 0, ignored=True),
         Measured("RecallCrossEntropyLoss", recall(classes, IGNORED), 0, ignored=True),
         Measured("  momentum", recall(classes, IGNORED, 0.5), 0, ignored=True),
-        Measured("F.cross_entropy, bf16 autocast", cross_entropy, 3, ignored=True, half=True),
-        Measured("RecallCrossEntropyLoss, bf16 autocast", recall(classes, IGNORED), 3, ignored=True, half=True),
+        Measured("F.cross_entropy, bf16", cross_entropy, 3, ignored=True, half=True),
+        Measured("RecallCrossEntropyLoss, bf16", recall(classes, IGNORED), 3, ignored=True, half=True),
         Measured("BCE with logits", binary, 5),
         Measured("StructuralSimilarityLoss", similarity(classes), 5),
         Measured("  5 percent ignored", similarity(classes, IGNORED), 5, ignored=True),
         Measured("  softmax", similarity(classes, activation="softmax"), 5),
-        Measured("BCE with logits, bf16 autocast", binary, 9, half=True),
-        Measured("StructuralSimilarityLoss, bf16 autocast", similarity(classes), 9, half=True),
+        Measured("BCE with logits, bf16", binary, 9, half=True),
+        Measured("StructuralSimilarityLoss, bf16", similarity(classes), 9, half=True),
     ]
 
 
@@ -86,7 +87,7 @@ def compare(logits: Tensor, target: Tensor, repeats: int) -> Table:
     runs = losses(target, logits.shape[1])
     ignored = target.clone()
     ignored[:, : target.shape[1] // 20] = IGNORED  # the upper edge
-    steps = [partial(step, run, logits, ignored if run.ignored else target) for run in runs]
+    steps: list[Callable[[], None]] = [partial(step, run, logits, ignored if run.ignored else target) for run in runs]
     times = interleaved_times(steps, logits.device, repeats)
     peaks = [peak_bytes(one, logits.device) for one in steps]
     table = Table("loss", "seconds", "ratio", "extra peak, MiB", "ratio", title="Forward plus backward")

@@ -4,7 +4,7 @@ from lightning_recall.benchmarks import segmentation_losses
 
 
 def test_prints_times_and_memory(capsys):
-    segmentation_losses.main("--images 2 --classes 3 --height 40 --width 24 --repeats 1".split())
+    segmentation_losses.main(["--images=2", "--classes=3", "--height=40", "--width=24", "--repeats=1"])
     out = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
     assert "logits 2 x 3 x 40 x 24" in out

@@ -79,7 +79,7 @@ def test_gradcheck():
 
 
 def test_all_wrong_is_cross_entropy():
-    logits, target = example()
+    logits, _ = example()
     wrong = logits.argmin(1)
     for settings in ({}, {"min_false_negatives": 0}, {"reduction": "weighted_mean"}):
         torch.testing.assert_close(RecallCrossEntropyLoss(4, **settings)(logits, wrong), F.cross_entropy(logits, wrong))

@@ -57,7 +57,7 @@ def test_backward_twice():
     loss = StructuralSimilarityLoss(5)(logits, target)
     first, second = (torch.autograd.grad(loss, logits, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)
-    with pytest.raises(NotImplementedError, match="no second derivative.*without create_graph"):
+    with pytest.raises(NotImplementedError, match=r"no second derivative.*without create_graph"):
         torch.autograd.grad(loss, logits, create_graph=True)
 
 
