@@ -1,7 +1,7 @@
 """Recall loss: "Striking the Right Balance: Recall Loss for Semantic Segmentation", ICRA 2022."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -110,20 +110,16 @@ class RecallCrossEntropyLoss(nn.Module):
         if processes > 1:
             distributed.all_reduce(counts)
         with torch.autocast(logits.device.type, enabled=False):
-            dtype = torch.promote_types(logits.dtype, torch.float32)
-            weights = self.average(class_weights(counts, self.min_false_negatives, dtype), counts[1] > 0)
-            scale = processes / self.divisor(counts[1], weights)
-            if self.reduction != "none" and not torch.compiler.is_compiling():
-                loss: Tensor = WeightedCrossEntropy.apply(logits, labels, valid, weights * scale)
-                return loss
+            logits = at_least_float32(logits)
+            weights = self.average(class_weights(counts, self.min_false_negatives, logits.dtype), counts[1] > 0)
             losses = F.cross_entropy(
-                at_least_float32(logits),
+                logits,
                 target.long(),
                 weights,
                 ignore_index=-1 if self.ignore_index is None else self.ignore_index,  # -1 is not a label
                 reduction="none" if self.reduction == "none" else "sum",
             )
-            return losses if self.reduction == "none" else losses * scale
+            return losses if self.reduction == "none" else losses * (processes / self.divisor(counts[1], weights))
 
     def average(self, weights: Tensor, seen: Tensor) -> Tensor:
         """Weights (C,) averaged with those of earlier batches; `seen` (C,) are the classes of this batch."""
@@ -145,41 +141,6 @@ class RecallCrossEntropyLoss(nn.Module):
             return pixels.sum().clamp_min(1).to(weights.dtype)
         total = (pixels * weights).sum()
         return torch.where(total > 0, total, torch.ones_like(total))
-
-
-class WeightedCrossEntropy(torch.autograd.Function):
-    """Sum over pixels of the weight of the class times cross-entropy; `forward` also computes the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, valid: Tensor | None, weights: Tensor) -> Tensor:
-        """Loss, a scalar, of logits (B, C, ...), labels and valid (B, ...) and weights (C,)."""
-        gradient = torch.empty_like(logits, dtype=weights.dtype) if ctx.needs_input_grad[0] else None
-        total = weights.new_zeros(())
-        for block in blocks(logits):
-            index = labels[block[0], *block[2:]].unsqueeze(1)
-            weight = weights[index]  # (b, 1, ...)
-            if valid is not None:
-                weight.mul_(valid[block[0], *block[2:]].unsqueeze(1))
-            log_probability = at_least_float32(logits[block]).log_softmax(1)
-            total -= (log_probability.gather(1, index) * weight).sum()
-            if gradient is not None:
-                part = log_probability.exp_().scatter_add_(1, index, weight.new_full((), -1).expand_as(weight))
-                torch.mul(part, weight, out=gradient[block])
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
-        ctx.dtype = logits.dtype
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradient with respect to the logits, times that of the loss."""
-        if torch.is_grad_enabled():  # with create_graph: autograd would take this gradient for a constant
-            raise NotImplementedError(
-                "RecallCrossEntropyLoss has no second derivative: its gradient is computed in closed form. "
-                'Differentiate it without create_graph, or set reduction="none" and average its values.'
-            )
-        (gradient,) = ctx.saved_tensors
-        return (gradient * outer).to(ctx.dtype), None, None, None
 
 
 @torch.no_grad()
