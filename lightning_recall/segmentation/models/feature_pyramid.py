@@ -6,7 +6,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import Format
+from timm.layers.format import Format
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
@@ -41,8 +41,8 @@ class FeaturePyramidSegmenter(nn.Module):
     (B, num_classes, H, W).
 
     Raises:
-        ValueError: for a name that timm does not know, weights or `backbone_kwargs` that do not fit the model, and numbers
-            below 1.
+        ValueError: for a name that timm does not know, weights or `backbone_kwargs` that do not fit the model, and
+            numbers below 1; in `forward`, for an image size that the backbone rejects.
 
     >>> network = FeaturePyramidSegmenter(num_classes=5, backbone="test_efficientnet").eval()
     >>> network(torch.zeros(2, 3, 50, 70)).shape
@@ -80,7 +80,11 @@ class FeaturePyramidSegmenter(nn.Module):
         """Logits (B, num_classes, H, W) of normalised images (B, 3, H, W)."""
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        maps = self.backbone(images)
+        try:
+            maps = self.backbone(images)
+        except AssertionError as error:  # raised by timm's transformers
+            height, width = images.shape[-2:]
+            raise ValueError(f"The backbone does not accept images of {height} x {width} pixels: {error}") from error
         if self.is_last_channel:
             maps = [each.permute(0, 3, 1, 2) for each in maps]
         levels = self.pyramid(OrderedDict((str(level), maps[level]) for level in self.levels)).values()

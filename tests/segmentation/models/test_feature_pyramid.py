@@ -14,8 +14,13 @@ def segmenter(backbone="test_efficientnet", **kwargs):
 @pytest.mark.parametrize("backbone", ["test_efficientnet", "test_resnet", "test_convnext", "test_mambaout", "test_vit"])
 @pytest.mark.parametrize("size", [(64, 96), (45, 61)])
 def test_logits_have_the_size_of_the_images(backbone, size):
-    kwargs = {"dynamic_img_size": True} if backbone == "test_vit" else {}
+    kwargs = {"dynamic_img_size": True, "dynamic_img_pad": True} if backbone == "test_vit" else {}
     assert segmenter(backbone, backbone_kwargs=kwargs)(torch.randn(2, 3, *size)).shape == (2, 5, *size)
+
+
+def test_a_size_that_the_backbone_rejects_raises():
+    with pytest.raises(ValueError, match=r"does not accept images of 45 x 61 pixels: Input height"):
+        segmenter("test_vit")(torch.randn(2, 3, 45, 61))
 
 
 def test_all_parameters_get_gradients():
