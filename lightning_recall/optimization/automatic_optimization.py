@@ -3,9 +3,17 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from lightning_recall._lightning import LightningModule, LRSchedulerCallable, OptimizerCallable, attached_trainer
+from lightning_recall._lightning import (
+    BaseFinetuning,
+    Callback,
+    LightningModule,
+    LRSchedulerCallable,
+    OptimizerCallable,
+    attached_trainer,
+    callbacks_of,
+)
 from lightning_recall.checks import check_integer
-from lightning_recall.optimization import resuming, schedules
+from lightning_recall.optimization import resuming, schedules, weight_averaging
 from lightning_recall.optimization.distributed_random_states import get_random_states, set_random_states
 from lightning_recall.optimization.optimizer_settings import SHARED, OptimizerSettings
 from lightning_recall.optimization.parameter_groups import ParameterGroup, build_optimizer, split_parameters
@@ -66,17 +74,24 @@ class AutomaticOptimization(LightningModule):
                 config["monitor"] = config["scheduler"].monitor
         return [optimizer], configs
 
+    def configure_callbacks(self) -> Sequence[Callback] | Callback:
+        """Puts WeightAveraging first."""
+        weight_averaging.put_weight_averaging_first(self.trainer)
+        return super().configure_callbacks()
+
     def setup(self, stage: str) -> None:
         """Resets state left over from a previously loaded checkpoint."""
         self.resumed, self.resumed_states = None, None
 
     def on_fit_start(self) -> None:
         """Compares the optimizers with those of the checkpoint, before Lightning restores it."""
-        self.initial_settings = resuming.optimizer_and_scheduler_settings(self.trainer)
-        if self.resumed is not None:
+        has_finetuning = any(isinstance(callback, BaseFinetuning) for callback in callbacks_of(self.trainer))
+        # BaseFinetuning adds parameter groups during training
+        self.initial_settings = {} if has_finetuning else resuming.optimizer_and_scheduler_settings(self.trainer)
+        if self.resumed is not None and not has_finetuning:
             resuming.check_settings(self.resumed.settings, self.trainer)
             resuming.check_parameters(self.resumed.optimizers, self.trainer)
-            self.resumed = None
+        self.resumed = None
 
     def on_train_start(self) -> None:
         """Checks that schedulers fit the length of training; restores the RNG state when resuming."""
@@ -87,13 +102,24 @@ class AutomaticOptimization(LightningModule):
             set_random_states(self.resumed_states, rank, world_size, self.device)
             self.resumed_states = None
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Gives averaged weights, if there are any, the current buffers of the loss."""
+        weight_averaging.copy_current_state(self.trainer, self)
+
+    def on_train_epoch_end(self) -> None:
+        """Same as `on_train_batch_end`."""
+        weight_averaging.copy_current_state(self.trainer, self)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Saves the settings of the optimizers, and the RNG state of every process."""
         checkpoint["optimization_settings"] = self.initial_settings
         checkpoint["random_states"] = get_random_states(self.device)
+        weight_averaging.save_averaged_weights(checkpoint, self.trainer, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what `on_fit_start` compares and `on_train_start` restores."""
-        resuming.check_callbacks(checkpoint.get("callbacks"), attached_trainer(self))
+        if (trainer := attached_trainer(self)) is not None:
+            resuming.check_callbacks(checkpoint.get("callbacks"), trainer)
+            weight_averaging.check_weight_averaging(checkpoint, trainer)
         self.resumed = resuming.SavedOptimization.from_checkpoint(checkpoint)
         self.resumed_states = checkpoint.get("random_states")

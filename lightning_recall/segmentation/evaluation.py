@@ -1,5 +1,6 @@
 """Scores and loss of one dataloader, in which each image counts once over all processes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,7 +8,10 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 from torchmetrics import MeanMetric
 
-from lightning_recall.segmentation.scores import SegmentationScores
+from lightning_recall._lightning import Trainer
+from lightning_recall.callbacks.dataloaders import named_loaders
+from lightning_recall.optimization.monitors import LoggedMetrics
+from lightning_recall.segmentation.scores import MEANS, PER_CLASS, SegmentationScores
 
 
 class Evaluation:
@@ -49,3 +53,30 @@ def num_own_images(loader: Any) -> int | None:
     if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
         return None
     return len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]  # a data set with a sampler has a length
+
+
+def loaders_of(trainer: Trainer) -> Any:
+    """The dataloaders that the Trainer evaluates."""
+    return trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+
+
+def checks_all_batches(trainer: Trainer) -> bool:
+    """Whether the sanity check covers all validation batches."""
+    return list(trainer.num_sanity_val_batches) == list(trainer.num_val_batches)
+
+
+def logged_metrics(trainer: Trainer, class_keys: Sequence[str]) -> LoggedMetrics:
+    """The keys that training and validation log.
+
+    Args:
+        trainer: the Trainer, at the start of training.
+        class_keys: name of each class in keys.
+    """
+    loaders = trainer.val_dataloaders
+    names = [""] if loaders is None else [f"{name}/" for name in named_loaders(loaders)]
+    names = [""] if len(names) == 1 else names
+    names = names if trainer.enable_validation else []
+    scores = [*MEANS, *(f"{score}/{key}" for score in PER_CLASS for key in class_keys)]
+    losses = ["train/loss", *(f"val/{name}loss" for name in names)]
+    keys = [f"val/{name}{score}" for name in names for score in scores]
+    return LoggedMetrics([*losses, *keys], [], losses, keys, "a validation dataloader")
