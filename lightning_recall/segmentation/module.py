@@ -18,6 +18,7 @@ from lightning_recall.optimization.parameter_groups import ParameterGroup
 from lightning_recall.segmentation.batches import check_same, checked_batch, has_valid_pixel
 from lightning_recall.segmentation.callbacks.class_table import ClassTable
 from lightning_recall.segmentation.class_names import checked_names, key_names
+from lightning_recall.segmentation.data.masks import IGNORED_PIXEL
 from lightning_recall.segmentation.evaluation import Evaluation, checks_all_batches, loaders_of, logged_metrics
 from lightning_recall.segmentation.fine_tuning import segmentation_groups
 from lightning_recall.segmentation.models.outputs import logits_of
@@ -25,7 +26,7 @@ from lightning_recall.segmentation.scores import MEANS, flat_scores
 from lightning_recall.tensors import at_least_float32
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-IGNORED_PIXEL = 255
+
 CHECKPOINT_KEY = "segmentation"
 
 
@@ -153,9 +154,8 @@ class SegmentationModule(AutomaticOptimization):
         predictions = classes_of(logits)
         evaluation = self.evaluations[dataloader_idx]
         count = evaluation.num_counted(len(target))
-        if count:
-            loss = self.batch_loss(self.loss, logits[:count], target[:count])
-            evaluation.update(predictions[:count], target[:count], loss)
+        loss = self.batch_loss(self.loss, logits[:count], target[:count]) if count else logits.new_zeros(())
+        evaluation.update(predictions[:count], target[:count], loss)
         return {"predictions": predictions}
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
