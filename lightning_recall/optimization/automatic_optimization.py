@@ -22,9 +22,10 @@ from lightning_recall.optimization.parameter_groups import ParameterGroup, build
 class AutomaticOptimization(LightningModule):
     """Builds optimizer and schedulers, and restores all random numbers when resuming; Lightning runs the steps.
 
-    Clipping and accumulation are arguments of the Trainer. A training that resumes from a checkpoint between two
-    epochs ends with the weights of an uninterrupted one, to the bit; in the middle of an epoch, if the loader is
-    stateful. Different optimizer or scheduler settings raise an error. Hooks that are overridden must call `super()`.
+    Clipping and accumulation are arguments of the Trainer. With a stateful loader, as those of this package, a training
+    that resumes from any checkpoint ends with the weights of an uninterrupted one, to the bit. With a plain DataLoader
+    that shuffles, it does if the checkpoint was saved after a validation at the end of an epoch. Different optimizer or
+    scheduler settings raise an error. Hooks that are overridden must call `super()`.
 
     `lr` is set by `Tuner.lr_find`. It applies to parameter groups without their own rate; None uses the optimizer's.
 

@@ -50,7 +50,8 @@ def fit(folder, module, *callbacks, ckpt_path=None, **kwargs):
         callbacks=[*callbacks],
         **{**defaults, **kwargs},
     )
-    trainer.fit(module, DataLoader(DATA, batch_size=4, shuffle=True), ckpt_path=ckpt_path)  # 6 batches
+    # 6 batches; a loader without a generator of its own would draw from torch's
+    trainer.fit(module, DataLoader(DATA, batch_size=4, generator=torch.Generator()), ckpt_path=ckpt_path)
     return trainer
 
 
@@ -78,9 +79,18 @@ def test_a_list_of_schedulers_steps_every_few_epochs(tmp_path):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"lr_scheduler": partial(OneCycleLR, max_lr=[0.1, 0.5], total_steps=5), "lr_interval": "step"}, "total_steps=5"),
-        ({"lr_scheduler": partial(OneCycleLR, max_lr=0.1, total_steps=6), "lr_interval": "step"}, "overrides the learn"),
-        ({"lr_scheduler": partial(ReduceLROnPlateau, monitor="train/loss"), "lr_interval": "step"}, "steps after a valid"),
+        (
+            {"lr_scheduler": partial(OneCycleLR, max_lr=[0.1, 0.5], total_steps=5), "lr_interval": "step"},
+            "total_steps=5",
+        ),
+        (
+            {"lr_scheduler": partial(OneCycleLR, max_lr=0.1, total_steps=6), "lr_interval": "step"},
+            "overrides the learn",
+        ),
+        (
+            {"lr_scheduler": partial(ReduceLROnPlateau, monitor="train/loss"), "lr_interval": "step"},
+            "steps after a valid",
+        ),
     ],
 )
 def test_schedules_that_do_not_fit(kwargs, message, tmp_path):
@@ -94,21 +104,21 @@ def test_the_learning_rate_that_a_tuner_sets(tmp_path):
     assert [group["lr"] for group in fit(tmp_path, module).optimizers[0].param_groups] == [0.3, 0.5]
 
 
-def saves(path, batch):
-    """Saves a checkpoint after some batch, counted from 1 over all epochs."""
+def saves(path, epoch=0):
+    """Saves a checkpoint at the end of an epoch."""
 
     def save(trainer, *_):
-        if trainer.fit_loop.total_batch_idx + 1 == batch:
+        if trainer.current_epoch == epoch:
             trainer.save_checkpoint(path)
 
-    return LambdaCallback(on_train_batch_end=save)
+    return LambdaCallback(on_train_epoch_end=save)
 
 
 def test_random_numbers_are_restored(tmp_path):
     path = tmp_path / "a.ckpt"
     torch.manual_seed(5)
     whole = make()
-    fit(tmp_path, whole, saves(path, 12), max_epochs=4)
+    fit(tmp_path, whole, saves(path, 1), max_epochs=4)
     torch.manual_seed(6)
     resumed = make()
     fit(tmp_path, resumed, ckpt_path=path, max_epochs=4)
@@ -126,7 +136,7 @@ def test_random_numbers_are_restored(tmp_path):
 @pytest.mark.filterwarnings("ignore:The checkpoint was not created with WeightAveraging")
 def test_resuming_with_other_settings(build, callbacks, message, tmp_path):
     path = tmp_path / "a.ckpt"
-    fit(tmp_path, make(), saves(path, 6))
+    fit(tmp_path, make(), saves(path))
     if message is None:
         fit(tmp_path, build(), *callbacks, ckpt_path=path, max_epochs=2)
         return
@@ -136,6 +146,6 @@ def test_resuming_with_other_settings(build, callbacks, message, tmp_path):
 
 def test_resuming_averaged_weights_without_averaging(tmp_path):
     path = tmp_path / "a.ckpt"
-    fit(tmp_path, make(), saves(path, 6), EMAWeightAveraging())
+    fit(tmp_path, make(), saves(path), EMAWeightAveraging())
     with pytest.raises(ValueError, match="was trained with EMAWeightAveraging"):
         fit(tmp_path, make(), ckpt_path=path, max_epochs=2)

@@ -89,7 +89,9 @@ def test_scores_and_losses_of_an_evaluation(tmp_path):
 
 def test_bytes_are_normalised_and_floats_are_not():
     images = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8)
-    module = SegmentationModule(nn.Identity(), nn.CrossEntropyLoss(ignore_index=255), 3, mean=[0.5, 0, 0], std=[2, 1, 1])
+    module = SegmentationModule(
+        nn.Identity(), nn.CrossEntropyLoss(ignore_index=255), 3, mean=[0.5, 0, 0], std=[2, 1, 1]
+    )
     expected = images / 255
     expected[:, 0] = (expected[:, 0] - 0.5) / 2
     torch.testing.assert_close(module(images), expected)
@@ -108,7 +110,11 @@ class WithAux(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.backbone, self.classifier, self.aux_classifier = nn.Conv2d(3, 4, 2, 2), nn.Conv2d(4, C, 1), nn.Conv2d(4, C, 1)
+        self.backbone, self.classifier, self.aux_classifier = (
+            nn.Conv2d(3, 4, 2, 2),
+            nn.Conv2d(4, C, 1),
+            nn.Conv2d(4, C, 1),
+        )
 
     def forward(self, images):
         maps = self.backbone(images)

@@ -106,7 +106,9 @@ def class_table(scores: Mapping[str, Tensor], names: Sequence[str], title: str) 
     for number, (name, fraction) in enumerate(zip(names, fractions, strict=True)):
         values = [percent(scores[score][number].item()) for score in PER_CLASS]
         bar_of_text = bar(fraction, longest) + f" {RAREST}" * (number in marks)
-        table.add_row(escape(name), percent(fraction, 2), bar_of_text.strip(), *values, end_section=number == len(names) - 1)
+        table.add_row(
+            escape(name), percent(fraction, 2), bar_of_text.strip(), *values, end_section=number == len(names) - 1
+        )
     means = [percent(scores[name].item()) for name in ("miou", "mean_accuracy", "mean_precision")]
     table.add_row("mean over classes", "", f"pixel accuracy {percent(scores['pixel_accuracy'].item())}", *means)
     return table
