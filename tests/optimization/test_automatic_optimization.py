@@ -149,3 +149,16 @@ def test_resuming_averaged_weights_without_averaging(tmp_path):
     fit(tmp_path, make(), saves(path), EMAWeightAveraging())
     with pytest.raises(ValueError, match="was trained with EMAWeightAveraging"):
         fit(tmp_path, make(), ckpt_path=path, max_epochs=2)
+
+
+def test_resuming_between_two_steps_with_another_accumulation(tmp_path):
+    path = tmp_path / "a.ckpt"
+
+    def save(trainer, *arguments):
+        if arguments[-1] == 2:  # batch_idx
+            trainer.save_checkpoint(path)
+
+    fit(tmp_path, make(), LambdaCallback(on_train_batch_end=save), accumulate_grad_batches=2)
+    assert len(torch.load(path)["accumulated"]["gradients"]) == 4
+    with pytest.raises(ValueError, match="accumulate_grad_batches=2: resume with that number, not 3"):
+        fit(tmp_path, make(), ckpt_path=path, accumulate_grad_batches=3)

@@ -492,7 +492,7 @@ def resumable(folder, ckpt_path=None, stateful=False, **kwargs):
         (True, "val1", {}),
         (True, "batch4", {}),
         (True, "batch5", {}),
-        (True, "batch8", {"accumulate_grad_batches": 2}),
+        (True, "batch7", {"accumulate_grad_batches": 2}),  # between two steps of the optimizer
     ],
 )
 def test_a_resumed_training_ends_like_an_uninterrupted_one(stateful, checkpoint, kwargs, tmp_path):
