@@ -193,6 +193,7 @@ def test_each_epoch_has_other_crops_and_a_resumed_run_has_the_same(tmp_path):
     assert run(3, tmp_path / "1.ckpt") == three[2:]
 
 
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
 def test_overfitting_repeats_the_same_images(tmp_path):
     module = Counting()
     data = ScenesDataModule(num_images=10, batch_size=4, transforms=SegmentationTransforms(scale=(1, 1), flip=False))

@@ -51,5 +51,5 @@ def test_empty_folders(tmp_path):
     with pytest.raises(ValueError, match=r"m holds no mask, such as a .png file\."):
         pairs(tmp_path)
     (tmp_path / "m" / "a.npy").write_text("")
-    with pytest.raises(ValueError, match="holds no mask, such as a .png file; it holds 1 other file"):
+    with pytest.raises(ValueError, match=r"holds no mask, such as a .png file; it holds 1 other file"):
         pairs(tmp_path)
