@@ -100,6 +100,14 @@ def test_bytes_are_normalised_and_floats_are_not():
     class Knows(nn.Identity):
         mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 
+    class HasBuffers(nn.Identity):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.tensor([0.5, 0.25, 0.125]))
+            self.std = lambda: None  # not numbers
+
+    known = SegmentationModule(HasBuffers(), nn.CrossEntropyLoss(ignore_index=255), 3)
+    assert (known.mean, known.std) == ((0.5, 0.25, 0.125), (0.229, 0.224, 0.225))
     assert SegmentationModule(Knows(), nn.CrossEntropyLoss(ignore_index=255), 3).std == (0.4, 0.5, 0.6)
     assert SegmentationModule(nn.Identity(), nn.CrossEntropyLoss(ignore_index=255), 3).mean == (0.485, 0.456, 0.406)
 
