@@ -235,5 +235,3 @@ def test_two_processes_evaluate_each_image_once_and_share_a_batch(tmp_path):
     assert len(masks) == 5  # odd: one process gets an image twice
     expected = np.bincount(masks.numpy().ravel(), minlength=9)
     assert [scores[f"{label}"] for label in range(9)] == expected.tolist()
-    with pytest.raises(Exception, match="batch_size=5 counts the images on all processes"):
-        processes.fit(Counting(), ScenesDataModule(num_images=15, batch_size=5))
