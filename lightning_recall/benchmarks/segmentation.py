@@ -43,7 +43,8 @@ from lightning_recall.segmentation.models import FeaturePyramidSegmenter
 from lightning_recall.segmentation.module import SegmentationModule
 from lightning_recall.segmentation.scores import SegmentationScores
 
-RATES = (1e-3, 3e-3)
+RATES = (1e-3, 3e-3)  # of the backbone
+HEAD_RATIO = 4  # rate of the new layers / rate of the backbone
 BAND = 2  # pixels on each side of a boundary
 NUM_RARE = 3
 SCORES = {
@@ -171,6 +172,7 @@ def run(setting: Setting) -> dict[str, Any]:
         METHODS[setting.method](counts),
         data.num_classes,
         class_names=data.class_names,
+        head_lr=HEAD_RATIO * setting.rate,
         optimizer=partial(torch.optim.AdamW, lr=setting.rate, weight_decay=0.01),
         lr_scheduler=WarmupCosineLR,
         lr_interval="step",
@@ -191,13 +193,13 @@ def parser() -> argparse.ArgumentParser:
     add("--weights", metavar="FILE", help="pretrained weights of the backbone; default: from scratch")
     add("--backbone", default="tf_efficientnet_lite0", metavar="NAME", help="a timm model")
     add("--methods", nargs="+", choices=names, default=names, metavar="NAME", help=f"of {', '.join(names)}")
-    add("--steps", type=int, default=200, help="optimizer steps of each run")
-    add("--batch-size", type=int, default=8, help="images of a step")
+    add("--steps", type=int, default=800, help="optimizer steps of each run")
+    add("--batch-size", type=int, default=4, help="images of a step")
     add("--crop", default="96x128", metavar="HxW", help="size of the training images, pixels")
     add(
         "--scale", default="0.75x1.5", metavar="LOWxHIGH", help="smallest and largest factor by which images are scaled"
     )
-    add("--rates", type=float, nargs="+", help="learning rates; default: the best on the validation images")
+    add("--rates", type=float, nargs="+", help="learning rates of the backbone; default: the best on the validation images")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of each method; --choose takes the first")
     add("--choose", action="store_true", help="score on the validation images instead of the test images")
     add("--output", default="segmentation", metavar="DIR", help="folder for segmentation.csv and segmentation.png")

@@ -119,6 +119,5 @@ METHODS: dict[str, Callable[[PixelCounts], nn.Module]] = {
     "Dice (SMP)": smp_loss("DiceLoss"),
     "Lovasz (SMP)": smp_loss("LovaszLoss"),
     "SSL, softmax": ours(StructuralSimilarityLoss, activation="softmax"),
-    "recall, momentum 0.5": ours(RecallCrossEntropyLoss, momentum=0.5),
 }
 """name -> builds the loss from the pixel counts of the training masks; the order is that of the runs"""
