@@ -173,7 +173,7 @@ def run(setting: Setting) -> dict[str, Any]:
         data.num_classes,
         class_names=data.class_names,
         head_lr=HEAD_RATIO * setting.rate,
-        optimizer=partial(torch.optim.AdamW, lr=setting.rate, weight_decay=0.01),
+        optimizer=partial(torch.optim.AdamW, lr=setting.rate, weight_decay=0.01, fused=True),
         lr_scheduler=WarmupCosineLR,
         lr_interval="step",
     )
@@ -193,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
     add("--weights", metavar="FILE", help="pretrained weights of the backbone; default: from scratch")
     add("--backbone", default="tf_efficientnet_lite0", metavar="NAME", help="a timm model")
     add("--methods", nargs="+", choices=names, default=names, metavar="NAME", help=f"of {', '.join(names)}")
-    add("--steps", type=int, default=800, help="optimizer steps of each run")
+    add("--steps", type=int, default=700, help="optimizer steps of each run")
     add("--batch-size", type=int, default=4, help="images of a step")
     add("--crop", default="96x128", metavar="HxW", help="size of the training images, pixels")
     add(
