@@ -193,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
     add("--weights", metavar="FILE", help="pretrained weights of the backbone; default: from scratch")
     add("--backbone", default="tf_efficientnet_lite0", metavar="NAME", help="a timm model")
     add("--methods", nargs="+", choices=names, default=names, metavar="NAME", help=f"of {', '.join(names)}")
-    add("--steps", type=int, default=700, help="optimizer steps of each run")
+    add("--steps", type=int, default=600, help="optimizer steps of each run")
     add("--batch-size", type=int, default=4, help="images of a step")
     add("--crop", default="96x128", metavar="HxW", help="size of the training images, pixels")
     add(
