@@ -199,7 +199,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--scale", default="0.75x1.5", metavar="LOWxHIGH", help="smallest and largest factor by which images are scaled"
     )
-    add("--rates", type=float, nargs="+", help="learning rates of the backbone; default: the best on the validation images")
+    add("--rates", type=float, nargs="+", help="rates of the backbone; default: the best on the validation images")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of each method; --choose takes the first")
     add("--choose", action="store_true", help="score on the validation images instead of the test images")
     add("--output", default="segmentation", metavar="DIR", help="folder for segmentation.csv and segmentation.png")
