@@ -11,8 +11,7 @@ from lightning_recall import _lightning
 from lightning_recall._lightning import Callback, LightningModule, ModelCheckpoint, Trainer, rank_zero_only
 from lightning_recall.batch import chunks_of_batch
 from lightning_recall.callbacks.output import end_progress_bar, writes_files
-from lightning_recall.callbacks.retrieval_evaluation import history_of
-from lightning_recall.callbacks.validation_history import monitor_of, result_table
+from lightning_recall.callbacks.validation_history import history_of, monitor_of, result_table
 
 
 class RunSummary(Callback):
