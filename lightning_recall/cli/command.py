@@ -43,6 +43,7 @@ from lightning_recall.cli.noise import hide_advice_on_callbacks, hide_noise
 from lightning_recall.cli.saved_settings import SaveSettings
 from lightning_recall.cli.subclasses import cached_subclass_lists
 from lightning_recall.cli.suggestions import advise
+from lightning_recall.cli.task_checks import check_tasks
 from lightning_recall.cli.task_options import (
     default_callbacks,
     disable_pretrained,
@@ -113,12 +114,13 @@ class RecallCLI(CLIHooks, LightningCLI):
         self.parser.parse_args([subcommand, *found])  # prints the help and exits
 
     def before_instantiate_classes(self) -> None:
-        """Checks that the files of --ckpt_path and --weights exist; rejects "best".
+        """Checks that all classes are of one task and that the files of --ckpt_path and --weights exist.
 
-        Only the process that trained can resolve "best".
+        Rejects "best": only the process that trained can resolve it.
         """
         subcommand = self.config.subcommand
         config = self.config[subcommand]
+        check_tasks(config, self.arguments)
         for name in ("ckpt_path", "weights"):
             config[name] = os.path.expanduser(config[name]) if config.get(name) else None
         ckpt_path, weights = config.ckpt_path or "", config.weights
