@@ -192,4 +192,5 @@ def class_weights(counts: Tensor, minimum: int, dtype: torch.dtype) -> Tensor:
     tensor([0.2500, 0.5000, 1.0000])
     """
     wrong, pixels = counts
-    return wrong.clamp_min(minimum).to(dtype) / pixels.clamp_min(max(minimum, 1)).to(dtype)
+    weights: Tensor = wrong.clamp_min(minimum).to(dtype) / pixels.clamp_min(max(minimum, 1)).to(dtype)
+    return weights
