@@ -126,13 +126,15 @@ class SegmentationTransforms:
     eval_transform: nn.Module | None = None
 
     def __post_init__(self) -> None:
-        for name, size in (("crop_size", self.crop_size), ("eval_size", self.eval_size)):
-            pair = as_pair(size)
+        for name in ("crop_size", "eval_size"):
+            size: Any = getattr(self, name)
+            pair: Any = as_pair(size)
             if pair is not None and not (len(pair) == 2 and min(pair) > 0):
                 raise ValueError(
                     f"transforms.{name} must be a number of pixels, or height and width, each at least 1, got {size!r}."
                 )
-        if not (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= MAX_SCALE):
+        scale: Any = self.scale
+        if not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= MAX_SCALE):
             raise ValueError(
                 f"transforms.scale must be two numbers, 0 < smallest <= largest <= {MAX_SCALE}, got {self.scale!r}."
             )
