@@ -168,8 +168,8 @@ def sizes_message(sizes: Any, training: bool | None = None) -> str:
     """Says that images of different sizes cannot form a batch, and what to do; sizes are (height, width)."""
     first, last = (f"{size[1]} x {size[0]}" for size in (min(sizes), max(sizes)))
     advice = {
-        True: "set transforms.crop_size, or batch_size to 1",
-        False: "set eval_batch_size to 1, or transforms.eval_size to resize them",
-        None: "in training set transforms.crop_size, in evaluation transforms.eval_size or eval_batch_size=1",
+        True: "set transforms.crop_size or transforms.resize, or batch_size to 1",
+        False: "set eval_batch_size to 1, or transforms.resize",
+        None: "in training set transforms.crop_size, in evaluation transforms.resize or eval_batch_size=1",
     }[training]
     return f"Images of different sizes, such as {first} and {last} pixels, cannot form a batch: {advice}."

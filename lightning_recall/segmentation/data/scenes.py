@@ -56,12 +56,12 @@ class Scene:
 
     def pick(self, colors: NDArray[np.integer], spread: float = 12.0) -> NDArray[np.float64]:
         """One of some colours (K, 3), varied."""
-        return colors[self.rng.integers(len(colors))].astype(np.float64) + self.rng.normal(0, spread, 3)
+        return np.asarray(self.rng.choice(colors) + self.rng.normal(0, spread, 3), dtype=np.float64)
 
     def blotches(self, cell: int, strength: float) -> NDArray[np.float64]:
         """Noise (H, W) in cells of this many pixels."""
         coarse = self.rng.normal(0, strength, (-(-HEIGHT // cell), -(-WIDTH // cell)))
-        return np.kron(coarse, np.ones((cell, cell)))[:HEIGHT, :WIDTH]
+        return np.asarray(np.kron(coarse, np.ones((cell, cell)))[:HEIGHT, :WIDTH], dtype=np.float64)
 
     def scale_at(self, row: float) -> float:
         """Size of objects that stand at this row, 0 at the horizon, 1 at the lower edge."""

@@ -41,19 +41,24 @@ class RandomScaleCrop(nn.Module):
     Args:
         size: (height, width) in pixels of the result; None: the size of the image.
         scale: smallest and largest factor.
+        resize: (height, width) to which the whole image is resized first; None: not resized.
     """
 
-    def __init__(self, size: tuple[int, int] | None, scale: tuple[float, float]) -> None:
+    def __init__(
+        self, size: tuple[int, int] | None, scale: tuple[float, float], resize: tuple[int, int] | None = None
+    ) -> None:
         super().__init__()
-        self.size, self.scale = size, scale
+        self.size, self.scale, self.resize = size, scale, resize
 
     def forward(self, image: Tensor, mask: Tensor) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         """Transforms an image (3, H, W) and its mask (H, W)."""
-        height, width = self.size or image.shape[-2:]
+        resized = self.resize or image.shape[-2:]
+        height, width = self.size or resized
         low, high = torch.tensor(self.scale, dtype=torch.float64).log().tolist()
         factor = float(torch.empty(()).uniform_(low, high).exp())
         # Crops first, since resizing the whole image costs more.
-        tall, wide = max(1, round(height / factor)), max(1, round(width / factor))
+        tall = max(1, round(height / factor * image.shape[-2] / resized[0]))
+        wide = max(1, round(width / factor * image.shape[-1] / resized[1]))
         bottom, right = max(0, tall - image.shape[-2]), max(0, wide - image.shape[-1])
         top = int(torch.randint(image.shape[-2] + bottom - tall + 1, ()))
         left = int(torch.randint(image.shape[-1] + right - wide + 1, ()))
@@ -92,21 +97,22 @@ class SegmentationTransforms:
     """How an image (3, H, W) uint8 and its mask (H, W) uint8 are transformed together.
 
     In training: random scale, random crop, random flip, and random colours if `color_jitter` is set. In evaluation: the
-    whole image, or the image resized to `eval_size`.
+    whole image. `resize` comes before, in both.
 
     Args:
         crop_size: size of training images in pixels, (height, width) or one number for both; None: the size of each
             image, so that images of different sizes need `batch_size` 1.
+        resize: size to which all images and masks are resized first, (height, width) or one number for both. Scores
+            are computed at this size. None: images keep their sizes; then evaluation of images of different sizes
+            needs `eval_batch_size` 1.
         scale: smallest and largest factor of the random scale. (0.5, 2.0) is usual for street scenes; (1.0, 1.0)
             turns it off.
         flip: whether training images are flipped horizontally at random.
         color_jitter: how much brightness, contrast and saturation vary: by factors between 1 - color_jitter and
             1 + color_jitter. The hue varies by up to a tenth of the colour circle times it. From 0 (off) to 1.
-        eval_size: size in evaluation, (height, width) or one number for both; None: whole images, where images of
-            different sizes need `eval_batch_size` 1. Masks are resized too: scores are computed at this size.
         train_transform: a transform of (image, mask), for example of torchvision's v2, that replaces all random
             transforms. It gets `tv_tensors`, the mask with `IGNORED_PIXEL` (255) for ignored pixels; pad masks with it.
-        eval_transform: a transform of (image, mask) that replaces `eval_size`.
+        eval_transform: a transform of (image, mask) that replaces `resize` in evaluation.
 
     Raises:
         ValueError: for values out of range.
@@ -118,17 +124,17 @@ class SegmentationTransforms:
     """
 
     crop_size: int | tuple[int, int] | None = None
+    resize: int | tuple[int, int] | None = None
     scale: tuple[float, float] = (0.5, 2.0)
     flip: bool = True
     color_jitter: float = 0.0
-    eval_size: int | tuple[int, int] | None = None
     train_transform: nn.Module | None = None
     eval_transform: nn.Module | None = None
 
     def __post_init__(self) -> None:
-        for name in ("crop_size", "eval_size"):
+        for name in ("crop_size", "resize"):
             size: Any = getattr(self, name)
-            pair: Any = as_pair(size)
+            pair = as_pair(size)
             if pair is not None and not (len(pair) == 2 and min(pair) > 0):
                 raise ValueError(
                     f"transforms.{name} must be a number of pixels, or height and width, each at least 1, got {size!r}."
@@ -144,21 +150,20 @@ class SegmentationTransforms:
     @property
     def keeps_train_size(self) -> bool:
         """Whether training images keep their sizes."""
-        return self.crop_size is None and self.train_transform is None
+        return self.crop_size is None and self.resize is None and self.train_transform is None
 
     @property
     def keeps_eval_size(self) -> bool:
         """Whether images keep their sizes in evaluation."""
-        return self.eval_size is None and self.eval_transform is None
+        return self.resize is None and self.eval_transform is None
 
     def transform(self, training: bool) -> nn.Module:
         """The training or the evaluation transform: (image, mask) -> (image, mask)."""
         if not training:
-            size = as_pair(self.eval_size)
-            return self.eval_transform or (Unchanged() if size is None else ResizeBoth(size))
+            return self.eval_transform or (Unchanged() if self.resize is None else ResizeBoth(as_pair(self.resize)))
         if self.train_transform is not None:
             return self.train_transform
-        parts: list[nn.Module] = [RandomScaleCrop(as_pair(self.crop_size), self.scale)]
+        parts: list[nn.Module] = [RandomScaleCrop(as_pair(self.crop_size), self.scale, as_pair(self.resize))]
         if self.flip:
             parts.append(v2.RandomHorizontalFlip())
         if self.color_jitter:
@@ -168,6 +173,6 @@ class SegmentationTransforms:
         return composed
 
 
-def as_pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """Height and width of a size that may be one number for both."""
+def as_pair(size: Any) -> Any:
+    """Height and width of a size that may be one number for both; None stays None."""
     return (size, size) if isinstance(size, int) else size

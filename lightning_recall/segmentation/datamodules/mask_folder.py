@@ -3,15 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lightning_recall.data.folders import SPLIT_OF, is_hidden, split_of
-from lightning_recall.data.messages import pluralize, quote, shorten
+from lightning_recall.data.messages import quote, shorten
 from lightning_recall.data.tables import require_path, user_path
 from lightning_recall.segmentation.data import SegmentationFiles
 from lightning_recall.segmentation.data.classes import mask_classes, values_of
 from lightning_recall.segmentation.datamodules.base import SegmentationDataModule
 from lightning_recall.segmentation.datamodules.pairs import pair_by_stem
+from lightning_recall.segmentation.datamodules.splits import hold_out
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations")
@@ -75,34 +74,15 @@ class MaskFolderDataModule(SegmentationDataModule):
         folders = split_folders(self.root)
         data = {split: self.read_pairs(*pair) for split, pair in folders.items()}
         if "" in data:
-            return self.hold_out(data[""], {"val": self.val_fraction, "test": self.test_fraction})
+            return hold_out(data[""], {"val": self.val_fraction, "test": self.test_fraction}, self.seed, self.root)
         if "val" not in data:
-            data |= self.hold_out(data["train"], {"val": self.val_fraction})
+            data |= hold_out(data["train"], {"val": self.val_fraction}, self.seed, self.root)
         return data
 
     def read_pairs(self, images: Path, masks: Path) -> SegmentationFiles:
         """Images and masks of two folders."""
         files = pair_by_stem(images, masks)
         return SegmentationFiles(*files, self.classes.mask_format, self.class_names, self.transforms)
-
-    def hold_out(self, data: SegmentationFiles, fractions: dict[str, float]) -> dict[str, SegmentationFiles]:
-        """Splits images at random: the fractions, at least one image each, and "train" with the others.
-
-        Raises:
-            ValueError: if no image is left for training.
-        """
-        order = np.random.default_rng(self.seed).permutation(len(data))
-        sizes = {split: max(1, round(fraction * len(data))) for split, fraction in fractions.items() if fraction}
-        if sum(sizes.values()) >= len(data):
-            raise ValueError(
-                f"{shorten(self.root)} holds {pluralize(len(data), 'image')}: too few to hold out "
-                f"{' and '.join(f'{size} for {split}' for split, size in sizes.items())}. Add images, or set "
-                f"{' and '.join(f'{split}_fraction' for split in sizes)} to 0."
-            )
-        parts = {}
-        for split, size in sizes.items():
-            parts[split], order = data.select(np.sort(order[:size])), order[size:]
-        return {"train": data.select(np.sort(order)), **parts}
 
 
 def as_value(value: Any) -> Any:

@@ -19,8 +19,8 @@ class ScenesDataModule(SegmentationDataModule):
     """Scenes: drawn streets of 96 x 64 pixels with 9 classes; nothing to download.
 
     Houses, trees, cars, persons, poles and signs stand along a road; colours, light, textures and noise vary, so that
-    no class can be recognised by its colour alone. The classes are long-tailed: of the pixels, about 25 % are road, 0.6 %
-    pole, 0.5 % person and 0.4 % sign. Scenes are the same on each machine and depend only on `seed`.
+    no class can be recognised by its colour alone. The classes are long-tailed: about 25 % of the pixels are road,
+    0.6 % pole, 0.5 % person and 0.4 % sign. Scenes are the same on each machine and depend only on `seed`.
 
     `num_images` scenes are for training, a fifth as many for validation and a third as many for the test.
 
