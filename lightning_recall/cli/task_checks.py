@@ -1,6 +1,7 @@
 """Checks that a run does not mix the classes of two tasks."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
 from importlib import import_module
 from typing import Any
@@ -9,7 +10,7 @@ from jsonargparse import Namespace
 from jsonargparse._util import import_object
 
 from lightning_recall.cli.options import CommandLine
-from lightning_recall.cli.task_options import TaskOptions, imported, task_options
+from lightning_recall.cli.task_options import TaskOptions, imported, task_options, tasks_of
 
 
 def check_tasks(config: Any, args: Sequence[str]) -> None:
@@ -45,6 +46,21 @@ def check_tasks(config: Any, args: Sequence[str]) -> None:
                 raise ValueError(
                     f"--{option} is for {other.NAME}, but {module.__name__} is for {task.NAME}: remove it."
                 )
+
+
+def chosen_tasks(args: Sequence[str]) -> list[TaskOptions]:
+    """The task of the module that the arguments of the command choose; all tasks if they choose none of a task."""
+    line = CommandLine(args)
+    settings = next((part for name in args if isinstance(part := line.settings.get(name), Mapping)), line.settings)
+    model = settings.get("model")
+    in_files = model.get("class_path") if isinstance(model, Mapping) else model
+    path = str(line.options.get("model") or line.options.get("model.help") or in_files or "")
+    named = [task for task in task_options() if path and task.MODULE.rpartition(".")[2] == path.rpartition(".")[2]]
+    if named or "." not in path:
+        return named or task_options()
+    with suppress(ImportError, AttributeError, ValueError):  # reported by the parser
+        return tasks_of(import_object(path))
+    return task_options()
 
 
 def owner_of(cls: Any) -> TaskOptions | None:

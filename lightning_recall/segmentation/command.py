@@ -71,6 +71,7 @@ def same(value: Any) -> Any:
 
 LINKS = (
     ("model.init_args.num_classes", "model.init_args.network.init_args.num_classes", same),
+    ("model.init_args.num_classes", "model.init_args.network.init_args.classes", same),  # segmentation_models_pytorch
     ("model.init_args.num_classes", "model.init_args.loss.init_args.num_classes", same),
     ("model.init_args.ignore_index", "model.init_args.loss.init_args.ignore_index", same),
 )
@@ -100,5 +101,5 @@ def evaluates_initial_weights(callbacks: Sequence[Any]) -> bool:  # noqa: ARG001
     return False
 
 
-def disable_baselines(callbacks: Sequence[Any]) -> None:  # noqa: ARG001  # every task has it
+def disable_baselines(callbacks: Sequence[Any]) -> None:
     """There are no baselines."""

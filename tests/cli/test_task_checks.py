@@ -4,7 +4,7 @@ import pytest
 from jsonargparse import Namespace
 from pytorch_lightning import LightningModule
 
-from lightning_recall.cli.task_checks import check_tasks, chosen_classes
+from lightning_recall.cli.task_checks import check_tasks, chosen_classes, chosen_tasks
 from lightning_recall.segmentation.module import SegmentationModule
 
 
@@ -72,6 +72,19 @@ def test_classes_of_one_task_or_of_none_are_allowed(config, monkeypatch):
     check_tasks(config, ["--trainer.max_epochs", "3"])
 
 
+def test_the_task_is_known_before_the_settings_are_parsed(tmp_path):
+    def names(*args):
+        return [task.NAME for task in chosen_tasks(args)]
+
+    (tmp_path / "flat.yaml").write_text("model: {class_path: SegmentationModule}")
+    (tmp_path / "nested.yaml").write_text("fit: {model: {class_path: lightning_recall.modules.RetrievalModule}}")
+    assert names("fit", "--model", "SegmentationModule") == ["segmentation"]
+    assert names("fit", "-c", str(tmp_path / "flat.yaml")) == ["segmentation"]
+    assert names("fit", "-c", str(tmp_path / "nested.yaml")) == ["retrieval"]
+    for other in ((), ("--model", "torch.nn.Linear"), ("--model", "absent.Module"), ("--model", "Absent")):
+        assert names("fit", *other) == ["retrieval", "segmentation"]
+
+
 def test_options_of_another_task_are_an_error():
     with pytest.raises(ValueError, match=r"--evaluation.ks is for retrieval, but SegmentationModule is for segm"):
         check_tasks(settings(SEGMENTATION, CAMVID), ["fit", "--evaluation.ks", "[1]"])
@@ -91,7 +104,16 @@ def test_classes_are_named_by_their_options():
 
 
 def test_the_command_checks_before_it_reads_data(command):
-    segmentation = ("--model", "SegmentationModule", "--model.num_classes", 3, "--model.network", "SmallUNet")
+    segmentation = (
+        "--seed_everything",
+        0,
+        "--model",
+        "SegmentationModule",
+        "--model.num_classes",
+        3,
+        "--model.network",
+        "SmallUNet",
+    )
     with pytest.raises(ValueError, match="--data GlyphsDataModule is for retrieval"):
         command("fit", *segmentation, "--model.loss", "torch.nn.CrossEntropyLoss", "--data", "GlyphsDataModule")
     assert not list(Path().iterdir())
