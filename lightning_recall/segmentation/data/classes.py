@@ -147,7 +147,7 @@ def read_classes(path: Path, root: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"{shorten(path)} does not exist: classes must be {EXAMPLES}.")
     if file.suffix.lower() != ".csv":
-        return number_names([" ".join(cells) for _, cells in iterate_lines(file, "\n")], shorten(file))
+        return number_names([cells[0] for _, cells in iterate_lines(file, "\n")], shorten(file))
     has_colors = {"r", "g", "b"} <= set(column_names(file, ","))
     names, *columns = read_columns(file, ("name", "r", "g", "b") if has_colors else ("name", "id"), ",")
     number_names(names, shorten(file))  # rejects repeated names

@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from lightning_recall.checks import first_line
 from lightning_recall.data import read_image
 from lightning_recall.data.messages import shorten
-from lightning_recall.segmentation.data.masks import MaskFormat
+from lightning_recall.segmentation.data.masks import MaskError, MaskFormat
 from lightning_recall.segmentation.data.transforms import SegmentationTransforms
 
 
@@ -89,15 +89,15 @@ class SegmentationFiles(Dataset[tuple[Tensor, Tensor]]):
         """Classes (H, W) of a mask.
 
         Raises:
-            ValueError: if it cannot be read or has unknown values; the message names the file.
+            MaskError: if it cannot be read or has unknown values; the message names the file.
         """
         path = self.mask_path(index)
         try:
             return self.mask_format(path)
-        except ValueError:
+        except MaskError:
             raise
         except Exception as error:  # decoders may raise any exception
-            raise ValueError(f"cannot read the mask {shorten(path)}: {first_line(error)}") from error
+            raise MaskError(f"cannot read the mask {shorten(path)}: {first_line(error)}") from error
 
     def select(self, indices: NDArray[np.int64] | NDArray[np.bool_] | slice) -> "SegmentationFiles":
         """A subset, by mask (N,) or indices (M,)."""

@@ -110,7 +110,9 @@ def image_size(path: str) -> tuple[int, int]:
     try:
         with Image.open(path) as file:
             width, height = file.size
-            turned = file.getexif().get(ORIENTATION_TAG) in TURNED_ORIENTATIONS
+            # A PNG file without the chunk would be decoded to look for it.
+            has_exif = file.format != "PNG" or "exif" in file.info
+            turned = has_exif and file.getexif().get(ORIENTATION_TAG) in TURNED_ORIENTATIONS
             if not ends_like(path, IMAGE_ENDS.get(file.format or "", b"")):
                 file.load()
     except Exception as error:  # decoders may raise any exception

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_image, read_file
 
 from lightning_recall.data.messages import pluralize, quote, shorten
 
@@ -18,21 +17,14 @@ IGNORED_PIXEL = 255
 MAX_CLASSES = 255
 UNKNOWN = -1  # in lookup tables
 MANY_VALUES = 20  # unknown values in one mask; more look like a mask that was compressed or resized smoothly
+LITTLE_ENDIAN = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
+"""how Pillow's decoder calls channels of 16 bits -> the same with swapped bytes"""
 LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000")
 RED, GREEN = 1 << 16, 1 << 8  # a colour as one number: RED * r + GREEN * g + b
 
 
-class UnknownValuesError(ValueError):
-    """A mask has values that are no class.
-
-    Args:
-        message: the sentence for the user.
-        counts: unknown value -> number of its pixels.
-    """
-
-    def __init__(self, message: str, counts: Mapping[int, int]) -> None:
-        super().__init__(message)
-        self.counts = dict(counts)
+class MaskError(ValueError):
+    """A mask that cannot be used; the message names the file."""
 
 
 def read_ids(path: str | Path) -> NDArray[np.int64]:
@@ -41,7 +33,7 @@ def read_ids(path: str | Path) -> NDArray[np.int64]:
     RGB files whose three channels are equal count as grey.
 
     Raises:
-        ValueError: for a JPEG, or a file with colours.
+        MaskError: for a JPEG, or a file with colours.
     """
     with open_mask(path) as file:
         if file.mode in ("L", "P", "1", "I") or file.mode.startswith("I;16"):
@@ -49,7 +41,7 @@ def read_ids(path: str | Path) -> NDArray[np.int64]:
         channels = np.asarray(file.convert("RGB"))  # (H, W, 3)
     if (channels == channels[..., :1]).all():
         return channels[..., 0].astype(np.int64)
-    raise ValueError(
+    raise MaskError(
         f"the mask {shorten(path)} has colours ({file.mode}), but ids are expected: pass the colour of each class, for "
         "example as a file classes.csv with the columns name, r, g, b"
     )
@@ -59,7 +51,7 @@ def read_colors(path: str | Path) -> NDArray[np.int64]:
     """Colours (H, W) of a mask, each as one number: 65536 r + 256 g + b; palettes are resolved, alpha is dropped.
 
     Raises:
-        ValueError: for a JPEG.
+        MaskError: for a JPEG.
     """
     with open_mask(path) as file:
         channels = np.asarray(file.convert("RGB")).astype(np.int64)
@@ -70,24 +62,35 @@ def read_colors(path: str | Path) -> NDArray[np.int64]:
 def read_first_channel(path: str | Path) -> NDArray[np.int64]:
     """Ids (H, W) in the first channel of a PNG with 8 or 16 bits; other channels may hold instances.
 
-    Pillow reduces 16-bit RGB to 8 bits without a warning; torchvision does not.
+    Pillow keeps only the high byte of each number in a 16-bit RGB file, and ids are in the low byte. Read as
+    little-endian, the bytes change places and Pillow keeps the low one.
     """
-    with open_mask(path):
-        pass  # rejects lossy formats
-    channels = decode_image(read_file(str(path)), ImageReadMode.UNCHANGED)  # (C, H, W)
-    return np.asarray(channels[0].numpy()).astype(np.int64)
+    with open_mask(path) as file:
+        if not is_deep(file):
+            return read_ids(path) if file.mode != "RGB" else np.asarray(file)[..., 0].astype(np.int64)
+        high = np.asarray(file)[..., 0].astype(np.int64)
+    swapped: Any = open_mask(path)
+    with swapped:
+        swapped.tile = [(*tile[:3], LITTLE_ENDIAN[tile[3]]) for tile in swapped.tile]
+        ids: NDArray[np.int64] = 256 * high + np.asarray(swapped)[..., 0]
+    return ids
+
+
+def is_deep(file: Image.Image) -> bool:
+    """Whether an opened file is RGB or RGBA with 16 bits per channel."""
+    return any(tile[3] in LITTLE_ENDIAN for tile in getattr(file, "tile", ()))
 
 
 def open_mask(path: str | Path) -> Image.Image:
     """Opens a mask.
 
     Raises:
-        ValueError: if its format is lossy.
+        MaskError: if its format is lossy.
     """
     file = Image.open(path)
     if file.format in LOSSY_FORMATS:
         file.close()
-        raise ValueError(
+        raise MaskError(
             f"the mask {shorten(path)} is a {file.format} file, which changes the values of pixels: save masks as PNG"
         )
     return file
@@ -136,7 +139,7 @@ class MaskFormat:
         """Classes (H, W) of the values (H, W) of a mask.
 
         Raises:
-            UnknownValuesError: for values that are not in `class_of`; the message names the file.
+            MaskError: for values that are not in `class_of`; the message names the file.
         """
         if self._table is not None and self.read is not read_colors and (not values.size or values.max() < 1 << 16):
             classes: NDArray[Any] = self._table[values]
@@ -147,14 +150,14 @@ class MaskFormat:
         if (classes == UNKNOWN).any():
             unknown, counts = np.unique(values[classes == UNKNOWN], return_counts=True)
             found = dict(zip(unknown.tolist(), counts.tolist(), strict=True))
-            raise UnknownValuesError(self._unknown_message(found, path), found)
+            raise MaskError(self._unknown_message(found, path))
         return classes.astype(np.uint8)
 
     def __call__(self, path: str | Path) -> NDArray[np.uint8]:
         """Classes (H, W) of a file.
 
         Raises:
-            ValueError: if the file cannot be read, or has values that are not in `class_of`.
+            MaskError: if the file is a JPEG, or has values that are not in `class_of`.
         """
         return self.encode(self.read(path), path)
 
