@@ -87,11 +87,11 @@ class ValidationHistory:
         return [key for key in keys if key.rpartition("/")[2] in self.columns]
 
     def column_title(self, key: str) -> str:
-        """Title of a column; with several dataloaders it starts with the name of the dataloader."""
+        """Title of a column: mIoU for "val/miou", small mIoU for "val/small/miou", iou car for "val/iou/car"."""
         if self.columns is None:
             return column_title(key)
-        *dataloader, name = key.split("/")[1:]
-        return " ".join([*dataloader, self.columns[name]])
+        *parts, name = key.split("/")[1:]
+        return " ".join([*parts, self.columns.get(name, name)])
 
 
 def history_of(trainer: Trainer) -> ValidationHistory | None:
@@ -125,6 +125,8 @@ def result_table(history: ValidationHistory, monitor: str | None) -> Table:
     """Rows for the baselines, the best and the last validation; scores in percent."""
     last, best = history.validations[-1], history.best(monitor)
     keys = history.main_keys(last.scores)
+    if history.columns is not None and monitor in last.scores and monitor not in keys:
+        keys = [*keys, monitor]
     rows = [*history.baselines.items()]
     rows += [(f"best, after {count(best.epochs)}", best.scores), (f"last, after {count(last.epochs)}", last.scores)]
     table = Table(title=history.title, min_width=len(history.title))

@@ -1,4 +1,4 @@
-"""Plots loss and scores against training steps."""
+"""Plots loss and validation scores, such as Recall@k, against training steps."""
 
 from collections.abc import Mapping, Sequence
 
@@ -46,6 +46,6 @@ def draw_scores(axes: Axes, scores: Mapping[str, Points]) -> None:
         percent = [100 * value for value in values]
         style = LINE_STYLES[number % len(LINE_STYLES)]
         axes.plot(steps, percent, label=f"{key}: {percent[-1]:.1f}", linestyle=style, marker=".")
-    title = "Recall@k on the validation classes" if all("recall@" in key for key in scores) else "Validation"
-    axes.set(xlabel="step", ylabel="%", title=title)
+    is_recall = all("recall@" in key for key in scores)
+    axes.set(xlabel="step", ylabel="%", title="Recall@k on the validation classes" if is_recall else "Validation")
     axes.legend(loc="lower right")

@@ -1,5 +1,6 @@
-"""Checks of a batch (images, masks)."""
+"""Checks of a batch (images, masks), and of what belongs to a module."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,10 +42,22 @@ def has_valid_pixel(target: Tensor, num_classes: int, ignore_index: int | None) 
     is_valid = is_class if ignore_index is None else is_class & (target != ignore_index)
     any_valid, any_wrong = torch.stack([is_valid.any(), is_wrong.any()]).tolist()
     if any_wrong:
-        values = target[is_wrong].unique().tolist()
+        values = sorted(set(target[is_wrong].tolist()))
         shown = ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
         raise ValueError(
             f"Masks must hold classes from 0 to {num_classes - 1}, or {ignore_index} for ignored pixels, got {shown}: "
             "set num_classes and ignore_index to those of the data."
         )
     return bool(any_valid)
+
+
+def check_same(module: Any, name: str, part: Any, attributes: Sequence[str] = ("num_classes", "ignore_index")) -> None:
+    """Raises ValueError if a part of a training has another number of classes or ignored label than the module."""
+    for attribute in attributes:
+        expected = getattr(module, attribute)
+        value = getattr(part, attribute, expected)
+        if value != expected:
+            raise ValueError(
+                f"{attribute} of the {name} ({type(part).__name__}) is {value}, but that of {type(module).__name__} is "
+                f"{expected}: set both to the same value."
+            )

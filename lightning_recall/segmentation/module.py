@@ -8,24 +8,25 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
-from lightning_recall._lightning import Callback, Trainer, callbacks_of, rank_zero_warn
+from lightning_recall._lightning import Callback, callbacks_of, rank_zero_warn
 from lightning_recall.callbacks.dataloaders import check_loaders, named_loaders
 from lightning_recall.callbacks.validation_history import Validation, ValidationHistory
 from lightning_recall.checks import check_integer
 from lightning_recall.optimization.automatic_optimization import AutomaticOptimization
-from lightning_recall.optimization.fine_tuning_groups import decay_groups
-from lightning_recall.optimization.monitors import LoggedMetrics, check_monitors
+from lightning_recall.optimization.monitors import check_monitors
 from lightning_recall.optimization.parameter_groups import ParameterGroup
-from lightning_recall.segmentation.batches import checked_batch, has_valid_pixel
+from lightning_recall.segmentation.batches import check_same, checked_batch, has_valid_pixel
 from lightning_recall.segmentation.callbacks.class_table import ClassTable
 from lightning_recall.segmentation.class_names import checked_names, key_names
-from lightning_recall.segmentation.evaluation import Evaluation
+from lightning_recall.segmentation.data.masks import IGNORED_PIXEL
+from lightning_recall.segmentation.evaluation import Evaluation, checks_all_batches, loaders_of, logged_metrics
+from lightning_recall.segmentation.fine_tuning import segmentation_groups
 from lightning_recall.segmentation.models.outputs import logits_of
-from lightning_recall.segmentation.scores import MEANS, PER_CLASS, flat_scores
+from lightning_recall.segmentation.scores import MEANS, flat_scores
 from lightning_recall.tensors import at_least_float32
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-IGNORED_PIXEL = 255
+
 CHECKPOINT_KEY = "segmentation"
 
 
@@ -95,10 +96,11 @@ class SegmentationModule(AutomaticOptimization):
         self.loss = loss
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        self.given_names = checked_names(class_names, num_classes)
-        self.class_names = self.given_names or tuple(map(str, range(num_classes)))
+        self.class_names = checked_names(class_names, num_classes) or tuple(map(str, range(num_classes)))
         self.mean = tuple(mean or getattr(network, "mean", None) or IMAGENET_MEAN)
         self.std = tuple(std or getattr(network, "std", None) or IMAGENET_STD)
+        given = {"class_names": class_names, "mean": mean, "std": std}
+        self.from_checkpoint = [name for name, value in given.items() if value is None]
         self.aux_weight = aux_weight
         has_aux = aux_weight > 0 and getattr(network, "aux_classifier", None) is not None
         self.aux_loss = deepcopy(loss) if has_aux else None  # a copy: a loss may keep averages of its own logits
@@ -106,8 +108,8 @@ class SegmentationModule(AutomaticOptimization):
         self.class_scores: dict[str, dict[str, Tensor]] = {}
         self.history = ValidationHistory("Segmentation of the val split, in %", MEANS)
         self.evaluations: list[Evaluation] = []
-        check_same("loss", loss, self)
-        check_same("network", network, self, ("num_classes",))
+        check_same(self, "loss", loss)
+        check_same(self, "network", network, ("num_classes",))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C, H, W) of images (B, 3, H, W)."""
@@ -152,9 +154,8 @@ class SegmentationModule(AutomaticOptimization):
         predictions = classes_of(logits)
         evaluation = self.evaluations[dataloader_idx]
         count = evaluation.num_counted(len(target))
-        if count:
-            loss = self.batch_loss(self.loss, logits[:count], target[:count])
-            evaluation.update(predictions[:count], target[:count], loss)
+        loss = self.batch_loss(self.loss, logits[:count], target[:count]) if count else logits.new_zeros(())
+        evaluation.update(predictions[:count], target[:count], loss)
         return {"predictions": predictions}
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
@@ -188,6 +189,7 @@ class SegmentationModule(AutomaticOptimization):
 
     def on_test_epoch_end(self) -> None:
         """Logs the scores."""
+        self.class_scores = {}
         self.log_scores("test")
 
     def log_scores(self, split: str) -> dict[str, float]:
@@ -197,19 +199,16 @@ class SegmentationModule(AutomaticOptimization):
         return {key: value.item() for key, value in scores.items()}
 
     def scores_by_key(self, split: str) -> dict[str, Tensor]:
-        """Computes all scores over all processes: key -> score; also sets `class_scores`."""
+        """Computes all scores over all processes, key -> score, and sets `class_scores`."""
         names = [*named_loaders(loaders_of(self.trainer))]
+        parts = [str(name) if len(names) > 1 else "" for name in names]
         scores: dict[str, Tensor] = {}
-        self.class_scores = {}
-        for name, evaluation in zip(names, self.evaluations, strict=True):
-            result = evaluation.scores.compute()
+        for part, evaluation in zip(parts, self.evaluations, strict=True):
+            self.class_scores[part] = result = evaluation.scores.compute()
+            values = {"loss": evaluation.loss.compute(), **flat_scores(result, key_names(self.class_names))}
+            scores |= {"/".join(filter(None, [split, part, name])): value for name, value in values.items()}
             if result["pixel_accuracy"].isnan():
-                rank_zero_warn(f"The {split} split has no pixel with a class: all pixels are ignored, scores are NaN.")
-            part = f"{name}" if len(names) > 1 else ""
-            prefix = "/".join(filter(None, [split, part]))
-            self.class_scores[part] = result
-            scores[f"{prefix}/loss"] = evaluation.loss.compute()
-            scores |= {f"{prefix}/{key}": value for key, value in flat_scores(result, key_names(self.class_names))}
+                rank_zero_warn(f"The {split} split has no pixel with a class, so its scores are NaN: check its masks.")
         self.evaluations = []
         return scores
 
@@ -217,47 +216,28 @@ class SegmentationModule(AutomaticOptimization):
         """Checks the data module, and takes its names of the classes."""
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
-        check_same("data module", data, self)
+        check_same(self, "data module", data)
         names = checked_names(getattr(data, "class_names", None), self.num_classes)
-        self.class_names = self.given_names or names or self.class_names
+        if names is not None and "class_names" in self.from_checkpoint:
+            self.class_names = names
         if stage == "fit":
             self.history = ValidationHistory("Segmentation of the val split, in %", MEANS)
 
     def on_train_start(self) -> None:
         """Checks monitors and schedules, and restores the RNG state when resuming."""
         super().on_train_start()
-        check_monitors(self.trainer, self.logged_metrics())
-
-    def logged_metrics(self) -> LoggedMetrics:
-        """The keys that training and validation log."""
-        names = [""]
-        if self.trainer.val_dataloaders is not None:
-            loaders = [*named_loaders(self.trainer.val_dataloaders)]
-            names = [f"{name}/" for name in loaders] if len(loaders) > 1 else ["" for _ in loaders]
-        names = names if self.trainer.enable_validation else []
-        per_class = [f"{score}/{name}" for score in PER_CLASS for name in key_names(self.class_names)]
-        scores = [f"val/{name}{score}" for name in names for score in (*MEANS, *per_class)]
-        losses = ["train/loss", *(f"val/{name}loss" for name in names)]
-        return LoggedMetrics([*losses, *scores], [], losses, scores, "a validation dataloader")
+        check_monitors(self.trainer, logged_metrics(self.trainer, key_names(self.class_names)))
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Groups with and without weight decay, of the backbone and of everything else; see `head_lr`."""
-        backbone = getattr(self.network, "backbone", None) or getattr(self.network, "encoder", None)
-        if self.head_lr is None:
-            return decay_groups(trainable(self)) or [{"params": []}]
-        if not isinstance(backbone, nn.Module):
-            raise ValueError(
-                f"head_lr needs a network with an attribute `backbone` or `encoder`, which {type(self.network).__name__} "
-                "has not: set head_lr to null (None in Python)."
-            )
-        inner = {id(p) for p in backbone.parameters()}
-        head = [(name, p) for name, p in trainable(self) if id(p) not in inner]
-        return [*decay_groups(trainable(backbone)), *decay_groups(head, lr=self.head_lr)]
+        return segmentation_groups(self, self.network, self.head_lr)
 
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
         """Adds a `ClassTable`, unless the Trainer has one."""
+        others = super().configure_callbacks()
         has_table = any(isinstance(callback, ClassTable) for callback in callbacks_of(self.trainer))
-        return [] if has_table else [ClassTable()]
+        tables = [] if has_table else [ClassTable()]
+        return [*(others if isinstance(others, Sequence) else [others]), *tables]
 
     def training_summary(self, batch: Any) -> dict[str, str]:
         """Rows for the table that `RunSummary` prints before training."""
@@ -281,43 +261,16 @@ class SegmentationModule(AutomaticOptimization):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores them."""
+        """Restores the validation scores, and names and normalisation unless they are arguments of the module."""
         super().on_load_checkpoint(checkpoint)
-        saved = checkpoint.get(CHECKPOINT_KEY, {})
-        if saved:
+        saved = checkpoint.get(CHECKPOINT_KEY)  # None in a checkpoint of another module
+        if saved is not None:
             self.history.load_state_dict(saved["history"])
+            for name in self.from_checkpoint:
+                setattr(self, name, tuple(saved[name]))
 
 
 def classes_of(logits: Tensor) -> Tensor:
     """The class with the highest logit: (B, C, H, W) -> (B, H, W), uint8 if there are at most 256 classes."""
     classes = logits.argmax(1)
     return classes.to(torch.uint8) if logits.shape[1] <= 256 else classes
-
-
-def trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Names and trainable parameters of a module."""
-    return [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-
-
-def loaders_of(trainer: Trainer) -> Any:
-    """The dataloaders that the Trainer evaluates."""
-    return trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
-
-
-def checks_all_batches(trainer: Trainer) -> bool:
-    """Whether the sanity check covers all validation batches."""
-    return list(trainer.num_sanity_val_batches) == list(trainer.num_val_batches)
-
-
-def check_same(
-    name: str, part: Any, module: SegmentationModule, attributes: Sequence[str] = ("num_classes", "ignore_index")
-) -> None:
-    """Raises ValueError if a part has another number of classes or ignored label than the module."""
-    for attribute in attributes:
-        expected = getattr(module, attribute)
-        value = getattr(part, attribute, expected)
-        if value != expected:
-            raise ValueError(
-                f"{attribute} of the {name} ({type(part).__name__}) is {value}, but that of the module is {expected}: "
-                "set both to the same value."
-            )

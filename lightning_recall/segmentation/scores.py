@@ -1,6 +1,6 @@
 """Scores of a segmentation from one confusion matrix: IoU, recall and precision of each class, and their means."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -96,7 +96,7 @@ class SegmentationScores(Metric):
                 )
 
     def compute(self) -> dict[str, Tensor]:
-        """All scores: float64 scalars for the names in `MEANS`; "iou", "accuracy", "precision", "pixel_fraction" (C,)."""
+        """All scores in float64: scalars for `MEANS`, and (C,) for `PER_CLASS` and "pixel_fraction"."""
         return scores_of(self.confusion)
 
 
@@ -121,16 +121,16 @@ def scores_of(confusion: Tensor) -> dict[str, Tensor]:
     return {**means, **scores}
 
 
-def flat_scores(scores: dict[str, Tensor], names: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
-    """Yields the means as ("miou", value), ... and then the scores of each class as ("iou/car", value), ...
+def flat_scores(scores: Mapping[str, Tensor], keys: Sequence[str]) -> dict[str, Tensor]:
+    """The means as {"miou": value, ...}, and the scores of each class as {"iou/car": value, ...}.
 
     Args:
         scores: result of `SegmentationScores.compute`.
-        names: name of each class in keys.
+        keys: name of each class in keys.
     """
-    yield from ((name, scores[name]) for name in MEANS)
-    for score in PER_CLASS:
-        yield from ((f"{score}/{name}", value) for name, value in zip(names, scores[score], strict=True))
+    means = {name: scores[name] for name in MEANS}
+    of_classes = {f"{score}/{key}": scores[score][number] for score in PER_CLASS for number, key in enumerate(keys)}
+    return {**means, **of_classes}
 
 
 def check_pair(predictions: Tensor, target: Tensor) -> None:

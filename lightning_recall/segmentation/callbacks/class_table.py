@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import get_console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -95,7 +96,7 @@ def class_table(scores: Mapping[str, Tensor], names: Sequence[str], title: str) 
     """A row for each class, and one for the means."""
     fractions = scores["pixel_fraction"].tolist()
     marks = rarest(fractions)
-    table = Table(title=title, caption=f"{RAREST} the rarest classes" if marks else None)
+    table = Table(title=escape(title), caption=f"{RAREST} the rarest classes" if marks else None)
     table.add_column("class", overflow="fold")
     table.add_column("pixels", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
@@ -105,7 +106,9 @@ def class_table(scores: Mapping[str, Tensor], names: Sequence[str], title: str) 
     for number, (name, fraction) in enumerate(zip(names, fractions, strict=True)):
         values = [percent(scores[score][number].item()) for score in PER_CLASS]
         bar_of_text = bar(fraction, longest) + f" {RAREST}" * (number in marks)
-        table.add_row(name, percent(fraction, 2), bar_of_text.strip(), *values, end_section=number == len(names) - 1)
+        table.add_row(
+            escape(name), percent(fraction, 2), bar_of_text.strip(), *values, end_section=number == len(names) - 1
+        )
     means = [percent(scores[name].item()) for name in ("miou", "mean_accuracy", "mean_precision")]
     table.add_row("mean over classes", "", f"pixel accuracy {percent(scores['pixel_accuracy'].item())}", *means)
     return table
