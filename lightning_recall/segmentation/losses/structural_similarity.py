@@ -13,11 +13,11 @@ from lightning_recall.segmentation.losses.inputs import (
     number_of_processes,
     split_ignored,
 )
-from lightning_recall.segmentation.losses.local_moments import gaussian_window, local_moments
+from lightning_recall.segmentation.losses.structural_error import gaussian_window, structural_error, window_shares
+from lightning_recall.segmentation.losses.structural_gradient import ClosedFormSimilarity, SimilaritySettings
 from lightning_recall.tensors import at_least_float32
 
 Activation = Literal["sigmoid", "softmax"]
-C4 = 0.01  # of the paper, as restated by Jadon, 2020
 
 
 class StructuralSimilarityLoss(nn.Module):
@@ -31,8 +31,8 @@ class StructuralSimilarityLoss(nn.Module):
         loss = lambda mean(CE) + (1 - lambda) sum(e f CE) / M
 
     Source: Zhao et al., 2019 (arXiv 1910.08711), as restated by Jadon, 2020 (arXiv 2006.14822); the authors published
-    no code. What these leave open is an argument. e_max is the maximum of e in the batch. Edges of the image are padded by
-    repetition (our choice: zeros would be edges of their own).
+    no code. What these leave open is an argument. e_max is the maximum of e in the batch. Edges of the image are
+    padded by repetition (our choice: zeros would be edges of their own).
 
     With several processes, e_max, M and the number of pixels are those of all processes, in training with gradients
     enabled. The mean over processes of the loss and of its gradient is that of one process with the whole batch. In
@@ -67,6 +67,8 @@ class StructuralSimilarityLoss(nn.Module):
     >>> round(loss(logits, target).item(), 4), round(loss(-logits, target).item(), 4)
     (0.0639, 2.4471)
     """
+
+    closed_form = True  # whether a detached error uses `ClosedFormSimilarity`; tests compare both
 
     def __init__(
         self,
@@ -117,48 +119,43 @@ class StructuralSimilarityLoss(nn.Module):
                 "images without pixels have no structure."
             )
         labels, valid = split_ignored(target, self.num_classes, self.ignore_index)
+        settings = SimilaritySettings(
+            self.ce_weight,
+            self.threshold,
+            self.relative_threshold,
+            gaussian_window(self.window_size, self.window_std),
+            self.activation == "softmax",
+        )
         with torch.autocast(logits.device.type, enabled=False):
-            return self.by_autograd(at_least_float32(logits), labels, valid)
+            # compiled code merges the maps of the loss as autograd sees it
+            if self.detach_error and self.closed_form and not torch.compiler.is_compiling():
+                loss: Tensor = ClosedFormSimilarity.apply(logits, labels, valid, settings, number_of_processes(self))
+                return loss
+            return self.by_autograd(at_least_float32(logits), labels, valid, settings)
 
-    def by_autograd(self, logits: Tensor, labels: Tensor, valid: Tensor | None) -> Tensor:
+    def by_autograd(self, logits: Tensor, labels: Tensor, valid: Tensor | None, settings: SimilaritySettings) -> Tensor:
         """Loss, differentiated by autograd; the memory is that of about 30 maps (B, C, ...)."""
         truth = F.one_hot(labels, self.num_classes).movedim(-1, 1).to(logits.dtype)
         weight = torch.ones_like(truth[:, :1]) if valid is None else valid.unsqueeze(1).to(logits.dtype)
-        if self.activation == "sigmoid":
-            probability = logits.sigmoid()
-            cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * weight
-            elements = weight.sum() * self.num_classes
-        else:
-            probability = logits.softmax(1)
+        probability = settings.activate(logits)
+        if settings.softmax:
             cross_entropy = -truth * logits.log_softmax(1) * weight
-            elements = weight.sum()
-        window = gaussian_window(self.window_size, self.window_std)
-        mask = None if valid is None else weight
+        else:
+            cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * weight
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_error):
-            error = weight * structural_error(truth, probability, mask, window)
+            mask = None if valid is None else weight
+            shares = window_shares(settings.window, mask, logits.ndim - 2)
+            error = weight * structural_error(truth, probability, shares)
         processes = number_of_processes(self)
-        limit = error.detach().amax() if error.numel() else error.new_zeros(())
+        largest = error.detach().amax() if error.numel() else error.new_zeros(())
         if processes > 1:
-            distributed.all_reduce(limit, distributed.ReduceOp.MAX)
-        selected = error > self.threshold * (limit if self.relative_threshold else 1)
+            distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+        selected = error > settings.limit(largest)
+        elements = weight.sum() * (1 if settings.softmax else self.num_classes)
         counts = torch.stack([elements.long(), selected.sum()])
         if processes > 1:
             distributed.all_reduce(counts)
-        elements, chosen = (processes / counts.clamp_min(1)).to(logits.dtype)
-        hard = (error * selected * cross_entropy).sum()
-        loss: Tensor = self.ce_weight * elements * cross_entropy.sum() + (1 - self.ce_weight) * chosen * hard
-        return loss
-
-
-def structural_error(truth: Tensor, probability: Tensor, valid: Tensor | None, window: list[float]) -> Tensor:
-    """The error e of the loss, (B, C, ...), also at pixels that are not valid."""
-    return (normalize(truth, valid, window) - normalize(probability, valid, window)).abs()
-
-
-def normalize(values: Tensor, valid: Tensor | None, window: list[float]) -> Tensor:
-    """(values - mean + C4) / (std + C4) of the window around each pixel."""
-    mean, variance = local_moments(values, valid, window)
-    flat = variance == 0
-    # the derivative of the root at 0 is infinite; flat windows get 0
-    std = variance.masked_fill(flat, 1).sqrt().masked_fill(flat, 0)
-    return (values - mean + C4) / (std + C4)
+        by_element, by_chosen = processes / counts.clamp_min(1).to(logits.dtype)
+        hard = by_chosen * (error * selected * cross_entropy).sum()
+        mixed: Tensor = self.ce_weight * by_element * cross_entropy.sum() + (1 - self.ce_weight) * hard
+        return mixed
