@@ -43,12 +43,13 @@ from lightning_recall.cli.noise import hide_advice_on_callbacks, hide_noise
 from lightning_recall.cli.saved_settings import SaveSettings
 from lightning_recall.cli.subclasses import cached_subclass_lists
 from lightning_recall.cli.suggestions import advise
-from lightning_recall.cli.task_checks import check_tasks, chosen_tasks
+from lightning_recall.cli.task_checks import check_tasks, chosen_links
 from lightning_recall.cli.task_options import (
     default_callbacks,
     disable_pretrained,
     expand_model_files,
     import_classes,
+    restore_none,
     settings_of_classes,
     task_options,
 )
@@ -81,10 +82,7 @@ class RecallCLI(CLIHooks, LightningCLI):
             "optimizer."
         )
         parser.add_argument("--weights", type=str | None, default=None, help=about_weights)
-        links = {
-            (source, target): compute for task in chosen_tasks(self.arguments) for source, target, compute in task.LINKS
-        }
-        for (source, target), compute in links.items():
+        for (source, target), compute in chosen_links(self.arguments).items():
             parser.link_arguments(source, target, compute_fn=compute)
         add_callback_options(parser)
 
@@ -139,6 +137,7 @@ class RecallCLI(CLIHooks, LightningCLI):
             self.parser.error(f"--{'weights' if weights else 'ckpt_path'} {given}: there is no such file.")
         if given and not weights:
             check_checkpoint(Path(given), subcommand, config.get("weights_only"))
+        restore_none(config.model)
         expand_model_files(config.model)
         if weights or (ckpt_path and not scores_start_of_checkpoint(subcommand, config)):
             disable_pretrained(config.model)

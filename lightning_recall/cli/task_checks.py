@@ -1,6 +1,6 @@
 """Checks that a run does not mix the classes of two tasks."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatch
 from importlib import import_module
@@ -50,17 +50,50 @@ def check_tasks(config: Any, args: Sequence[str]) -> None:
 
 def chosen_tasks(args: Sequence[str]) -> list[TaskOptions]:
     """The task of the module that the arguments of the command choose; all tasks if they choose none of a task."""
-    line = CommandLine(args)
-    settings = next((part for name in args if isinstance(part := line.settings.get(name), Mapping)), line.settings)
-    model = settings.get("model")
-    in_files = model.get("class_path") if isinstance(model, Mapping) else model
-    path = str(line.options.get("model") or line.options.get("model.help") or in_files or "")
+    path = chosen_path(args, "model")
     named = [task for task in task_options() if path and task.MODULE.rpartition(".")[2] == path.rpartition(".")[2]]
     if named or "." not in path:
         return named or task_options()
     with suppress(ImportError, AttributeError, ValueError):  # reported by the parser
         return tasks_of(import_object(path))
     return task_options()
+
+
+def chosen_links(args: Sequence[str]) -> dict[tuple[str, str], Callable[[Any], Any]]:
+    """The links of the chosen tasks: (source, target) -> function of the source's value.
+
+    Without links to the options of a function such as `torchvision.models.segmentation.fcn_resnet50`: jsonargparse
+    raises TypeError for them.
+    """
+    links = {(source, target): compute for task in chosen_tasks(args) for source, target, compute in task.LINKS}
+    return {key: compute for key, compute in links.items() if not is_function(chosen_path(args, holder_of(key[1])))}
+
+
+def holder_of(target: str) -> str:
+    """Option that holds the class of a linked setting.
+
+    >>> holder_of("model.init_args.network.init_args.num_classes")
+    'model.network'
+    """
+    return target.rpartition(".init_args.")[0].replace(".init_args.", ".")
+
+
+def chosen_path(args: Sequence[str], option: str) -> str:
+    """What the arguments of the command set for an option that holds a class: its name or path, or ""."""
+    line = CommandLine(args)
+    value: Any = next((part for name in args if isinstance(part := line.settings.get(name), Mapping)), line.settings)
+    for number, part in enumerate(option.split(".")):
+        value = value.get("init_args") if number and isinstance(value, Mapping) else value
+        value = value.get(part) if isinstance(value, Mapping) else None
+    in_files = value.get("class_path") if isinstance(value, Mapping) else value
+    return str(line.options.get(option) or line.options.get(f"{option}.help") or in_files or "")
+
+
+def is_function(path: str) -> bool:
+    """Whether a path package.module.name is that of a function."""
+    with suppress(ImportError, AttributeError, ValueError):  # reported by the parser
+        return "." in path and not isinstance(import_object(path), type)
+    return False
 
 
 def owner_of(cls: Any) -> TaskOptions | None:

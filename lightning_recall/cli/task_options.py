@@ -146,6 +146,18 @@ def expand_model_files(model: Any) -> None:
                 settings[name] = os.path.expanduser(settings[name])
 
 
+def restore_none(model: Any) -> None:
+    """Changes "None" in a model's settings back to None: jsonargparse reads null in an option of type `str | None` so.
+
+    Args:
+        model: settings of the model; changed in place.
+    """
+    for settings in settings_of_classes(model):
+        for name, value in [*settings.items()]:
+            if value == "None":
+                settings[name] = None
+
+
 def disable_pretrained(model: Any) -> None:
     """Changes a model's settings in place so that building it downloads no weights."""
     for settings in settings_of_classes(model):

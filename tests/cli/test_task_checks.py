@@ -1,10 +1,11 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from jsonargparse import Namespace
 from pytorch_lightning import LightningModule
 
-from lightning_recall.cli.task_checks import check_tasks, chosen_classes, chosen_tasks
+from lightning_recall.cli.task_checks import check_tasks, chosen_classes, chosen_links, chosen_tasks
 from lightning_recall.segmentation.module import SegmentationModule
 
 
@@ -83,6 +84,26 @@ def test_the_task_is_known_before_the_settings_are_parsed(tmp_path):
     assert names("fit", "-c", str(tmp_path / "nested.yaml")) == ["retrieval"]
     for other in ((), ("--model", "torch.nn.Linear"), ("--model", "absent.Module"), ("--model", "Absent")):
         assert names("fit", *other) == ["retrieval", "segmentation"]
+
+
+@pytest.mark.parametrize(
+    ("network", "is_linked"),
+    [
+        ("SmallUNet", True),
+        ("torch.nn.Linear", True),
+        ("torchvision.models.segmentation.fcn_resnet50", False),
+        ("", True),
+    ],
+)
+def test_settings_of_functions_are_not_linked(network, is_linked, tmp_path):
+    target = ("model.init_args.num_classes", "model.init_args.network.init_args.num_classes")
+    model = {"class_path": "SegmentationModule", "init_args": {"network": {"class_path": network}}}
+    (tmp_path / "file.yaml").write_text(yaml.safe_dump({"model": model}))
+    in_file, given = ("fit", "-c", str(tmp_path / "file.yaml")), ("fit", "--model", "SegmentationModule")
+    for args in (in_file, (*given, "--model.network", network) if network else given):
+        links = chosen_links(args)
+        assert (target in links) == is_linked
+        assert ("model.init_args.num_classes", "model.init_args.loss.init_args.num_classes") in links
 
 
 def test_options_of_another_task_are_an_error():

@@ -20,6 +20,7 @@ from lightning_recall.cli.task_options import (
     expand_model_files,
     import_classes,
     public_names,
+    restore_none,
     task_options,
     tasks_of,
 )
@@ -35,6 +36,12 @@ def test_each_module_declares_every_name_and_no_other(name):
     declared = {key for key, value in vars(import_module(name)).items() if key.isupper()}
     assert declared == set(TaskOptions.__annotations__)
     assert all(callable(getattr(import_module(name), key)) for key in NAMES - declared)
+
+
+def test_null_in_an_option_is_none():
+    inner = Namespace(encoder_weights="None", name="x", depth=None)
+    restore_none(Namespace(init_args=Namespace(network=Namespace(init_args=inner))))
+    assert inner == Namespace(encoder_weights=None, name="x", depth=None)
 
 
 def test_a_module_belongs_to_its_task():

@@ -116,6 +116,7 @@ UNET = ("segmentation_models_pytorch.Unet", "--model.network.encoder_name", "tu-
 UNET += ("--model.network.encoder_weights", "null")
 DICE = ("segmentation_models_pytorch.losses.DiceLoss", "--model.loss.mode", "multiclass")
 LRASPP = ("torchvision.models.segmentation.lraspp_mobilenet_v3_large", "--model.network.weights_backbone", "null")
+LRASPP += ("--model.network.num_classes", 11)  # settings of functions are not linked
 
 
 @pytest.mark.parametrize(
