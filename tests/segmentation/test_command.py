@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import segmentation_data
 import torch
+import yaml
 from jsonargparse import Namespace
 from PIL import Image
 
@@ -42,6 +43,13 @@ SMALL_NETWORKS = {
     "cityscapes_ssl": ("--data.transforms.crop_size", 32),
     "voc_ssl": ("--data.transforms.crop_size", 32),
 }
+PLAIN_RESNET = """
+model:
+  init_args:
+    network:
+      class_path: torchvision.models.segmentation.deeplabv3_resnet101
+      init_args: {weights_backbone: null, num_classes: 21}
+"""
 RESNET = ("--model.network.encoder_name", "resnet18", "--model.network.encoder_weights", "null")
 
 
@@ -100,6 +108,9 @@ def test_every_config_trains(config, command, tmp_path):
         return
     DATA[config.stem](tmp_path / "data")
     network = RESNET if "DeepLabV3Plus" in config.read_text() else ()
+    if "torchvision" in config.read_text():
+        (tmp_path / "network.yaml").write_text(PLAIN_RESNET)
+        network = ("--config", tmp_path / "network.yaml")
     small = ("--data.batch_size", 2, "--data.eval_batch_size", 1, "--data.num_workers", 0)
     command(
         "fit", "--config", config, "--data.root", tmp_path / "data", *network, *small, *SMALL_NETWORKS[config.stem],
@@ -115,15 +126,17 @@ def test_configs_are_short(config):
 UNET = ("segmentation_models_pytorch.Unet", "--model.network.encoder_name", "tu-mobilenetv3_small_050")
 UNET += ("--model.network.encoder_weights", "null")
 DICE = ("segmentation_models_pytorch.losses.DiceLoss", "--model.loss.mode", "multiclass")
-LRASPP = ("torchvision.models.segmentation.lraspp_mobilenet_v3_large", "--model.network.weights_backbone", "null")
-LRASPP += ("--model.network.num_classes", 11)  # settings of functions are not linked
+LRASPP = {  # the settings of functions are not linked, and null is only possible in a file
+    "class_path": "torchvision.models.segmentation.lraspp_mobilenet_v3_large",
+    "init_args": {"weights_backbone": None, "num_classes": 11},
+}
 
 
 @pytest.mark.parametrize(
     ("network", "loss"),
     [
         (UNET, DICE),
-        (LRASPP, ("torch.nn.CrossEntropyLoss",)),
+        ((yaml.safe_dump(LRASPP, default_flow_style=True, width=1000).strip(),), ("torch.nn.CrossEntropyLoss",)),
         (("SmallUNet",), ("RecallCrossEntropyLoss", "--model.loss.momentum", 0.5)),
     ],
 )
