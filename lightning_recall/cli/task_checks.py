@@ -6,6 +6,7 @@ from fnmatch import fnmatch
 from importlib import import_module
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]  # a package without type hints
 from jsonargparse import Namespace
 from jsonargparse._util import import_object
 
@@ -85,8 +86,11 @@ def chosen_path(args: Sequence[str], option: str) -> str:
     for number, part in enumerate(option.split(".")):
         value = value.get("init_args") if number and isinstance(value, Mapping) else value
         value = value.get(part) if isinstance(value, Mapping) else None
-    in_files = value.get("class_path") if isinstance(value, Mapping) else value
-    return str(line.options.get(option) or line.options.get(f"{option}.help") or in_files or "")
+    given = line.options.get(option) or line.options.get(f"{option}.help")
+    if given:
+        with suppress(yaml.YAMLError):  # reported by the parser
+            value = yaml.safe_load(given)
+    return str((value.get("class_path") if isinstance(value, Mapping) else value) or "")
 
 
 def is_function(path: str) -> bool:

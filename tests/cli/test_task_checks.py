@@ -100,7 +100,11 @@ def test_settings_of_functions_are_not_linked(network, is_linked, tmp_path):
     model = {"class_path": "SegmentationModule", "init_args": {"network": {"class_path": network}}}
     (tmp_path / "file.yaml").write_text(yaml.safe_dump({"model": model}))
     in_file, given = ("fit", "-c", str(tmp_path / "file.yaml")), ("fit", "--model", "SegmentationModule")
-    for args in (in_file, (*given, "--model.network", network) if network else given):
+    for args in (
+        in_file,
+        (*given, "--model.network", network),
+        (*given, "--model.network", f"{{class_path: {network}}}"),
+    ):
         links = chosen_links(args)
         assert (target in links) == is_linked
         assert ("model.init_args.num_classes", "model.init_args.loss.init_args.num_classes") in links

@@ -39,8 +39,8 @@ SMALL_NETWORKS = {
     "camvid": ("--model.network.pretrained", "false"),
     "your_masks": ("--model.network.pretrained", "false", "--model.num_classes", 3, "--data.transforms.crop_size", 32),
     "synthia_recall": ("--data.transforms.resize", 32),
-    "cityscapes_recall": ("--data.transforms.crop_size", 32),
-    "cityscapes_ssl": ("--data.transforms.crop_size", 32),
+    "cityscapes_recall": ("--data.transforms.resize", 32, "--data.transforms.crop_size", 32),
+    "cityscapes_ssl": ("--data.transforms.resize", 32, "--data.transforms.crop_size", 32),
     "voc_ssl": ("--data.transforms.crop_size", 32),
 }
 PLAIN_RESNET = """

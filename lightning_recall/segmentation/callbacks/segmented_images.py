@@ -15,10 +15,8 @@ from lightning_recall.callbacks.index_recorder import indices_of_batch, record_i
 from lightning_recall.callbacks.output import file_name, output_path, save_picture, writes_files
 from lightning_recall.checks import check_integer
 from lightning_recall.segmentation.callbacks.names import class_names_of, image_names
+from lightning_recall.segmentation.data import IGNORED_PIXEL
 from lightning_recall.segmentation.plots import SegmentedImage, draw_segmented_images, image_miou
-
-IGNORED_PIXEL = 255
-"""mask value of ignored pixels, for modules without `ignore_index`"""
 
 Choice = Literal["random", "worst", "best"]
 """which images are shown: random ones, or those with the lowest or the highest mIoU"""
