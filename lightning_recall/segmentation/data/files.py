@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from lightning_recall.checks import first_line
 from lightning_recall.data import read_image
 from lightning_recall.data.messages import shorten
-from lightning_recall.segmentation.data.masks import MaskError, MaskFormat
+from lightning_recall.segmentation.data.masks import IGNORED_PIXEL, MaskError, MaskFormat
 from lightning_recall.segmentation.data.transforms import SegmentationTransforms
 
 
@@ -26,7 +26,7 @@ class SegmentationFiles(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         images: N image files.
-        masks: N mask files.
+        masks: N mask files; None for images that are only predicted: every pixel is ignored.
         mask_format: how a mask file becomes classes.
         class_names: C names.
         transforms: settings of the joint transforms.
@@ -40,17 +40,17 @@ class SegmentationFiles(Dataset[tuple[Tensor, Tensor]]):
     def __init__(
         self,
         images: Sequence[str | Path],
-        masks: Sequence[str | Path],
+        masks: Sequence[str | Path] | None,
         mask_format: MaskFormat,
         class_names: Sequence[str],
         transforms: SegmentationTransforms | None = None,
         training: bool = False,
     ) -> None:
-        if len(images) != len(masks):
+        if masks is not None and len(images) != len(masks):
             raise ValueError(f"There must be one mask for each image, got {len(images)} images and {len(masks)} masks.")
         # Arrays, so that workers share their memory.
         self.images = np.array([os.fsencode(path) for path in images])
-        self.masks = np.array([os.fsencode(path) for path in masks])
+        self.masks = None if masks is None else np.array([os.fsencode(path) for path in masks])
         self.mask_format = mask_format
         self.class_names = tuple(class_names)
         self.transforms = transforms or SegmentationTransforms()
@@ -71,6 +71,7 @@ class SegmentationFiles(Dataset[tuple[Tensor, Tensor]]):
 
     def mask_path(self, index: int) -> str:
         """Path of a mask."""
+        assert self.masks is not None
         return os.fsdecode(self.masks[index])
 
     def read(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
@@ -80,6 +81,8 @@ class SegmentationFiles(Dataset[tuple[Tensor, Tensor]]):
             image = read_image(path)
         except Exception as error:  # decoders may raise any exception
             raise ValueError(f"Cannot read the image {shorten(path)}: {first_line(error)}.") from error
+        if self.masks is None:
+            return tv_tensors.Image(image), tv_tensors.Mask(torch.full_like(image[0], IGNORED_PIXEL))
         mask = self.read_mask(index)
         if image.shape[-2:] != mask.shape:
             raise ValueError(size_message(path, tuple(image.shape[-2:]), self.mask_path(index), mask.shape))
@@ -102,7 +105,8 @@ class SegmentationFiles(Dataset[tuple[Tensor, Tensor]]):
     def select(self, indices: NDArray[np.int64] | NDArray[np.bool_] | slice) -> "SegmentationFiles":
         """A subset, by mask (N,) or indices (M,)."""
         chosen = copy.copy(self)
-        chosen.images, chosen.masks = self.images[indices], self.masks[indices]
+        chosen.images = self.images[indices]
+        chosen.masks = None if self.masks is None else self.masks[indices]
         return chosen
 
     def for_training(self) -> "SegmentationFiles":

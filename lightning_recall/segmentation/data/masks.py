@@ -27,7 +27,7 @@ class MaskError(ValueError):
     """A mask that cannot be used; the message names the file."""
 
 
-def read_ids(path: str | Path) -> NDArray[np.int64]:
+def read_ids(path: str | Path) -> NDArray[np.integer]:
     """Ids (H, W) of a mask with one channel: 8 or 16 bit grey, or the indices of a palette.
 
     RGB files whose three channels are equal count as grey.
@@ -37,17 +37,18 @@ def read_ids(path: str | Path) -> NDArray[np.int64]:
     """
     with open_mask(path) as file:
         if file.mode in ("L", "P", "1", "I") or file.mode.startswith("I;16"):
-            return np.asarray(file).astype(np.int64)
+            ids = np.asarray(file)
+            return ids.astype(np.uint8) if file.mode == "1" else ids
         channels = np.asarray(file.convert("RGB"))  # (H, W, 3)
     if (channels == channels[..., :1]).all():
-        return channels[..., 0].astype(np.int64)
+        return channels[..., 0]
     raise MaskError(
         f"the mask {shorten(path)} has colours ({file.mode}), but ids are expected: pass the colour of each class, for "
         "example as a file classes.csv with the columns name, r, g, b"
     )
 
 
-def read_colors(path: str | Path) -> NDArray[np.int64]:
+def read_colors(path: str | Path) -> NDArray[np.integer]:
     """Colours (H, W) of a mask, each as one number: 65536 r + 256 g + b; palettes are resolved, alpha is dropped.
 
     Raises:
@@ -59,7 +60,7 @@ def read_colors(path: str | Path) -> NDArray[np.int64]:
     return codes
 
 
-def read_first_channel(path: str | Path) -> NDArray[np.int64]:
+def read_first_channel(path: str | Path) -> NDArray[np.integer]:
     """Ids (H, W) in the first channel of a PNG with 8 or 16 bits; other channels may hold instances.
 
     Pillow keeps only the high byte of each number in a 16-bit RGB file, and ids are in the low byte. Read as
@@ -67,7 +68,7 @@ def read_first_channel(path: str | Path) -> NDArray[np.int64]:
     """
     with open_mask(path) as file:
         if not is_deep(file):
-            return read_ids(path) if file.mode != "RGB" else np.asarray(file)[..., 0].astype(np.int64)
+            return read_ids(path) if file.mode != "RGB" else np.asarray(file)[..., 0]
         high = np.asarray(file)[..., 0].astype(np.int64)
     swapped: Any = open_mask(path)
     with swapped:
@@ -116,7 +117,7 @@ class MaskFormat:
     """
 
     class_of: Mapping[int, int]
-    read: Callable[[str | Path], NDArray[np.int64]] = read_ids
+    read: Callable[[str | Path], NDArray[np.integer]] = read_ids
     names: tuple[str, ...] = field(default=(), compare=False)
 
     @cached_property
@@ -135,13 +136,14 @@ class MaskFormat:
         table[values] = classes
         return table
 
-    def encode(self, values: NDArray[np.int64], path: str | Path = "mask") -> NDArray[np.uint8]:
+    def encode(self, values: NDArray[np.integer], path: str | Path = "mask") -> NDArray[np.uint8]:
         """Classes (H, W) of the values (H, W) of a mask.
 
         Raises:
             MaskError: for values that are not in `class_of`; the message names the file.
         """
-        if self._table is not None and self.read is not read_colors and (not values.size or values.max() < 1 << 16):
+        in_table = not values.size or (values.min() >= 0 and values.max() < 1 << 16)
+        if self._table is not None and in_table:
             classes: NDArray[Any] = self._table[values]
         else:
             known, of_known = self._sorted

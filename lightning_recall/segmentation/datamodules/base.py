@@ -12,6 +12,7 @@ from lightning_recall.checks import check_integer
 from lightning_recall.data.messages import pluralize, quote, shorten
 from lightning_recall.segmentation.data import (
     IGNORED_PIXEL,
+    SegmentationFiles,
     SegmentationLoader,
     SegmentationTransforms,
     ShuffledBatchSampler,
@@ -145,6 +146,8 @@ class SegmentationDataModule(LightningDataModule):
             rank_zero_info(f"images: {', '.join(sizes)}")
         for split in CHECKED[stage]:
             part = getattr(self, f"{split}_data")
+            if isinstance(part, SegmentationFiles) and part.masks is None:
+                raise ValueError(f"The {SPLITS[split]} images have no masks: use them only for predict, or add masks.")
             if self.check_masks and part is not None and split not in self.summaries:
                 self._check(split, part)
 

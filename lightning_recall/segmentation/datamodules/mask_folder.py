@@ -9,7 +9,7 @@ from lightning_recall.data.tables import require_path, user_path
 from lightning_recall.segmentation.data import SegmentationFiles
 from lightning_recall.segmentation.data.classes import mask_classes, values_of
 from lightning_recall.segmentation.datamodules.base import SegmentationDataModule
-from lightning_recall.segmentation.datamodules.pairs import pair_by_stem
+from lightning_recall.segmentation.datamodules.pairs import files_by_stem, pair_by_stem
 from lightning_recall.segmentation.datamodules.splits import hold_out
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
@@ -30,9 +30,11 @@ class MaskFolderDataModule(SegmentationDataModule):
     - `images/train`, `images/val`, `images/test` and the same in `masks/`.
     - `train/images`, `train/masks` and the same in `val` and `test`.
 
-    Without `val`, random training images are held out for validation. A mask has the name of its image, apart from the
-    suffix and an ending such as `_mask`. Masks are PNG files (or in another lossless format) with ids in one channel (8
-    or 16 bits), a palette, or colours.
+    Without `val`, random training images are held out for validation. Images in `test` may have no masks; then they are
+    only for predict.
+
+    A mask has the name of its image, apart from the suffix and an ending such as `_mask`. Masks are PNG files (or in
+    another lossless format) with ids in one channel (8 or 16 bits), a palette, or colours.
 
     Args:
         root: the folder; ~ is the home folder.
@@ -79,10 +81,12 @@ class MaskFolderDataModule(SegmentationDataModule):
             data |= hold_out(data["train"], {"val": self.val_fraction}, self.seed, self.root)
         return data
 
-    def read_pairs(self, images: Path, masks: Path) -> SegmentationFiles:
-        """Images and masks of two folders."""
-        files = pair_by_stem(images, masks)
-        return SegmentationFiles(*files, self.classes.mask_format, self.class_names, self.transforms)
+    def read_pairs(self, images: Path, masks: Path | None) -> SegmentationFiles:
+        """Images and masks of two folders; images without masks if there is only one folder."""
+        paths: tuple[list[str], list[str] | None] = sorted(files_by_stem(images, "image").values()), None
+        if masks is not None:
+            paths = pair_by_stem(images, masks)
+        return SegmentationFiles(*paths, self.classes.mask_format, self.class_names, self.transforms)
 
 
 def as_value(value: Any) -> Any:
@@ -90,8 +94,8 @@ def as_value(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def split_folders(root: Path) -> dict[str, tuple[Path, Path]]:
-    """Split -> folders of its images and masks; the split "" if there are no split folders.
+def split_folders(root: Path) -> dict[str, tuple[Path, Path | None]]:
+    """Split -> folders of its images and masks; the split "" if there are no split folders. "test" may lack masks.
 
     Raises:
         ValueError: if root has none of the layouts, or splits without train.
@@ -112,7 +116,7 @@ def split_folders(root: Path) -> dict[str, tuple[Path, Path]]:
     if "train" not in found:
         names = ", ".join(quote(path.name) for path in visible_folders(root)) or "no folders"
         raise ValueError(f"{shorten(root)} holds {names}: no training images. Layouts: {LAYOUTS}.")
-    complete = {split: (image, mask) for split, (image, mask) in found.items() if image and mask}
+    complete = {split: (image, mask) for split, (image, mask) in found.items() if image and (mask or split == "test")}
     for split in found:
         if split not in complete:
             raise ValueError(f"{shorten(root)} lacks the images or the masks of {split}. Layouts: {LAYOUTS}.")

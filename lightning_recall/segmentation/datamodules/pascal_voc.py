@@ -42,13 +42,13 @@ def voc_colors(count: int) -> NDArray[np.uint8]:
     return colors
 
 
-def read_voc(path: str | Path) -> NDArray[np.int64]:
+def read_voc(path: str | Path) -> NDArray[np.integer]:
     """Ids (H, W) of a mask of VOC (palette PNG) or SBD (.mat)."""
     if not str(path).endswith(".mat"):
         return read_ids(path)
     from scipy.io import loadmat
 
-    ids: NDArray[np.int64] = loadmat(str(path))["GTcls"][0]["Segmentation"][0].astype(np.int64)
+    ids: NDArray[np.integer] = loadmat(str(path))["GTcls"][0]["Segmentation"][0]
     return ids
 
 

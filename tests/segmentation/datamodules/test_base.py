@@ -200,3 +200,38 @@ def test_overfitting_repeats_the_same_images(tmp_path):
     trainer(tmp_path, max_epochs=3, overfit_batches=1, enable_checkpointing=False).fit(module, data)
     assert len(module.seen) == 3
     assert len(set(module.seen)) == 1
+
+
+class PixelCounts(Counting):
+    """Counts steps and images, and the pixels of each class over all processes."""
+
+    def training_step(self, batch, batch_idx):
+        self.log_dict({"steps": batch_idx + 1.0, "images": float(len(batch[0]))}, batch_size=1)
+        return super().training_step(batch, batch_idx)
+
+    def on_test_start(self):
+        self.counts = torch.zeros(256, dtype=torch.int64)
+
+    def test_step(self, batch):
+        self.counts += torch.bincount(batch[1].flatten(), minlength=256)
+
+    def on_test_epoch_end(self):
+        counts = self.all_gather(self.counts).sum(0)
+        for label in range(9):
+            self.log(f"{label}", counts[label].double(), sync_dist=True)
+
+
+def test_two_processes_evaluate_each_image_once_and_share_a_batch(tmp_path):
+    data = ScenesDataModule(num_images=15, batch_size=4, eval_batch_size=2)
+    processes = Trainer(
+        default_root_dir=tmp_path, devices=2, strategy="ddp_fork", accelerator="cpu", max_epochs=1, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    processes.fit(PixelCounts(), data)
+    assert processes.callback_metrics["steps"] == 3  # batches of 4 images
+    assert processes.callback_metrics["images"] == 2  # of them on each process
+    (scores,) = processes.test(PixelCounts(), data, verbose=False)
+    masks = ScenesDataModule(num_images=15).read()["test"].masks
+    assert len(masks) == 5  # odd: one process gets an image twice
+    expected = np.bincount(masks.numpy().ravel(), minlength=9)
+    assert [scores[f"{label}"] for label in range(9)] == expected.tolist()

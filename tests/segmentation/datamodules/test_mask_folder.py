@@ -44,6 +44,21 @@ def test_without_a_validation_folder_training_images_are_held_out(tmp_path):
     assert none.val_data is None
 
 
+@pytest.mark.parametrize("layout", ["inner", "outer"])
+def test_images_without_masks_are_for_predict(tmp_path, layout):
+    draw_mask_folder(tmp_path, layout=layout, count=3)
+    masks = tmp_path / ("masks/test" if layout == "inner" else "test/masks")
+    masks.rename(tmp_path / ".hidden")
+    data = MaskFolderDataModule(str(tmp_path))
+    for stage in ("fit", "predict"):
+        data.setup(stage)
+    (batch,) = data.predict_dataloader()
+    assert batch[0].shape == (3, 3, 36, 48)
+    assert (batch[1] == 255).all()
+    with pytest.raises(ValueError, match="The test images have no masks: use them only for predict"):
+        data.setup("test")
+
+
 def test_names_of_folders_may_vary(tmp_path):
     draw_mask_folder(tmp_path, layout="inner")
     (tmp_path / "images").rename(tmp_path / "Images")
@@ -115,10 +130,10 @@ def test_masks_as_jpeg(tmp_path):
         (("masks",), r"has a folder of masks, but none of images"),
         (("photos", "truth"), r"holds 'photos', 'truth': no training images"),
         (("images/val", "masks/val"), "no training images"),
-        (("images/train", "masks/train", "images/test"), "lacks the images or the masks of test"),
+        (("images/train", "masks/train", "images/val"), "lacks the images or the masks of val"),
         (("images/train", "images/extra", "masks/train"), r"holds train and 'extra', which is not a split: train, "),
         (("images/train", "images/training", "masks/train"), "holds train and training, the same split: keep one"),
-        (("train/images", "train/masks", "test/images"), "lacks the images or the masks of test"),
+        (("train/images", "train/masks", "test/masks"), "lacks the images or the masks of test"),
         (("images", "masks"), "images holds no image, such as a .png file"),
     ],
 )
