@@ -21,8 +21,8 @@ class RunSummary(Callback):
     `training_summary(batch)`, a dict of more rows, as `RetrievalModule` does for loss, chunks and memory; rows with the
     same name replace the default rows. `training_summary` is called on all processes with the first batch. The last
     table shows, in percent, the baselines, the best and the last validation in a `ValidationHistory`, which
-    `RetrievalEvaluation` and `SegmentationModule` have as their attribute `history`. Other logged keys that start with "val/", and the best score of a ModelCheckpoint that monitors another key, are
-    listed below. `images/s`, summed over
+    `RetrievalEvaluation` and `SegmentationModule` have as their attribute `history`. Other logged keys that start with
+    "val/", and the best score of a ModelCheckpoint that monitors another key, are listed below. `images/s`, summed over
     processes and including data loading, is logged and shown in the progress bar. A batch is a pair (inputs, labels) or
     a list of such chunks; other batch types are not counted.
 

@@ -21,11 +21,10 @@ from lightning_recall.segmentation.class_names import checked_names, key_names
 from lightning_recall.segmentation.data.masks import IGNORED_PIXEL
 from lightning_recall.segmentation.evaluation import Evaluation, checks_all_batches, loaders_of, logged_metrics
 from lightning_recall.segmentation.fine_tuning import segmentation_groups
+from lightning_recall.segmentation.models.feature_pyramid import IMAGENET_MEAN, IMAGENET_STD
 from lightning_recall.segmentation.models.outputs import logits_of
 from lightning_recall.segmentation.scores import MEANS, flat_scores
 from lightning_recall.tensors import at_least_float32
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 CHECKPOINT_KEY = "segmentation"
 
@@ -97,8 +96,8 @@ class SegmentationModule(AutomaticOptimization):
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.class_names = checked_names(class_names, num_classes) or tuple(map(str, range(num_classes)))
-        self.mean = tuple(mean or getattr(network, "mean", None) or IMAGENET_MEAN)
-        self.std = tuple(std or getattr(network, "std", None) or IMAGENET_STD)
+        self.mean = channel_values(mean, getattr(network, "mean", None), IMAGENET_MEAN)
+        self.std = channel_values(std, getattr(network, "std", None), IMAGENET_STD)
         given = {"class_names": class_names, "mean": mean, "std": std}
         self.from_checkpoint = [name for name, value in given.items() if value is None]
         self.aux_weight = aux_weight
@@ -274,3 +273,9 @@ def classes_of(logits: Tensor) -> Tensor:
     """The class with the highest logit: (B, C, H, W) -> (B, H, W), uint8 if there are at most 256 classes."""
     classes = logits.argmax(1)
     return classes.to(torch.uint8) if logits.shape[1] <= 256 else classes
+
+
+def channel_values(given: Sequence[float] | None, of_network: Any, default: Sequence[float]) -> tuple[float, ...]:
+    """One number for each channel: those given, or else those of the network if it has such numbers, or the default."""
+    known = of_network if isinstance(of_network, Sequence | Tensor) else default
+    return tuple(float(value) for value in (known if given is None else given))
