@@ -31,11 +31,12 @@ def test_all_parameters_get_gradients():
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet"])  # two ways in which timm returns features
 @pytest.mark.parametrize("num_classes", [0, 7])
-def test_pretrained_weights_are_read_from_a_file(name, num_classes, tmp_path):
+def test_pretrained_weights_are_read_from_a_file(name, num_classes, tmp_path, caplog):
     file = str(tmp_path / "weights.pth")
     state = timm.create_model(name, num_classes=num_classes).state_dict()
     torch.save(state, file)
     backbone = segmenter(name, pretrained=file).backbone
+    assert [record for record in caplog.records if "nexpected" in record.getMessage()] == []
     loaded = dict(backbone.named_parameters())
     assert len(loaded) > 10
     assert all(torch.equal(parameter, state[key]) for key, parameter in loaded.items())
