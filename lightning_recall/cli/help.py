@@ -51,6 +51,10 @@ class Parser(LightningArgumentParser):
         super().__init__(*args, **{**defaults, **kwargs})
         self.advise: Callable[[str], str] = str
 
+    def add_function_arguments(self, function: Any, *args: Any, linked_targets: Any = None, **kwargs: Any) -> list[str]:
+        """Same as jsonargparse's, which raises TypeError for a function beside a class with linked settings."""
+        return super().add_function_arguments(function, *args, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the error in one paragraph, and exits with code 2."""
         super().error(self.advise(shorten(simplify(message))), ex)
