@@ -154,7 +154,7 @@ def test_help_describes_the_subcommands_in_full():
     ).stdout
     text = " ".join(shown.split())
     assert "predict Retrieval: Write the embeddings of the test images. Segmentation: Write the pred" in text
-    assert "fit Train a model, and validate it on held-out classes." in text
+    assert "fit Retrieval: Train a model, and validate it on held-out classes." in text
     assert "\n  lightning-recall fit --config configs/glyphs.yaml\n" in shown
 
 
