@@ -9,7 +9,7 @@ already in the file is not repeated, so an interrupted benchmark can be continue
 import argparse
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -29,10 +29,11 @@ from lightning_recall.benchmarks.losses import pml_loss, quiet_trainer
 from lightning_recall.benchmarks.measure import machine
 from lightning_recall.benchmarks.result_rows import (
     PRETRAINED,
-    SCORES,
     append_row,
     draw_summary,
+    pending,
     read_rows,
+    rows_of,
     summary,
     summary_table,
 )
@@ -50,6 +51,7 @@ from lightning_recall.samplers import ClassBalancedBatchSampler
 
 BATCH = 96  # images that the loss compares, unless given
 CHUNK = 64  # images per pass of the network
+SCORES = {"recall@1": "R@1", "map@r": "map@r"}  # name -> heading
 
 
 class Method(NamedTuple):
@@ -202,12 +204,6 @@ def run(setting: Setting, workers: int) -> dict[str, Any]:
     return {**row, "seconds": round(seconds, 1)}
 
 
-def pending(settings: Sequence[Setting], rows: Sequence[dict[str, Any]]) -> list[Setting]:
-    """The settings that have no row yet."""
-    done = {tuple(str(row[name]) for name in Setting._fields) for row in rows}
-    return [setting for setting in settings if tuple(map(str, setting)) not in done]
-
-
 def parser() -> argparse.ArgumentParser:
     """The options."""
     made = argparse.ArgumentParser("lightning_recall.benchmarks.photographs", description=__doc__)
@@ -257,12 +253,13 @@ def main(args: list[str] | None = None) -> None:
     console.print(machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
     for setting in track(pending(settings, read_rows(path)), "runs", console=console):
         append_row(path, run(setting, options.workers))
-    wanted = {tuple(map(str, setting)) for setting in settings}
-    rows = [row for row in read_rows(path) if tuple(row[name] for name in Setting._fields) in wanted]
+    rows = rows_of(settings, read_rows(path))
     split = "validation" if options.choose else "test"
     title = f"{Path(options.photos).name}, {split} classes, {options.images:,} training images"
-    console.print(summary_table(summary(rows), title))
-    draw_summary(summary(rows), title).savefig(folder / "photographs.png", dpi=110)
+    entries = summary(rows, list(SCORES))
+    console.print(summary_table(entries, title, SCORES, {"rate": "lr", "batch": "batch"}))
+    labels = {name: f"{name.replace('recall', 'Recall')} on unseen classes, %" for name in SCORES}
+    draw_summary(entries, title, labels, ["batch"]).savefig(folder / "photographs.png", dpi=110)
 
 
 if __name__ == "__main__":

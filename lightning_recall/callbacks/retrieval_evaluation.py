@@ -292,9 +292,3 @@ def evaluation_results(trainer: Trainer, callback: Callback) -> list[EvaluationR
 def loaders_of(trainer: Trainer) -> Any:
     """The dataloaders that the Trainer evaluates."""
     return trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
-
-
-def history_of(trainer: Trainer) -> ValidationHistory | None:
-    """The validation scores of a training; None without a RetrievalEvaluation, or before a validation."""
-    histories = [callback.history for callback in callbacks_of(trainer) if isinstance(callback, RetrievalEvaluation)]
-    return next((history for history in histories if history.validations), None)

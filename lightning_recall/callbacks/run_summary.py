@@ -11,8 +11,7 @@ from lightning_recall import _lightning
 from lightning_recall._lightning import Callback, LightningModule, ModelCheckpoint, Trainer, rank_zero_only
 from lightning_recall.batch import chunks_of_batch
 from lightning_recall.callbacks.output import end_progress_bar, writes_files
-from lightning_recall.callbacks.retrieval_evaluation import history_of
-from lightning_recall.callbacks.validation_history import monitor_of, result_table
+from lightning_recall.callbacks.validation_history import history_of, monitor_of, result_table
 
 
 class RunSummary(Callback):
@@ -21,9 +20,9 @@ class RunSummary(Callback):
     The first table lists network, number of steps, device, Lightning package and batch. A module may define
     `training_summary(batch)`, a dict of more rows, as `RetrievalModule` does for loss, chunks and memory; rows with the
     same name replace the default rows. `training_summary` is called on all processes with the first batch. The last
-    table shows, in percent, the baselines of a `RetrievalEvaluation`, its best and its last validation. Other logged
-    keys that start with "val/", and the best score of a ModelCheckpoint that monitors another key, are
-    listed below. `images/s`, summed over
+    table shows, in percent, the baselines, the best and the last validation in a `ValidationHistory`, which
+    `RetrievalEvaluation` and `SegmentationModule` have as their attribute `history`. Other logged keys that start with
+    "val/", and the best score of a ModelCheckpoint that monitors another key, are listed below. `images/s`, summed over
     processes and including data loading, is logged and shown in the progress bar. A batch is a pair (inputs, labels) or
     a list of such chunks; other batch types are not counted.
 

@@ -1,4 +1,4 @@
-"""Records loss and Recall@k during training, and plots them against training steps."""
+"""Records loss and validation scores during training, and plots them against training steps."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from lightning_recall.plots.training_curves import draw_training_curves
 
 
 class TrainingCurves(Callback):
-    """After training, writes `training_curves.png`: the loss of each step, and Recall@k of each validation.
+    """After training, writes `training_curves.png`: the loss of each step, and the scores of each validation.
 
     Checkpoints hold the curves, so that a resumed run plots the complete curves.
 
     Args:
         loss_key: key of the logged training loss.
-        score_prefix: prefix of the keys of the validation scores.
+        score_prefix: prefix of the keys of the validation scores, such as "val/miou" in a segmentation.
     """
 
     def __init__(self, loss_key: str = "train/loss", score_prefix: str = "val/recall@") -> None:

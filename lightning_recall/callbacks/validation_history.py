@@ -7,12 +7,13 @@ from rich import get_console
 from rich.table import Table
 from torch import Tensor, nn
 
-from lightning_recall._lightning import ModelCheckpoint, Trainer
+from lightning_recall._lightning import ModelCheckpoint, Trainer, callbacks_of
 from lightning_recall.callbacks.baselines import TITLES, UNTRAINED
 from lightning_recall.callbacks.output import end_progress_bar, writes_files
 
 EARLY = 0.2  # a best validation in this first part of the training is early
 MIN_VALIDATIONS = 3  # fewer validations show no trend
+RETRIEVAL = "Retrieval on the val split, in %"
 
 Scores = dict[str, float]
 """logged key -> score: {"val/recall@1": 0.79, "val/map@r": 0.31}"""
@@ -28,6 +29,10 @@ class Validation(NamedTuple):
 class ValidationHistory:
     """Scores of one training.
 
+    Args:
+        title: title of the table of the scores.
+        columns: name of a score -> title of its column in the table; None: the columns of a retrieval.
+
     Attributes:
         baselines: title -> scores before the first step; the first is the one that a training should beat.
         validations: the validations during training, in order.
@@ -35,7 +40,8 @@ class ValidationHistory:
         new_metrics: the same, as logged: {"val/pretrained/recall@1": 0.79}.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, title: str = RETRIEVAL, columns: Mapping[str, str] | None = None) -> None:
+        self.title, self.columns = title, columns
         self.baselines: dict[str, Scores] = {}
         self.validations: list[Validation] = []
         self.new_baselines: dict[str, dict[str, Tensor]] = {}
@@ -70,8 +76,32 @@ class ValidationHistory:
         Args:
             monitor: key of the score; the first main score if it is None or not recorded.
         """
-        key = monitor if monitor in self.validations[-1].scores else main_keys(self.validations[-1].scores)[0]
+        last = self.validations[-1].scores
+        key = monitor if monitor in last else self.main_keys(last)[0]
         return max(self.validations, key=lambda validation: validation.scores.get(key, float("-inf")))
+
+    def main_keys(self, keys: Any) -> list[str]:
+        """The keys that are columns of the table."""
+        if self.columns is None:
+            return main_keys(keys)
+        return [key for key in keys if key.rpartition("/")[2] in self.columns]
+
+    def column_title(self, key: str) -> str:
+        """Title of a column: mIoU for "val/miou", small mIoU for "val/small/miou", iou car for "val/iou/car"."""
+        if self.columns is None:
+            return column_title(key)
+        *parts, name = key.split("/")[1:]
+        return " ".join([*parts, self.columns.get(name, name)])
+
+
+def history_of(trainer: Trainer) -> ValidationHistory | None:
+    """The validation scores of a training: attribute `history` of a callback or of the module.
+
+    None without such an attribute, or before a validation.
+    """
+    owners = [*callbacks_of(trainer), trainer.lightning_module]
+    histories = [getattr(owner, "history", None) for owner in owners]
+    return next((item for item in histories if isinstance(item, ValidationHistory) and item.validations), None)
 
 
 def main_keys(keys: Any) -> list[str]:
@@ -94,14 +124,15 @@ def column_title(key: str) -> str:
 def result_table(history: ValidationHistory, monitor: str | None) -> Table:
     """Rows for the baselines, the best and the last validation; scores in percent."""
     last, best = history.validations[-1], history.best(monitor)
-    keys = main_keys(last.scores)
+    keys = history.main_keys(last.scores)
+    if history.columns is not None and monitor in last.scores and monitor not in keys:
+        keys = [*keys, monitor]
     rows = [*history.baselines.items()]
     rows += [(f"best, after {count(best.epochs)}", best.scores), (f"last, after {count(last.epochs)}", last.scores)]
-    title = "Retrieval on the val split, in %"
-    table = Table(title=title, min_width=len(title))
+    table = Table(title=history.title, min_width=len(history.title))
     table.add_column("")
     for key in keys:
-        table.add_column(column_title(key), justify="right")
+        table.add_column(history.column_title(key), justify="right")
     for name, scores in rows:
         table.add_row(name, *(percent(scores[key]) if key in scores else "" for key in keys))
     return table

@@ -2,32 +2,23 @@
 
 import os
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from PIL import Image
-
 from lightning_recall._lightning import rank_zero_warn
 from lightning_recall.data import ImageFiles, ImageTransforms
+from lightning_recall.data.folders import SPLIT_NAMES, SPLIT_OF, image_suffixes, is_hidden, split_of
 from lightning_recall.data.messages import pluralize, quote, shorten
 from lightning_recall.data.tables import require_path, user_path
 from lightning_recall.datamodules.base import RetrievalDataModule, prepares_data
 from lightning_recall.datamodules.splits import (
     MIN_CLASSES,
-    SPLIT_NAMES,
-    SPLIT_OF,
     check_class_names,
     check_split_like_names,
     image_files,
     split_by_name,
     split_classes,
-    split_of,
 )
-
-NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
-"""formats that Pillow opens, but decodes only with other programs"""
-SYSTEM_FILES = {"__macosx", "thumbs.db", "desktop.ini"}
 
 
 class ImageFolderDataModule(RetrievalDataModule):
@@ -215,16 +206,3 @@ def files_below(folder: str) -> Iterator[str]:
 def raise_unreadable_folder(error: OSError) -> NoReturn:
     """Raises ValueError for a folder that cannot be read, so that its images are not silently missing."""
     raise ValueError(f"Cannot read the folder {shorten(error.filename)}: {error.strerror}.") from error
-
-
-@cache
-def image_suffixes() -> frozenset[str]:
-    """Lower-case suffixes of the formats that Pillow decodes without other programs."""
-    extensions = Image.registered_extensions().items()  # loads Pillow's plugins
-    known = {suffix for suffix, name in extensions if name in Image.OPEN and name not in NOT_DECODED}
-    return frozenset(known | {".mpo"})  # JPEG files with several images
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a name is hidden or belongs to the operating system, an editor or version control."""
-    return name.startswith(".") or name.lower() in SYSTEM_FILES

@@ -4,16 +4,15 @@ import os
 from typing import Any
 
 from lightning_recall.data import ImageFiles, ImageTransforms
+from lightning_recall.data.folders import SPLIT_NAMES, split_of
 from lightning_recall.data.messages import quote, shorten
 from lightning_recall.data.tables import check_files, column_names, read_columns, require_path, user_path
 from lightning_recall.datamodules.base import RetrievalDataModule, prepares_data
 from lightning_recall.datamodules.splits import (
-    SPLIT_NAMES,
     check_class_names,
     image_files,
     split_by_name,
     split_classes,
-    split_of,
 )
 
 SOURCE = "Pass a CSV file with columns path and label; paths are relative to its folder."

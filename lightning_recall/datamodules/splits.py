@@ -11,26 +11,13 @@ from numpy.typing import NDArray
 
 from lightning_recall._lightning import rank_zero_warn
 from lightning_recall.data import ImageFiles, ImageTransforms
+from lightning_recall.data.folders import SPLIT_NAMES, SPLIT_OF
 from lightning_recall.data.messages import pluralize, quote, shorten
 from lightning_recall.data.tables import encode_labels
 
 MIN_CLASSES = 4  # two for training, one each for validation and test
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-    "query": ("query", "queries"),
-    "gallery": ("gallery",),
-}
-SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
-"""lower-case name -> split"""
 SPLIT_WORDS = SPLIT_OF | {"trn": "train", "vld": "val", "tst": "test", "probe": "query"}
 """lower-case words in folder names that suggest a split -> split"""
-
-
-def split_of(name: str) -> str | None:
-    """Split that a folder name or CSV cell denotes (case-insensitive): a key of `SPLIT_NAMES`; None for other names."""
-    return SPLIT_OF.get(name.lower())
 
 
 def check_split_like_names(names: Sequence[str], root: Path) -> None:

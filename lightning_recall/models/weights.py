@@ -90,7 +90,9 @@ def checked_loading(check_missing: bool) -> Iterator[None]:
         found = differences(module, state, check_missing)
         if found:
             raise OtherWeightsError(found)
-        return load_state_dict(module, state, *args, **kwargs)
+        expected = module.state_dict().keys()
+        known = {key: value for key, value in state.items() if key in expected}  # timm warns of others
+        return load_state_dict(module, known, *args, **kwargs)
 
     nn.Module.load_state_dict = load  # type: ignore[method-assign,assignment]  # restored below
     try:

@@ -10,7 +10,6 @@ from lightning_recall._lightning import Callback, attached_trainer, rank_zero_in
 from lightning_recall.batch import Batch
 from lightning_recall.gather import gather_rows
 from lightning_recall.losses.base import has_flag
-from lightning_recall.modules import weight_averaging
 from lightning_recall.modules.checks import (
     check_batch_size_finder,
     check_different_batches,
@@ -23,6 +22,7 @@ from lightning_recall.modules.frozen_backbone import ALL_CHUNKS, FrozenBackbone,
 from lightning_recall.modules.local_queries import local_queries
 from lightning_recall.modules.preprocessing import ModuleWithPreprocessing
 from lightning_recall.modules.training_summary import training_summary
+from lightning_recall.optimization import weight_averaging
 from lightning_recall.optimization.distributed_random_states import get_random_states, set_random_states
 from lightning_recall.optimization.fine_tuning_groups import check_layer_decay
 from lightning_recall.optimization.manual_optimization import ManualOptimization

@@ -134,7 +134,8 @@ def raise_or_warn_unknown_monitor(
     alike = difflib.get_close_matches(monitor, known, 1)
     hint = missing_cutoff_hint(monitor, known, evaluation) or (f" Did you mean {alike[0]!r}?" if alike else "")
     if only_known_code_logs(trainer):
-        if monitor.startswith("val/") and not callbacks_with(trainer, "logged_keys"):
+        has_scores = callbacks_with(trainer, "logged_keys") or any(key.startswith("val/") for key in known)
+        if monitor.startswith("val/") and not has_scores:
             hint = f" Add {evaluation} to the callbacks, which logs validation scores."
         raise ValueError(f"{description}, which is not logged.{hint} Logged keys: {', '.join(known)}.")
     if difflib.get_close_matches(monitor, known, 1, cutoff=0.9):

@@ -13,8 +13,9 @@ class WarmupCosineLR(LRScheduler):
     """Raises the learning rates linearly from near zero to their values, then lowers them to 0 along a cosine.
 
     It scales the learning rate of each parameter group, so groups keep their ratios. Steps after every optimizer step.
-    In a `ManualOptimization`, such as `RetrievalModule`, it does so whatever `lr_interval` says, and `total_steps` may
-    be None: it is then the number of optimizer steps of the whole training. Outside a Trainer, pass `total_steps`.
+    In a `ManualOptimization` or `AutomaticOptimization`, such as `RetrievalModule` or `SegmentationModule`, it does so
+    whatever `lr_interval` says, and `total_steps` may be None: it is then the number of optimizer steps of the whole
+    training. Outside a Trainer, pass `total_steps`.
 
     In step t of T, counted from 0, with a warm-up of W steps, the rate is multiplied by
 
@@ -93,6 +94,7 @@ class WarmupCosineLR(LRScheduler):
         if self.total_steps is None and self.last_epoch > 0:
             raise ValueError(
                 "WarmupCosineLR needs total_steps, the number of optimizer steps of the training: pass it, because "
-                "only RetrievalModule and other subclasses of ManualOptimization fill it in."
+                "only RetrievalModule, SegmentationModule and other subclasses of ManualOptimization or "
+                "AutomaticOptimization fill it in."
             )
         return [base_lr * self.factor(self.last_epoch) for base_lr in self.base_lrs]

@@ -1,4 +1,4 @@
-"""Plots loss and Recall@k against training steps."""
+"""Plots loss and validation scores, such as Recall@k, against training steps."""
 
 from collections.abc import Mapping, Sequence
 
@@ -46,5 +46,6 @@ def draw_scores(axes: Axes, scores: Mapping[str, Points]) -> None:
         percent = [100 * value for value in values]
         style = LINE_STYLES[number % len(LINE_STYLES)]
         axes.plot(steps, percent, label=f"{key}: {percent[-1]:.1f}", linestyle=style, marker=".")
-    axes.set(xlabel="step", ylabel="%", title="Recall@k on the validation classes")
+    is_recall = all("recall@" in key for key in scores)
+    axes.set(xlabel="step", ylabel="%", title="Recall@k on the validation classes" if is_recall else "Validation")
     axes.legend(loc="lower right")

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from lightning_recall.benchmarks import photographs
-from lightning_recall.benchmarks.photographs import METHODS, PRETRAINED, Setting, parser, pending, settings_of
+from lightning_recall.benchmarks.photographs import METHODS, PRETRAINED, parser, settings_of
 
 
 @pytest.fixture
@@ -73,15 +73,6 @@ def test_unreadable_photographs_are_not_scored(options, tmp_path):
     with pytest.warns(UserWarning, match="Cannot read"):
         after = score()
     assert [before[name] for name in ("recall@1", "map@r")] == [after[name] for name in ("recall@1", "map@r")]
-
-
-def test_settings_without_a_row_are_pending():
-    settings = [
-        Setting("RecallAtK", 1e-4, 96, seed, 4800, 96, 112, 0.3, "test", "photos", "resnet18", "file")
-        for seed in range(3)
-    ]
-    rows = [{key: str(value) for key, value in settings[1]._asdict().items()}]
-    assert pending(settings, rows) == [settings[0], settings[2]]
 
 
 def test_rates_grow_with_the_batch_if_asked(options):

@@ -217,6 +217,7 @@ def test_the_last_table_holds_validation_scores_of_real_runs(fast_dev_run, print
         callback_metrics=metrics,
         callbacks=[],
         checkpoint_callbacks=[],
+        lightning_module=None,
         fast_dev_run=fast_dev_run,
         progress_bar_callback=None,
     )

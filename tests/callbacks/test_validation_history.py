@@ -10,6 +10,7 @@ from lightning_recall.callbacks.validation_history import (
     ValidationHistory,
     column_title,
     freezing_advice,
+    history_of,
     main_keys,
     result_table,
     verdict,
@@ -147,3 +148,41 @@ def test_the_verdict_compares_the_best_validation_of_the_score_that_it_names():
     assert "The best validation, after 2 epochs, reached 80.0: train with a lower learning rate" in text
     assert "did not beat" not in text
     assert "use its checkpoint" in verdict(scores, "val/recall@1", DETAILS)
+
+
+def test_a_history_with_its_own_columns():
+    """Only its columns are in the table, and the score that chooses the checkpoint."""
+    scores = ValidationHistory("Segmentation", {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"})
+    names = ("miou", "pixel_accuracy", "iou/car", "loss")
+    rows = [(0.3, 0.8, 0.5, 1.0), (0.4, 0.7, 0.1, 2.0)]
+    for epoch, values in enumerate(rows, 1):
+        parts = {f"val/{name}": value for name, value in zip(names, values, strict=True)}
+        scores.validations.append(Validation(epoch, parts))
+    scores.baselines = {"before training": {"val/miou": 0.1}}
+    assert scores.best().epochs == 2
+    assert scores.best("val/iou/car").epochs == 1
+    for monitor, titles, best in (
+        ("val/miou", ["mIoU", "pixel accuracy"], ["40.0", "70.0"]),
+        ("val/iou/car", ["mIoU", "pixel accuracy", "iou car"], ["30.0", "80.0", "50.0"]),
+    ):
+        table = result_table(scores, monitor)
+        assert table.title == "Segmentation"
+        assert [column.header for column in table.columns] == ["", *titles]
+        cells = list(zip(*(column.cells for column in table.columns), strict=True))
+        assert cells[0] == ("before training", "10.0", *[""] * (len(titles) - 1))
+        assert list(cells[1][1:]) == best
+    assert scores.column_title("val/night/miou") == "night mIoU"
+    assert scores.main_keys(["val/night/miou", "val/night/loss"]) == ["val/night/miou"]
+
+
+def test_the_history_of_a_callback_or_of_the_module():
+    empty, filled = ValidationHistory(), ValidationHistory()
+    filled.validations.append(Validation(1, {"val/miou": 0.1}))
+
+    def found(callbacks, module):
+        return history_of(SimpleNamespace(callbacks=callbacks, lightning_module=module))
+
+    assert found([], SimpleNamespace(history=filled)) is filled
+    assert found([SimpleNamespace(history=filled)], SimpleNamespace()) is filled
+    assert found([SimpleNamespace(history=empty)], SimpleNamespace(history=filled)) is filled
+    assert found([SimpleNamespace(history=[1])], SimpleNamespace(history=empty)) is None

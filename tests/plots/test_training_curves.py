@@ -23,6 +23,7 @@ def test_curves_are_ordered_by_their_last_values():
         ({"loss": [(1, 0.5)]}, ["Training loss"]),
         ({"val/recall@1": [(1, 0.5)]}, ["Recall@k on the validation classes"]),
         ({"val/recall@1": [(1, 0.5)], "loss": [(1, 1)]}, ["Training loss", "Recall@k on the validation classes"]),
+        ({"val/miou": [(1, 0.5)]}, ["Validation"]),
     ],
 )
 def test_there_is_no_empty_panel(curves, titles):

@@ -1,4 +1,4 @@
-"""Makes Lightning's WeightAveraging and EMAWeightAveraging exact for a retrieval module.
+"""Makes Lightning's WeightAveraging and EMAWeightAveraging exact for a module with a loss that has a state.
 
 Lightning averages all buffers, also counters, labels and the memory of a loss, whose averages are meaningless. Its
 result depends on the order of the callbacks. A test of a checkpoint after `fit` uses the current weights instead of the
@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_recall._lightning import LightningModule, Trainer, averaged_module, averages_weights, callbacks_of
 
 CURRENT = "current_model_state"  # key that WeightAveraging adds to checkpoints
+NOT_AVERAGED = ("loss.", "aux_loss.", "mixup.")  # submodules with a state of their own
 
 
 def put_weight_averaging_first(trainer: Trainer) -> None:
@@ -25,11 +26,12 @@ def put_weight_averaging_first(trainer: Trainer) -> None:
 
 
 def is_averaged(name: str, value: Any) -> bool:
-    """Whether an entry of a retrieval module's state_dict is averaged: floating point, and part of the embedder.
+    """Whether an entry of a module's state_dict is averaged: floating point, and not part of the loss or of mixup.
 
     Parameters of the loss are averaged by Lightning; see `copy_current_state`, which only takes buffers.
     """
-    return isinstance(value, Tensor) and value.is_floating_point() and not name.startswith(("loss.", "mixup."))
+    is_part = name.startswith(NOT_AVERAGED)
+    return isinstance(value, Tensor) and value.is_floating_point() and not is_part
 
 
 def unaveraged_names(module: LightningModule) -> list[str]:

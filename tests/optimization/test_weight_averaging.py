@@ -6,7 +6,7 @@ from torch.optim import AdamW
 
 from lightning_recall import RecallAtKLoss, RetrievalEvaluation, RetrievalModule, SimilarityMixup, losses
 from lightning_recall.callbacks import InterruptCheckpoint
-from lightning_recall.modules.weight_averaging import is_averaged
+from lightning_recall.optimization.weight_averaging import is_averaged
 
 DECAY = 0.6
 

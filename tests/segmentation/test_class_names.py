@@ -1,0 +1,21 @@
+import pytest
+
+from lightning_recall.segmentation.class_names import checked_names, key_names
+
+
+def test_key_names_are_distinct_and_have_no_separators():
+    names = ["traffic light", "car", " car ", "car_2", "bus/tram", "", "a\\b", "4", ""]
+    keys = key_names(names)
+    assert len(set(keys)) == len(names)
+    assert not any(set(key) & set(" /\\") or not key for key in keys)
+    assert keys[:3] == ("traffic_light", "car", "car_2")
+    assert key_names(["sky", "straße"]) == ("sky", "straße")
+
+
+def test_the_number_of_names_is_checked():
+    assert checked_names(None, 3) is None
+    assert checked_names(["a", "b"], 2) == ("a", "b")
+    with pytest.raises(ValueError, match="each of the 3 classes, got 2 names"):
+        checked_names(["a", "b"], 3)
+    with pytest.raises(ValueError, match="each of the 3 classes"):
+        checked_names("abc", 3)  # a string is not three names
