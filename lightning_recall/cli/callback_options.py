@@ -2,25 +2,19 @@
 
 import inspect
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 from jsonargparse._util import import_object
 
 from lightning_recall._lightning import Callback, LightningArgumentParser, LightningModule
 from lightning_recall.cli.options import CommandLine
-from lightning_recall.cli.task_options import task_options
+from lightning_recall.cli.task_options import TaskOptions, imported, task_options
 
 
-def imported(path: str) -> Any:
-    """The object with a path such as package.module.Name."""
-    module, _, name = path.rpartition(".")
-    return getattr(import_module(module), name)
-
-
-def optional_callbacks() -> dict[str, type[Callback]]:
-    """Name of a group of options -> class of the callback that they set."""
-    return {name: imported(path) for task in task_options() for name, path in task.EVALUATION.items()}
+def optional_callbacks(tasks: Sequence[TaskOptions] | None = None) -> dict[str, type[Callback]]:
+    """Name of a group of options -> class of the callback that they set, for some tasks or for all."""
+    tasks = task_options() if tasks is None else tasks
+    return {name: imported(path) for task in tasks for name, path in task.EVALUATION.items()}
 
 
 def add_callback_options(parser: LightningArgumentParser) -> None:
@@ -84,10 +78,10 @@ def with_optional(callbacks: Any, built: Any, module: LightningModule) -> list[C
     Args:
         callbacks: callbacks of trainer.callbacks: a list, one or None.
         built: what the options built: name of a group of options -> callback.
-        module: only a module of one of the tasks gets their callbacks.
+        module: a module of a task gets the callbacks of this task; other modules get none.
     """
     given = callbacks if isinstance(callbacks, list) else [] if callbacks is None else [callbacks]
-    if not isinstance(module, tuple(imported(task.MODULE) for task in task_options())):
-        return given
-    missing = {name: cls for name, cls in optional_callbacks().items() if not any(isinstance(c, cls) for c in given)}
+    tasks = [task for task in task_options() if isinstance(module, imported(task.MODULE))]
+    callbacks_of_task = optional_callbacks(tasks)
+    missing = [name for name, cls in callbacks_of_task.items() if not any(isinstance(c, cls) for c in given)]
     return [*(built[name] for name in missing), *given]

@@ -43,11 +43,13 @@ from lightning_recall.cli.noise import hide_advice_on_callbacks, hide_noise
 from lightning_recall.cli.saved_settings import SaveSettings
 from lightning_recall.cli.subclasses import cached_subclass_lists
 from lightning_recall.cli.suggestions import advise
+from lightning_recall.cli.task_checks import check_tasks, chosen_links
 from lightning_recall.cli.task_options import (
     default_callbacks,
     disable_pretrained,
     expand_model_files,
     import_classes,
+    restore_none,
     settings_of_classes,
     task_options,
 )
@@ -57,7 +59,10 @@ from lightning_recall.memory_allocation import keep_freed_memory
 class RecallCLI(CLIHooks, LightningCLI):
     """LightningCLI that checks output paths and checkpoints before the run."""
 
-    arguments: list[str]  # of the command line
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        given = kwargs.get("args")
+        self.arguments: list[str] = sys.argv[1:] if given is None else given if isinstance(given, list) else []
+        super().__init__(*args, **kwargs)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Same as LightningCLI.init_parser, with a shorter help text."""
@@ -71,14 +76,13 @@ class RecallCLI(CLIHooks, LightningCLI):
         set_subcommand_help(self.parser)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds --weights, and the linked settings of the tasks."""
+        """Adds --weights, and the linked settings of the task."""
         about_weights = (
             "File of weights to start from: a checkpoint or a state_dict. Training starts from epoch 0 with a new "
             "optimizer."
         )
         parser.add_argument("--weights", type=str | None, default=None, help=about_weights)
-        links = {(source, target): compute for task in task_options() for source, target, compute in task.LINKS}
-        for (source, target), compute in links.items():
+        for (source, target), compute in chosen_links(self.arguments).items():
             parser.link_arguments(source, target, compute_fn=compute)
         add_callback_options(parser)
 
@@ -89,7 +93,6 @@ class RecallCLI(CLIHooks, LightningCLI):
         """
         parser.set_defaults({"test.verbose": False, "validate.verbose": False, "predict.return_predictions": False})
         parser.set_defaults({f"{name}.trainer.enable_model_summary": False for name in self.subcommands()})
-        self.arguments = sys.argv[1:] if args is None else args if isinstance(args, list) else []
         subcommand = next((name for name in self.arguments if name in self.subcommands()), None)
         if subcommand is not None:
             self.prepare(subcommand, self.arguments)
@@ -113,12 +116,13 @@ class RecallCLI(CLIHooks, LightningCLI):
         self.parser.parse_args([subcommand, *found])  # prints the help and exits
 
     def before_instantiate_classes(self) -> None:
-        """Checks that the files of --ckpt_path and --weights exist; rejects "best".
+        """Checks that all classes are of one task and that the files of --ckpt_path and --weights exist.
 
-        Only the process that trained can resolve "best".
+        Rejects "best": only the process that trained can resolve it.
         """
         subcommand = self.config.subcommand
         config = self.config[subcommand]
+        check_tasks(config, self.arguments)
         for name in ("ckpt_path", "weights"):
             config[name] = os.path.expanduser(config[name]) if config.get(name) else None
         ckpt_path, weights = config.ckpt_path or "", config.weights
@@ -133,6 +137,7 @@ class RecallCLI(CLIHooks, LightningCLI):
             self.parser.error(f"--{'weights' if weights else 'ckpt_path'} {given}: there is no such file.")
         if given and not weights:
             check_checkpoint(Path(given), subcommand, config.get("weights_only"))
+        restore_none(config.model)
         expand_model_files(config.model)
         if weights or (ckpt_path and not scores_start_of_checkpoint(subcommand, config)):
             disable_pretrained(config.model)

@@ -43,6 +43,7 @@ def simplify(message: str) -> str:
     text = re.sub(r'Parser key "([\w.]+)":', r"\1:", text)
     text = re.sub(r"Problem with given class_path '([\w.]+)':", r"\1:", text)
     text = re.sub(r"Does not validate against any of the Union subtypes ?", "", text)
+    text = re.sub(r"No module named '(\w+)[\w.]*'", missing_package, text)
     text = re.sub(r"Empty module name", WITHOUT_CLASS, text)
     text = re.sub(r"Expected a dot import path string: ([\w.]+)", lambda match: unknown_class(match[1]), text)
     text = re.sub(
@@ -69,6 +70,13 @@ def without_repeats(text: str) -> str:
     return " ".join(kept)
 
 
+def missing_package(match: re.Match[str]) -> str:
+    """Error message for a package that is not installed, with the command that installs it, if one of ours does."""
+    extras = {package: extra for task in task_options() for package, extra in task.EXTRAS.items()}
+    extra = extras.get(match[1])
+    return f'{match[1]} is not installed: pip install "lightning-recall[{extra}]"' if extra else match[0]
+
+
 def unknown_class(name: str) -> str:
     """Error message for an unknown class, with the closest known name."""
     closest = difflib.get_close_matches(name, public_names(), 1)
@@ -92,6 +100,6 @@ def explain(error: BaseException) -> str:
     """Error message, with a remedy if one is known."""
     text = simplify(str(error))
     if isinstance(error, torch.OutOfMemoryError):
-        remedies = " or ".join(dict.fromkeys(task.MEMORY_REMEDY for task in task_options()))
+        remedies = "; ".join(f"for {task.NAME}, {task.MEMORY_REMEDY}" for task in task_options())
         return f"The GPU's memory ran out: {remedies}. ({text.split('. ')[0]})"
     return shorten(text) or type(error).__name__

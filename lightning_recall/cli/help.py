@@ -2,7 +2,7 @@
 
 import re
 from argparse import Action
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from jsonargparse import DefaultHelpFormatter
@@ -11,7 +11,7 @@ from jsonargparse._util import import_object
 from lightning_recall._lightning import LightningArgumentParser, LightningCLI
 from lightning_recall.cli.errors import shorten, simplify
 from lightning_recall.cli.options import is_choice
-from lightning_recall.cli.task_options import task_options
+from lightning_recall.cli.task_options import TaskOptions, task_options
 
 VERBOSE = "LIGHTNING_RECALL_VERBOSE"  # environment variable
 
@@ -56,17 +56,25 @@ class Parser(LightningArgumentParser):
         super().error(self.advise(shorten(simplify(message))), ex)
 
 
+def title(task: TaskOptions) -> str:
+    """Name of a task at the start of a line."""
+    return task.NAME.capitalize()
+
+
+def table(options: Mapping[str, str]) -> str:
+    """One line for each option: an example and what it sets."""
+    return "\n".join(f"  {option:<35}{text}" for option, text in options.items())
+
+
 def details() -> str:
     """Help text about settings, shown for every subcommand."""
-    options: dict[str, str] = {}
-    for task in task_options():
-        options |= task.OPTIONS
-    table = "\n".join(f"  {option:<35}{text}" for option, text in {**options, **OPTIONS}.items())
-    class_help = "\n".join(f"  {option}" for task in task_options() for option in task.CLASS_HELP)
+    tables = [f"{title(task)}:\n{table(task.OPTIONS)}" for task in task_options()]
+    options = "\n\n".join([*tables, f"Every task:\n{table(OPTIONS)}"])
+    class_help = "\n".join(dict.fromkeys(f"  {option}" for task in task_options() for option in task.CLASS_HELP))
     return f"""\
 Settings come from YAML files (--config, which may be repeated); command-line values override the files:
 
-{table}
+{options}
 
 --print_config prints all settings of a run with their defaults. These list the options of a class:
 
@@ -77,8 +85,8 @@ Options of the Trainer and the command are listed below.
 
 
 def subcommand_summary(name: str) -> str:
-    """What a subcommand does: a sentence for each task."""
-    return " ".join(task.SUBCOMMANDS[name] for task in task_options())
+    """What a subcommand does: a line for each task."""
+    return "\n".join(f"{title(task)}: {task.SUBCOMMANDS[name]}" for task in task_options())
 
 
 def parser_descriptions() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace, _typehints
 from jsonargparse._actions import _ActionHelpClassPath  # the only list of the options that hold classes
 from jsonargparse._util import get_import_path, import_object
 
-from lightning_recall.cli.task_options import task_options
+from lightning_recall.cli.task_options import tasks_of
 
 
 class CommandLine:
@@ -104,6 +104,8 @@ def class_parser(cls: type, action: Any) -> ArgumentParser:
     _, filled_in = _typehints.adapt_partial_callable_class(action._typehint, path)  # type: ignore[no-untyped-call]  # no types there
     kwargs = {**action.sub_add_kwargs, "skip": {*action.sub_add_kwargs.get("skip", ()), *(filled_in or ())}}
     parser.add_class_arguments(cls, action.dest.removesuffix(".help"), **kwargs)
+    for below in help_actions(parser):
+        below.holder = cls
     return parser
 
 
@@ -144,10 +146,11 @@ def choices(action: Any) -> list[type]:
 def is_choice(action: Any, cls: type) -> bool:
     """Whether a class matches the pattern that a task's `CHOICES` holds for an option, or there is none.
 
-    The type of an option does not tell a loss from an embedder: both are a `torch.nn.Module`.
+    The type of an option does not tell a loss from an embedder: both are a `torch.nn.Module`. An option of the module
+    of a task takes the classes of this task.
     """
     name = str(action.dest).removesuffix(".help").rpartition(".")[2]
-    patterns = [task.CHOICES[name] for task in task_options() if name in task.CHOICES]
+    patterns = [task.CHOICES[name] for task in tasks_of(getattr(action, "holder", None)) if name in task.CHOICES]
     return not patterns or any(fnmatch(f"{cls.__module__}.{cls.__name__}", pattern) for pattern in patterns)
 
 

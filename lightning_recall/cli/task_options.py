@@ -7,12 +7,15 @@ from typing import Any, Protocol, cast
 
 from jsonargparse import Namespace
 
-TASK_MODULES = ("lightning_recall.modules.command",)
+TASK_MODULES = ("lightning_recall.modules.command", "lightning_recall.segmentation.command")
 """modules that implement `TaskOptions`, one per task"""
 
 
 class TaskOptions(Protocol):
     """The names that a module in `TASK_MODULES` defines."""
+
+    NAME: str
+    """name of the task in help texts and messages"""
 
     CLASS_MODULES: Sequence[str]
     """modules whose classes can be given by name alone; also searched for "Did you mean" hints"""
@@ -56,6 +59,12 @@ class TaskOptions(Protocol):
     MODULE: str
     """class path of the task's LightningModule; a run without it gets no callbacks of EVALUATION"""
 
+    OWN_CLASSES: Sequence[str]
+    """patterns of the classes (module.Name) that are of no use to the MODULE of another task"""
+
+    EXTRAS: Mapping[str, str]
+    """package that users name in class paths -> extra of this package that installs it"""
+
     EVALUATION: Mapping[str, str]
     """name of a group of options -> class path of a callback that every run gets, and that these options set"""
 
@@ -74,6 +83,19 @@ def task_options() -> list[TaskOptions]:
     return [cast(TaskOptions, import_module(name)) for name in TASK_MODULES]
 
 
+def imported(path: str) -> Any:
+    """The object with a path such as package.module.Name."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def tasks_of(cls: Any) -> list[TaskOptions]:
+    """The tasks whose LightningModule is a class or one of its bases; all tasks if there are none."""
+    tasks = task_options()
+    found = [task for task in tasks if isinstance(cls, type) and issubclass(cls, imported(task.MODULE))]
+    return found or tasks
+
+
 def import_classes() -> None:
     """Imports the modules in CLASS_MODULES; a config can then name their classes without a path: `class_path: NAME`."""
     for task in task_options():
@@ -90,11 +112,7 @@ def public_names() -> list[str]:
 def default_callbacks() -> list[Any]:
     """The callbacks that every run gets by default, each once."""
     paths = dict.fromkeys(path for task in task_options() for path in task.CALLBACKS)
-    callbacks = []
-    for path in paths:
-        module, _, name = path.rpartition(".")
-        callbacks.append(getattr(import_module(module), name)())
-    return callbacks
+    return [imported(path)() for path in paths]
 
 
 def settings_of_classes(value: Any) -> Iterator[Any]:
@@ -126,6 +144,18 @@ def expand_model_files(model: Any) -> None:
         for name in names:
             if isinstance(settings.get(name), str):
                 settings[name] = os.path.expanduser(settings[name])
+
+
+def restore_none(model: Any) -> None:
+    """Changes "None" in a model's settings back to None: jsonargparse reads null in an option of type `str | None` so.
+
+    Args:
+        model: settings of the model; changed in place.
+    """
+    for settings in settings_of_classes(model):
+        for name, value in [*settings.items()]:
+            if value == "None":
+                settings[name] = None
 
 
 def disable_pretrained(model: Any) -> None:

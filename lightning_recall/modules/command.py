@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+NAME = "retrieval"
 CLASS_MODULES = (
     "lightning_recall.callbacks",
     "lightning_recall.datamodules",
@@ -16,6 +17,15 @@ CLASS_MODULES = (
 CALLBACKS = ("lightning_recall.callbacks.RunSummary", "lightning_recall.callbacks.InterruptCheckpoint")
 EVALUATION = {"evaluation": "lightning_recall.callbacks.RetrievalEvaluation"}
 MODULE = "lightning_recall.modules.RetrievalModule"
+OWN_CLASSES = (
+    *(f"lightning_recall.{room}.*" for room in ("datamodules", "losses", "mixup", "modules", "samplers")),
+    *(
+        f"lightning_recall.callbacks.{file}.*"
+        for file in ("embedding_writer", "evaluation_charts", "evaluation_report")
+    ),
+    *(f"lightning_recall.callbacks.{file}.*" for file in ("retrieval_evaluation", "retrieved_images")),
+)
+EXTRAS: dict[str, str] = {}
 MODEL_FILES = ("pretrained",)
 TRAINING_STATE = ("mixup._extra_state",)  # the random state of SimilarityMixup
 BACKBONE_OPTION = "--model.embedder.pretrained (--model.embedder.embedder.pretrained in a wrapper such as LoRAEmbedder)"
@@ -54,6 +64,7 @@ CHOICES = {
     "model": "lightning_recall.modules.*",
     "embedder": "lightning_recall.models.*Embedder",
     "backbone": "lightning_recall.models.*Net",
+    "data": "lightning_recall.datamodules.*DataModule",
     "loss": "lightning_recall.losses.*Loss",
     "mixup": "lightning_recall.mixup.*",
     "test_time_augmentation": "lightning_recall.models.*MultiScale",

@@ -136,7 +136,10 @@ def test_a_class_without_options_says_so_for_another_option():
 
 def test_memory_that_runs_out_has_a_remedy():
     message = explain(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB. GPU 0 has"))
-    assert message == "The GPU's memory ran out: set a smaller --model.chunk_size. (CUDA out of memory)"
+    assert message == (
+        "The GPU's memory ran out: for retrieval, set a smaller --model.chunk_size; for segmentation, set a smaller "
+        "--data.batch_size or --data.transforms.crop_size. (CUDA out of memory)"
+    )
     assert explain(KeyError()) == "KeyError"
 
 
@@ -150,7 +153,7 @@ def test_help_describes_the_subcommands_in_full():
         [sys.executable, "-m", "lightning_recall", "--help"], capture_output=True, text=True, check=True
     ).stdout
     text = " ".join(shown.split())
-    assert "predict Write the embeddings of the test images." in text
+    assert "predict Retrieval: Write the embeddings of the test images. Segmentation: Write the pred" in text
     assert "fit Train a model, and validate it on held-out classes." in text
     assert "\n  lightning-recall fit --config configs/glyphs.yaml\n" in shown
 

@@ -20,8 +20,12 @@ from lightning_recall.cli.task_options import (
     expand_model_files,
     import_classes,
     public_names,
+    restore_none,
     task_options,
+    tasks_of,
 )
+from lightning_recall.modules import RetrievalModule
+from lightning_recall.segmentation.module import SegmentationModule
 
 GLYPHS = Path(__file__).parents[2] / "configs" / "glyphs.yaml"
 NAMES = {*TaskOptions.__annotations__, "disable_pretrained", "disable_baselines", "evaluates_initial_weights"}
@@ -34,21 +38,39 @@ def test_each_module_declares_every_name_and_no_other(name):
     assert all(callable(getattr(import_module(name), key)) for key in NAMES - declared)
 
 
+def test_null_in_an_option_is_none():
+    inner = Namespace(encoder_weights="None", name="x", depth=None)
+    restore_none(Namespace(init_args=Namespace(network=Namespace(init_args=inner))))
+    assert inner == Namespace(encoder_weights=None, name="x", depth=None)
+
+
+def test_a_module_belongs_to_its_task():
+    class Own(SegmentationModule):
+        pass
+
+    assert [task.NAME for task in tasks_of(Own)] == ["segmentation"]
+    assert [task.NAME for task in tasks_of(RetrievalModule)] == ["retrieval"]
+    assert [task.NAME for task in tasks_of(torch.nn.Linear)] == ["retrieval", "segmentation"]
+    assert tasks_of(None) == task_options()
+
+
 def test_names_of_all_modules_are_known_after_import():
     import_classes()
     names = {"RetrievalModule", "CircleLoss", "GlyphsDataModule", "ImageEmbedder", "RunSummary"}
+    names |= {"RecallCrossEntropyLoss", "CamVidDataModule", "SmallUNet", "SegmentedImages"}
     assert {*names, "ManualOptimization", "ClassBalancedBatchSampler"} <= set(public_names())
 
 
 @pytest.fixture
 def two_tasks(monkeypatch):
     """A second task that shares a callback and a remedy with the first."""
-    (first,) = task_options()
+    first, *_ = task_options()
     second = SimpleNamespace(**{**{name: getattr(first, name) for name in NAMES}, "OVERVIEW": "Segments images."})
-    second.SUBCOMMANDS = dict.fromkeys(first.SUBCOMMANDS, "Or masks.")
+    second.NAME, second.MEMORY_REMEDY = "masks", "use smaller images"
+    second.SUBCOMMANDS = dict.fromkeys(first.SUBCOMMANDS, "Write masks.")
     second.MODEL_FILES = ("weights",)
     monkeypatch.setitem(sys.modules, "second", second)
-    monkeypatch.setattr(task_options_module, "TASK_MODULES", (*TASK_MODULES, "second"))
+    monkeypatch.setattr(task_options_module, "TASK_MODULES", (TASK_MODULES[0], "second"))
 
 
 @pytest.mark.usefixtures("two_tasks")
@@ -56,8 +78,10 @@ def test_two_tasks_share_the_command():
     assert [type(callback) for callback in default_callbacks()] == [RunSummary, InterruptCheckpoint]
     shown = parser_descriptions()
     assert shown["description"].endswith("\n\nSegments images.")
-    assert "Write the embeddings of the test images. Or masks." in shown["predict"]["description"]
-    assert explain(torch.OutOfMemoryError("x")) == "The GPU's memory ran out: set a smaller --model.chunk_size. (x)"
+    sentences = "Retrieval: Write the embeddings of the test images.\nMasks: Write masks."
+    assert sentences in shown["predict"]["description"]
+    remedies = "for retrieval, set a smaller --model.chunk_size; for masks, use smaller images"
+    assert explain(torch.OutOfMemoryError("x")) == f"The GPU's memory ran out: {remedies}. (x)"
 
 
 @pytest.mark.usefixtures("two_tasks")

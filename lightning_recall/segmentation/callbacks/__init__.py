@@ -1,1 +1,6 @@
 """Callbacks that show and write what a segmentation network predicts."""
+
+from lightning_recall.segmentation.callbacks.mask_writer import MaskWriter
+from lightning_recall.segmentation.callbacks.segmented_images import SegmentedImages
+
+__all__ = ["MaskWriter", "SegmentedImages"]
