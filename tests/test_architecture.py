@@ -25,6 +25,7 @@ PLAIN = {"losses", "mixup", "models", "samplers", "search", "metrics", "plots", 
 SHARED = {"optimization", "data", "callbacks", "cli"}  # with Lightning, for the wings too
 RETRIEVAL = {"modules", "datamodules"}
 WINGS = {"segmentation", "adaptation"}
+PLAIN_IN_WINGS = ("segmentation/losses", "segmentation/models", "segmentation/scores.py")  # plain torch too
 ALLOWED = {
     "_lightning": set(),
     **{room: BOTTOM - {room} for room in BOTTOM},
@@ -69,7 +70,8 @@ def test_imports_follow_the_floor_plan(path):
         if parts[0] == "lightning_recall":
             assert parts[1] == here or parts[1] in ALLOWED[here], f"{here} must not import {name}"
         assert parts[0] not in FORBIDDEN or here == "_lightning", "import Lightning's names from _lightning"
-        if here in BOTTOM | PLAIN:
+        if here in BOTTOM | PLAIN or str(path.relative_to(PACKAGE)).startswith(PLAIN_IN_WINGS):
+            assert parts[:2] != ["lightning_recall", "_lightning"], f"{name} is Lightning, but {here} is plain torch"
             assert parts[0] not in {"jsonargparse", "rich"}, f"{here} is plain torch"
 
 

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 import lightning_recall
+from lightning_recall import segmentation
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,7 +26,15 @@ def test_public_names_are_there(name):
     assert name in dir(lightning_recall)
 
 
+@pytest.mark.parametrize("name", segmentation.__all__)
+def test_public_names_of_segmentation_are_there(name):
+    assert getattr(segmentation, name).__name__ == name
+    assert name in dir(segmentation)
+
+
 def test_unknown_names_are_refused():
+    with pytest.raises(AttributeError, match="no attribute 'RecallLoss'"):
+        _ = segmentation.RecallLoss
     with pytest.raises(AttributeError, match="no attribute 'RecallLoss'"):
         _ = lightning_recall.RecallLoss
 
@@ -35,6 +44,7 @@ def test_the_version_has_one_source():
 
 
 LEAVES = ("gather", "losses", "metrics", "mixup", "models", "plots", "recompute", "samplers", "search")
+LEAVES += ("segmentation.losses", "segmentation.models", "segmentation.scores")
 IMPORT_LEAVES = """
 import importlib, sys
 for leaf in sys.argv[1:]:
