@@ -1,6 +1,5 @@
 """Recall loss: "Striking the Right Balance: Recall Loss for Semantic Segmentation", ICRA 2022."""
 
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -14,6 +13,7 @@ from lightning_recall.segmentation.losses.inputs import (
     number_of_processes,
     split_ignored,
 )
+from lightning_recall.segmentation.losses.pixel_cross_entropy import in_closed_form, right_pixels
 from lightning_recall.tensors import at_least_float32
 
 Reduction = Literal["mean", "weighted_mean", "sum", "none"]
@@ -33,14 +33,15 @@ class RecallCrossEntropyLoss(nn.Module):
     Source: Tian et al., ICRA 2022 (arXiv 2106.14917). If all pixels are wrong, this is `F.cross_entropy`. If all
     classes have equally many wrong pixels, the weights are inversely proportional to the class frequencies.
 
-    A pixel counts as right if the logit of its class is above all others. A tie is wrong, so that a network with equal
-    logits everywhere, or one in bfloat16, gets full weights.
+    A pixel counts as right if the probability of its class is above all others. A tie is wrong, so that a network with
+    equal logits everywhere, or one in bfloat16, gets full weights.
 
     With several processes, FN and GT are summed over the processes before the division, in training with gradients
     enabled. The mean over processes of the loss and of its gradient is that of one process with the whole batch, also
     for unequal numbers of valid pixels. In evaluation each process is on its own. Computed in fp32 or fp64.
 
-    `torch.compile` works, with a graph break at the counts; it omits the check of the values of the labels.
+    The gradient is computed in closed form, in the pass that counts. `torch.compile` uses autograd instead, with a
+    graph break at the counts, and omits the check of the values of the labels.
 
     Args:
         num_classes: C, at least 2.
@@ -72,6 +73,7 @@ class RecallCrossEntropyLoss(nn.Module):
     0.5635
     """
 
+    closed_form = True  # whether the gradient is computed in closed form; tests compare both
     running_weights: Tensor | None
 
     def __init__(
@@ -106,20 +108,24 @@ class RecallCrossEntropyLoss(nn.Module):
         check_shapes(logits, target, self.num_classes)
         labels, valid = split_ignored(target, self.num_classes, self.ignore_index)
         processes = number_of_processes(self)
-        counts = count_pixels(logits.detach(), labels, valid)
-        if processes > 1:
-            distributed.all_reduce(counts)
+        plain = torch.compiler.is_compiling() or not self.closed_form
         with torch.autocast(logits.device.type, enabled=False):
-            logits = at_least_float32(logits)
-            weights = self.average(class_weights(counts, self.min_false_negatives, logits.dtype), counts[1] > 0)
-            losses = F.cross_entropy(
-                logits,
-                target.long(),
-                weights,
-                ignore_index=-1 if self.ignore_index is None else self.ignore_index,  # -1 is not a label
-                reduction="none" if self.reduction == "none" else "sum",
-            )
-            return losses if self.reduction == "none" else losses * (processes / self.divisor(counts[1], weights))
+            pixels = None if plain else in_closed_form(logits, labels)
+            is_right = right_pixels(logits, labels) if pixels is None else pixels.is_right
+            counts = count_pixels(labels, is_right, valid, self.num_classes)
+            if processes > 1:
+                distributed.all_reduce(counts)
+            weights = class_weights(counts, self.min_false_negatives, torch.promote_types(logits.dtype, torch.float32))
+            weights = self.average(weights, counts[1] > 0)
+            if pixels is None:
+                losses = F.cross_entropy(at_least_float32(logits), labels, reduction="none") * weights[labels]
+            else:
+                losses = pixels.weighted(logits, labels, weights[labels])
+            if valid is not None:
+                losses = losses.where(valid, 0)
+            if self.reduction == "none":
+                return losses
+            return losses.sum() * (processes / self.divisor(counts[1], weights))
 
     def average(self, weights: Tensor, seen: Tensor) -> Tensor:
         """Weights (C,) averaged with those of earlier batches; `seen` (C,) are the classes of this batch."""
@@ -144,60 +150,27 @@ class RecallCrossEntropyLoss(nn.Module):
 
 
 @torch.no_grad()
-def count_pixels(logits: Tensor, labels: Tensor, valid: Tensor | None) -> Tensor:
+def count_pixels(labels: Tensor, is_right: Tensor, valid: Tensor | None, num_classes: int) -> Tensor:
     """Wrong pixels and all pixels of each class.
 
     Args:
-        logits: (B, C, ...) floating point.
         labels: (B, ...) int64 from 0 to C - 1.
+        is_right: (B, ...) bool.
         valid: (B, ...) bool, the pixels that count; None: all.
+        num_classes: C.
 
     Returns:
         (2, C) int64: false negatives, and pixels.
 
-    >>> count_pixels(torch.tensor([[3.0, 1.0], [3.0, 3.0], [0.0, 1.0]]), torch.tensor([0, 0, 1]), None)
+    >>> count_pixels(torch.tensor([0, 0, 1]), torch.tensor([True, False, True]), None, 2)
     tensor([[1, 0],
             [2, 1]])
     """
-    num_classes = logits.shape[1]
-    counts = labels.new_zeros(2 * num_classes + 1)
-    for block in blocks(logits):
-        part, index = logits[block], labels[block[0], *block[2:]]
-        keys = index + num_classes * is_right(part, index)
-        if valid is not None:
-            keys.masked_fill_(~valid[block[0], *block[2:]], 2 * num_classes)
-        counts += keys.flatten().bincount(minlength=len(counts))
-    wrong, right = counts[:-1].view(2, num_classes)
+    keys = labels + num_classes * is_right
+    if valid is not None:
+        keys.masked_fill_(~valid, 2 * num_classes)
+    wrong, right = keys.flatten().bincount(minlength=2 * num_classes + 1)[:-1].view(2, num_classes)
     return torch.stack([wrong, wrong + right])
-
-
-def blocks(logits: Tensor) -> Iterator[tuple[slice, ...]]:
-    """Images, classes and rows that are compared at a time: all classes of some images, or of some rows of an image."""
-    limit = BLOCK_ELEMENTS if logits.device.type == "cpu" else 2**26
-    images = max(1, limit // max(1, logits[:1].numel()))
-    for image in range(0, len(logits), images):
-        if logits.ndim == 2:
-            yield slice(image, image + images), slice(None)
-            continue
-        rows = max(1, limit // max(1, logits[:1, :, :1].numel()))
-        for row in range(0, logits.shape[2], rows):
-            yield slice(image, image + images), slice(None), slice(row, row + rows)
-
-
-def is_right(logits: Tensor, labels: Tensor) -> Tensor:
-    """Where the logit of the label is above all others, that is, the only one of at least its value.
-
-    Args:
-        logits: (B, C, ...) floating point.
-        labels: (B, ...) int64.
-
-    Returns:
-        (B, ...) bool.
-    """
-    own = logits.gather(1, labels.unsqueeze(1))
-    # as numbers: on a CPU these are compared and added several times faster than bool
-    not_below = torch.ge(logits, own, out=torch.empty(logits.shape, device=logits.device))
-    return not_below.sum(1) == 1
 
 
 def class_weights(counts: Tensor, minimum: int, dtype: torch.dtype) -> Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from test_gather import run_processes
 from torch import distributed
 
-from lightning_recall.segmentation.losses import RecallCrossEntropyLoss
+from lightning_recall.segmentation.losses import RecallCrossEntropyLoss, pixel_cross_entropy
 from lightning_recall.segmentation.losses import recall_cross_entropy as source
 
 SHAPES = [(), (7,), (5, 6), (3, 4, 5)]
@@ -44,7 +44,7 @@ def by_loops(logits, target, floor=1, reduction="mean"):
 @pytest.mark.parametrize("floor", [0, 1, 2])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "weighted_mean"])
 def test_value_and_gradient_equal_the_loops(shape, floor, reduction, monkeypatch):
-    monkeypatch.setattr(source, "BLOCK_ELEMENTS", 200)
+    monkeypatch.setattr(pixel_cross_entropy, "BLOCK_ELEMENTS", 200)
     logits, target = example(shape, images=30 // max(1, math.prod(shape)) + 2, ignored=0.2)
     loss = RecallCrossEntropyLoss(4, 255, reduction=reduction, min_false_negatives=floor)(logits, target)
     expected = by_loops(logits, target, floor, reduction)
@@ -54,12 +54,17 @@ def test_value_and_gradient_equal_the_loops(shape, floor, reduction, monkeypatch
     torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
 
 
+def weights_of(logits, labels, valid=None):
+    right = pixel_cross_entropy.in_closed_form(logits, labels).is_right
+    return source.class_weights(source.count_pixels(labels, right, valid, logits.shape[1]), 1, logits.dtype)
+
+
 def test_the_weight_is_one_minus_the_recall_of_scikit_learn():
     metrics = pytest.importorskip("sklearn.metrics")  # a test tool
     logits, target = example((20, 20))
     recall = metrics.recall_score(target.flatten(), logits.argmax(1).flatten(), average=None)
     assert 0 < recall.min() < recall.max() < 1
-    weights = source.class_weights(source.count_pixels(logits, target, None), 1, torch.float64)
+    weights = weights_of(logits, target)
     np.testing.assert_allclose(weights.numpy(), 1 - recall, rtol=0, atol=1e-15)
 
 
@@ -67,7 +72,7 @@ def test_the_gradient_is_that_of_cross_entropy_times_the_weight():
     logits, target = example(ignored=0.1)
     (gradient,) = torch.autograd.grad(RecallCrossEntropyLoss(4, 255)(logits, target), logits)
     labels, valid = source.split_ignored(target, 4, 255)
-    weights = source.class_weights(source.count_pixels(logits, labels, valid), 1, torch.float64)
+    weights = weights_of(logits, labels, valid)
     truth = F.one_hot(labels, 4).movedim(-1, 1)
     expected = (logits.softmax(1) - truth) * (weights[labels] * valid / valid.sum()).unsqueeze(1)
     torch.testing.assert_close(gradient, expected, atol=1e-16, rtol=0)
