@@ -179,6 +179,9 @@ def test_settings_that_the_text_names_are_there(command, capsys):
     with pytest.raises(SystemExit):
         command("fit", *configs, "--data.transforms=ImageTransforms", "--print_config")
     known = set(settings(yaml.safe_load(capsys.readouterr().out)))
+    with pytest.raises(SystemExit):
+        command("fit", "-c", ROOT / "configs/segmentation/camvid.yaml", "--data.root=FOLDER", "--print_config")
+    known |= set(settings(yaml.safe_load(capsys.readouterr().out)))
     text = "".join(re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL) for page in PAGES)  # commands: above
     named = set(re.findall(r"--((?:model|data|trainer)\.[\w.]+)", text))
     assert len(named) > 15

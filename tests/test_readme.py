@@ -14,7 +14,8 @@ from lightning_recall.callbacks import load_embeddings
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 ALL_COMMANDS = re.findall(r"^lightning-recall .*$", README, re.MULTILINE)
-COMMANDS = [line for line in ALL_COMMANDS if "FOLDER" not in line and "TABLE" not in line]
+COMMANDS = [line for line in ALL_COMMANDS if "configs/glyphs.yaml" in line or "--model.help" in line]
+SEGMENTATION = [line for line in ALL_COMMANDS if "configs/segmentation" in line]
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
 
@@ -64,13 +65,30 @@ def test_commands_on_glyphs_run_in_order(command, glyph_folder, monkeypatch, in_
 
 def test_commands_for_your_images_are_those_of_the_how_to():
     """test_docs.py runs these."""
-    lines = [line for line in ALL_COMMANDS if line not in COMMANDS]
+    lines = [line for line in ALL_COMMANDS if line not in COMMANDS + SEGMENTATION]
     how_to = (ROOT / "docs" / "how_to" / "own_data.md").read_text()
     assert lines == re.findall(r"^lightning-recall .*$", how_to, re.MULTILINE)[:4]
 
 
+def test_the_segmentation_snippet_has_a_gradient():
+    names = {}
+    exec(SNIPPETS[3], names)
+    assert names["logits"].grad.abs().max() > 0
+
+
+def test_commands_on_scenes_run_in_order(command, in_tmp_path, capsys):
+    (in_tmp_path / "configs").symlink_to(ROOT / "configs")
+    assert [line.split()[1] for line in SEGMENTATION] == ["fit", "test"]
+    short = ("--trainer.max_epochs", 3, "--trainer.limit_train_batches", 1, "--trainer.limit_val_batches", 1)
+    for line in SEGMENTATION:
+        args = shlex.split(line)[1:]
+        command(*args, "--trainer.enable_progress_bar", "false", *(short if args[0] == "fit" else ()))
+    assert "pavement" in capsys.readouterr().out
+    assert list(in_tmp_path.glob("runs/scenes/version_1/segmented_images*.png"))
+
+
 def test_every_snippet_is_run():
-    assert len(SNIPPETS) == 3
+    assert len(SNIPPETS) == 4
 
 
 def test_lines_are_short():
