@@ -87,6 +87,18 @@ def test_the_shown_images_have_the_extreme_mious(choice, tmp_path, drawn):
         np.testing.assert_allclose(image.image, images[index].permute(1, 2, 0) / 255, atol=1e-6)
 
 
+@pytest.mark.parametrize("ignore_index", [1, None])
+def test_the_module_says_which_label_is_ignored(ignore_index, tmp_path, drawn):
+    module = Brightness()
+    module.ignore_index = ignore_index
+    images, masks = data(2).tensors
+    masks = masks.clamp(max=2)
+    run(tmp_path, DataLoader(TensorDataset(images, masks)), module, num_images=1, choices=["best"])
+    (((image,), _),) = drawn
+    index = int(image.name.removeprefix("image "))
+    np.testing.assert_array_equal(image.truth, np.where(masks[index] == ignore_index, -1, masks[index]))
+
+
 def names_drawn(drawn):
     return [[image.name for image in images] for images, _ in drawn]
 
