@@ -15,6 +15,15 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
+def holds_integers(values: Tensor) -> bool:
+    """Whether the dtype of a tensor is an integer type; bool is none.
+
+    >>> holds_integers(torch.zeros(2, dtype=torch.uint8)), holds_integers(torch.zeros(2, dtype=torch.bool))
+    (True, False)
+    """
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+
+
 def arange_within_groups(counts: Tensor) -> Tensor:
     """Returns the concatenation of arange(count) for every count.
 

@@ -1,5 +1,7 @@
+import functools
 import os
 import pickle
+import sys
 import zlib
 
 import numpy as np
@@ -37,6 +39,17 @@ def command(in_tmp_path, monkeypatch):  # noqa: ARG001  # the command writes to 
     monkeypatch.setattr("sys.argv", ["lightning-recall"])  # otherwise Lightning parses pytest's arguments
     monkeypatch.setenv("COLUMNS", "100")
     return lambda *args: main([str(arg) for arg in args])
+
+
+@pytest.fixture(scope="module")
+def quick_parsing():
+    """Finds the thousands of subclasses of torch's modules once, and not for each setting of each command."""
+    typehints = sys.modules.get("jsonargparse._typehints")
+    find = getattr(typehints, "get_all_subclass_paths", None)
+    with pytest.MonkeyPatch.context() as patch:
+        if find is not None:
+            patch.setattr(typehints, "get_all_subclass_paths", functools.cache(find))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """The documentation: its snippets and training commands run, its other commands are parsed, its site is built."""
 
 import argparse
-import functools
 import importlib
 import os
 import re
@@ -46,17 +45,7 @@ SHORT = {
     "test": "--trainer.limit_test_batches 2",
     "predict": "--trainer.limit_predict_batches 1",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_parsing():
-    """Finds the thousands of subclasses of torch's modules once, and not for each setting of each command."""
-    typehints = sys.modules.get("jsonargparse._typehints")
-    find = getattr(typehints, "get_all_subclass_paths", None)
-    with pytest.MonkeyPatch.context() as patch:
-        if find is not None:
-            patch.setattr(typehints, "get_all_subclass_paths", functools.cache(find))
-        yield
+pytestmark = pytest.mark.usefixtures("quick_parsing")
 
 
 def offline_blocks(page):

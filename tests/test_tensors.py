@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightning_recall.tensors import arange_within_groups, at_least_float32
+from lightning_recall.tensors import arange_within_groups, at_least_float32, holds_integers
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int64, torch.bool])
@@ -9,6 +9,12 @@ def test_every_other_dtype_becomes_float32(dtype):
     values = torch.tensor([0, 1]).to(dtype)
     assert at_least_float32(values).dtype == torch.float32
     assert at_least_float32(values).tolist() == [0.0, 1.0]
+
+
+def test_integers_are_neither_floats_nor_bools():
+    integers = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+    others = {torch.float16, torch.bfloat16, torch.float64, torch.complex64, torch.bool}
+    assert {dtype for dtype in integers | others if holds_integers(torch.zeros(2, dtype=dtype))} == integers
 
 
 def test_float64_is_returned_unchanged():

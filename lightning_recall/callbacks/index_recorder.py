@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lightning_recall._lightning import Trainer, add_dataloader_hook, remove_dataloader_hook
 from lightning_recall.callbacks.collate_order import ORDER_PRESERVING_COLLATES, CheckedCollate
 from lightning_recall.data.attributes import labels_of
+from lightning_recall.tensors import holds_integers
 
 HINT = (
     "use a map-style data set and a torch DataLoader with in_order=True whose collate_fn keeps all items, keeps their "
@@ -135,8 +136,8 @@ def as_indices(entry: Any) -> Tensor | None:
         indices = torch.as_tensor(entry)
     except (TypeError, ValueError, RuntimeError):
         return None
-    is_integer = not (indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool)
-    return indices.reshape(-1).long() if indices.ndim <= 1 and (is_integer or indices.numel() == 0) else None
+    is_list = indices.ndim <= 1 and (holds_integers(indices) or indices.numel() == 0)
+    return indices.reshape(-1).long() if is_list else None
 
 
 def is_reordered(dataset_labels: Tensor | None, indices: Tensor, labels: Tensor | None) -> bool:

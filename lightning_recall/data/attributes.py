@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
+from lightning_recall.tensors import holds_integers
+
 MAX_WRAPPED = 1_000  # maximum number of list entries that are searched for data sets
 EVALUATION_ATTRIBUTES = ("is_query", "is_gallery", "groups")
 """per-item attributes that evaluation reads"""
@@ -127,8 +129,7 @@ def labels_of(dataset: Any) -> Tensor | None:
             values = torch.as_tensor(
                 np.asarray(last_tensor_of(dataset) if name == "tensors" else attribute_of(dataset, name))
             )
-            is_integer = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
-            if is_integer and values.shape == (len(dataset),):
+            if holds_integers(values) and values.shape == (len(dataset),):
                 return values.long()
     return None
 

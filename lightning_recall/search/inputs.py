@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_recall.checks import check_tensors
+from lightning_recall.tensors import holds_integers
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """allowed dtypes of embeddings"""
@@ -46,7 +47,7 @@ def check_integers(count: int, **tensors: Tensor | None) -> None:
             continue
         if tensor.shape != (count,):
             raise ValueError(f"{name} must be of shape ({count},), one for each item, got {tuple(tensor.shape)}.")
-        if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        if not holds_integers(tensor):
             raise ValueError(f"{name} must be integers, got {tensor.dtype}.")
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_recall.batch import is_pair, type_and_shape
+from lightning_recall.tensors import holds_integers
 
 
 def checked_batch(batch: Any) -> tuple[Tensor, Tensor]:
@@ -24,7 +25,7 @@ def checked_batch(batch: Any) -> tuple[Tensor, Tensor]:
             "Images must have shape (B, 3, H, W) and masks (B, H, W), of the same height and width, got "
             f"{tuple(images.shape)} and {tuple(masks.shape)}{advice}."
         )
-    if masks.is_floating_point() or masks.is_complex() or masks.dtype == torch.bool:
+    if not holds_integers(masks):
         raise ValueError(f"Masks must hold classes as integers, got {masks.dtype}: convert them with .long().")
     return images, masks.long()
 

@@ -9,6 +9,7 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from lightning_recall.checks import check_integer, check_tensors
+from lightning_recall.tensors import holds_integers
 
 MEANS = {
     "miou": "mIoU",
@@ -141,5 +142,5 @@ def check_pair(predictions: Tensor, target: Tensor) -> None:
             f"{tuple(target.shape)}."
         )
     for name, values in (("predictions", predictions), ("target", target)):
-        if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        if not holds_integers(values):
             raise ValueError(f"{name} must hold classes as integers, got {values.dtype}: convert them with .long().")

@@ -51,6 +51,7 @@ model:
       init_args: {weights_backbone: null, num_classes: 21}
 """
 RESNET = ("--model.network.encoder_name", "resnet18", "--model.network.encoder_weights", "null")
+pytestmark = pytest.mark.usefixtures("quick_parsing")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ class Net(nn.Module):
     def __init__(self, name):
         super().__init__()
         setattr(self, name, nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
-        self.head = nn.Conv2d(4, 2, 1)
+        self.head = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
 
 
 def options(groups):
@@ -28,11 +28,13 @@ def test_norms_and_biases_have_no_weight_decay():
 @pytest.mark.parametrize("name", ["backbone", "encoder"])
 def test_the_head_has_its_own_rate(name):
     net = Net(name)
-    net.head.bias.requires_grad_(False)
+    net.head[0].bias.requires_grad_(False)
     groups = segmentation_groups(net, net, 0.1)
     rates = {id(p): group.get("lr") for group in groups for p in group["params"]}
     assert {id(p) for p in net.parameters() if p.requires_grad} == set(rates)
-    assert rates[id(net.head.weight)] == 0.1
+    assert rates[id(net.head[0].weight)] == 0.1
+    decayed = {id(p) for group in groups for p in group["params"] if group.get("weight_decay") != 0}
+    assert decayed == {id(p) for p in net.parameters() if p.requires_grad and p.ndim > 1}
     assert {rates[id(p)] for p in getattr(net, name).parameters()} == {None}
 
 

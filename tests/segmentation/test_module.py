@@ -332,7 +332,7 @@ def test_averaged_weights(tmp_path):
 
 
 def test_a_checkpoint_rebuilds_the_module(tmp_path):
-    module = make(class_names=NAMES, mean=(0.1, 0.2, 0.3))
+    module = make(class_names=NAMES, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     trainer = trainer_of(tmp_path)
     trainer.fit(module, loader(), loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
@@ -341,7 +341,7 @@ def test_a_checkpoint_rebuilds_the_module(tmp_path):
     images, _ = draw(2)
     assert torch.equal(loaded(images), module(images))
     assert loaded.class_names == tuple(NAMES)
-    assert loaded.mean == (0.1, 0.2, 0.3)
+    assert (loaded.mean, loaded.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     other = SegmentationModule.load_from_checkpoint(tmp_path / "a.ckpt", **arguments, mean=(0.5, 0.5, 0.5))
     assert other.mean == (0.5, 0.5, 0.5)
     assert loaded.history.validations == module.history.validations
@@ -429,9 +429,19 @@ def test_the_table_before_and_after_training(tmp_path, capsys, monkeypatch):
 
 def test_a_short_sanity_check_scores_nothing(tmp_path):
     module = make()
-    trainer_of(tmp_path, num_sanity_val_steps=1).fit(module, loader(), loader())
+    trainer = trainer_of(tmp_path, num_sanity_val_steps=1)
+    trainer.fit(module, loader(), loader())
     assert module.history.baselines == {}
+    trainer.validate(module, loader(), verbose=False)  # no part of the training
     assert len(module.history.validations) == 1
+
+
+def test_a_continued_training_has_no_scores_before_training(tmp_path):
+    module, trainer = make(), trainer_of(tmp_path, num_sanity_val_steps=-1)
+    for max_epochs, rows in ((1, ["before training"]), (2, [])):
+        trainer.fit_loop.max_epochs = max_epochs
+        trainer.fit(module, loader(), loader())
+        assert list(module.history.baselines) == rows
 
 
 class Noisy(nn.Module):

@@ -14,6 +14,7 @@ from lightning_recall.callbacks.dataloaders import loader_at, named_loaders
 from lightning_recall.callbacks.index_recorder import indices_of_batch, record_indices, stop_recording
 from lightning_recall.callbacks.output import file_name, output_path, save_picture, writes_files
 from lightning_recall.checks import check_integer
+from lightning_recall.segmentation.batches import checked_batch
 from lightning_recall.segmentation.callbacks.names import class_names_of, image_names
 from lightning_recall.segmentation.data import IGNORED_PIXEL
 from lightning_recall.segmentation.plots import SegmentedImage, draw_segmented_images, image_miou
@@ -93,7 +94,7 @@ class SegmentedImages(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keeps the images of a batch that may be drawn."""
-        images, masks = images_and_masks(batch)
+        images, masks = checked_batch(batch)
         predictions = predictions_of(outputs, masks, type(pl_module).__name__)
         loader = loader_at(trainer.test_dataloaders, dataloader_idx)
         indices = indices_of_batch(loader, batch_idx, len(masks))
@@ -158,20 +159,6 @@ def without_ignored(masks: Tensor, ignore_index: int | None) -> Tensor:
     """Masks (B, H, W) int64 on the CPU, with -1 for ignored pixels."""
     masks = masks.cpu().long()
     return masks if ignore_index is None else masks.masked_fill(masks == ignore_index, -1)
-
-
-def images_and_masks(batch: Any) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, H, W) and masks (B, H, W) of a batch.
-
-    Raises:
-        ValueError: if the batch has another form.
-    """
-    if isinstance(batch, Sequence) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
-        images, masks = batch
-        if images.ndim == 4 and masks.ndim == 3 and images.shape[0] == masks.shape[0]:
-            return images, masks
-    shown = ", ".join(map(type_and_shape, batch)) if isinstance(batch, Sequence) else type_and_shape(batch)
-    raise ValueError(f"A batch must be (images (B, 3, H, W), masks (B, H, W)), got {shown}.")
 
 
 def predictions_of(outputs: Any, masks: Tensor, module: str) -> Tensor:

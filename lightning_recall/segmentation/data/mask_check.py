@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +20,6 @@ ORIENTATION_TAG = 0x0112
 TURNED_ORIENTATIONS = (5, 6, 7, 8)  # EXIF values that swap width and height
 IMAGE_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 """last bytes of a complete file"""
-
-
-class MaskedImages(Protocol):
-    """Images with masks in memory."""
-
-    def __len__(self) -> int: ...
-
-    def read_mask(self, index: int) -> NDArray[np.uint8]:
-        """Classes (H, W) of a mask."""
 
 
 @dataclass

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from lightning_recall.checks import check_integer, check_tensors
+from lightning_recall.tensors import holds_integers
 
 
 def check_classes(num_classes: Any, ignore_index: Any) -> None:
@@ -26,7 +27,7 @@ def check_shapes(logits: Any, target: Any, num_classes: int) -> None:
             f"logits must have num_classes = {num_classes} channels in dimension 1, got shape {tuple(logits.shape)}. "
             f"{advice}Change the last layer of the network or num_classes."
         )
-    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+    if not holds_integers(target):
         raise ValueError(
             f"target must hold class indices as integers, got {target.dtype}: convert indices with target.long(); "
             "class probabilities are not supported, use target.argmax(1)."

@@ -104,6 +104,10 @@ def test_files_of_validation_and_test(tmp_path, capsys):
     assert float(rows[1]["accuracy"]) == 0.375
     assert rows[3]["iou"] == ""
     assert float(rows[2]["pixel_fraction"]) == pytest.approx(2 / 101, abs=1e-6)
+    counts = CONFUSION.clone()
+    counts[0, 0] += 1
+    means = [scores_of(counts)[name].item() for name in ("miou", "mean_accuracy", "mean_precision")]
+    assert [float(rows[-1][name]) for name in ("iou", "accuracy", "precision")] == pytest.approx(means, abs=1e-5)
 
 
 def test_fast_dev_run_writes_nothing(tmp_path, capsys):

@@ -70,13 +70,14 @@ class Data(pl.LightningDataModule):
     colors = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]], dtype=np.uint8)
 
     def predict_dataloader(self):
-        return {name: DataLoader(TensorDataset(IMAGES), batch_size=3) for name in ("day", "night")}
+        return {"day": DataLoader(TensorDataset(IMAGES), batch_size=3), "night": DataLoader(Files(IMAGES[:3]))}
 
 
 def test_colours_of_the_data_module_and_one_folder_per_dataloader(tmp_path):
     folder = run(tmp_path, datamodule=Data())
-    assert set(read(folder / "masks")) == {f"{name}/{index}.png" for name in ("day", "night") for index in range(7)}
-    assert palette(folder / "masks/night/0.png") == Data.colors.tolist()
+    night = {"night/a/0.png", "night/b/0.png", "night/a/1.png"}
+    assert set(read(folder / "masks")) == {f"day/{index}.png" for index in range(7)} | night
+    assert palette(folder / "masks/night/b/0.png") == Data.colors.tolist()
 
 
 def test_fast_dev_run_writes_nothing(tmp_path):

@@ -22,6 +22,14 @@ def test_ids_are_classes_and_11_is_ignored(tmp_path, suffix):
     assert data.num_classes == len(data.colors) == 11
 
 
+def test_colours_are_those_of_the_tutorial():
+    """Written down from its script that shows predictions."""
+    colors = dict(zip(CamVidDataModule.class_names, CamVidDataModule.colors.tolist(), strict=True))
+    assert (colors["sky"], colors["pole"], colors["road"]) == ([128, 128, 128], [192, 192, 128], [128, 64, 128])
+    assert (colors["pavement"], colors["car"], colors["bicyclist"]) == ([60, 40, 222], [64, 0, 128], [0, 128, 192])
+    assert len(set(map(tuple, colors.values()))) == 11
+
+
 def test_missing_folders_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"train does not exist, .* SegNet tutorial"):
         CamVidDataModule(str(tmp_path)).setup()

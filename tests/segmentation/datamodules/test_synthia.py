@@ -3,7 +3,11 @@ import pytest
 from segmentation_data import draw_rand_cityscapes, draw_synthia_sequence, random_mask, save_png16
 
 from lightning_recall.segmentation.data import SegmentationTransforms
-from lightning_recall.segmentation.datamodules import RandCityscapesDataModule, SynthiaSequencesDataModule
+from lightning_recall.segmentation.datamodules import (
+    CamVidDataModule,
+    RandCityscapesDataModule,
+    SynthiaSequencesDataModule,
+)
 
 WHOLE = SegmentationTransforms()
 
@@ -44,6 +48,11 @@ def test_ids_of_sequences(tmp_path):
     assert data.class_names[9] == "pedestrian"
     assert data.class_names[12] == "traffic light"
     assert data.num_classes == len(data.colors) == 13
+    colors = dict(zip(data.class_names, data.colors.tolist(), strict=True))
+    camvid = dict(zip(CamVidDataModule.class_names, CamVidDataModule.colors.tolist(), strict=True))
+    shared = {"sky", "building", "road", "pole", "fence", "car"}  # the data set took over CamVid's colours
+    assert {name: colors[name] for name in shared} == {name: camvid[name] for name in shared}
+    assert (colors["lane marking"], colors["traffic light"]) == ([0, 175, 0], [0, 128, 128])
 
 
 def test_rand_cityscapes(tmp_path):
