@@ -112,3 +112,7 @@ def test_scores_are_percent_of_whole_images(options):
     assert scores["iou_road"] == scores["pixel_accuracy"]
     occurring = len(set(masks.flatten().tolist()) - {IGNORED_PIXEL})
     assert scores["mean_accuracy"] == pytest.approx(100 / occurring, abs=0.01)
+    near = masks[boundary_band(masks)]
+    expected = 100 * (near == 3).double().mean().item() / len(near.unique())
+    assert scores["boundary_miou"] == pytest.approx(expected, abs=0.01)
+    assert abs(scores["boundary_miou"] - scores["miou"]) > 0.01

@@ -107,6 +107,7 @@ def test_color_jitter_changes_only_the_image():
     jittered, same = SegmentationTransforms(scale=(1.0, 1.0), flip=False, color_jitter=0.5).transform(True)(image, mask)
     assert torch.equal(same, mask)
     assert (jittered.float() - image.float()).abs().mean() > 3
+    assert tuple(SegmentationTransforms(color_jitter=0.5).transform(True).transforms[-1].hue) == (-0.05, 0.05)
 
 
 def test_masks_are_resized_at_the_centres_of_pixels():

@@ -47,3 +47,11 @@ def test_sees_beyond_one_level():
 def test_numbers_below_one_raise(name):
     with pytest.raises(ValueError, match=rf"^{name} must be at least 1, got 0\.$"):
         SmallUNet(**{"num_classes": 3, name: 0})
+
+
+def test_skip_connections_carry_the_image():
+    network = SmallUNet(num_classes=3).eval()
+    network.encoder[1].register_forward_hook(lambda _, __, maps: torch.zeros_like(maps))
+    with torch.no_grad():
+        logits = network(torch.randn(2, 3, 16, 16))
+    assert (logits[0] - logits[1]).abs().max() > 1e-3  # although the deeper levels see nothing
