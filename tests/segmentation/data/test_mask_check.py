@@ -80,3 +80,11 @@ def test_percentages():
     assert text.startswith("c29 6.7 %, c28 6.4 %")
     assert "(10 classes more)" in text
     assert text.endswith("c1 0.23 %, c0 0 %")
+
+
+def test_images_without_a_white_level_are_found(data, tmp_path):
+    Image.fromarray(np.zeros((36, 48), dtype=np.float32)).save(tmp_path / "0.jpg", format="TIFF")
+    summary = summarize_masks(data, "training")
+    assert len(summary.errors) == 1
+    assert "cannot read the image" in summary.errors[0]
+    assert "32-bit images have no defined white level" in summary.errors[0]
