@@ -35,7 +35,7 @@ class MaskFolderDataModule(SegmentationDataModule):
     - `train`, `train_masks` (or `train_labels`, `train_annotations`, `trainannot`) and the same for `val` and `test`.
 
     Without `val`, random training images are held out for validation. Images in `test` may have no masks; then they are
-    only for predict.
+    only for predict. A folder with only `test/images`, and `test/masks` if there are any, is for test and predict.
 
     A mask has the name of its image, apart from the suffix and an ending such as `_mask`. Masks are PNG files (or in
     another lossless format) with ids in one channel (8 or 16 bits), a palette, or colours. Masks of 0 and 255 need
@@ -84,7 +84,7 @@ class MaskFolderDataModule(SegmentationDataModule):
         data = {split: self.read_pairs(*pair) for split, pair in folders.items()}
         if "" in data:
             return hold_out(data[""], {"val": self.val_fraction, "test": self.test_fraction}, self.seed, self.root)
-        if "val" not in data:
+        if "train" in data and "val" not in data:
             data |= hold_out(data["train"], {"val": self.val_fraction}, self.seed, self.root)
         return data
 
@@ -118,7 +118,7 @@ def split_folders(root: Path) -> dict[str, tuple[Path, Path | None]]:
     """Split -> folders of its images and masks; the split "" if there are no split folders. "test" may lack masks.
 
     Raises:
-        ValueError: if root has none of the layouts, or splits without train.
+        ValueError: if root has none of the layouts, or other splits than test without train.
     """
     images, masks = find_folder(root, IMAGE_FOLDERS), find_folder(root, MASK_FOLDERS)
     siblings = sibling_folders(root)
@@ -136,7 +136,7 @@ def split_folders(root: Path) -> dict[str, tuple[Path, Path | None]]:
     else:
         present, missing = ("images", "masks") if masks is None else ("masks", "images")
         raise ValueError(f"{shorten(root)} has a folder of {present}, but none of {missing}. Layouts: {LAYOUTS}.")
-    if "train" not in found:
+    if "train" not in found and set(found) != {"test"}:
         names = ", ".join(quote(path.name) for path in visible_folders(root)) or "no folders"
         raise ValueError(f"{shorten(root)} holds {names}: no training images. Layouts: {LAYOUTS}.")
     complete = {split: (image, mask) for split, (image, mask) in found.items() if image and (mask or split == "test")}

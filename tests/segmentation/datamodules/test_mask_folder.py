@@ -184,3 +184,18 @@ def test_folders_of_masks_beside_the_splits(tmp_path, ending):
     (tmp_path / f"val{ending}").rename(tmp_path / "other")
     with pytest.raises(ValueError, match="lacks the images or the masks of val"):
         MaskFolderDataModule(str(tmp_path)).setup()
+
+
+@pytest.mark.parametrize("has_masks", [False, True])
+def test_a_folder_with_only_test_images(tmp_path, has_masks):
+    draw_mask_folder(tmp_path, layout="outer", count=3)
+    for name in ("train", "val", *(() if has_masks else ("test/masks",))):
+        (tmp_path / name).rename(tmp_path / ("." + name.replace("/", "")))
+    data = MaskFolderDataModule(str(tmp_path))
+    data.setup("predict")
+    assert len(next(iter(data.predict_dataloader()))[0]) == 3
+    with pytest.raises(ValueError, match="has no training images: use it only for validate, test and predict"):
+        data.train_dataloader()
+    if has_masks:
+        data.setup("test")
+        assert next(iter(data.test_dataloader()))[1].max() < 3
