@@ -13,9 +13,11 @@ def output_of(network: nn.Module, images: Tensor) -> Any:
     """What a network returns for images (B, 3, H, W).
 
     Raises:
-        ValueError: if the network says that the size must be divisible by a number, as many of
-            segmentation_models_pytorch do.
+        ValueError: for images of another shape, and if the network says that the size must be divisible by a number, as
+            many of segmentation_models_pytorch do.
     """
+    if images.ndim != 4:
+        raise ValueError(f"Images must be of shape (B, 3, H, W), got {tuple(images.shape)}.")
     try:
         return network(images)
     except RuntimeError as error:

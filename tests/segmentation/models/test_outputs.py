@@ -72,4 +72,5 @@ def test_a_size_that_the_network_rejects():
         output_of(Divisible(), torch.zeros(1, 3, 64, 70))
     with pytest.raises(RuntimeError, match="another error"):
         output_of(Divisible(), torch.zeros(1, 3, 64, 64))
-    assert output_of(nn.Identity(), 5) == 5
+    with pytest.raises(ValueError, match=r"Images must be of shape \(B, 3, H, W\), got \(3, 64, 64\)"):
+        output_of(Divisible(), torch.zeros(3, 64, 64))
