@@ -60,10 +60,9 @@ def decode(
     file_format = image.format
     with suppress(Exception):  # broken EXIF tags may raise, after the image has been rotated
         ImageOps.exif_transpose(image, in_place=True)  # copies only if it rotates
-    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
+    check_depth(image.mode, file_format)
+    if image.mode == "I" or image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))  # Pillow would clip 16 bits to 8
-    elif image.mode in ("I", "F"):
-        raise ValueError("32-bit images have no defined white level: save the image with 8 or 16 bits per channel")
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image if image.mode == mode else image.convert(mode)  # convert would copy
@@ -75,6 +74,16 @@ def decode(
     if scale < 1:
         tensor = tv.resize(tensor, [max(1, round(side * scale)) for side in tensor.shape[1:]], antialias=True)
     return tensor
+
+
+def check_depth(mode: str, file_format: str | None) -> None:
+    """Checks that the mode of an image has a defined white level; Pillow opens some 16-bit formats in mode "I".
+
+    Raises:
+        ValueError: for 32-bit integers or floating-point numbers.
+    """
+    if mode == "F" or (mode == "I" and file_format not in ("PNG", "PPM")):
+        raise ValueError("32-bit images have no defined white level: save the image with 8 or 16 bits per channel")
 
 
 def integer_labels(labels: Any, count: int) -> NDArray[np.int64]:

@@ -52,6 +52,20 @@ def has_valid_pixel(target: Tensor, num_classes: int, ignore_index: int | None) 
     return bool(any_valid)
 
 
+def check_scalar(value: Any, name: str) -> None:
+    """Raises ValueError unless a loss has returned one number.
+
+    Args:
+        value: what it returned.
+        name: its class.
+    """
+    if not isinstance(value, Tensor) or value.ndim:
+        raise ValueError(
+            f"The loss must return one number, but {name} returned {type_and_shape(value)}: set its reduction to "
+            '"mean", or wrap it.'
+        )
+
+
 def check_same(module: Any, name: str, part: Any, attributes: Sequence[str] = ("num_classes", "ignore_index")) -> None:
     """Raises ValueError if a part of a training has another number of classes or ignored label than the module."""
     for attribute in attributes:

@@ -15,14 +15,14 @@ from lightning_recall.checks import check_integer
 from lightning_recall.optimization.automatic_optimization import AutomaticOptimization
 from lightning_recall.optimization.monitors import check_monitors
 from lightning_recall.optimization.parameter_groups import ParameterGroup
-from lightning_recall.segmentation.batches import check_same, checked_batch, has_valid_pixel
+from lightning_recall.segmentation.batches import check_same, check_scalar, checked_batch, has_valid_pixel
 from lightning_recall.segmentation.callbacks.class_table import ClassTable
 from lightning_recall.segmentation.class_names import checked_names, key_names
 from lightning_recall.segmentation.data.masks import IGNORED_PIXEL
 from lightning_recall.segmentation.evaluation import Evaluation, checks_all_batches, loaders_of, logged_metrics
 from lightning_recall.segmentation.fine_tuning import segmentation_groups
 from lightning_recall.segmentation.models.feature_pyramid import IMAGENET_MEAN, IMAGENET_STD
-from lightning_recall.segmentation.models.outputs import logits_of
+from lightning_recall.segmentation.models.outputs import logits_of, output_of
 from lightning_recall.segmentation.scores import MEANS, flat_scores
 from lightning_recall.tensors import at_least_float32
 
@@ -118,7 +118,7 @@ class SegmentationModule(AutomaticOptimization):
         """Logits (B, C, H, W), in at least float32, and those of the auxiliary head, if there is one."""
         if images.dtype == torch.uint8:
             images = tv.normalize(images.to(self.dtype) / 255, list(self.mean), list(self.std))
-        output, size = self.network(images), (images.shape[-2], images.shape[-1])
+        output, size = output_of(self.network, images), (images.shape[-2], images.shape[-1])
         logits = at_least_float32(logits_of(output, size))
         if logits.shape[1] != self.num_classes:
             raise ValueError(
@@ -134,6 +134,7 @@ class SegmentationModule(AutomaticOptimization):
         has_pixels = has_valid_pixel(target, self.num_classes, self.ignore_index)
         with torch.autocast(logits.device.type, enabled=False):
             value: Tensor = loss(logits, target)  # also without pixels: losses may communicate with other processes
+        check_scalar(value, type(loss).__name__)
         return value if has_pixels else logits.sum() * 0
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

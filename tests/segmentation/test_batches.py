@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lightning_recall.segmentation.batches import check_same, checked_batch, has_valid_pixel
+from lightning_recall.segmentation.batches import check_same, check_scalar, checked_batch, has_valid_pixel
 
 
 def test_masks_become_int64():
@@ -49,3 +49,10 @@ def test_parts_must_agree():
     check_same(module, "loss", object())
     with pytest.raises(ValueError, match=r"ignore_index of the loss \(SimpleNamespace\) is -100, .* is 255"):
         check_same(module, "loss", SimpleNamespace(ignore_index=-100))
+
+
+@pytest.mark.parametrize("value", [torch.zeros(2, 3), torch.zeros(1), 0.5])
+def test_a_loss_that_is_not_one_number(value):
+    with pytest.raises(ValueError, match=r"must return one number, but Focal returned .*: set its reduction"):
+        check_scalar(value, "Focal")
+    check_scalar(torch.zeros(()), "Focal")

@@ -22,6 +22,8 @@ from lightning_recall.callbacks.output import (
 )
 from lightning_recall.segmentation.callbacks.names import class_names_of, mask_names
 from lightning_recall.segmentation.colors import class_colors
+from lightning_recall.segmentation.data import SegmentationTransforms
+from lightning_recall.segmentation.data.mask_check import image_size
 
 REQUIRES_INDICES = "MaskWriter names each mask after its image"
 
@@ -30,9 +32,10 @@ class MaskWriter(Callback):
     """Writes the masks that `predict` computes as PNG files: the value of a pixel is its class.
 
     The files are in `masks` (or `masks-1`, ...) in the run's folder and named after the images, whose folders are kept;
-    images without a file are numbered. Each mask has the size of the prediction. A palette shows the classes in the
-    colours of the data module (`colors`), or in colours that differ for colour-blind readers. Several dataloaders have
-    one folder each.
+    images without a file are numbered. Each mask has the size of the prediction, or, where the data set's transforms
+    have `resize` (and no `eval_transform`), that of the image file, by nearest-neighbour interpolation. A palette shows
+    the classes in the colours of the data module (`colors`), or in colours that differ for colour-blind readers.
+    Several dataloaders have one folder each.
 
     Works with every LightningModule whose `predict_step` returns classes (B, H, W). The data set has
     `image_path(index)`, or its masks are numbered.
@@ -95,6 +98,9 @@ class MaskWriter(Callback):
             path.parent.mkdir(parents=True, exist_ok=True)
             image = Image.fromarray(mask)
             image.putpalette(palette)
+            height, width = size_before_resize(loader.dataset, index) or mask.shape
+            if image.size != (width, height):
+                image = image.resize((width, height), Image.Resampling.NEAREST)
             image.save(path)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -110,6 +116,13 @@ def names_of_masks(dataset: Any) -> list[str]:
     if callable(getattr(dataset, "image_path", None)):
         return mask_names([dataset.image_path(index) for index in range(size)])
     return [f"{index:0{len(str(max(size - 1, 0)))}d}.png" for index in range(size)]
+
+
+def size_before_resize(dataset: Any, index: int) -> tuple[int, int] | None:
+    """Height and width of an image file whose image was resized as a whole; None if it was not, or has no file."""
+    transforms = getattr(dataset, "transforms", None)
+    resizes = isinstance(transforms, SegmentationTransforms) and transforms.resize and not transforms.eval_transform
+    return image_size(dataset.image_path(index)) if resizes and hasattr(dataset, "image_path") else None
 
 
 def check_predictions(outputs: Any, module: str) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
 
+from lightning_recall.data.image_files import check_depth
 from lightning_recall.data.messages import pluralize, shorten
 from lightning_recall.segmentation.data.files import SegmentationFiles, size_message
 from lightning_recall.segmentation.data.masks import IGNORED_PIXEL
@@ -96,11 +97,12 @@ def image_size(path: str) -> tuple[int, int]:
     """Height and width of the upright image; decodes only files that look incomplete.
 
     Raises:
-        ValueError: if the file cannot be read.
+        ValueError: if the file cannot be read, or has 32 bits per channel.
     """
     try:
         with Image.open(path) as file:
             width, height = file.size
+            check_depth(file.mode, file.format)
             # A PNG file without the chunk would be decoded to look for it.
             has_exif = file.format != "PNG" or "exif" in file.info
             turned = has_exif and file.getexif().get(ORIENTATION_TAG) in TURNED_ORIENTATIONS

@@ -33,9 +33,16 @@ def read_ids(path: str | Path) -> NDArray[np.integer]:
     RGB files whose three channels are equal count as grey.
 
     Raises:
-        MaskError: for a JPEG, or a file with colours.
+        MaskError: for a JPEG, a file with colours or fractions, or RGB with 16 bits per channel.
     """
     with open_mask(path) as file:
+        if is_deep(file):  # Pillow would keep only the high byte
+            raise MaskError(f"the mask {shorten(path)} is RGB with 16 bits per channel: save the ids in one channel")
+        if file.mode == "F":
+            values = np.asarray(file)
+            if (values % 1).any():
+                raise MaskError(f"the mask {shorten(path)} has fractions, but ids are expected: save ids as PNG")
+            return values.astype(np.int64)
         if file.mode in ("L", "P", "1", "I") or file.mode.startswith("I;16"):
             ids = np.asarray(file)
             return ids.astype(np.uint8) if file.mode == "1" else ids

@@ -162,12 +162,16 @@ class SegmentationDataModule(LightningDataModule):
         if summary.errors:
             raise ValueError(error_message(name, summary.errors, len(data)))
         self._check_sizes(split, summary)
+        self.check_summary(split, summary)
         warn_about_masks(name, summary, len(data), self.class_names)
         if split == "train":
             ignored = summary.num_ignored / max(1, summary.num_ignored + int(summary.pixel_counts.sum()))
             described = describe_frequencies(self.class_names, summary.class_frequencies)
             rank_zero_info(f"class frequencies: {described}; ignored pixels: {percent(ignored)}")
         self.summaries[split] = summary
+
+    def check_summary(self, split: str, summary: MaskSummary) -> None:
+        """Further checks of the masks of a split, for subclasses."""
 
     def _check_sizes(self, split: str, summary: MaskSummary) -> None:
         """Raises ValueError if images of different sizes would have to form a batch."""

@@ -1,13 +1,17 @@
 """Finds the mask of each image by its name."""
 
 import os
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
 from lightning_recall.data.folders import image_suffixes, is_hidden
 from lightning_recall.data.messages import pluralize, shorten
 
-MASK_ENDINGS = ("_mask", "_label", "_labels", "_gt", "_seg", "_annot", "_L", "-mask")
+MASK_ENDINGS = (
+    *("_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_segmentation", "_annot", "_annotation", "_L"),
+    *("-mask", "-label", "_gtFine_labelIds", "_gtFine_labelTrainIds"),
+)
 """endings by which masks may differ from their images, besides the suffix"""
 
 
@@ -32,10 +36,13 @@ def pair_by_stem(images: Path, masks: Path) -> tuple[list[str], list[str]]:
     ):
         if missing:
             counterpart = "image" if name == "mask" else "mask"
+            unused = sorted(set(mask_of) - set(image_of)) if name == "mask" else []
+            found = f", but found {shorten(mask_of[unused[0]])}" if unused else ""
+            rule = " Masks may have an ending such as _mask, if all of them have it." if unused else ""
             raise ValueError(
                 f"{shorten(folder)} holds no {name} for {pluralize(len(missing), counterpart)} of {len(other):,}, such "
                 f"as {shorten(other[missing[0]])}: expected {shorten(missing[0])}{'.png' if name == 'mask' else '.jpg'}"
-                " or another suffix. Add the file, or remove its counterpart."
+                f" or another suffix{found}. Add or rename the file, or remove its counterpart.{rule}"
             )
     stems = sorted(image_of)
     return [image_of[stem] for stem in stems], [mask_of[stem] for stem in stems]
@@ -54,6 +61,7 @@ def files_by_stem(folder: Path, name: str) -> dict[str, str]:
         if suffix.lower() not in image_suffixes():
             others += 1
             continue
+        relative = unicodedata.normalize("NFC", relative)  # macOS writes the same letters in another form
         if relative in found:
             raise ValueError(
                 f"{shorten(folder)} holds two {name}s of one name, {os.path.basename(found[relative])} and "

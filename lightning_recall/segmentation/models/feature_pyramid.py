@@ -10,7 +10,7 @@ from timm.layers.format import Format
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
-from lightning_recall.checks import check_integer
+from lightning_recall.checks import check_integer, first_line
 from lightning_recall.models.backbones import check_arguments, check_name, crashes_channels_last, create
 from lightning_recall.segmentation.models.outputs import enlarge
 from lightning_recall.segmentation.models.small_unet import conv_norm_relu
@@ -84,7 +84,11 @@ class FeaturePyramidSegmenter(nn.Module):
             maps = self.backbone(images)
         except AssertionError as error:  # raised by timm's transformers
             height, width = images.shape[-2:]
-            raise ValueError(f"The backbone does not accept images of {height} x {width} pixels: {error}") from error
+            raise ValueError(
+                f"The backbone does not accept images of {height} x {width} pixels (height x width): "
+                f"{first_line(error).rstrip('.')}. Resize the images: transforms.resize of the data module, in "
+                "training also transforms.crop_size."
+            ) from error
         if self.is_last_channel:
             maps = [each.permute(0, 3, 1, 2) for each in maps]
         levels = self.pyramid(OrderedDict((str(level), maps[level]) for level in self.levels)).values()

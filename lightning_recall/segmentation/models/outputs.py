@@ -1,10 +1,34 @@
-"""Reads the logits from what a segmentation network returns."""
+"""Calls a segmentation network, and reads the logits from what it returns."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from lightning_recall.checks import first_line
+
+
+def output_of(network: nn.Module, images: Tensor) -> Any:
+    """What a network returns for images (B, 3, H, W).
+
+    Raises:
+        ValueError: for images of another shape, and if the network says that the size must be divisible by a number, as
+            many of segmentation_models_pytorch do.
+    """
+    if images.ndim != 4:
+        raise ValueError(f"Images must be of shape (B, 3, H, W), got {tuple(images.shape)}.")
+    try:
+        return network(images)
+    except RuntimeError as error:
+        if "divisible by" not in str(error):
+            raise
+        height, width = images.shape[-2:]
+        raise ValueError(
+            f"{type(network).__name__} does not accept images of {height} x {width} pixels (height x width): "
+            f"{first_line(error).rstrip('.')}. Resize the images: transforms.resize of the data module, in training "
+            "also transforms.crop_size."
+        ) from error
 
 
 def logits_of(output: Any, size: tuple[int, int]) -> Tensor:

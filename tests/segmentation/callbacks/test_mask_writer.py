@@ -9,6 +9,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_recall.segmentation.callbacks import MaskWriter
 from lightning_recall.segmentation.colors import class_colors
+from lightning_recall.segmentation.data import MaskFormat, SegmentationFiles, SegmentationTransforms
+from lightning_recall.segmentation.data.batches import collate
 
 
 class Brightness(pl.LightningModule):
@@ -108,3 +110,14 @@ def test_unknown_indices_are_an_error(tmp_path):
 def test_predictions_that_are_no_masks_are_an_error(outputs, found):
     with pytest.raises(ValueError, match=rf"integers from 0 to 255; that of SimpleNamespace returned {found}\."):
         MaskWriter().on_predict_batch_end(None, SimpleNamespace(), outputs, None, 0)
+
+
+@pytest.mark.parametrize("resize", [None, (6, 8)])
+def test_masks_of_resized_images_have_the_size_of_the_files(tmp_path, resize):
+    for number, size in enumerate([(12, 16), (10, 9)]):
+        Image.fromarray(np.full((*size, 3), 100 * number, dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    files = [tmp_path / "0.png", tmp_path / "1.png"]
+    data = SegmentationFiles(files, None, MaskFormat({}), ("a", "b"), SegmentationTransforms(resize=resize))
+    written = read(run(tmp_path, DataLoader(data, batch_size=1, collate_fn=collate)) / "masks")
+    assert {name: mask.shape for name, mask in written.items()} == {"0.png": (12, 16), "1.png": (10, 9)}
+    assert [np.unique(mask).tolist() for mask in written.values()] == [[0], [1]]

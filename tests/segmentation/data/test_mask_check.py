@@ -82,3 +82,11 @@ def test_sizes_are_those_of_upright_images(orientation, tmp_path):
     with Image.open(tmp_path / "0.jpg") as file:
         width, height = ImageOps.exif_transpose(file).size
     assert image_size(str(tmp_path / "0.jpg")) == (height, width)
+
+
+def test_images_without_a_white_level_are_found(data, tmp_path):
+    Image.fromarray(np.zeros((36, 48), dtype=np.float32)).save(tmp_path / "0.jpg", format="TIFF")
+    summary = summarize_masks(data, "training")
+    assert len(summary.errors) == 1
+    assert "cannot read the image" in summary.errors[0]
+    assert "32-bit images have no defined white level" in summary.errors[0]

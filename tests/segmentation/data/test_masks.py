@@ -119,3 +119,14 @@ def test_jpeg_and_colors_for_ids_are_errors(tmp_path):
     save(np.arange(48, dtype=np.uint8).reshape(4, 4, 3), tmp_path / "mask.png")
     with pytest.raises(MaskError, match=r"has colours \(RGB\), but ids are expected"):
         read_ids(tmp_path / "mask.png")
+
+
+def test_ids_in_floating_point_and_in_deep_rgb_files(tmp_path):
+    Image.fromarray(IDS.astype(np.float32)).save(tmp_path / "whole.tif")
+    assert read_ids(tmp_path / "whole.tif").tolist() == IDS.tolist()
+    Image.fromarray(np.float32(IDS / 2)).save(tmp_path / "half.tif")
+    with pytest.raises(MaskError, match=r"half.tif has fractions, but ids are expected"):
+        read_ids(tmp_path / "half.tif")
+    save_png16(np.repeat(IDS[..., None], 3, 2), tmp_path / "deep.png")
+    with pytest.raises(MaskError, match=r"deep.png is RGB with 16 bits per channel: save the ids in one channel"):
+        read_ids(tmp_path / "deep.png")

@@ -151,3 +151,51 @@ def test_invalid_settings(tmp_path):
         MaskFolderDataModule(str(tmp_path), ["a"], val_fraction=0.5, test_fraction=0.5)
     with pytest.raises(ValueError, match=r"has no classes.csv or"):
         MaskFolderDataModule(str(tmp_path))
+
+
+def test_masks_of_0_and_255(tmp_path):
+    draw_mask_folder(tmp_path, count=4)
+    mask = random_mask(np.random.default_rng(0), [0, 255]).astype(np.uint8)
+    for path in (tmp_path / "masks").iterdir():
+        save(mask, path)
+    binary = {"background": 0, "foreground": 255}
+    for classes in (["background", "foreground"], ["a", "b", "c"]):
+        with pytest.raises(ValueError, match=r"hold only the class .* and 255, which is ignored .*foreground: 255}'"):
+            MaskFolderDataModule(str(tmp_path), classes).setup()
+    data = MaskFolderDataModule(str(tmp_path), binary)
+    data.setup()
+    assert data.val_data[0][1].tolist() == (mask > 0).astype(int).tolist()
+    with pytest.warns(UserWarning, match="all pixels are of one class"):
+        MaskFolderDataModule(str(tmp_path), ["background", "foreground"], ignored=(255,)).setup()
+
+
+@pytest.mark.parametrize("ending", ["_labels", "annot", "_Masks"])
+def test_folders_of_masks_beside_the_splits(tmp_path, ending):
+    draw_mask_folder(tmp_path, layout="outer", count=3)
+    for split in ("train", "val", "test"):
+        (tmp_path / split / "masks").rename(tmp_path / f"{split}{ending}")
+        (tmp_path / split / "images").rename(tmp_path / "images")
+        (tmp_path / split).rmdir()
+        (tmp_path / "images").rename(tmp_path / split)
+    data = MaskFolderDataModule(str(tmp_path))
+    data.setup()
+    assert [len(part) for part in (data.train_data, data.val_data, data.test_data)] == [3, 3, 3]
+    assert f"/train{ending}/" in data.train_data.mask_path(0)
+    (tmp_path / f"val{ending}").rename(tmp_path / "other")
+    with pytest.raises(ValueError, match="lacks the images or the masks of val"):
+        MaskFolderDataModule(str(tmp_path)).setup()
+
+
+@pytest.mark.parametrize("has_masks", [False, True])
+def test_a_folder_with_only_test_images(tmp_path, has_masks):
+    draw_mask_folder(tmp_path, layout="outer", count=3)
+    for name in ("train", "val", *(() if has_masks else ("test/masks",))):
+        (tmp_path / name).rename(tmp_path / ("." + name.replace("/", "")))
+    data = MaskFolderDataModule(str(tmp_path))
+    data.setup("predict")
+    assert len(next(iter(data.predict_dataloader()))[0]) == 3
+    with pytest.raises(ValueError, match="has no training images: use it only for validate, test and predict"):
+        data.train_dataloader()
+    if has_masks:
+        data.setup("test")
+        assert next(iter(data.test_dataloader()))[1].max() < 3

@@ -53,3 +53,14 @@ def test_empty_folders(tmp_path):
     (tmp_path / "m" / "a.npy").write_text("")
     with pytest.raises(ValueError, match=r"holds no mask, such as a .png file; it holds 1 other file"):
         pairs(tmp_path)
+
+
+def test_the_message_names_a_mask_without_image(tmp_path):
+    write(tmp_path, "i/a.jpg", "i/b.jpg", "m/a.png", "m/b_mask.png")
+    with pytest.raises(ValueError, match=r"expected b.png or another suffix, but found .*m/b_mask.png. Add or rename"):
+        pairs(tmp_path)
+
+
+def test_names_in_decomposed_unicode_are_the_same(tmp_path):
+    write(tmp_path, "i/u\u0308.jpg", "m/\u00fc.png")
+    assert pairs(tmp_path) == [("i/u\u0308.jpg", "m/\u00fc.png")]

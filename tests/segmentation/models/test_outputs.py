@@ -1,9 +1,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torchvision.models import segmentation
 
 from lightning_recall.segmentation.models import logits_of
+from lightning_recall.segmentation.models.outputs import output_of
 
 
 @pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large"])
@@ -56,3 +58,19 @@ def test_interpolation_is_that_of_torchvision():
     logits = torch.randn(2, 3, 5, 7)
     expected = F.interpolate(logits, size=(20, 21), mode="bilinear", align_corners=False)  # _SimpleSegmentationModel
     assert torch.equal(logits_of(logits, (20, 21)), expected)
+
+
+class Divisible(nn.Module):
+    def forward(self, images):
+        if images.shape[-1] % 32:
+            raise RuntimeError("Wrong input shape. Expected image height and width divisible by 32.\nPad.")
+        raise RuntimeError("another error")
+
+
+def test_a_size_that_the_network_rejects():
+    with pytest.raises(ValueError, match=r"^Divisible does not accept images of 64 x 70 .* by 32. Resize the images"):
+        output_of(Divisible(), torch.zeros(1, 3, 64, 70))
+    with pytest.raises(RuntimeError, match="another error"):
+        output_of(Divisible(), torch.zeros(1, 3, 64, 64))
+    with pytest.raises(ValueError, match=r"Images must be of shape \(B, 3, H, W\), got \(3, 64, 64\)"):
+        output_of(Divisible(), torch.zeros(3, 64, 64))
