@@ -12,7 +12,7 @@ from lightning_recall._lightning import LightningModule, Trainer
 
 
 def class_names_of(trainer: Trainer, module: LightningModule, loader: Any, largest: int) -> tuple[str, ...]:
-    """Name of each class: `class_names` of the data module, the data set or the module; numbers if there are none.
+    """Name of each class: `class_names` of the module, the data module or the data set; numbers if there are none.
 
     Args:
         trainer: the Trainer.
@@ -20,7 +20,7 @@ def class_names_of(trainer: Trainer, module: LightningModule, loader: Any, large
         loader: the dataloader.
         largest: the largest class that is known to exist.
     """
-    holders = (getattr(trainer, "datamodule", None), getattr(loader, "dataset", None), module)
+    holders = (module, getattr(trainer, "datamodule", None), getattr(loader, "dataset", None))
     names: tuple[Any, ...] = next(filter(None, (getattr(holder, "class_names", None) for holder in holders)), ())
     return tuple(map(str, [*names, *range(len(names), largest + 1)]))
 

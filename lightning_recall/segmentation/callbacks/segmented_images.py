@@ -48,7 +48,7 @@ class SegmentedImages(Callback):
     Works with every LightningModule whose `test_step` returns {"predictions": classes (B, H, W)}, with batches
     (images (B, 3, H, W), masks (B, H, W)). Images are uint8 or floats; floats outside of [0, 1] are scaled to their
     range. Pixels whose mask is the module's `ignore_index`, 255 without one, are ignored. Class names are
-    `class_names` of the data module, the data set or the module. Only a few images are kept in memory.
+    `class_names` of the module, the data module or the data set. Only a few images are kept in memory.
 
     Args:
         num_images: images per picture.

@@ -16,6 +16,11 @@ def test_names_come_from_what_has_them(place):
     assert class_names_of(trainer, names["module"], loader, 3) == ("sky", "road", "2", "3")
 
 
+def test_names_of_the_module_come_first():
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(class_names=("a", "b")))
+    assert class_names_of(trainer, SimpleNamespace(class_names=("sky", "road")), None, 1) == ("sky", "road")
+
+
 def test_classes_without_names_are_numbered():
     assert class_names_of(SimpleNamespace(datamodule=None), SimpleNamespace(), None, 2) == ("0", "1", "2")
 
