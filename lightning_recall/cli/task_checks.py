@@ -117,7 +117,7 @@ def chosen_classes(settings: Any, name: str = "") -> Iterator[tuple[str, str]]:
         if isinstance(settings.get("class_path"), str):
             yield name, settings["class_path"]
         for key, value in settings.items():
-            yield from chosen_classes(value, name if key == "init_args" else ".".join(filter(None, [name, key])))
+            yield from chosen_classes(value, name if key == "init_args" else ".".join(filter(None, [name, str(key)])))
 
 
 def public_choices(task: TaskOptions, option: str) -> list[str]:

@@ -142,3 +142,8 @@ def test_the_command_checks_before_it_reads_data(command):
     with pytest.raises(ValueError, match="--data GlyphsDataModule is for retrieval"):
         command("fit", *segmentation, "--model.loss", "torch.nn.CrossEntropyLoss", "--data", "GlyphsDataModule")
     assert not list(Path().iterdir())
+
+
+def test_keys_of_mappings_may_be_numbers():
+    settings = {"schedules": {0: {"class_path": "torch.nn.ReLU"}, 5: [1.0, 0.001]}}
+    assert list(chosen_classes(settings, "trainer")) == [("trainer.schedules.0", "torch.nn.ReLU")]
