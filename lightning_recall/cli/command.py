@@ -89,7 +89,8 @@ class RecallCLI(CLIHooks, LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Sets defaults that avoid printing scores and storing predictions twice, then parses.
 
-        Callbacks print the scores and write the predictions to files.
+        Callbacks print the scores and write the predictions to files. Classes of different tasks in one run are an
+        error.
         """
         parser.set_defaults({"test.verbose": False, "validate.verbose": False, "predict.return_predictions": False})
         parser.set_defaults({f"{name}.trainer.enable_model_summary": False for name in self.subcommands()})
@@ -98,6 +99,7 @@ class RecallCLI(CLIHooks, LightningCLI):
             self.prepare(subcommand, self.arguments)
         super().parse_arguments(parser, args)
         share_settings(self.config[self.config.subcommand], self.arguments)
+        check_tasks(self.config[self.config.subcommand], self.arguments)
 
     def prepare(self, subcommand: str, args: list[str]) -> None:
         """Lets errors suggest options, and prints the help of a --*.help option."""
@@ -116,13 +118,12 @@ class RecallCLI(CLIHooks, LightningCLI):
         self.parser.parse_args([subcommand, *found])  # prints the help and exits
 
     def before_instantiate_classes(self) -> None:
-        """Checks that all classes are of one task and that the files of --ckpt_path and --weights exist.
+        """Checks that the files of --ckpt_path and --weights exist; rejects "best".
 
-        Rejects "best": only the process that trained can resolve it.
+        Only the process that trained can resolve "best".
         """
         subcommand = self.config.subcommand
         config = self.config[subcommand]
-        check_tasks(config, self.arguments)
         for name in ("ckpt_path", "weights"):
             config[name] = os.path.expanduser(config[name]) if config.get(name) else None
         ckpt_path, weights = config.ckpt_path or "", config.weights
