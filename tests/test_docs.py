@@ -168,9 +168,14 @@ def test_settings_that_the_text_names_are_there(command, capsys):
     with pytest.raises(SystemExit):
         command("fit", *configs, "--data.transforms=ImageTransforms", "--print_config")
     known = set(settings(yaml.safe_load(capsys.readouterr().out)))
-    with pytest.raises(SystemExit):
-        command("fit", "-c", ROOT / "configs/segmentation/camvid.yaml", "--data.root=FOLDER", "--print_config")
-    known |= set(settings(yaml.safe_load(capsys.readouterr().out)))
+    for name in ("camvid", "your_masks"):
+        config, given = (
+            ROOT / "configs" / "segmentation" / f"{name}.yaml",
+            ("--data.root=FOLDER", "--model.num_classes=5"),
+        )
+        with pytest.raises(SystemExit):
+            command("fit", "-c", config, *given, "--print_config")
+        known |= set(settings(yaml.safe_load(capsys.readouterr().out)))
     text = "".join(re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL) for page in PAGES)  # commands: above
     named = set(re.findall(r"--((?:model|data|trainer)\.[\w.]+)", text))
     assert len(named) > 15

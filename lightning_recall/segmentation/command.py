@@ -41,7 +41,7 @@ OPTIONS = {
     "--data.batch_size 8": "images per step",
     "--model.num_classes 11": "number of classes, also of the network and the loss",
     "--model.network SmallUNet": "any network; --model.network.pretrained FILE: weights of a backbone",
-    "--model.loss NAME": "any loss, such as RecallCrossEntropyLoss or torch.nn.CrossEntropyLoss",
+    "--model.loss NAME": "any loss, such as RecallCrossEntropyLoss, or one of torch or another package",
     "--model.optimizer.lr 1e-3": "learning rate",
 }
 CLASS_HELP = (

@@ -8,6 +8,7 @@ from pytorch_lightning import Callback, LightningDataModule, LightningModule, Tr
 from pytorch_lightning.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import ReduceLROnPlateau
 from pytorch_lightning.loggers import CSVLogger
+from rich import get_console
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -393,7 +394,7 @@ def test_several_dataloaders_have_their_own_scores(tmp_path):
 
 
 def test_the_table_before_and_after_training(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(get_console(), "_width", 120)
     module = make(RecallCrossEntropyLoss(C, 255), class_names=NAMES, lr=0.5)
     saving = ModelCheckpoint(tmp_path / "run" / "checkpoints", monitor="val/miou", mode="max")
     callbacks = (RunSummary(), TrainingCurves(score_prefix="val/miou"), saving)

@@ -110,7 +110,7 @@ def class_table(scores: Mapping[str, Tensor], names: Sequence[str], title: str) 
             escape(name), percent(fraction, 2), bar_of_text.strip(), *values, end_section=number == len(names) - 1
         )
     means = [percent(scores[name].item()) for name in ("miou", "mean_accuracy", "mean_precision")]
-    table.add_row("mean over classes", "", f"pixel accuracy {percent(scores['pixel_accuracy'].item())}", *means)
+    table.add_row("mean", "", f"pixel accuracy {percent(scores['pixel_accuracy'].item())}", *means)
     return table
 
 

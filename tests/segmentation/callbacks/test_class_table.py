@@ -33,7 +33,7 @@ def test_a_row_for_each_class():
     assert rows["traffic light"] == ["8.00", "██ ▲", "30.0", "37.5", "60.0"]
     assert rows["[red]pole"] == ["2.00", "▏ ▲", "0.0", "0.0", "0.0"]
     assert rows["absent"] == ["0.00", "", "-", "-", "-"]
-    assert rows["mean over classes"] == ["", "pixel accuracy 93.0", "41.6", "45.8", "51.6"]
+    assert rows["mean"] == ["", "pixel accuracy 93.0", "41.6", "45.8", "51.6"]
     assert "▲ the rarest classes" in text
 
 
