@@ -119,5 +119,6 @@ METHODS: dict[str, Callable[[PixelCounts], nn.Module]] = {
     "Dice (SMP)": smp_loss("DiceLoss"),
     "Lovasz (SMP)": smp_loss("LovaszLoss"),
     "SSL, softmax": ours(StructuralSimilarityLoss, activation="softmax"),
+    "BCE": ours(StructuralSimilarityLoss, ce_weight=1.0),  # the base of SSL
 }
 """name -> builds the loss from the pixel counts of the training masks; the order is that of the runs"""
