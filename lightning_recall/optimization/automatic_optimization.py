@@ -6,13 +6,11 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_recall._lightning import (
-    BaseFinetuning,
     Callback,
     LightningModule,
     LRSchedulerCallable,
     OptimizerCallable,
     attached_trainer,
-    callbacks_of,
 )
 from lightning_recall.checks import check_integer
 from lightning_recall.optimization import resuming, schedules, weight_averaging
@@ -88,15 +86,7 @@ class AutomaticOptimization(LightningModule):
 
     def on_fit_start(self) -> None:
         """Compares the optimizers with those of the checkpoint, before Lightning restores it."""
-        has_finetuning = any(isinstance(callback, BaseFinetuning) for callback in callbacks_of(self.trainer))
-        # BaseFinetuning adds parameter groups during training
-        self.initial_settings = {} if has_finetuning else resuming.optimizer_and_scheduler_settings(self.trainer)
-        if self.resumed is not None:
-            resuming.check_accumulation(self.resumed.accumulate_grad_batches, self.settings())
-            if not has_finetuning:
-                resuming.check_settings(self.resumed.settings, self.trainer)
-                resuming.check_parameters(self.resumed.optimizers, self.trainer)
-            self.resumed.optimizers = None  # frees their memory
+        self.initial_settings = resuming.compare_with_checkpoint(self.trainer, self.resumed, self.settings())
 
     def settings(self) -> dict[str, OptimizerSettings]:
         """How many batches the Trainer accumulates."""

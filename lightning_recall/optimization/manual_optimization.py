@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 
 from lightning_recall._lightning import (
-    BaseFinetuning,
     Callback,
     LightningModule,
     LRSchedulerCallable,
     OptimizerCallable,
     attached_trainer,
     backward_is_skipped,
-    callbacks_of,
 )
 from lightning_recall.optimization import gradients, resuming, schedules, trainer_checks
 from lightning_recall.optimization.optimizer_settings import (
@@ -230,16 +228,10 @@ class ManualOptimization(LightningModule):
         """Checks the optimizers, also against the checkpoint, before Lightning restores it."""
         if self.optimizer_settings:
             check_optimizers(self.trainer, self.optimizer_settings, self.module_settings())
-        has_finetuning = any(isinstance(callback, BaseFinetuning) for callback in callbacks_of(self.trainer))
-        # BaseFinetuning adds parameter groups during training
-        self.initial_settings = {} if has_finetuning else resuming.optimizer_and_scheduler_settings(self.trainer)
+        settings = self.settings_by_optimizer()
         if self.resumed is not None:
-            resuming.check_names([*self.progress], [*self.settings_by_optimizer()])
-            resuming.check_accumulation(self.resumed.accumulate_grad_batches, self.settings_by_optimizer())
-            if not has_finetuning:
-                resuming.check_settings(self.resumed.settings, self.trainer)
-                resuming.check_parameters(self.resumed.optimizers, self.trainer)
-            self.resumed.optimizers = None  # frees their memory
+            resuming.check_names([*self.progress], [*settings])
+        self.initial_settings = resuming.compare_with_checkpoint(self.trainer, self.resumed, settings)
 
     def settings_by_optimizer(self) -> dict[str, OptimizerSettings]:
         """Name of each optimizer -> its settings; `SHARED` -> those of all optimizers, if they have no names."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_recall._lightning import EarlyStopping, LearningRateFinder, Trainer, callbacks_of
+from lightning_recall._lightning import BaseFinetuning, EarlyStopping, LearningRateFinder, Trainer, callbacks_of
 from lightning_recall.optimization.optimizer_settings import OptimizerSettings
 
 NEW_TRAINING_HINT = (
@@ -51,6 +51,33 @@ class SavedOptimization:
             if name in self.gradients:
                 parameter.grad = self.gradients[name].to(parameter.device)
         self.gradients = {}
+
+
+def compare_with_checkpoint(
+    trainer: Trainer, saved: SavedOptimization | None, settings: dict[str, OptimizerSettings]
+) -> dict[str, Any]:
+    """Compares the optimizers with those of the checkpoint, before Lightning restores it.
+
+    Args:
+        trainer: the Trainer, with its optimizers.
+        saved: what the checkpoint holds; None: the training does not resume.
+        settings: name of each optimizer -> its settings.
+
+    Returns:
+        The settings of optimizers and schedulers, for the next checkpoint. Empty with a BaseFinetuning, which adds
+        parameter groups during training: these are not compared.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    has_finetuning = any(isinstance(callback, BaseFinetuning) for callback in callbacks_of(trainer))
+    if saved is not None:
+        check_accumulation(saved.accumulate_grad_batches, settings)
+        if not has_finetuning:
+            check_settings(saved.settings, trainer)
+            check_parameters(saved.optimizers, trainer)
+        saved.optimizers = None  # frees their memory
+    return {} if has_finetuning else optimizer_and_scheduler_settings(trainer)
 
 
 def optimizer_and_scheduler_settings(trainer: Trainer) -> dict[str, Any]:

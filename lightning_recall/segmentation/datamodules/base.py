@@ -1,5 +1,6 @@
 """Base of the data modules for segmentation: checks the masks, and builds the loaders."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ CHECKED = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "pr
 """stage -> the data sets whose masks setup checks"""
 
 
-class SegmentationDataModule(LightningDataModule):
+class SegmentationDataModule(LightningDataModule, ABC):
     """Base of the data modules for segmentation: a subclass reads the data sets; this class builds the loaders.
 
     A subclass sets `class_names` (and `colors`) and overrides `read`, and `prepare_data` (called once per machine) if
@@ -118,10 +119,9 @@ class SegmentationDataModule(LightningDataModule):
             self.summaries["train"] = summarize_masks(self.train_data, SPLITS["train"])
         return self.summaries["train"].class_frequencies
 
+    @abstractmethod
     def read(self) -> dict[str, Any]:
         """Returns the data sets under the keys "train", "val" and "test"; each is optional."""
-        # abstract, but not an ABC: `read` may also be set on an instance
-        raise NotImplementedError(f"{type(self).__name__} must override read().")
 
     def check_data(self) -> None:
         """Reads the lists of files, so that `lightning-recall` reports a wrong path before it builds the model.

@@ -1,6 +1,6 @@
 """Structural similarity loss and its gradient in closed form, image by image."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,25 +39,29 @@ class ClosedFormSimilarity(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, labels: Tensor, valid: Tensor | None, settings: SimilaritySettings, processes: int
+        ctx: Any,
+        logits: Tensor,
+        labels: Tensor,
+        valid: Tensor | None,
+        settings: SimilaritySettings,
+        processes: int,
+        by_autograd: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        """Loss, a scalar; see `loss_and_gradient`."""
+        """Loss, a scalar; see `loss_and_gradient`. `by_autograd` is the same loss of the logits, for backward."""
         loss, gradient = loss_and_gradient(logits, labels, valid, settings, processes)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(gradient)
-        ctx.dtype = logits.dtype
+            ctx.save_for_backward(logits, gradient)
+        ctx.by_autograd = by_autograd
         return loss
 
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
         """Gradient with respect to the logits, times that of the loss."""
-        if torch.is_grad_enabled():  # with create_graph: autograd would take this gradient for a constant
-            raise NotImplementedError(
-                "StructuralSimilarityLoss has no second derivative: its gradient is computed in closed form. "
-                "Differentiate it without create_graph, or set detach_error=False."
-            )
-        (gradient,) = ctx.saved_tensors
-        return (gradient * outer).to(ctx.dtype), None, None, None, None
+        logits, gradient = ctx.saved_tensors
+        if torch.is_grad_enabled():  # with create_graph: the gradient as a function of the logits
+            with torch.autocast(logits.device.type, enabled=False):
+                (gradient,) = torch.autograd.grad(ctx.by_autograd(logits), logits, create_graph=True)
+        return (gradient * outer).to(logits.dtype), None, None, None, None, None
 
 
 def loss_and_gradient(

@@ -1,5 +1,6 @@
 """SSL: "Correlation Maximized Structural Similarity Loss for Semantic Segmentation", 2019."""
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -129,12 +130,15 @@ class StructuralSimilarityLoss(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             # compiled code merges the maps of the loss as autograd sees it
             if self.detach_error and self.closed_form and not torch.compiler.is_compiling():
-                loss: Tensor = ClosedFormSimilarity.apply(logits, labels, valid, settings, number_of_processes(self))
+                plain = partial(self.by_autograd, labels=labels, valid=valid, settings=settings)
+                processes = number_of_processes(self)
+                loss: Tensor = ClosedFormSimilarity.apply(logits, labels, valid, settings, processes, plain)
                 return loss
-            return self.by_autograd(at_least_float32(logits), labels, valid, settings)
+            return self.by_autograd(logits, labels, valid, settings)
 
     def by_autograd(self, logits: Tensor, labels: Tensor, valid: Tensor | None, settings: SimilaritySettings) -> Tensor:
         """Loss, differentiated by autograd; the memory is that of about 30 maps (B, C, ...)."""
+        logits = at_least_float32(logits)
         truth = F.one_hot(labels, self.num_classes).movedim(-1, 1).to(logits.dtype)
         weight = torch.ones_like(truth[:, :1]) if valid is None else valid.unsqueeze(1).to(logits.dtype)
         probability = settings.activate(logits)

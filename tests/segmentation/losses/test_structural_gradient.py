@@ -57,8 +57,18 @@ def test_backward_twice():
     loss = StructuralSimilarityLoss(5)(logits, target)
     first, second = (torch.autograd.grad(loss, logits, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)
-    with pytest.raises(NotImplementedError, match=r"no second derivative.*without create_graph"):
-        torch.autograd.grad(loss, logits, create_graph=True)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_second_derivatives_equal_autograd(activation):
+    logits, target = example(ignored=0.2)
+    loss = StructuralSimilarityLoss(5, 255, activation=activation)
+    seconds = []
+    for value in (loss(logits, target), autograd_loss(logits, target, activation=activation)):
+        (gradient,) = torch.autograd.grad(1.5 * value, logits, create_graph=True)
+        seconds.append(torch.autograd.grad((gradient**2).sum(), logits)[0])
+    assert seconds[0].abs().max() > 1e-7
+    torch.testing.assert_close(*seconds, atol=1e-14, rtol=1e-9)
 
 
 PARTS = {2: [slice(0, 2), slice(2, 7)], 3: [slice(0, 1), slice(1, 2), slice(2, 7)]}
