@@ -1,0 +1,1 @@
+"""Data modules with a labelled source domain and an unlabelled target domain."""
