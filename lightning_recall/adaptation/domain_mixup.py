@@ -49,7 +49,7 @@ class DomainMixup:
         """Moves a ratio out of the interval around one half."""
         if abs(ratio - 0.5) >= self.clip:
             return ratio
-        return 0.5 + self.clip if ratio > 0.5 else 0.5 - self.clip
+        return 0.5 + self.clip if ratio >= 0.5 else 0.5 - self.clip
 
     def mix(self, source: Tensor, target: Tensor, ratio: float) -> Tensor:
         """ratio * source + (1 - ratio) * target; the source itself for ratio 1.
