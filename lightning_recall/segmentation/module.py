@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
 from lightning_recall._lightning import Callback, callbacks_of, rank_zero_warn
+from lightning_recall.callbacks.class_names import checked_names, key_names
 from lightning_recall.callbacks.dataloaders import check_loaders, checks_all_batches, loaders_of, named_loaders
 from lightning_recall.callbacks.validation_history import Validation, ValidationHistory
 from lightning_recall.checks import check_integer, check_same
@@ -18,7 +19,6 @@ from lightning_recall.optimization.monitors import check_monitors
 from lightning_recall.optimization.parameter_groups import ParameterGroup
 from lightning_recall.segmentation.batches import check_scalar, checked_batch, has_valid_pixel
 from lightning_recall.segmentation.callbacks.class_table import ClassTable
-from lightning_recall.segmentation.class_names import checked_names, key_names
 from lightning_recall.segmentation.data.masks import IGNORED_PIXEL
 from lightning_recall.segmentation.evaluation import Evaluation, logged_metrics
 from lightning_recall.segmentation.fine_tuning import segmentation_groups
