@@ -61,7 +61,7 @@ class DomainMixup:
         """Moves a ratio out of the interval around one half; one half itself becomes 0.5 - clip."""
         if abs(ratio - 0.5) >= self.clip:
             return ratio
-        return 0.5 + self.clip if ratio > 0.5 else 0.5 - self.clip
+        return 0.5 + self.clip if ratio >= 0.5 else 0.5 - self.clip
 
     def mix(self, source: Tensor, target: Tensor, ratio: float) -> Tensor:
         """See `mix_domains`."""
