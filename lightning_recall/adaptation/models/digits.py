@@ -1,4 +1,4 @@
-"""Networks for 32 x 32 images, with the layers and initial weights of the released code of DM-ADA (arXiv 1912.01805)."""
+"""Networks for 32 x 32 images, with layers and initial weights of the released code of DM-ADA (arXiv 1912.01805)."""
 
 from typing import NamedTuple
 
@@ -150,6 +150,7 @@ class DigitGenerator(nn.Module):
 
     def __init__(self, input_dim: int, width: int = 64) -> None:
         super().__init__()
+        self.input_dim = input_dim
         channels = [8 * width, 4 * width, 2 * width, width]
         layers: list[nn.Module] = [Upsampling(input_dim, channels[0], 2, bias=False)]
         for before, after in zip(channels, [*channels[1:], 3], strict=True):
@@ -182,6 +183,7 @@ class DigitDiscriminator(nn.Module):
 
     def __init__(self, num_classes: int, width: int = 64, embedding_dim: int = 64) -> None:
         super().__init__()
+        self.num_classes = num_classes
         channels = [3, width, 2 * width, 4 * width, 2 * width]
         layers: list[nn.Module] = []
         for before, after, pool in zip(channels, channels[1:], (2, 2, 2, 4), strict=False):
