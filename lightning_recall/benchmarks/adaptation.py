@@ -184,7 +184,7 @@ def parser() -> argparse.ArgumentParser:
 def settings_of(options: argparse.Namespace) -> list[Setting]:
     """The runs that the options ask for: draw by draw, all methods."""
     return [
-        Setting(method, source, draw, options.epochs, options.precision, options.kl if "DM-ADA" in method else 1.0)
+        Setting(method, source, draw, options.epochs, options.precision, options.kl if method.startswith("DM-ADA") else 1.0)
         for draw in options.draws
         for source in options.sources
         for method in options.methods
