@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from lightning_recall.segmentation.colors import LABEL_RADIUS, WRONG, class_colors, is_dark, label_positions, paint
+from lightning_recall.callbacks.class_colors import class_colors, is_dark
+from lightning_recall.segmentation.colors import LABEL_RADIUS, WRONG, label_positions, paint
 
 PANEL, GAP, CAPTION, TITLES = 2.8, 0.08, 0.25, 0.3  # width of a picture, spaces and heights of texts, in inches
 SIDE = 400  # larger pictures are drawn from every n-th pixel
