@@ -1,1 +1,6 @@
 """Tables and pictures of two domains."""
+
+from lightning_recall.adaptation.callbacks.confusion_matrix import ConfusionMatrix
+from lightning_recall.adaptation.callbacks.domain_table import DomainTable
+
+__all__ = ["ConfusionMatrix", "DomainTable"]
