@@ -12,6 +12,7 @@ CLASS_MODULES = (
     "lightning_recall.adaptation.datamodules",
     "lightning_recall.adaptation.dm_ada",
     "lightning_recall.adaptation.domain_mixup",
+    "lightning_recall.adaptation.inverse_decay",
     "lightning_recall.adaptation.models",
     "lightning_recall.adaptation.source_only",
     "lightning_recall.callbacks",
