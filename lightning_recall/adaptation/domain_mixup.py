@@ -58,7 +58,7 @@ class DomainMixup:
         return self.clipped(round((gammas[0] / gammas.sum()).item(), 2))
 
     def clipped(self, ratio: float) -> float:
-        """Moves a ratio out of the interval around one half; one half itself becomes 0.5 - clip."""
+        """Moves a ratio out of the interval around one half; one half itself becomes 0.5 + clip."""
         if abs(ratio - 0.5) >= self.clip:
             return ratio
         return 0.5 + self.clip if ratio >= 0.5 else 0.5 - self.clip
