@@ -74,8 +74,8 @@ def check_image(name: str, data: Any, size: int) -> None:
     found = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.shape != (3, size, size):
         raise ValueError(
-            f"{name}: images must be uint8 tensors of shape (3, {size}, {size}), in both domains, got {found}: convert grey "
-            "images to RGB, and resize or crop to one size."
+            f"{name}: images must be uint8 tensors of shape (3, {size}, {size}), in both domains, got {found}: "
+            "convert grey images to RGB, and resize or crop to one size."
         )
 
 
