@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
+from lightning_recall._lightning import Callback, attached_trainer
 from lightning_recall.adaptation.batches import DomainBatch, domain_batch
-from lightning_recall.optimization import ManualOptimization
+from lightning_recall.optimization import ManualOptimization, weight_averaging
+from lightning_recall.optimization.distributed_random_states import get_random_states, set_random_states
 
 
 class AdaptationModule(ManualOptimization):
@@ -44,6 +46,7 @@ class AdaptationModule(ManualOptimization):
         self.mean: Any = mean or getattr(encoder, "mean", None) or (0.0, 0.0, 0.0)
         self.std: Any = std or getattr(encoder, "std", None) or (1.0, 1.0, 1.0)
         self.seed = seed
+        self.resumed_states: list[dict[str, Any]] | None = None
 
     def encode(self, images: Tensor) -> Tensor:
         """Features (B, D) of images (B, 3, H, W) between 0 and 1."""
@@ -65,6 +68,46 @@ class AdaptationModule(ManualOptimization):
         for name, value in losses.items():
             self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", sync_dist=True)
         return {"loss": losses["loss"].detach()}
+
+    def configure_callbacks(self) -> Sequence[Callback] | Callback:
+        """Puts WeightAveraging first."""
+        weight_averaging.put_weight_averaging_first(self.trainer)
+        return super().configure_callbacks()
+
+    def setup(self, stage: str) -> None:
+        """Resets state left over from a previously loaded checkpoint."""
+        super().setup(stage)
+        self.resumed_states = None
+
+    def on_train_start(self) -> None:
+        """Restores the RNG state when resuming."""
+        super().on_train_start()
+        if self.resumed_states is not None:
+            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+            set_random_states(self.resumed_states, rank, world_size, self.device)
+            self.resumed_states = None
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Gives averaged weights, if there are any, the current counts of BatchNorm."""
+        weight_averaging.copy_current_state(self.trainer, self)
+
+    def on_train_epoch_end(self) -> None:
+        """Same as `on_train_batch_end`, and steps ReduceLROnPlateau."""
+        super().on_train_epoch_end()
+        weight_averaging.copy_current_state(self.trainer, self)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Saves the RNG state of every process."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["random_states"] = get_random_states(self.device)
+        weight_averaging.save_averaged_weights(checkpoint, self.trainer, self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the RNG state that `on_train_start` restores."""
+        super().on_load_checkpoint(checkpoint)
+        if (trainer := attached_trainer(self)) is not None:
+            weight_averaging.check_weight_averaging(checkpoint, trainer)
+        self.resumed_states = checkpoint.get("random_states")
 
     def batch_generator(self) -> torch.Generator:
         """A generator seeded by `seed` and the number of batches trained, equal on all processes."""

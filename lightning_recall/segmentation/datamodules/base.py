@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from lightning_recall._lightning import LightningDataModule, rank_zero_info, rank_zero_warn
 from lightning_recall.checks import check_integer
+from lightning_recall.data.batches import EvaluationItems, EvaluationSampler, rank_and_world_size
 from lightning_recall.data.messages import pluralize, quote, shorten
 from lightning_recall.segmentation.data import (
     IGNORED_PIXEL,
@@ -18,13 +19,7 @@ from lightning_recall.segmentation.data import (
     SegmentationTransforms,
     ShuffledBatchSampler,
 )
-from lightning_recall.segmentation.data.batches import (
-    EvaluationItems,
-    EvaluationSampler,
-    collate,
-    rank_and_world_size,
-    sizes_message,
-)
+from lightning_recall.segmentation.data.batches import collate, sizes_message
 from lightning_recall.segmentation.data.mask_check import (
     MaskSummary,
     describe_frequencies,
@@ -211,7 +206,7 @@ class SegmentationDataModule(LightningDataModule, ABC):
 
     def _eval_loader(self, data: Any) -> DataLoader[Any]:
         rank, world_size = rank_and_world_size()
-        items: Any = EvaluationItems(data) if world_size > 1 else data
+        items: Any = EvaluationItems(data, IGNORED_PIXEL) if world_size > 1 else data
         return DataLoader(
             items,
             batch_size=self.eval_batch_size,

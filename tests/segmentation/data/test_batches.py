@@ -2,13 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_recall.segmentation.data import SegmentationLoader, SegmentationTransforms, ShuffledBatchSampler, batches
-from lightning_recall.segmentation.data.batches import (
-    EvaluationItems,
-    EvaluationSampler,
-    RepeatedIndex,
-    collate,
-)
+from lightning_recall.data.batches import EvaluationItems, RepeatedIndex
+from lightning_recall.segmentation.data import SegmentationLoader, SegmentationTransforms, ShuffledBatchSampler
+from lightning_recall.segmentation.data.batches import collate
 from lightning_recall.segmentation.data.in_memory import SegmentationArrays
 
 
@@ -24,46 +20,6 @@ def training_arrays():
 
 def contents(loader):
     return [(images.tolist(), masks.tolist()) for images, masks in loader]
-
-
-def as_process(monkeypatch, rank, world_size):
-    monkeypatch.setattr(batches, "rank_and_world_size", lambda: (rank, world_size))
-
-
-def test_each_image_once_and_another_order_each_epoch():
-    sampler = ShuffledBatchSampler(9, 3)
-    epochs = [[index for batch in sampler for index in batch] for _ in range(3)]
-    assert all(sorted(epoch) == list(range(9)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 3
-    sampler.set_epoch(1)
-    assert [index for batch in sampler for index in batch] == epochs[1]
-
-
-@pytest.mark.parametrize(("count", "size", "sizes"), [(10, 4, [4, 4]), (3, 8, [3]), (8, 4, [4, 4]), (1, 1, [1])])
-def test_the_last_incomplete_batch_is_left_out_unless_it_is_the_only_one(count, size, sizes):
-    sampler = ShuffledBatchSampler(count, size)
-    assert [len(batch) for batch in sampler] == sizes
-    assert len(sampler) == len(sizes)
-
-
-def test_processes_share_a_batch(monkeypatch):
-    whole = list(ShuffledBatchSampler(20, 6))
-    parts = []
-    for rank in range(3):
-        as_process(monkeypatch, rank, 3)
-        parts.append(list(ShuffledBatchSampler(20, 6)))
-    assert [[*a, *b, *c] for a, b, c in zip(*parts, strict=True)] == whole
-    few = ShuffledBatchSampler(5, 6)
-    assert [len(batch) for batch in few] == [1]  # of 3 images
-    with pytest.raises(ValueError, match=r"batch_size=4 .* multiple of their number, 3: choose 6"):
-        list(ShuffledBatchSampler(20, 4))
-    with pytest.raises(ValueError, match="2 training images cannot be split over 3 processes"):
-        list(ShuffledBatchSampler(2, 6))
-
-
-def test_without_reshuffling_epochs_are_equal():
-    sampler = ShuffledBatchSampler(9, 3, reshuffle=False)
-    assert list(sampler) == list(sampler)
 
 
 def test_batches_do_not_depend_on_workers():
@@ -96,26 +52,13 @@ def test_resuming_in_the_middle_of_an_epoch():
         list(other)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_evaluation_scores_each_image_once(world_size):
-    data = EvaluationItems(arrays())
-    seen, lengths = [], set()
-    for rank in range(world_size):
-        sampler = EvaluationSampler(data, rank, world_size)
-        indices = list(sampler)
-        lengths.add(len(indices))
-        assert len(sampler) == len(indices)
-        for index in indices:
-            image, mask = data[index]
-            assert image[0, 0, 0] == index
-            if (mask != 255).all():
-                seen.append(int(mask[0, 0]))
-            else:
-                assert isinstance(index, RepeatedIndex)
-                assert (mask == 255).all()
-    assert sorted(seen) == list(range(10))
-    assert len(lengths) == 1
-    assert data.class_names == tuple(map(str, range(10)))
+def test_the_mask_of_a_repeated_image_is_ignored():
+    data = EvaluationItems(arrays(3), 255)
+    assert (data[1][1] == 1).all()
+    image, mask = data[RepeatedIndex(1)]
+    assert (image == 1).all()
+    assert (mask == 255).all()
+    assert mask.shape == (8, 8)
 
 
 def test_images_of_different_sizes():
