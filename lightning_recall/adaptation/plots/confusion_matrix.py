@@ -1,7 +1,7 @@
 """Draws confusion matrices whose rows are normalised."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -100,7 +100,11 @@ def write_cells(axes: Axes, counts: NDArray[np.int64], fractions: NDArray[np.flo
         texts = [(percentage(fraction, 1 if has_counts else 0), font, 0.55 * font)]
         texts += [(f"{counts[row, column]:,}", 0.75 * font, -0.75 * font)] if has_counts else []
         for text, size, shift in texts:
-            style = {"ha": "center", "va": "center_baseline" if has_counts else "center", "fontsize": size}
+            style: dict[str, Any] = {
+                "ha": "center",
+                "va": "center_baseline" if has_counts else "center",
+                "fontsize": size,
+            }
             position = (0, shift if has_counts else 0)
             axes.annotate(text, (column, row), position, textcoords="offset points", color=color, **style)
 
