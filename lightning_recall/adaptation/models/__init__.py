@@ -11,6 +11,7 @@ from lightning_recall.adaptation.models.digits import (
     GaussianEncoder,
 )
 from lightning_recall.adaptation.models.discriminator import FeatureDiscriminator
+from lightning_recall.adaptation.models.images import ImageDiscriminator, ImageGenerator
 
 __all__ = [
     "BackboneEncoder",
@@ -24,4 +25,6 @@ __all__ = [
     "FeatureClassifier",
     "FeatureDiscriminator",
     "GaussianEncoder",
+    "ImageDiscriminator",
+    "ImageGenerator",
 ]
