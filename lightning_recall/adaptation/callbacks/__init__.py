@@ -1,1 +1,7 @@
 """Tables and pictures of two domains."""
+
+from lightning_recall.adaptation.callbacks.confusion_matrix import ConfusionMatrix
+from lightning_recall.adaptation.callbacks.domain_images import DomainImages
+from lightning_recall.adaptation.callbacks.domain_table import DomainTable
+
+__all__ = ["ConfusionMatrix", "DomainImages", "DomainTable"]
