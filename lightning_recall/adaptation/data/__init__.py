@@ -1,1 +1,6 @@
-"""Training batches of two domains."""
+"""Images of two domains, and training batches of both."""
+
+from lightning_recall.adaptation.data.images import NO_LABEL, DomainArrays, DomainFiles
+from lightning_recall.adaptation.data.pairs import DomainPairs, PairedBatchSampler, PairedLoader
+
+__all__ = ["NO_LABEL", "DomainArrays", "DomainFiles", "DomainPairs", "PairedBatchSampler", "PairedLoader"]

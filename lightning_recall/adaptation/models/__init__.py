@@ -1,6 +1,7 @@
 """Networks for domain adaptation: encoders, classifiers, generators and discriminators."""
 
 from lightning_recall.adaptation.models.backbone import BackboneEncoder
+from lightning_recall.adaptation.models.dann import DANNClassifier, DANNDiscriminator, DANNEncoder
 from lightning_recall.adaptation.models.digits import (
     DigitDiscriminator,
     DigitEncoder,
@@ -13,6 +14,9 @@ from lightning_recall.adaptation.models.discriminator import FeatureDiscriminato
 
 __all__ = [
     "BackboneEncoder",
+    "DANNClassifier",
+    "DANNDiscriminator",
+    "DANNEncoder",
     "DigitDiscriminator",
     "DigitEncoder",
     "DigitGenerator",
