@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from lightning_recall.adaptation.images import check_images
 from lightning_recall.batch import is_pair, type_and_shape
@@ -122,15 +121,3 @@ def batch_description(batch: Any) -> str:
     if not isinstance(batch, Mapping):
         return type_and_shape(batch)
     return "{" + ", ".join(f"{key!r}: {type_and_shape(part)}" for key, part in batch.items()) + "}"
-
-
-def check_batch_norm(network: nn.Module, num_images: int) -> None:
-    """Raises ValueError for one image in training, if a network normalises by the statistics of the batch."""
-    if num_images == 1 and any(
-        isinstance(layer, _BatchNorm) and layer.training and not isinstance(layer, nn.SyncBatchNorm)
-        for layer in network.modules()
-    ):
-        raise ValueError(
-            "A batch has 1 image of a domain, but BatchNorm needs at least 2: use drop_last=True, or another "
-            "batch_size."
-        )

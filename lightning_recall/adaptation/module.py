@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from lightning_recall._lightning import Callback, attached_trainer, rank_zero_warn
 from lightning_recall.adaptation.batches import (
     DomainBatch,
-    check_batch_norm,
     domain_batch,
     evaluation_batch,
     images_of,
@@ -137,7 +136,6 @@ class AdaptationModule(ManualOptimization):
         """The parts of a training batch, with images between 0 and 1; see `domain_batch`."""
         source, labels, target = domain_batch(batch, self.num_classes, equal_sizes)
         for images in (source, target):
-            check_batch_norm(self, len(images))
             if not self.range_checked:
                 check_range(images)
         self.range_checked = True

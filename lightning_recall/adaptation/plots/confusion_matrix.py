@@ -1,7 +1,7 @@
 """Draws confusion matrices whose rows are normalised."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -10,12 +10,14 @@ from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from lightning_recall.callbacks.figures import shorten
+
 FEW, MANY = 12, 40  # classes up to which cells have counts, and numbers
 MAX_LABELS = 60  # more classes have no room for their names
 NAME_LENGTH = 18  # characters
 COLORS = LinearSegmentedColormap.from_list("light blues", colormaps["Blues"](np.linspace(0, 0.95, 256)))
 SHADE = PowerNorm(0.5, vmin=0, vmax=1)  # with a linear scale, confusions of 5 % would look white
-DARK_FROM = 0.6  # cells with a darker shade have white text
+DARK_FROM = 0.75  # cells with a darker shade have white text: equal contrast there
 
 
 class Layout(NamedTuple):
@@ -52,7 +54,7 @@ def draw_confusion_matrices(confusions: Mapping[str, NDArray[np.int64]], names: 
         names: K names of the classes.
     """
     num_classes = len(names)
-    shown = [shorten(name) for name in names]
+    shown = [shorten(name, NAME_LENGTH) for name in names]
     layout = layout_of(num_classes, max(map(len, shown)) if num_classes <= MAX_LABELS else 3)
     side, title = layout.cell * num_classes, 0.45
     panel_width, panel_height = layout.margin + side + 0.15, title + side + layout.margin
@@ -100,13 +102,9 @@ def write_cells(axes: Axes, counts: NDArray[np.int64], fractions: NDArray[np.flo
         texts = [(percentage(fraction, 1 if has_counts else 0), font, 0.55 * font)]
         texts += [(f"{counts[row, column]:,}", 0.75 * font, -0.75 * font)] if has_counts else []
         for text, size, shift in texts:
-            style: dict[str, Any] = {
-                "ha": "center",
-                "va": "center_baseline" if has_counts else "center",
-                "fontsize": size,
-            }
-            position = (0, shift if has_counts else 0)
-            axes.annotate(text, (column, row), position, textcoords="offset points", color=color, **style)
+            offset = (0, shift if has_counts else 0)
+            note = axes.annotate(text, (column, row), offset, textcoords="offset points", color=color, fontsize=size)
+            note.set(ha="center", va="center_baseline" if has_counts else "center")
 
 
 def percentage(fraction: float, digits: int) -> str:
@@ -119,13 +117,3 @@ def percentage(fraction: float, digits: int) -> str:
     if fraction > 0 and float(text) == 0:
         return "<1" if digits == 0 else f"<0.{'0' * (digits - 1)}1"
     return "100" if fraction == 1 else text
-
-
-def shorten(name: str) -> str:
-    """A name of at most 18 characters, without the characters in its middle if it is too long.
-
-    >>> shorten("a name of more than eighteen characters")
-    'a name of…aracters'
-    """
-    half = NAME_LENGTH // 2
-    return name if len(name) <= NAME_LENGTH else f"{name[:half]}…{name[1 - half :]}"
