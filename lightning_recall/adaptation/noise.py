@@ -17,4 +17,5 @@ def local_noise(size: int, dim: int, generator: torch.Generator) -> Tensor:
     """
     is_distributed = distributed.is_available() and distributed.is_initialized()
     rank, world_size = (distributed.get_rank(), distributed.get_world_size()) if is_distributed else (0, 1)
-    return torch.randn(world_size * size, dim, generator=generator)[rank * size : (rank + 1) * size]
+    noise = torch.randn(world_size * size, dim, generator=generator, dtype=torch.float32)  # whatever the precision
+    return noise[rank * size : (rank + 1) * size]
