@@ -2,5 +2,14 @@
 
 from lightning_recall.adaptation.data.images import NO_LABEL, DomainArrays, DomainFiles
 from lightning_recall.adaptation.data.pairs import DomainPairs, PairedBatchSampler, PairedLoader
+from lightning_recall.adaptation.data.transforms import PhotoTransforms
 
-__all__ = ["NO_LABEL", "DomainArrays", "DomainFiles", "DomainPairs", "PairedBatchSampler", "PairedLoader"]
+__all__ = [
+    "NO_LABEL",
+    "DomainArrays",
+    "DomainFiles",
+    "DomainPairs",
+    "PairedBatchSampler",
+    "PairedLoader",
+    "PhotoTransforms",
+]

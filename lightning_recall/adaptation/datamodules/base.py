@@ -145,9 +145,9 @@ class AdaptationDataModule(LightningDataModule, ABC):
         source, target = domains["source"], domains["target"]
         for domain, parts in domains.items():
             for split, data in parts.items():
-                name = f"{domain} {SPLITS[split]}"
-                check_labels(name, data.labels, self.class_names, NO_LABEL if domain == "target" else 0)
-                check_image(name, data, self.image_size)
+                check_labels(
+                    f"{domain} {SPLITS[split]}", data.labels, self.class_names, NO_LABEL * (domain == "target")
+                )
         if "val" not in source and self.val_fraction:
             source["train"], source["val"] = hold_out(source["train"], self.val_fraction, self.seed)
         source["train"] = source["train"].select(slice(None), training=True)
@@ -155,6 +155,9 @@ class AdaptationDataModule(LightningDataModule, ABC):
         target["train"] = without_labels(target["train"].select(slice(None), training=True))
         if "test" not in source and "val" in source:
             source["test"] = source["val"]
+        for domain, parts in domains.items():
+            for split, data in parts.items():
+                check_image(f"{domain} {SPLITS[split]}", data, self.image_size)
         self.domains = domains
         self.log_sizes()
 
