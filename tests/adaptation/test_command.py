@@ -1,9 +1,11 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from jsonargparse import Namespace
+from PIL import Image
 
 from lightning_recall.adaptation.command import LINKS, disable_baselines, disable_pretrained, evaluates_initial_weights
 from lightning_recall.adaptation.dann import DANNModule
@@ -86,6 +88,100 @@ DIGITS = "{class_path: GaussianEncoder, init_args: {backbone: {class_path: Digit
 )  # fmt: skip
 def test_sizes_of_networks_are_set_once(args, command):
     command("fit", *DEMO, *args, *DEVELOPMENT)
+
+
+def digits(count, *shape):
+    """Images (count, *shape) uint8 and labels (count,)."""
+    rng = np.random.default_rng(count)
+    return rng.integers(0, 256, (count, *shape), dtype=np.uint8), np.arange(count, dtype=np.uint8) % 10
+
+
+def draw_digits(root):
+    """A .npz file with the digits of MNIST and USPS."""
+    arrays = {"mnist": (60, 28, 28), "usps_train": (40, 16, 16), "usps_test": (20, 16, 16)}
+    named = {name: digits(*shape) for name, shape in arrays.items()}
+    np.savez(root / "digits.npz", **{f"{name}_images": images for name, (images, _) in named.items()},
+             **{f"{name}_labels": labels for name, (_, labels) in named.items()})  # fmt: skip
+    return root / "digits.npz"
+
+
+def draw_mnist(root):
+    """MNIST's files, with a header of a magic number and the shape."""
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for split, count in (("train", 60), ("t10k", 20)):
+        for name, values in zip(("images-idx3", "labels-idx1"), digits(count, 28, 28), strict=True):
+            header = np.array([0x800 + values.ndim, *values.shape], dtype=">i4").tobytes()
+            (folder / f"{split}-{name}-ubyte").write_bytes(header + values.tobytes())
+    return root
+
+
+def draw_svhn(root):
+    """MNIST's and SVHN's files; SVHN labels zeros as 10, and has the images last."""
+    savemat = pytest.importorskip("scipy.io").savemat
+    for split, count in (("train", 60), ("test", 20)):
+        images, labels = digits(count, 32, 32, 3)
+        savemat(
+            root / f"{split}_32x32.mat", {"X": images.transpose(1, 2, 3, 0), "y": np.where(labels, labels, 10)[:, None]}
+        )
+    return draw_mnist(root)
+
+
+def draw_photos(root, *domains, num_classes=31):
+    """Two photos of each class in each domain."""
+    for domain in domains:
+        for number in range(2 * num_classes):
+            path = root / domain / f"class_{number % num_classes:02}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(digits(number + 1, 8, 8, 3)[0][-1]).save(path)
+    return root
+
+
+SMALL_NETWORKS = ("--model.generator.width", 2, "--model.discriminator.width", 2)
+PHOTOS = ("--model.encoder.pretrained", "false", "--model.encoder.backbone", "test_resnet", "--data.num_workers", 0)
+PHOTOS += ("--data.transforms.size", 32, "--data.transforms.resize", 36)
+SETTINGS = {  # config -> data, further settings
+    "mnist_usps": (draw_digits, ("--data.protocol", "full")),  # the released widths
+    "svhn_mnist": (draw_svhn, SMALL_NETWORKS),
+    "mnist_mnistm": (draw_mnist, SMALL_NETWORKS),
+    "office31": (lambda root: draw_photos(root, "amazon", "webcam"), PHOTOS),
+    "visda2017": (lambda root: draw_photos(root, "train", "validation", num_classes=12), PHOTOS),
+    "your_domains": (
+        lambda root: draw_photos(root, "photos", "sketches", num_classes=3),
+        (
+            "--data.source",
+            "photos",
+            "--data.target",
+            "sketches",
+            "--model.num_classes",
+            3,
+            "--data.val_fraction",
+            0.5,
+            *PHOTOS,
+        ),
+    ),
+}
+
+
+def test_every_config_is_tested():
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == set(SETTINGS)
+
+
+@pytest.mark.filterwarnings("ignore:ModelCheckpoint monitors")
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_config_trains(name, command, tmp_path):
+    draw, settings = SETTINGS[name]
+    (tmp_path / "data").mkdir()
+    root = draw(tmp_path / "data")
+    small = ("--data.batch_size", 4, "--data.eval_batch_size", 10)
+    command("fit", "--config", FOLDER / f"{name}.yaml", "--data.root", root, *small, *settings, *DEVELOPMENT)
+
+
+@pytest.mark.parametrize("config", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_configs_are_short(config):
+    lines = config.read_text().splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 120
 
 
 def test_every_link_leads_to_a_network():

@@ -3,6 +3,7 @@
 from lightning_recall.adaptation.callbacks.confusion_matrix import ConfusionMatrix
 from lightning_recall.adaptation.callbacks.domain_images import DomainImages
 from lightning_recall.adaptation.callbacks.domain_table import DomainTable
+from lightning_recall.adaptation.callbacks.feature_plane import FeaturePlane
 from lightning_recall.adaptation.callbacks.prediction_writer import PredictionWriter
 
-__all__ = ["ConfusionMatrix", "DomainImages", "DomainTable", "PredictionWriter"]
+__all__ = ["ConfusionMatrix", "DomainImages", "DomainTable", "FeaturePlane", "PredictionWriter"]
