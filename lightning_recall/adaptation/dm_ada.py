@@ -195,8 +195,8 @@ class DMADAModule(AdaptationModule):
         if self.mixup is not None and mixed is not None:
             condition = self.mixup.mix(source_condition, target_condition, ratio)
             fakes["mixed"] = self.generate_image(mixed, condition, self.noise(mixed, generator))
-        for images in fakes.values():
-            check_generated(images, parts.source)
+        for name, images in fakes.items():
+            check_generated(images, len(target) if name == "target" else len(source), parts.source)
         return Features(source, target, mixed, ratio), fakes
 
     def conditions(self, labels: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
