@@ -17,7 +17,7 @@ def shorten(name: str, length: int) -> str:
     """A name of at most `length` characters, without those in its middle if it is too long; `length` is at least 3.
 
     >>> shorten("desktop_computer", 9), shorten("mug", 9)
-    ('deskt…ter', 'mug')
+    ('desk…uter', 'mug')
     """
-    start = (length + 1) // 2
+    start = length // 2
     return name if len(name) <= length else f"{name[:start]}…{name[len(name) - (length - start - 1) :]}"

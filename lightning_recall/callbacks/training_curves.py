@@ -1,5 +1,6 @@
 """Records loss and validation scores during training, and plots them against training steps."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -16,12 +17,13 @@ class TrainingCurves(Callback):
 
     Args:
         loss_key: key of the logged training loss.
-        score_prefix: prefix of the keys of the validation scores, such as "val/miou" in a segmentation.
+        score_prefix: prefix of the keys of the validation scores, such as "val/miou" in a segmentation; or several
+            prefixes, such as "val/source/accuracy" and "val/target/accuracy" in a domain adaptation.
     """
 
-    def __init__(self, loss_key: str = "train/loss", score_prefix: str = "val/recall@") -> None:
+    def __init__(self, loss_key: str = "train/loss", score_prefix: str | Sequence[str] = "val/recall@") -> None:
         self.loss_key = loss_key
-        self.score_prefix = score_prefix
+        self.score_prefixes = (score_prefix,) if isinstance(score_prefix, str) else tuple(score_prefix)
         self.points: dict[str, list[tuple[int, Tensor | float]]] = {}
 
     def on_train_batch_end(
@@ -34,7 +36,7 @@ class TrainingCurves(Callback):
         """Records the validation scores."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             for key in trainer.callback_metrics:
-                if key.startswith(self.score_prefix):
+                if key.startswith(self.score_prefixes):
                     self._record(trainer, key)
 
     def _record(self, trainer: Trainer, key: str) -> None:

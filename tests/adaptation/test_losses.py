@@ -69,9 +69,8 @@ def test_the_triplet_loss_draws_the_mix_to_the_larger_share(ratio):
         near, far = (source, target) if ratio > 0.5 else (target, source)
         total += max(np.linalg.norm(mixed - near + 1e-6) - np.linalg.norm(mixed - far + 1e-6) + abs(2 * ratio - 1), 0)
     assert mixup_triplet_loss(A, B, C, ratio).item() == pytest.approx(total / 5, abs=1e-12)
-    assert torch.autograd.gradcheck(
-        lambda *x: mixup_triplet_loss(*x, ratio), [x.clone().requires_grad_() for x in (A, B, C)]
-    )
+    inputs = [x.clone().requires_grad_() for x in (A, B, C)]
+    assert torch.autograd.gradcheck(lambda *x: mixup_triplet_loss(*x, ratio), inputs)
 
 
 def test_the_margin_is_1_for_ratio_1():

@@ -18,7 +18,7 @@ def test_one_image_is_refused_only_by_batch_norm_in_training():
     plain, normed = nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     check_batch_size(one, "target", plain)
     check_batch_size(two, "target", plain, normed)
-    with pytest.raises(ValueError, match="one target image on this process.*batch_size to at least 2.*drop_last=True"):
+    with pytest.raises(ValueError, match=r"one target image on this process.*batch_size to at least 2.*drop_last=True"):
         check_batch_size(one, "target", plain, normed)
     check_batch_size(one, "target", plain, normed.eval())
 

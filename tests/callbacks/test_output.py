@@ -91,6 +91,14 @@ def test_an_existing_picture_is_not_overwritten(tmp_path, capsys):
     assert f"A picture: {tmp_path / 'x-1.png'}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("key", "logged"), [("", "x_1"), ("x", "x")])
+def test_a_picture_is_logged_under_a_key(key, logged, tmp_path):
+    keys = []
+    logger = SimpleNamespace(log_image=lambda key, **_: keys.append(key))
+    save_picture(SimpleNamespace(loggers=[logger]), Figure(), tmp_path / "x_1.png", "A picture", key)
+    assert keys == [logged]
+
+
 def test_names_of_dataloaders_become_names_of_files():
     assert file_name("test", "a/b") == "test_a_b"
     assert file_name("charts", "", "Prüfung eins") == "charts_Prüfung eins"

@@ -80,6 +80,19 @@ def test_only_the_requested_scores_are_recorded_and_only_during_training():
     assert callback.curves() == {"val/map": [(3, 0.25)]}
 
 
+def test_scores_of_several_prefixes():
+    keys = ("val/source/accuracy", "val/source/loss", "val/target/accuracy", "val/target/bnm")
+    trainer = SimpleNamespace(
+        state=SimpleNamespace(fn="fit"),
+        sanity_checking=False,
+        global_step=3,
+        callback_metrics={key: torch.tensor(0.5) for key in keys},
+    )
+    callback = TrainingCurves(score_prefix=["val/source/accuracy", "val/target/accuracy"])
+    callback.on_validation_end(trainer, None)
+    assert list(callback.curves()) == [keys[0], keys[2]]
+
+
 @pytest.mark.parametrize("case", ["another process", "no curve", "fast_dev_run"])
 def test_nothing_is_drawn(case, tmp_path, monkeypatch):
     trainer = pl.Trainer(

@@ -138,7 +138,7 @@ def features_of(module: LightningModule, loader: Any, max_images: int, seed: tup
     Raises:
         ValueError: if the data set is not map-style.
     """
-    dataset = getattr(loader, "dataset", None)
+    dataset: Any = getattr(loader, "dataset", None)
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise ValueError(
             f"FeaturePlane needs dataloaders with map-style data sets, got {type_and_shape(loader)}: use a data set "

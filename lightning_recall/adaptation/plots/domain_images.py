@@ -41,7 +41,7 @@ def draw_domain_images(images: Mapping[str, NDArray[np.uint8]], captions: Sequen
         axes.text(LEFT - 0.1, y, row_label(name), ha="right", va="center", fontsize=9)
     for number, block in enumerate(blocks):
         left = LEFT + number * (block_width + BETWEEN_BLOCKS)
-        heading = "generated from the features" if number else "images"
+        heading = "images" if number == 0 else "generated from the features" if block_width > 2 else "generated"
         axes.text(left + block_width / 2, 0.4, heading, ha="center", va="center", fontsize=9, weight="bold")
         for column, caption in enumerate(captions):
             x = left + column * (cell + GAP) + cell / 2

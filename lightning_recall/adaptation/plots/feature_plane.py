@@ -16,7 +16,7 @@ DOMAIN_COLORS = {"source": "#0072b2", "target": "#d55e00"}  # colour-blind safe 
 MARKERS = {"source": "o", "target": "^"}
 MAX_CLASSES = 20  # with a colour of their own
 OTHERS = "0.75"  # grey, of other classes and of images without label
-PANEL, LEFT, RIGHT, TOP, GAP, BOTTOM = 4.0, 0.35, 1.75, 0.6, 0.12, 0.12  # inches
+PANEL, LEFT, RIGHT, TOP, GAP, BOTTOM = 4.0, 0.35, 1.95, 0.6, 0.12, 0.12  # inches
 NAME_LENGTH = 18  # characters of a name in the legend
 POINT: dict[str, Any] = {"linewidth": 0, "alpha": 0.7}
 
@@ -89,7 +89,7 @@ def draw_domains(axes: Axes, row: FeaturePoints) -> None:
     """Draws the images, coloured by domain."""
     for domain, chosen in (("source", row.is_source), ("target", ~row.is_source)):
         style: dict[str, Any] = {"marker": MARKERS[domain], "color": DOMAIN_COLORS[domain], **POINT}
-        axes.scatter(*row.points[chosen].T, s=size_of(len(row.points)), **style)
+        axes.scatter(row.points[chosen, 0], row.points[chosen, 1], s=size_of(len(row.points)), **style)
 
 
 def draw_classes(axes: Axes, row: FeaturePoints, shown: Sequence[int]) -> None:
@@ -100,7 +100,7 @@ def draw_classes(axes: Axes, row: FeaturePoints, shown: Sequence[int]) -> None:
         colors[row.labels == label] = palette[number]
     for domain, chosen in (("source", row.is_source), ("target", ~row.is_source)):
         style: dict[str, Any] = {"marker": MARKERS[domain], "color": colors[chosen], **POINT}
-        axes.scatter(*row.points[chosen].T, s=size_of(len(row.points)), **style)
+        axes.scatter(row.points[chosen, 0], row.points[chosen, 1], s=size_of(len(row.points)), **style)
 
 
 def size_of(num_points: int) -> float:
