@@ -37,7 +37,8 @@ def domain_batch(batch: Any, num_classes: int, equal_sizes: bool = False) -> Dom
         ValueError: for another type or shape, a domain without images, domains with different channels, heights or
             widths, and labels that are not integers from 0 to num_classes - 1.
     """
-    if not isinstance(batch, Mapping) or set(batch) != set(DOMAINS) or not is_pair(batch["source"]):
+    has_domains = isinstance(batch, Mapping) and set(batch) == set(DOMAINS) and batch["target"] is not None
+    if not has_domains or not is_pair(batch["source"]):
         raise ValueError(
             'A training batch must be {"source": (images, labels), "target": images}, got '
             f"{batch_description(batch)}: pass "
