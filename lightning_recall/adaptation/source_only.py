@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lightning_recall.adaptation.losses import class_loss
 from lightning_recall.adaptation.module import AdaptationModule
-from lightning_recall.adaptation.network_checks import check_batch_size, check_class_logits
+from lightning_recall.adaptation.network_checks import check_batch_size
 
 
 class SourceOnlyModule(AdaptationModule):
@@ -32,8 +32,6 @@ class SourceOnlyModule(AdaptationModule):
         """Steps the optimizer on the cross-entropy of the source images."""
         parts = self.checked(batch)
         check_batch_size(parts.source, "source", self)
-        logits = self.classifier(self.encode(parts.source))
-        check_class_logits(logits, len(parts.source), self.num_classes, "classifier")
-        loss = class_loss(logits, parts.labels)
+        loss = class_loss(self.classify(self.encode(parts.source)), parts.labels)
         self.optimize(loss)
         return self.logged({"loss": loss})
