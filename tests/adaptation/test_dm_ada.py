@@ -430,7 +430,7 @@ def test_outputs_that_do_not_fit_raise(position, change, message):
 
 
 def test_one_image_and_batch_norm_raise_one_sentence():
-    batches = [{"source": (torch.zeros(1, 3, 32, 32), torch.zeros(1).long()), "target": torch.zeros(2, 3, 32, 32)}]
+    batches = [{"source": (torch.zeros(1, 3, 32, 32), torch.zeros(1).long()), "target": torch.zeros(1, 3, 32, 32)}]
     loader = torch.utils.data.DataLoader(batches, batch_size=None)
     with pytest.raises(ValueError, match="one source image on this process, but BatchNorm cannot be trained"):
         fit(digits(), loader=loader)
