@@ -1,5 +1,7 @@
 """Tiny networks and batches of two domains, and short trainings with them, for the tests of domain adaptation."""
 
+import warnings
+
 import torch
 from pytorch_lightning import Trainer
 from torch import distributed, nn
@@ -106,7 +108,9 @@ def fit(module, ckpt_path=None, epochs=2, loader=None, **kwargs):
     if "plugins" in settings:
         del settings["precision"]
     trainer = Trainer(**{"max_epochs": epochs, **settings})
-    trainer.fit(module, loader or Loader(), ckpt_path=ckpt_path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no")
+        trainer.fit(module, loader or Loader(), ckpt_path=ckpt_path)
     return trainer
 
 

@@ -98,13 +98,12 @@ class DANNModule(AdaptationModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Steps the optimizer on the class loss and the domain losses."""
-        parts = self.checked(batch)
+        parts = self.checked(batch, equal_sizes=self.mixup is not None)
         for domain, images in (("source", parts.source), ("target", parts.target)):
             check_batch_size(images, domain, self)
         source, target = self.encode(parts.source), self.encode(parts.target)
-        logits = self.classify(source)
         losses = {
-            "class_loss": class_loss(logits, parts.labels),
+            "class_loss": class_loss(self.classify(source), parts.labels),
             "domain_loss": self.judged(source, 1.0) + self.judged(target, 0.0),
         }
         if self.mixup is not None:

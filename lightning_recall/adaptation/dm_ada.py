@@ -22,7 +22,6 @@ from lightning_recall.adaptation.network_checks import (
     check_domain_logits,
     check_generated,
     check_input_dim,
-    check_same_classes,
 )
 from lightning_recall.adaptation.network_optimizers import (
     NETWORKS,
@@ -31,7 +30,7 @@ from lightning_recall.adaptation.network_optimizers import (
     complete_optimizers,
 )
 from lightning_recall.adaptation.noise import local_noise
-from lightning_recall.checks import check_integer
+from lightning_recall.checks import check_integer, check_same
 from lightning_recall.optimization import ManualOptimization
 
 
@@ -122,7 +121,8 @@ class DMADAModule(AdaptationModule):
         noise_dim: dimension of z; at least 0. The released code has 512.
         optimizers: "discriminator", "generator", "classifier" or "encoder" -> its optimizer, schedulers, clipping and
             accumulation; those that are left out, and None, are the released code's: see `NetworkOptimizer`.
-        kwargs: passed to `AdaptationModule`. The arguments of `ManualOptimization`, such as optimizer, raise an error.
+        kwargs: passed to `AdaptationModule`. `head_lr`, and the arguments of `ManualOptimization`, such as optimizer,
+            raise an error.
 
     Raises:
         ValueError: for networks that do not fit each other or the images, images of different shapes, a batch of one
@@ -157,7 +157,7 @@ class DMADAModule(AdaptationModule):
         check_no_shared_arguments(kwargs)
         super().__init__(encoder, classifier, num_classes, **kwargs)
         check_integer("noise_dim", noise_dim, 0)
-        check_same_classes(discriminator, "discriminator", num_classes)
+        check_same(self, "discriminator", discriminator, ("num_classes",))
         check_input_dim(generator, getattr(encoder, "feature_dim", None), num_classes, noise_dim)
         self.generator = generator
         self.discriminator = discriminator
@@ -169,7 +169,7 @@ class DMADAModule(AdaptationModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Steps the discriminator; then generator, classifier and encoder, on gradients at equal weights."""
-        parts = self.checked(batch)
+        parts = self.checked(batch, equal_sizes=self.mixup is not None)
         for domain, images in (("source", parts.source), ("target", parts.target)):
             check_batch_size(images, domain, self)
         features, fakes = self.generate(parts)
@@ -236,8 +236,7 @@ class DMADAModule(AdaptationModule):
         class_of_fakes = class_loss(judged["source"].classes, parts.labels)
         real = {name: domain_loss(judgement.source, 1.0) for name, judgement in judged.items()}
         mixed = real.get("mixed", features.source.new_zeros(()))
-        logits = self.classify(features.source)
-        classifier_loss = class_loss(logits, parts.labels)
+        classifier_loss = class_loss(self.classify(features.source), parts.labels)
         kl = gaussian_kl(features.source) + gaussian_kl(features.target)
         adversarial = class_of_fakes + self.weights.target * real["target"] + self.weights.mixed * mixed
         return {

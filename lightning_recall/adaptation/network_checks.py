@@ -81,13 +81,3 @@ def check_input_dim(generator: nn.Module, feature_dim: Any, num_classes: int, no
             f"input_dim of the generator is {given}, but features, condition and noise have {feature_dim} + "
             f"{num_classes + 1} + {noise_dim} = {expected} numbers: set input_dim={expected}."
         )
-
-
-def check_same_classes(network: nn.Module, name: str, num_classes: int) -> None:
-    """Raises ValueError if a network has an attribute `num_classes` with another number."""
-    given = getattr(network, "num_classes", num_classes)
-    if given != num_classes:
-        raise ValueError(
-            f"num_classes of the {name} ({type(network).__name__}) is {given}, but that of the module is "
-            f"{num_classes}: set both to the same number."
-        )

@@ -102,12 +102,16 @@ def complete_optimizers(given: Mapping[str, NetworkOptimizer] | None) -> dict[st
 
 
 def check_no_shared_arguments(given: Mapping[str, Any]) -> None:
-    """Raises ValueError for an argument of `ManualOptimization` that one optimizer for each network replaces.
+    """Raises ValueError for an argument of the module that one optimizer for each network replaces.
 
     Args:
-        given: keyword arguments for `ManualOptimization`. Its default values are allowed, because the command passes
-            them all.
+        given: keyword arguments for `AdaptationModule`. Default values are allowed, because the command passes them
+            all.
     """
+    if given.get("head_lr") is not None:
+        raise ValueError(
+            "head_lr has no effect, because each network has its own optimizer: set the learning rates in `optimizers`."
+        )
     for name, parameter in signature(ManualOptimization.__init__).parameters.items():
         if given.get(name, parameter.default) != parameter.default:
             raise ValueError(

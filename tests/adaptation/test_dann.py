@@ -184,7 +184,7 @@ def test_bf16_mixed_trains_near_float32():
 
 def test_nan_is_logged_and_not_hidden():
     module = make()
-    module.mean = (float("nan"),) * 3
+    module.mean = (float("nan"),) * 3  # so that all features are NaN
     trainer = fit(module, epochs=1)
     assert all(trainer.callback_metrics[f"train/{name}"].isnan() for name in ("loss", "domain_loss", "mixup_loss"))
 
@@ -206,7 +206,7 @@ def test_outputs_that_do_not_fit_raise():
     encoder, classifier, discriminator = three_networks()
     with pytest.raises(ValueError, match=r"one domain logit per image, shape \(6,\), got a tensor \(6, 1\): remove"):
         fit(make(networks=(encoder, classifier, nn.Linear(2 * LATENT, 1))))
-    with pytest.raises(ValueError, match=r"classifier must return logits of shape \(6, 3\)"):
+    with pytest.raises(ValueError, match=r"classifier returns logits of shape \(6, 4\), but num_classes is 3"):
         fit(make(networks=(encoder, nn.Linear(2 * LATENT, 4), discriminator)))
 
 

@@ -257,6 +257,21 @@ def test_each_step_changes_its_own_network_and_only_the_first_changes_the_gradie
     assert phases.changed == [set(), *({name} for name in NAMES[:3])] * 3  # seen before the next step
 
 
+def test_the_loss_of_the_discriminator_does_not_reach_the_other_networks():
+    class Checked(Recorded):
+        def discriminator_loss(self, parts, fakes, ratio):
+            loss = super().discriminator_loss(parts, fakes, ratio)
+            for network in (self.encoder, self.generator, self.classifier):
+                found = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True, allow_unused=True)
+                assert set(found) == {None}
+            self.checks = getattr(self, "checks", 0) + 1
+            return loss
+
+    module = Checked(*four_networks(), K, noise_dim=NOISE)
+    fit(module, epochs=1)
+    assert module.checks == 3
+
+
 def test_the_discriminator_needs_gradients_again_after_a_step_and_after_an_error():
     class Fails(Recorded):
         def other_losses(self, parts, features, fakes):
@@ -311,7 +326,7 @@ def test_optimizers_have_their_own_clipping_accumulation_and_cadence():
 
 def test_nan_is_logged_and_not_hidden():
     module = make(weights=DMADAWeights(kl=0.0))
-    module.mean = (float("nan"),) * 3
+    module.mean = (float("nan"),) * 3  # so that all features are NaN
     trainer = fit(module, max_steps=4)
     assert trainer.callback_metrics["train/loss"].isnan()
     assert trainer.callback_metrics["train/generator_loss"].isnan()
@@ -370,8 +385,9 @@ def digits(input_dim=None, num_classes=K, **kwargs):
     ("make_module", "message"),
     [
         (lambda: digits(input_dim=20), r"input_dim of the generator is 20, but .* 12 \+ 4 \+ 3 = 19 numbers"),
-        (lambda: digits(num_classes=5), "num_classes of the discriminator .* is 5, but that of the module is 3"),
+        (lambda: digits(num_classes=5), "num_classes of the discriminator .* is 5, but that of DMADAModule is 3"),
         (lambda: digits(optimizer=torch.optim.Adam), "optimizer of the module has no effect.*use `optimizers`"),
+        (lambda: digits(head_lr=0.1), "head_lr has no effect.*learning rates in `optimizers`"),
         (lambda: digits(gradient_clip_val=1.0), "gradient_clip_val of the module has no effect"),
         (lambda: digits(accumulate_grad_batches=2), "accumulate_grad_batches of the module has no effect"),
         (lambda: digits(optimizers={"critic": NetworkOptimizer()}), r"keys discriminator, .*, got \['critic'\]"),
@@ -400,7 +416,7 @@ class Returns(nn.Module):
 @pytest.mark.parametrize(
     ("position", "change", "message"),
     [
-        (1, lambda logits: logits[:, :2], r"classifier must return logits of shape \(6, 3\).*got a tensor \(6, 2\)"),
+        (1, lambda logits: logits[:, :2], r"classifier returns logits of shape \(6, 2\), but num_classes is 3"),
         (2, lambda images: images[..., :2], r"generator must return images of the size of the batch, \(6, 3, 4, 4\)"),
         (3, lambda j: j._replace(classes=j.classes[:, :2]), "discriminator must return logits of shape"),
         (3, lambda j: j._replace(source=j.source[:, None]), r"one domain logit per image.*remove the last dim"),
@@ -414,7 +430,7 @@ def test_outputs_that_do_not_fit_raise(position, change, message):
 
 
 def test_one_image_and_batch_norm_raise_one_sentence():
-    batches = [{"source": (torch.zeros(1, 3, 32, 32), torch.zeros(1).long()), "target": torch.zeros(2, 3, 32, 32)}]
+    batches = [{"source": (torch.zeros(1, 3, 32, 32), torch.zeros(1).long()), "target": torch.zeros(1, 3, 32, 32)}]
     loader = torch.utils.data.DataLoader(batches, batch_size=None)
     with pytest.raises(ValueError, match="one source image on this process, but BatchNorm cannot be trained"):
         fit(digits(), loader=loader)
@@ -428,7 +444,9 @@ def test_unequal_batches_are_fine_without_mixup_and_raise_with_it():
     batches = [{"source": (SOURCE[0], LABELS[0]), "target": TARGET[0, :4]}]
     loader = torch.utils.data.DataLoader(batches, batch_size=None)
     fit(make("none"), loader=loader, max_steps=4)
-    with pytest.raises(ValueError, match=r"equal shapes of source and target, got \(6, 4\) and \(4, 4\)"):
+    with pytest.raises(
+        ValueError, match="equally many images of both domains, got 6 of the source and 4 of the target"
+    ):
         fit(make("both"), loader=loader, max_steps=4)
 
 
