@@ -67,6 +67,7 @@ def draw_feature_planes(rows: Sequence[FeaturePoints], class_names: Sequence[str
     handles = [marker(domain, DOMAIN_COLORS[domain]) for domain in domains_of(rows)]
     figure.legend(handles=handles, ncols=2, bbox_to_anchor=(middle, 1 - 0.95 * TOP / height), **legend_position)
     draw_class_legend(figure, rows, shown, class_names)
+    figure.text((LEFT + 1.5 * PANEL + GAP) / width, 1 - 0.85 * TOP / height, "by class", ha="center", fontsize=9)
     text = f"Features{f', {method}' if method else ''}"
     figure.text(LEFT / width, 1 - 0.18 / height, text, va="center", fontsize=11)
     return figure
