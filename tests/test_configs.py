@@ -9,9 +9,8 @@ from lightning_recall import RetrievalModule
 FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
 PAPER_DATA_SETS = ("sop", "inaturalist", "vehicle_id", "cars196", "cub")
-EXPERIMENTS = [
-    path for path in CONFIGS if path.stem not in (*PAPER_DATA_SETS, "glyphs", "glyphs_recipe", "paper", "your_images")
-]
+OTHERS = ("glyphs", "glyphs_recipe", "paper", "your_images", "digits_adaptation")  # the last in tests/adaptation
+EXPERIMENTS = [path for path in CONFIGS if path.stem not in (*PAPER_DATA_SETS, *OTHERS)]
 BACKBONES = {"_resnet50": "resnet50.tv_in1k"}
 BACKBONES |= {f"_vit_b{patch}": f"vit_base_patch{patch}_224.augreg_in21k" for patch in (16, 32)}
 SMALL_BACKBONES = ("resnet10t", "vit_tiny_patch16_224")  # convolutions, transformer

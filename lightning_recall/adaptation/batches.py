@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from lightning_recall.adaptation.images import check_images
 from lightning_recall.batch import is_pair, type_and_shape
@@ -38,7 +37,8 @@ def domain_batch(batch: Any, num_classes: int, equal_sizes: bool = False) -> Dom
         ValueError: for another type or shape, a domain without images, domains with different channels, heights or
             widths, and labels that are not integers from 0 to num_classes - 1.
     """
-    if not isinstance(batch, Mapping) or set(batch) != set(DOMAINS) or not is_pair(batch["source"]):
+    has_domains = isinstance(batch, Mapping) and set(batch) == set(DOMAINS) and batch["target"] is not None
+    if not has_domains or not is_pair(batch["source"]):
         raise ValueError(
             'A training batch must be {"source": (images, labels), "target": images}, got '
             f"{batch_description(batch)}: pass "
@@ -122,15 +122,3 @@ def batch_description(batch: Any) -> str:
     if not isinstance(batch, Mapping):
         return type_and_shape(batch)
     return "{" + ", ".join(f"{key!r}: {type_and_shape(part)}" for key, part in batch.items()) + "}"
-
-
-def check_batch_norm(network: nn.Module, num_images: int) -> None:
-    """Raises ValueError for one image in training, if a network normalises by the statistics of the batch."""
-    if num_images == 1 and any(
-        isinstance(layer, _BatchNorm) and layer.training and not isinstance(layer, nn.SyncBatchNorm)
-        for layer in network.modules()
-    ):
-        raise ValueError(
-            "A batch has 1 image of a domain, but BatchNorm needs at least 2: use drop_last=True, or another "
-            "batch_size."
-        )

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from lightning_recall.adaptation.domain_mixup import DomainMixup
 from lightning_recall.adaptation.example_images import domain_images
 from lightning_recall.adaptation.gradient_reversal import reversal_strength, reverse_gradient
+from lightning_recall.adaptation.images import unit_range
 from lightning_recall.adaptation.losses import class_loss, domain_loss
-from lightning_recall.adaptation.module import AdaptationModule, unit_range
-from lightning_recall.adaptation.network_checks import check_batch_size, check_class_logits, check_domain_logits
+from lightning_recall.adaptation.module import AdaptationModule
+from lightning_recall.adaptation.network_checks import check_batch_size, check_domain_logits
 from lightning_recall.checks import check_above_zero
 
 
@@ -101,8 +102,7 @@ class DANNModule(AdaptationModule):
         for domain, images in (("source", parts.source), ("target", parts.target)):
             check_batch_size(images, domain, self)
         source, target = self.encode(parts.source), self.encode(parts.target)
-        logits = self.classifier(source)
-        check_class_logits(logits, len(source), self.num_classes, "classifier")
+        logits = self.classify(source)
         losses = {
             "class_loss": class_loss(logits, parts.labels),
             "domain_loss": self.judged(source, 1.0) + self.judged(target, 0.0),

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from lightning_recall.adaptation.batches import DomainBatch
 from lightning_recall.adaptation.domain_mixup import DomainMixup, mix_domains
 from lightning_recall.adaptation.example_images import domain_images, evaluation_mode, to_uint8
+from lightning_recall.adaptation.images import unit_range
 from lightning_recall.adaptation.losses import class_loss, domain_loss, gaussian_kl, mixup_triplet_loss
-from lightning_recall.adaptation.module import AdaptationModule, unit_range
+from lightning_recall.adaptation.module import AdaptationModule
 from lightning_recall.adaptation.network_checks import (
     check_batch_size,
     check_class_logits,
@@ -195,8 +196,8 @@ class DMADAModule(AdaptationModule):
         if self.mixup is not None and mixed is not None:
             condition = self.mixup.mix(source_condition, target_condition, ratio)
             fakes["mixed"] = self.generate_image(mixed, condition, self.noise(mixed, generator))
-        for images in fakes.values():
-            check_generated(images, parts.source)
+        for name, images in fakes.items():
+            check_generated(images, len(target) if name == "target" else len(source), parts.source)
         return Features(source, target, mixed, ratio), fakes
 
     def conditions(self, labels: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -235,8 +236,7 @@ class DMADAModule(AdaptationModule):
         class_of_fakes = class_loss(judged["source"].classes, parts.labels)
         real = {name: domain_loss(judgement.source, 1.0) for name, judgement in judged.items()}
         mixed = real.get("mixed", features.source.new_zeros(()))
-        logits = self.classifier(features.source)
-        check_class_logits(logits, len(parts.source), self.num_classes, "classifier")
+        logits = self.classify(features.source)
         classifier_loss = class_loss(logits, parts.labels)
         kl = gaussian_kl(features.source) + gaussian_kl(features.target)
         adversarial = class_of_fakes + self.weights.target * real["target"] + self.weights.mixed * mixed

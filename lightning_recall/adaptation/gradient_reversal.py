@@ -25,6 +25,10 @@ class _Reverse(Function):
 def reverse_gradient(inputs: Tensor, alpha: float = 1.0) -> Tensor:
     """Returns its input; the gradient is multiplied by -alpha.
 
+    Args:
+        inputs: any tensor.
+        alpha: strength of the reversal, at least 0; 0 stops the gradient.
+
     >>> import torch
     >>> x = torch.ones(2, requires_grad=True)
     >>> reverse_gradient(x, alpha=0.5).sum().backward()
@@ -68,9 +72,14 @@ def reversal_strength(progress: float, gamma: float = 10.0) -> float:
 
     Args:
         progress: fraction of the training that is done, from 0 to 1.
-        gamma: speed of the rise.
+        gamma: speed of the rise; 10 in the paper.
+
+    Raises:
+        ValueError: for a negative progress.
 
     >>> [round(reversal_strength(p), 3) for p in (0, 0.1, 1)]
     [0.0, 0.462, 1.0]
     """
+    if not progress >= 0:
+        raise ValueError(f"progress must be at least 0, got {progress}.")
     return 2 / (1 + math.exp(-gamma * progress)) - 1

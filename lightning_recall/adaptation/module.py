@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_recall._lightning import Callback, attached_trainer, rank_zero_warn
+from lightning_recall._lightning import Callback, attached_trainer, callbacks_of, rank_zero_warn
 from lightning_recall.adaptation.batches import (
     DomainBatch,
-    check_batch_norm,
     domain_batch,
     evaluation_batch,
     images_of,
 )
+from lightning_recall.adaptation.callbacks.domain_table import DomainTable
 from lightning_recall.adaptation.evaluation import (
     DomainHistory,
     Evaluation,
@@ -24,6 +24,7 @@ from lightning_recall.adaptation.evaluation import (
     warn_of_target_labels,
 )
 from lightning_recall.adaptation.images import check_range, normalization, normalized, unit_range
+from lightning_recall.adaptation.network_checks import check_class_logits
 from lightning_recall.adaptation.parameter_groups import adaptation_groups
 from lightning_recall.adaptation.training_summary import training_summary
 from lightning_recall.callbacks.class_names import checked_names
@@ -122,11 +123,7 @@ class AdaptationModule(ManualOptimization):
     def classify(self, features: Tensor) -> Tensor:
         """Logits (B, K) of features (B, D)."""
         logits: Tensor = self.classifier(features)
-        if logits.ndim != 2 or logits.shape[1] != self.num_classes:
-            raise ValueError(
-                f"The classifier returns logits of shape {tuple(logits.shape)}, but num_classes is {self.num_classes}: "
-                "set both to the same number."
-            )
+        check_class_logits(logits, len(features), self.num_classes, "classifier")
         return logits
 
     def forward(self, images: Tensor) -> Tensor:
@@ -137,7 +134,6 @@ class AdaptationModule(ManualOptimization):
         """The parts of a training batch, with images between 0 and 1; see `domain_batch`."""
         source, labels, target = domain_batch(batch, self.num_classes, equal_sizes)
         for images in (source, target):
-            check_batch_norm(self, len(images))
             if not self.range_checked:
                 check_range(images)
         self.range_checked = True
@@ -215,9 +211,12 @@ class AdaptationModule(ManualOptimization):
         return adaptation_groups(self, self.head_lr)
 
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
-        """Puts WeightAveraging first."""
+        """Puts WeightAveraging first; adds a `DomainTable`, unless the Trainer has one."""
         weight_averaging.put_weight_averaging_first(self.trainer)
-        return super().configure_callbacks()
+        others = super().configure_callbacks()
+        has_table = any(isinstance(callback, DomainTable) for callback in callbacks_of(self.trainer))
+        tables = [] if has_table else [DomainTable()]
+        return [*(others if isinstance(others, Sequence) else [others]), *tables]
 
     def setup(self, stage: str) -> None:
         """Checks the data module, takes its names of the classes, and resets what a checkpoint has left."""
@@ -240,6 +239,13 @@ class AdaptationModule(ManualOptimization):
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
             set_random_states(self.resumed_states, rank, world_size, self.device)
             self.resumed_states = None
+
+    def on_fit_end(self) -> None:
+        """Raises ValueError if a training has ended without a batch, which Lightning accepts."""
+        if self.trainer.num_training_batches == 0 and self.trainer.limit_train_batches != 0:
+            raise ValueError(
+                "There was no training batch: a domain has no images, or fewer than batch_size with drop_last=True."
+            )
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Gives averaged weights, if there are any, the current counts of BatchNorm."""

@@ -53,12 +53,13 @@ def check_domain_logits(logits: Any, num_images: int, network: str = "discrimina
         )
 
 
-def check_generated(generated: Any, images: Tensor) -> None:
-    """Raises ValueError unless generated images have the shape of the images that they imitate."""
-    if not isinstance(generated, Tensor) or generated.shape != images.shape:
+def check_generated(generated: Any, num_images: int, images: Tensor) -> None:
+    """Raises ValueError unless `num_images` generated images have the size of real ones."""
+    expected = (num_images, *images.shape[1:])
+    if not isinstance(generated, Tensor) or generated.shape != expected:
         raise ValueError(
-            f"The generator must return images of the shape of the batch, {tuple(images.shape)}, got "
-            f"{type_and_shape(generated)}: resize the images of the data module, or use another generator."
+            f"The generator must return images of the size of the batch, {expected}, got {type_and_shape(generated)}: "
+            "resize the images of the data module, or use another generator."
         )
 
 

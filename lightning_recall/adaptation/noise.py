@@ -1,7 +1,9 @@
 """Noise of a batch that several processes share."""
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
+
+from lightning_recall.data.batches import rank_and_world_size
 
 
 def local_noise(size: int, dim: int, generator: torch.Generator) -> Tensor:
@@ -15,6 +17,6 @@ def local_noise(size: int, dim: int, generator: torch.Generator) -> Tensor:
     >>> local_noise(2, 3, torch.Generator().manual_seed(0)).shape
     torch.Size([2, 3])
     """
-    is_distributed = distributed.is_available() and distributed.is_initialized()
-    rank, world_size = (distributed.get_rank(), distributed.get_world_size()) if is_distributed else (0, 1)
-    return torch.randn(world_size * size, dim, generator=generator)[rank * size : (rank + 1) * size]
+    rank, world_size = rank_and_world_size()
+    noise = torch.randn(world_size * size, dim, generator=generator, dtype=torch.float32)  # whatever the precision
+    return noise[rank * size : (rank + 1) * size]

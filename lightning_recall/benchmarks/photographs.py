@@ -38,8 +38,8 @@ from lightning_recall.benchmarks.result_rows import (
     summary_table,
 )
 from lightning_recall.data import ImageFiles, ImageTransforms
+from lightning_recall.data.folders import list_images
 from lightning_recall.datamodules import RetrievalDataModule
-from lightning_recall.datamodules.image_folder import list_images
 from lightning_recall.datamodules.splits import image_files
 from lightning_recall.memory_allocation import keep_freed_memory
 from lightning_recall.metrics import RetrievalScores

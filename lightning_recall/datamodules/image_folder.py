@@ -1,13 +1,18 @@
 """Your own images in one folder per class."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from lightning_recall._lightning import rank_zero_warn
 from lightning_recall.data import ImageFiles, ImageTransforms
-from lightning_recall.data.folders import SPLIT_NAMES, SPLIT_OF, image_suffixes, is_hidden, split_of
+from lightning_recall.data.folders import (
+    SPLIT_NAMES,
+    SPLIT_OF,
+    is_hidden,
+    list_images,
+    split_of,
+    warn_about_skipped,
+)
 from lightning_recall.data.messages import pluralize, quote, shorten
 from lightning_recall.data.tables import require_path, user_path
 from lightning_recall.datamodules.base import RetrievalDataModule, prepares_data
@@ -81,16 +86,7 @@ class ImageFolderDataModule(RetrievalDataModule):
             paths += listed_paths
             classes += listed_classes
         check_class_names(classes, self.root)
-        if skipped:
-            suffixes = sorted({os.path.splitext(file)[1].lower() or "none" for file in skipped})
-            ignored = pluralize(len(skipped), "file is", "files are")
-            first = "It is" if len(skipped) == 1 else "The first is"
-            kinds = "Suffix" if len(suffixes) == 1 else "Suffixes"
-            rank_zero_warn(
-                f"{shorten(self.root)}: {ignored} ignored: outside the class folders, or not an image format that "
-                f"Pillow decodes. {first} {shorten(skipped[0])}. {kinds}: "
-                f"{', '.join(suffix[:10] for suffix in suffixes[:6])}{' and others' if len(suffixes) > 6 else ''}."
-            )
+        warn_about_skipped(self.root, skipped)
         if folders:
             return split_by_name(self.root, names, paths, classes, self.transforms)
         check_folder_below(self.root, paths)
@@ -152,57 +148,3 @@ def check_folder_below(root: Path, paths: list[str]) -> None:
                 f"{quote(name)} holds {len(below)}, such as {quote(min(below))}. If these are the classes or the "
                 f"splits, pass {shorten(root / name)} as root."
             )
-
-
-def list_images(folder: Path, root: Path, skipped: list[str]) -> tuple[list[str], list[str]]:
-    """Lists image paths (relative to root) and classes of the class folders; appends other files to `skipped`."""
-    entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
-    skipped += [str(entry) for entry in entries if entry.suffix.lower() in image_suffixes() and not entry.is_dir()]
-    paths: list[str] = []
-    names: list[str] = []
-    for entry in entries:
-        if not entry.is_dir():
-            continue
-        files = sorted(files_below(str(entry)), key=lambda file: file.split(os.sep))
-        images = [file for file in files if os.path.splitext(file)[1].lower() in image_suffixes()]
-        others = [file for file in files if os.path.splitext(file)[1].lower() not in image_suffixes()]
-        if not images:
-            found = f" It holds {pluralize(len(others), 'other file')}, such as {shorten(others[0])}." if others else ""
-            raise ValueError(
-                f"{shorten(entry)} holds no image, such as a .jpg or .png: remove the folder or add images.{found}"
-            )
-        paths += [file.removeprefix(os.path.join(root, "")) for file in images]
-        names += [entry.name] * len(images)
-        skipped += others
-    if not paths:
-        raise ValueError(f"{shorten(folder)} holds no folder: each class needs a folder with its images.")
-    return paths, names
-
-
-def files_below(folder: str) -> Iterator[str]:
-    """Yields non-hidden files recursively; a folder with several links to it is visited once.
-
-    Raises:
-        ValueError: for a folder that cannot be read, or a symbolic link to a parent folder, which would include other
-            classes.
-    """
-    seen: set[str] = set()
-    parent = os.path.join(os.path.realpath(os.path.dirname(folder)), "")
-    for path, folders, files in os.walk(folder, followlinks=True, onerror=raise_unreadable_folder):
-        real = os.path.realpath(path)
-        if real in seen:
-            folders.clear()
-            continue
-        if parent.startswith(os.path.join(real, "")):
-            raise ValueError(
-                f"{shorten(path)} is a link to its parent folder {shorten(real)}, which would include other classes: "
-                "remove it."
-            )
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        yield from (os.path.join(path, file) for file in files if not is_hidden(file))
-
-
-def raise_unreadable_folder(error: OSError) -> NoReturn:
-    """Raises ValueError for a folder that cannot be read, so that its images are not silently missing."""
-    raise ValueError(f"Cannot read the folder {shorten(error.filename)}: {error.strerror}.") from error

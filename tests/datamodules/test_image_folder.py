@@ -5,8 +5,8 @@ import pytest
 from conftest import draw
 from PIL import Image
 
+from lightning_recall.data.folders import list_images
 from lightning_recall.datamodules import ImageFolderDataModule, ImageTableDataModule
-from lightning_recall.datamodules.image_folder import list_images
 
 
 def set_up(root, **kwargs):

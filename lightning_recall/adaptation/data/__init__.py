@@ -1,1 +1,15 @@
-"""Training batches of two domains."""
+"""Images of two domains, and training batches of both."""
+
+from lightning_recall.adaptation.data.images import NO_LABEL, DomainArrays, DomainFiles
+from lightning_recall.adaptation.data.pairs import DomainPairs, PairedBatchSampler, PairedLoader
+from lightning_recall.adaptation.data.transforms import PhotoTransforms
+
+__all__ = [
+    "NO_LABEL",
+    "DomainArrays",
+    "DomainFiles",
+    "DomainPairs",
+    "PairedBatchSampler",
+    "PairedLoader",
+    "PhotoTransforms",
+]

@@ -1,6 +1,7 @@
 """Networks for domain adaptation: encoders, classifiers, generators and discriminators."""
 
 from lightning_recall.adaptation.models.backbone import BackboneEncoder
+from lightning_recall.adaptation.models.dann import DANNClassifier, DANNDiscriminator, DANNEncoder
 from lightning_recall.adaptation.models.digits import (
     DigitDiscriminator,
     DigitEncoder,
@@ -10,9 +11,13 @@ from lightning_recall.adaptation.models.digits import (
     GaussianEncoder,
 )
 from lightning_recall.adaptation.models.discriminator import FeatureDiscriminator
+from lightning_recall.adaptation.models.images import ImageDiscriminator, ImageGenerator
 
 __all__ = [
     "BackboneEncoder",
+    "DANNClassifier",
+    "DANNDiscriminator",
+    "DANNEncoder",
     "DigitDiscriminator",
     "DigitEncoder",
     "DigitGenerator",
@@ -20,4 +25,6 @@ __all__ = [
     "FeatureClassifier",
     "FeatureDiscriminator",
     "GaussianEncoder",
+    "ImageDiscriminator",
+    "ImageGenerator",
 ]

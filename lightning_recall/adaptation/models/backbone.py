@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_recall.adaptation.models.batch_norm import check_batch_norm
 from lightning_recall.checks import check_integer, first_line
 from lightning_recall.models.backbones import (
     channels_of,
@@ -39,8 +38,7 @@ class BackboneEncoder(nn.Module):
 
     Raises:
         ValueError: for a name that timm does not know, weights or `backbone_kwargs` that do not fit the model, and a
-            `bottleneck_dim` below 1; in `forward`, for an image size that the backbone rejects, and for one image in
-            training with a bottleneck.
+            `bottleneck_dim` below 1; in `forward`, for an image size that the backbone rejects.
 
     >>> BackboneEncoder("test_efficientnet").eval()(torch.zeros(2, 3, 64, 64)).shape
     torch.Size([2, 256])
@@ -71,7 +69,6 @@ class BackboneEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, D) of normalised images (B, 3, H, W)."""
-        check_batch_norm(self.bottleneck, images)
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         try:

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_recall.checks import check_integer
+
 IMAGE_SIZE = 32
 
 
@@ -28,6 +30,7 @@ class DigitEncoder(nn.Module):
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
+        check_integer("width", width, 1)
         self.feature_dim = 2 * width
         self.layers = nn.Sequential(
             nn.Conv2d(3, width, 5),
@@ -67,6 +70,7 @@ class GaussianEncoder(nn.Module):
 
     def __init__(self, backbone: nn.Module, latent_dim: int = 128) -> None:
         super().__init__()
+        check_integer("latent_dim", latent_dim, 1)
         self.backbone = backbone
         self.feature_dim = 2 * latent_dim
         self.mu = nn.Linear(int(backbone.feature_dim), latent_dim)  # type: ignore[arg-type]  # nn.Module attributes are typed Tensor or Module
@@ -82,16 +86,25 @@ class GaussianEncoder(nn.Module):
 
 
 class FeatureClassifier(nn.Module):
-    """Two linear layers: features (B, D) -> logits (B, K).
+    """Two linear layers: features (B, D) -> logits (B, K), with the initial weights of the released code.
 
     Args:
-        feature_dim: D.
-        num_classes: K.
-        hidden_dim: width of the layer between.
+        feature_dim: D, at least 1.
+        num_classes: K, at least 2.
+        hidden_dim: width of the layer between, at least 1; the released code has 128.
+
+    Raises:
+        ValueError: for numbers out of range.
+
+    >>> FeatureClassifier(feature_dim=256, num_classes=10)(torch.zeros(2, 256)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(self, feature_dim: int, num_classes: int, hidden_dim: int = 128) -> None:
         super().__init__()
+        check_integer("feature_dim", feature_dim, 1)
+        check_integer("num_classes", num_classes, 2)
+        check_integer("hidden_dim", hidden_dim, 1)
         self.num_classes = num_classes
         self.layers = nn.Sequential(
             nn.Linear(feature_dim, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, num_classes)
@@ -105,15 +118,23 @@ class FeatureClassifier(nn.Module):
 
 
 class DomainDiscriminator(nn.Module):
-    """Two linear layers: features (B, D) -> logit (B,) of the source domain. For DANN.
+    """Two linear layers for DANN: features (B, D) -> logits (B,), positive for the source. The sizes are our choice.
 
     Args:
-        feature_dim: D.
-        hidden_dim: width of the layer between.
+        feature_dim: D, at least 1.
+        hidden_dim: width of the layer between, at least 1.
+
+    Raises:
+        ValueError: for numbers out of range.
+
+    >>> DomainDiscriminator(feature_dim=128)(torch.zeros(2, 128)).shape
+    torch.Size([2])
     """
 
     def __init__(self, feature_dim: int, hidden_dim: int = 128) -> None:
         super().__init__()
+        check_integer("feature_dim", feature_dim, 1)
+        check_integer("hidden_dim", hidden_dim, 1)
         self.layers = nn.Sequential(nn.Linear(feature_dim, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, 1))
         initialize(self)
 
@@ -144,12 +165,23 @@ class DigitGenerator(nn.Module):
     """Transposed convolutions: vectors (B, D) -> images (B, 3, 32, 32) between -1 and 1.
 
     Args:
-        input_dim: D, the sum of the dimensions of features, condition and noise.
-        width: channels of the last hidden layer; the released code has 64.
+        input_dim: D, the sum of the dimensions of features, condition and noise; at least 1.
+        width: channels of the last hidden layer, at least 1; the released code has 64.
+
+    Attributes:
+        input_dim: D.
+
+    Raises:
+        ValueError: for numbers out of range.
+
+    >>> DigitGenerator(input_dim=779)(torch.zeros(2, 779)).shape
+    torch.Size([2, 3, 32, 32])
     """
 
     def __init__(self, input_dim: int, width: int = 64) -> None:
         super().__init__()
+        check_integer("input_dim", input_dim, 1)
+        check_integer("width", width, 1)
         self.input_dim = input_dim
         channels = [8 * width, 4 * width, 2 * width, width]
         layers: list[nn.Module] = [Upsampling(input_dim, channels[0], 2, bias=False)]
@@ -176,13 +208,25 @@ class DigitDiscriminator(nn.Module):
     """Four convolutions and three heads: images (B, 3, 32, 32) between -1 and 1 -> `Judgement`.
 
     Args:
+        num_classes: K, at least 2.
+        width: channels of the first layer, at least 1; the released code has 64.
+        embedding_dim: E, dimensions of the embedding of the triplet loss, at least 1; the released code has 64.
+
+    Attributes:
         num_classes: K.
-        width: channels of the first layer; the released code has 64.
-        embedding_dim: E, dimensions of the embedding of the triplet loss.
+
+    Raises:
+        ValueError: for numbers out of range.
+
+    >>> [tuple(head.shape) for head in DigitDiscriminator(num_classes=10)(torch.zeros(2, 3, 32, 32))]
+    [(2, 10), (2, 64), (2,)]
     """
 
     def __init__(self, num_classes: int, width: int = 64, embedding_dim: int = 64) -> None:
         super().__init__()
+        check_integer("num_classes", num_classes, 2)
+        check_integer("width", width, 1)
+        check_integer("embedding_dim", embedding_dim, 1)
         self.num_classes = num_classes
         channels = [3, width, 2 * width, 4 * width, 2 * width]
         layers: list[nn.Module] = []

@@ -5,7 +5,6 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from lightning_recall.adaptation.models.batch_norm import check_batch_norm
 from lightning_recall.checks import check_integer
 
 
@@ -22,7 +21,7 @@ class FeatureDiscriminator(nn.Module):
         dropout: probability of dropping a hidden feature in training, at least 0 and below 1.
 
     Raises:
-        ValueError: for numbers out of range; in `forward`, for one image in training with BatchNorm.
+        ValueError: for numbers out of range.
 
     >>> import torch
     >>> FeatureDiscriminator(feature_dim=256)(torch.zeros(2, 256)).shape
@@ -54,6 +53,5 @@ class FeatureDiscriminator(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B,) of features (B, D)."""
-        check_batch_norm(self, features)
         logits: Tensor = self.layers(features)
         return logits.squeeze(1)

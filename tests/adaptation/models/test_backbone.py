@@ -70,14 +70,6 @@ def test_a_size_that_the_backbone_rejects_raises():
     assert resized(torch.randn(2, 3, 32, 32)).shape == (2, 256)
 
 
-def test_one_image_in_training_raises():
-    network = encoder(bottleneck_dim=4)
-    with pytest.raises(ValueError, match="at least 2 images of each domain"):
-        network(torch.randn(1, 3, 64, 64))
-    assert network.eval()(torch.randn(1, 3, 64, 64)).shape == (1, 4)
-    assert encoder(bottleneck_dim=None)(torch.randn(1, 3, 64, 64)).ndim == 2
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
