@@ -150,7 +150,8 @@ def features_of(module: LightningModule, loader: Any, max_images: int, seed: tup
     features, labels = [], []
     for batch in DataLoader(Subset(dataset, chosen), batch_size=size or BATCH_SIZE, collate_fn=collate):
         images, batch_labels = evaluation_batch(batch)
-        encoded: Tensor = module.encode(unit_range(images.to(module.device), module.dtype))  # type: ignore[operator]  # nn.Module attributes are typed Tensor or Module
+        images = unit_range(images.to(module.device), module.dtype).to(module.dtype)
+        encoded: Tensor = module.encode(images)  # type: ignore[operator]  # nn.Module attributes are typed Tensor or Module
         features.append(encoded.float().cpu())
         labels.append(batch_labels.long().cpu())
     return torch.cat(features), torch.cat(labels)

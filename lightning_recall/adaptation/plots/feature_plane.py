@@ -67,6 +67,7 @@ def draw_feature_planes(rows: Sequence[FeaturePoints], class_names: Sequence[str
     handles = [marker(domain, DOMAIN_COLORS[domain]) for domain in domains_of(rows)]
     figure.legend(handles=handles, ncols=2, bbox_to_anchor=(middle, 1 - 0.95 * TOP / height), **legend_position)
     draw_class_legend(figure, rows, shown, class_names)
+    figure.text((LEFT + 1.5 * PANEL + GAP) / width, 1 - 0.85 * TOP / height, "by class", ha="center", fontsize=9)
     text = f"Features{f', {method}' if method else ''}"
     figure.text(LEFT / width, 1 - 0.18 / height, text, va="center", fontsize=11)
     return figure
@@ -124,7 +125,7 @@ def draw_class_legend(
     width, height = figure.get_size_inches()
     position = ((LEFT + 2 * PANEL + 2 * GAP) / width, 1 - TOP / height)
     style: dict[str, Any] = {"borderaxespad": 0.0, "frameon": False, "fontsize": 8.5, "labelspacing": 0.25}
-    legend = figure.legend(handles=handles, loc="upper left", bbox_to_anchor=position, **style)
+    legend = figure.legend(handles=handles, loc="upper left", handlelength=1.2, bbox_to_anchor=position, **style)
     for text in legend.get_texts():
         text.set_parse_math(False)
 
