@@ -107,3 +107,24 @@ def first_line(error: Exception) -> str:
     ('No such size', 'AssertionError')
     """
     return str(error).split("\n")[0].strip().rstrip(".") or type(error).__name__
+
+
+def check_same(module: Any, name: str, part: Any, attributes: Sequence[str]) -> None:
+    """Raises ValueError if a part of a training and its module have attributes with different values.
+
+    An attribute that the part does not have is not compared.
+
+    Args:
+        module: the module.
+        name: what the part is, such as "loss".
+        part: the part.
+        attributes: names of attributes that the module has.
+    """
+    for attribute in attributes:
+        expected = getattr(module, attribute)
+        value = getattr(part, attribute, expected)
+        if value != expected:
+            raise ValueError(
+                f"{attribute} of the {name} ({type(part).__name__}) is {value}, but that of {type(module).__name__} is "
+                f"{expected}: set both to the same value."
+            )

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -89,3 +91,10 @@ def test_cut_offs_become_a_tuple_of_python_integers():
 def test_wrong_cut_offs_are_rejected(ks):
     with pytest.raises(ValueError, match="ks must contain one or more distinct integers, each at least 1, got"):
         checks.ks_to_tuple(ks)
+
+
+def test_parts_must_agree():
+    module = SimpleNamespace(num_classes=3, ignore_index=255)
+    checks.check_same(module, "loss", object(), ("num_classes", "ignore_index"))
+    with pytest.raises(ValueError, match=r"ignore_index of the loss \(SimpleNamespace\) is -100, .* is 255"):
+        checks.check_same(module, "loss", SimpleNamespace(ignore_index=-100), ("num_classes", "ignore_index"))

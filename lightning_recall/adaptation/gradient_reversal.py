@@ -64,7 +64,7 @@ class GradientReversal(nn.Module):
 
 
 def reversal_strength(progress: float, gamma: float = 10.0) -> float:
-    """alpha = 2 / (1 + exp(-gamma * progress)) - 1, from 0 towards 1 (arXiv 1409.7495, section 4).
+    """Strength alpha = 2 / (1 + exp(-gamma * progress)) - 1, from 0 towards 1 (arXiv 1409.7495, section 4).
 
     Args:
         progress: fraction of the training that is done, from 0 to 1.

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from lightning_recall.adaptation.losses import class_loss
 from lightning_recall.adaptation.module import AdaptationModule
+from lightning_recall.adaptation.network_checks import check_batch_size
 
 
 class SourceOnlyModule(AdaptationModule):
@@ -18,6 +19,7 @@ class SourceOnlyModule(AdaptationModule):
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Steps the optimizer on the cross-entropy of the source images."""
         parts = self.checked(batch)
-        loss = class_loss(self.classifier(self.encode(parts.source)), parts.labels)
+        check_batch_size(parts.source, "source", self)
+        loss = class_loss(self.classify(self.encode(parts.source)), parts.labels)
         self.optimize(loss)
         return self.logged({"loss": loss})

@@ -18,13 +18,13 @@ from torchvision.transforms.v2 import functional as tv
 from lightning_recall._lightning import PACKAGE, Callback, ModelCheckpoint, Trainer, seed_everything
 from lightning_recall.adaptation.dann import DANNModule
 from lightning_recall.adaptation.data.pairs import DomainPairs, PairedBatchSampler, PairedLoader
-from lightning_recall.adaptation.dm_ada import DMADAModule
+from lightning_recall.adaptation.dm_ada import DMADAModule, DMADAWeights
 from lightning_recall.adaptation.domain_mixup import DomainMixup
+from lightning_recall.adaptation.models.dann import DANNClassifier, DANNDiscriminator, DANNEncoder
 from lightning_recall.adaptation.models.digits import (
     DigitDiscriminator,
     DigitEncoder,
     DigitGenerator,
-    DomainDiscriminator,
     FeatureClassifier,
     GaussianEncoder,
 )
@@ -33,7 +33,7 @@ from lightning_recall.adaptation.source_only import SourceOnlyModule
 from lightning_recall.benchmarks.result_rows import append_row, pending, read_rows
 from lightning_recall.memory_allocation import keep_freed_memory
 
-METHODS = ("source only", "DANN", "DANN + mixup", "DM-ADA without mixup", "DM-ADA")
+METHODS = ("source only", "DANN", "DANN + mixup", "source only, DM-ADA networks", "DM-ADA without mixup", "DM-ADA")
 SIZES = {"mnist": 2000, "usps": 1800}
 NUM_CLASSES = 10
 
@@ -44,20 +44,21 @@ class Setting(NamedTuple):
     draw: int
     epochs: int
     precision: str
+    kl: float = 1.0
 
 
-def resized(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+def resized(images: np.ndarray, labels: np.ndarray, size: int) -> tuple[Tensor, Tensor]:
     """Images (N, 32, 32) uint8 and labels."""
-    tensors = tv.resize(torch.from_numpy(images)[:, None], [32, 32], antialias=True)
+    tensors = tv.resize(torch.from_numpy(images)[:, None], [size, size], antialias=True)
     return tensors.expand(-1, 3, -1, -1).contiguous(), torch.from_numpy(labels).long()
 
 
-def draw_domains(path: Path, draw: int) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
+def draw_domains(path: Path, draw: int, size: int = 32) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
     """Domain -> "train" (the sample) and "test" (all other MNIST images; the USPS test images)."""
     with np.load(path) as arrays:
-        mnist = resized(arrays["mnist_images"], arrays["mnist_labels"])
-        usps = resized(arrays["usps_train_images"], arrays["usps_train_labels"])
-        usps_test = resized(arrays["usps_test_images"], arrays["usps_test_labels"])
+        mnist = resized(arrays["mnist_images"], arrays["mnist_labels"], size)
+        usps = resized(arrays["usps_train_images"], arrays["usps_train_labels"], size)
+        usps_test = resized(arrays["usps_test_images"], arrays["usps_test_labels"], size)
     rng = np.random.default_rng((1803, draw))
     order = torch.from_numpy(rng.permutation(len(mnist[0])))
     chosen = torch.from_numpy(rng.permutation(len(usps[0])))
@@ -80,18 +81,21 @@ def build(setting: Setting) -> AdaptationModule:
             DigitDiscriminator(NUM_CLASSES),
             NUM_CLASSES,
             mixup=None if "without" in setting.method else DomainMixup(),
+            weights=DMADAWeights(kl=setting.kl),
             seed=setting.draw,
         )
         module.discriminator.to(memory_format=torch.channels_last)
+    elif "networks" in setting.method:
+        released = partial(torch.optim.Adam, lr=5e-4, betas=(0.8, 0.999))
+        module = SourceOnlyModule(DigitEncoder(), FeatureClassifier(128, NUM_CLASSES), NUM_CLASSES, optimizer=released)
     else:
-        encoder = DigitEncoder()
-        classifier = FeatureClassifier(128, NUM_CLASSES)
+        encoder, classifier = DANNEncoder(), DANNClassifier(800, NUM_CLASSES)
         if setting.method == "source only":
             module = SourceOnlyModule(encoder, classifier, NUM_CLASSES, optimizer=adam)
         else:
             mixup = DomainMixup(clip=0.3, levels=("feature",)) if "mixup" in setting.method else None
             module = DANNModule(
-                encoder, classifier, DomainDiscriminator(128), NUM_CLASSES, mixup, seed=setting.draw, optimizer=adam
+                encoder, classifier, DANNDiscriminator(800), NUM_CLASSES, mixup, seed=setting.draw, optimizer=adam
             )
     module.encoder.to(memory_format=torch.channels_last)
     return module
@@ -120,7 +124,7 @@ def scores(module: Any, domains: Any, source: str, target: str) -> dict[str, flo
     row = {}
     for name, (images, labels) in {"source_test": domains[source]["test"], "target_test": domains[target]["test"],
                                    "target_train": domains[target]["train"]}.items():
-        images, labels = images[:8000], labels[:8000]
+        images, labels = images[:4000], labels[:4000]
         logits = predictions(module, images)
         row[name] = round(100 * (logits.argmax(1) == labels).double().mean().item(), 3)
         if name.startswith("target"):
@@ -134,7 +138,7 @@ def scores(module: Any, domains: Any, source: str, target: str) -> dict[str, flo
 
 
 def run(setting: Setting, digits: Path, folder: Path) -> dict[str, Any]:
-    domains = draw_domains(digits, setting.draw)
+    domains = draw_domains(digits, setting.draw, 32 if "DM-ADA" in setting.method else 28)
     target = next(name for name in domains if name != setting.source)
     module = build(setting)
     pairs = DomainPairs(TensorDataset(*domains[setting.source]["train"]), TensorDataset(domains[target]["train"][0]))
@@ -161,15 +165,17 @@ def main() -> None:
     parser.add_argument("--sources", nargs="+", default=["mnist", "usps"])
     parser.add_argument("--draws", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--kl", type=float, default=1.0)
     parser.add_argument("--precision", default="bf16-mixed")
     args = parser.parse_args()
     keep_freed_memory()
     logging.getLogger(PACKAGE).setLevel(logging.WARNING)
     torch.set_num_threads(1)
+    args.folder.mkdir(parents=True, exist_ok=True)
     for draw in args.draws:
         for source in args.sources:
             for method in args.methods:
-                setting = Setting(method, source, draw, args.epochs, args.precision)
+                setting = Setting(method, source, draw, args.epochs, args.precision, args.kl)
                 if pending([setting], read_rows(args.folder / "adaptation.csv")):
                     print(run(setting, args.digits, args.folder), flush=True)
 

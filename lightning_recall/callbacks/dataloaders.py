@@ -6,7 +6,18 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from lightning_recall._lightning import Trainer
 from lightning_recall.batch import type_and_shape
+
+
+def loaders_of(trainer: Trainer) -> Any:
+    """The dataloaders that the Trainer evaluates."""
+    return trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+
+
+def checks_all_batches(trainer: Trainer) -> bool:
+    """Whether the sanity check covers all validation batches."""
+    return list(trainer.num_sanity_val_batches) == list(trainer.num_val_batches)
 
 
 def named_loaders(loaders: Any) -> dict[int | str, Any]:

@@ -112,9 +112,17 @@ def end_progress_bar(trainer: Trainer) -> None:
             tqdm_bar.close()
 
 
-def save_picture(trainer: Trainer, figure: Figure, path: Path, description: str) -> None:
-    """Saves a figure under an unused name, prints its path, and logs it to loggers that support images."""
-    key = path.stem
+def save_picture(trainer: Trainer, figure: Figure, path: Path, description: str, key: str = "") -> None:
+    """Saves a figure under an unused name, prints its path, and logs it to loggers that support images.
+
+    Args:
+        trainer: the Trainer.
+        figure: the figure.
+        path: path of the file.
+        description: what is printed before the path.
+        key: name of the image in loggers; "": the stem of the file's name.
+    """
+    key = key or path.stem
     (path,) = unused_paths(path)
     figure.savefig(path, dpi=110)
     print_path(description, path)

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_recall._lightning import Callback, LightningModule, Trainer, callbacks_of
 from lightning_recall.batch import evaluation_labels
 from lightning_recall.callbacks.baselines import Baselines, embed_before_training
-from lightning_recall.callbacks.dataloaders import check_loaders, loader_at, named_loaders
+from lightning_recall.callbacks.dataloaders import check_loaders, loader_at, loaders_of, named_loaders
 from lightning_recall.callbacks.evaluation_metrics import EvaluationMetrics, embeddings_of_batch
 from lightning_recall.callbacks.index_checks import check_recorded
 from lightning_recall.callbacks.index_recorder import record_indices, stop_recording
@@ -287,8 +287,3 @@ def evaluation_results(trainer: Trainer, callback: Callback) -> list[EvaluationR
             return evaluation.results
     name = type(callback).__name__
     raise ValueError(f"{name} needs RetrievalEvaluation: add RetrievalEvaluation() to the callbacks.")
-
-
-def loaders_of(trainer: Trainer) -> Any:
-    """The dataloaders that the Trainer evaluates."""
-    return trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders

@@ -93,6 +93,10 @@ class ValidationHistory:
         *parts, name = key.split("/")[1:]
         return " ".join([*parts, self.columns.get(name, name)])
 
+    def text(self, key: str, score: float) -> str:  # histories with other scores need the key
+        """A score in the table, in percent."""
+        return percent(score)
+
 
 def history_of(trainer: Trainer) -> ValidationHistory | None:
     """The validation scores of a training: attribute `history` of a callback or of the module.
@@ -134,7 +138,7 @@ def result_table(history: ValidationHistory, monitor: str | None) -> Table:
     for key in keys:
         table.add_column(history.column_title(key), justify="right")
     for name, scores in rows:
-        table.add_row(name, *(percent(scores[key]) if key in scores else "" for key in keys))
+        table.add_row(name, *(history.text(key, scores[key]) if key in scores else "" for key in keys))
     return table
 
 

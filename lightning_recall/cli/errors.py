@@ -43,6 +43,7 @@ def simplify(message: str) -> str:
     text = re.sub(r'Parser key "([\w.]+)":', r"\1:", text)
     text = re.sub(r"Problem with given class_path '([\w.]+)':", r"\1:", text)
     text = re.sub(r"Does not validate against any of the Union subtypes ?", "", text)
+    text = re.sub(r"Call to compute_fn of link '\w+\(([\w.]+).*?' with args .* failed: ", linked_setting, text)
     text = re.sub(r"No module named '(\w+)[\w.]*'", missing_package, text)
     text = re.sub(r"Empty module name", WITHOUT_CLASS, text)
     text = re.sub(r"Expected a dot import path string: ([\w.]+)", lambda match: unknown_class(match[1]), text)
@@ -68,6 +69,15 @@ def without_repeats(text: str) -> str:
         if not any(earlier.endswith(sentence) for earlier in kept):
             kept.append(sentence)
     return " ".join(kept)
+
+
+def linked_setting(match: re.Match[str]) -> str:
+    """Name of the setting from which another one is computed, as an option.
+
+    >>> simplify("Call to compute_fn of link 'size(model.init_args.encoder) --> b' with args (3) failed: No size.")
+    'model.encoder: No size.'
+    """
+    return f"{match[1].replace('.init_args.', '.')}: "
 
 
 def missing_package(match: re.Match[str]) -> str:

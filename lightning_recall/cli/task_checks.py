@@ -52,7 +52,7 @@ def check_tasks(config: Any, args: Sequence[str]) -> None:
 def chosen_tasks(args: Sequence[str]) -> list[TaskOptions]:
     """The task of the module that the arguments of the command choose; all tasks if they choose none of a task."""
     path = chosen_path(args, "model")
-    named = [task for task in task_options() if path and task.MODULE.rpartition(".")[2] == path.rpartition(".")[2]]
+    named = [task for task in task_options() if path.rpartition(".")[2] in module_names(task)]
     if named or "." not in path:
         return named or task_options()
     with suppress(ImportError, AttributeError, ValueError):  # reported by the parser
@@ -60,8 +60,16 @@ def chosen_tasks(args: Sequence[str]) -> list[TaskOptions]:
     return task_options()
 
 
-def chosen_links(args: Sequence[str]) -> dict[tuple[str, str], Callable[[Any], Any]]:
-    """The links of the chosen tasks: (source, target) -> function of the source's value.
+def module_names(task: TaskOptions) -> set[str]:
+    """Names of the LightningModule of a task and of this package's classes derived from it."""
+    classes = [imported(task.MODULE)]
+    for cls in classes:
+        classes += [each for each in cls.__subclasses__() if each.__module__.startswith("lightning_recall.")]
+    return {cls.__name__ for cls in classes}
+
+
+def chosen_links(args: Sequence[str]) -> dict[tuple[str | tuple[str, ...], str], Callable[..., Any]]:
+    """The links of the chosen tasks: (source or sources, target) -> function of the sources' values.
 
     Without links to the options of a function such as `torchvision.models.segmentation.fcn_resnet50`: jsonargparse
     raises TypeError for them.

@@ -7,7 +7,11 @@ from typing import Any, Protocol, cast
 
 from jsonargparse import Namespace
 
-TASK_MODULES = ("lightning_recall.modules.command", "lightning_recall.segmentation.command")
+TASK_MODULES = (
+    "lightning_recall.modules.command",
+    "lightning_recall.segmentation.command",
+    "lightning_recall.adaptation.command",
+)
 """modules that implement `TaskOptions`, one per task"""
 
 
@@ -23,8 +27,8 @@ class TaskOptions(Protocol):
     CALLBACKS: Sequence[str]
     """class paths of callbacks without arguments that every run gets by default"""
 
-    LINKS: Sequence[tuple[str, str, Callable[[Any], Any]]]
-    """linked settings: (source, target, function from the source's value to the target's)"""
+    LINKS: Sequence[tuple[str | tuple[str, ...], str, Callable[..., Any]]]
+    """linked settings: (source or sources, target, function from the sources' values to the target's)"""
 
     MODEL_FILES: Sequence[str]
     """names of settings of the model and of the classes in it that may hold a path; `~` in them is expanded"""

@@ -1,6 +1,6 @@
 """Parameter groups for fine-tuning: layer-wise learning rates, and parameters without weight decay."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,6 +54,26 @@ def backbone_groups(backbone: nn.Module, layer_decay: float = 1.0) -> list[Param
             f"models have it; {type(backbone).__name__} has none: set layer_decay to 1.0."
         )
     return optimizer_decay(groups)
+
+
+def backbone_with_head(network: nn.Module, names: Sequence[str], head_lr: float) -> nn.Module:
+    """The part of a network that does not have the learning rate `head_lr`.
+
+    Args:
+        network: a network with a backbone.
+        names: names of the attribute that is the backbone; the first that exists is used.
+        head_lr: learning rate of all other parts, for the message.
+
+    Raises:
+        ValueError: if there is no such attribute.
+    """
+    backbone = next((getattr(network, name) for name in names if hasattr(network, name)), None)
+    if not isinstance(backbone, nn.Module):
+        raise ValueError(
+            f"head_lr={head_lr:g} needs a network with an attribute {' or '.join(f'`{name}`' for name in names)}, "
+            f"which {type(network).__name__} has not: set head_lr to null (None in Python)."
+        )
+    return backbone
 
 
 def decay_groups(parameters: Iterable[tuple[str, nn.Parameter]], **options: Any) -> list[ParameterGroup]:

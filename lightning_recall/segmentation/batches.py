@@ -1,6 +1,5 @@
-"""Checks of a batch (images, masks), and of what belongs to a module."""
+"""Checks of a batch (images, masks), and of the loss."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -64,15 +63,3 @@ def check_scalar(value: Any, name: str) -> None:
             f"The loss must return one number, but {name} returned {type_and_shape(value)}: set its reduction to "
             '"mean", or wrap it.'
         )
-
-
-def check_same(module: Any, name: str, part: Any, attributes: Sequence[str] = ("num_classes", "ignore_index")) -> None:
-    """Raises ValueError if a part of a training has another number of classes or ignored label than the module."""
-    for attribute in attributes:
-        expected = getattr(module, attribute)
-        value = getattr(part, attribute, expected)
-        if value != expected:
-            raise ValueError(
-                f"{attribute} of the {name} ({type(part).__name__}) is {value}, but that of {type(module).__name__} is "
-                f"{expected}: set both to the same value."
-            )

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DistributedSampler
 from torchmetrics import Metric
 
 from lightning_recall._lightning import Trainer
 from lightning_recall.callbacks.dataloaders import named_loaders
+from lightning_recall.callbacks.own_images import OwnImages
 from lightning_recall.optimization.monitors import LoggedMetrics
 from lightning_recall.segmentation.scores import MEANS, PER_CLASS, SegmentationScores
 
@@ -39,7 +39,7 @@ class MeanLoss(Metric):
 class Evaluation:
     """Collects the scores and the loss of the images of one dataloader.
 
-    torch's DistributedSampler repeats images so that all processes get equally many; the repeated ones are left out.
+    `images` says which images count: those that a DistributedSampler repeats are left out.
 
     Args:
         loader: the dataloader, as the Trainer has prepared it.
@@ -49,41 +49,14 @@ class Evaluation:
     """
 
     def __init__(self, loader: Any, num_classes: int, ignore_index: int | None, device: torch.device) -> None:
-        self.remaining = num_own_images(loader)
+        self.images = OwnImages(loader)
         self.scores = SegmentationScores(num_classes, ignore_index).to(device)
         self.loss = MeanLoss().to(device)
-
-    def num_counted(self, size: int) -> int:
-        """How many of the next `size` images count; the others are repeated."""
-        counted = size if self.remaining is None else min(size, self.remaining)
-        self.remaining = None if self.remaining is None else self.remaining - counted
-        return counted
 
     def update(self, predictions: Tensor, target: Tensor, loss: Tensor) -> None:
         """Adds predictions and target (b, H, W), and their mean loss; b may be 0."""
         self.scores.update(predictions, target)
         self.loss.update(loss, len(target))
-
-
-def num_own_images(loader: Any) -> int | None:
-    """How many different images a process gets; None if the dataloader does not repeat any.
-
-    A DistributedSampler gives process r of n the positions r, r + n, r + 2n, ... of a list whose end is padded.
-    """
-    sampler = getattr(loader, "sampler", None)
-    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
-        return None
-    return len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]  # a data set with a sampler has a length
-
-
-def loaders_of(trainer: Trainer) -> Any:
-    """The dataloaders that the Trainer evaluates."""
-    return trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
-
-
-def checks_all_batches(trainer: Trainer) -> bool:
-    """Whether the sanity check covers all validation batches."""
-    return list(trainer.num_sanity_val_batches) == list(trainer.num_val_batches)
 
 
 def logged_metrics(trainer: Trainer, class_keys: Sequence[str]) -> LoggedMetrics:

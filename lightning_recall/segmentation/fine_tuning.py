@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from lightning_recall.optimization.fine_tuning_groups import decay_groups
+from lightning_recall.optimization.fine_tuning_groups import backbone_with_head, decay_groups
 from lightning_recall.optimization.parameter_groups import ParameterGroup
 
 
@@ -22,12 +22,7 @@ def segmentation_groups(module: nn.Module, network: nn.Module, head_lr: float | 
     """
     if head_lr is None:
         return decay_groups(trainable(module)) or [{"params": []}]
-    backbone = getattr(network, "backbone", getattr(network, "encoder", None))
-    if not isinstance(backbone, nn.Module):
-        raise ValueError(
-            f"head_lr={head_lr:g} needs a network with an attribute `backbone` or `encoder`, which "
-            f"{type(network).__name__} has not: set head_lr to null (None in Python)."
-        )
+    backbone = backbone_with_head(network, ("backbone", "encoder"), head_lr)
     inner = {id(p) for p in backbone.parameters()}
     head = [(name, p) for name, p in trainable(module) if id(p) not in inner]
     return [*decay_groups(trainable(backbone)), *decay_groups(head, lr=head_lr)]

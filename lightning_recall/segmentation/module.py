@@ -9,17 +9,18 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
 from lightning_recall._lightning import Callback, callbacks_of, rank_zero_warn
-from lightning_recall.callbacks.dataloaders import check_loaders, named_loaders
+from lightning_recall.callbacks.class_names import checked_names, key_names
+from lightning_recall.callbacks.dataloaders import check_loaders, checks_all_batches, loaders_of, named_loaders
 from lightning_recall.callbacks.validation_history import Validation, ValidationHistory
-from lightning_recall.checks import check_integer
+from lightning_recall.checks import check_integer, check_same
+from lightning_recall.data.channel_statistics import channel_values, check_normalization
 from lightning_recall.optimization.automatic_optimization import AutomaticOptimization
 from lightning_recall.optimization.monitors import check_monitors
 from lightning_recall.optimization.parameter_groups import ParameterGroup
-from lightning_recall.segmentation.batches import check_same, check_scalar, checked_batch, has_valid_pixel
+from lightning_recall.segmentation.batches import check_scalar, checked_batch, has_valid_pixel
 from lightning_recall.segmentation.callbacks.class_table import ClassTable
-from lightning_recall.segmentation.class_names import checked_names, key_names
 from lightning_recall.segmentation.data.masks import IGNORED_PIXEL
-from lightning_recall.segmentation.evaluation import Evaluation, checks_all_batches, loaders_of, logged_metrics
+from lightning_recall.segmentation.evaluation import Evaluation, logged_metrics
 from lightning_recall.segmentation.fine_tuning import segmentation_groups
 from lightning_recall.segmentation.models.feature_pyramid import IMAGENET_MEAN, IMAGENET_STD
 from lightning_recall.segmentation.models.outputs import logits_of, output_of
@@ -27,6 +28,8 @@ from lightning_recall.segmentation.scores import MEANS, flat_scores
 from lightning_recall.tensors import at_least_float32
 
 CHECKPOINT_KEY = "segmentation"
+SAME = ("num_classes", "ignore_index")
+"""attributes that the module shares with its loss and its data module"""
 
 
 class SegmentationModule(AutomaticOptimization):
@@ -98,6 +101,7 @@ class SegmentationModule(AutomaticOptimization):
         self.class_names = checked_names(class_names, num_classes) or tuple(map(str, range(num_classes)))
         self.mean = channel_values(mean, getattr(network, "mean", None), IMAGENET_MEAN)
         self.std = channel_values(std, getattr(network, "std", None), IMAGENET_STD)
+        check_normalization(self.mean, self.std)
         given = {"class_names": class_names, "mean": mean, "std": std}
         self.from_checkpoint = [name for name, value in given.items() if value is None]
         self.aux_weight = aux_weight
@@ -107,7 +111,7 @@ class SegmentationModule(AutomaticOptimization):
         self.class_scores: dict[str, dict[str, Tensor]] = {}
         self.history = ValidationHistory("Segmentation of the val split, in %", MEANS)
         self.evaluations: list[Evaluation] = []
-        check_same(self, "loss", loss)
+        check_same(self, "loss", loss, SAME)
         check_same(self, "network", network, ("num_classes",))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -153,7 +157,7 @@ class SegmentationModule(AutomaticOptimization):
         logits = self(images)
         predictions = classes_of(logits)
         evaluation = self.evaluations[dataloader_idx]
-        count = evaluation.num_counted(len(target))
+        count = evaluation.images.num_counted(len(target))
         loss = self.batch_loss(self.loss, logits[:count], target[:count]) if count else logits.new_zeros(())
         evaluation.update(predictions[:count], target[:count], loss)
         return {"predictions": predictions}
@@ -216,7 +220,7 @@ class SegmentationModule(AutomaticOptimization):
         """Checks the data module, and takes its names of the classes."""
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
-        check_same(self, "data module", data)
+        check_same(self, "data module", data, SAME)
         names = checked_names(getattr(data, "class_names", None), self.num_classes)
         if names is not None and "class_names" in self.from_checkpoint:
             self.class_names = names
@@ -274,9 +278,3 @@ def classes_of(logits: Tensor) -> Tensor:
     """The class with the highest logit: (B, C, H, W) -> (B, H, W), uint8 if there are at most 256 classes."""
     classes = logits.argmax(1)
     return classes.to(torch.uint8) if logits.shape[1] <= 256 else classes
-
-
-def channel_values(given: Sequence[float] | None, of_network: Any, default: Sequence[float]) -> tuple[float, ...]:
-    """One number for each channel: those given, or else those of the network if it has such numbers, or the default."""
-    known = of_network if isinstance(of_network, Sequence | Tensor) else default
-    return tuple(float(value) for value in (known if given is None else given))

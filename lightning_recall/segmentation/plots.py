@@ -10,12 +10,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from lightning_recall.segmentation.colors import LABEL_RADIUS, WRONG, class_colors, is_dark, label_positions, paint
+from lightning_recall.callbacks.class_colors import class_colors, is_dark
+from lightning_recall.callbacks.figures import axes_in_inches, shorten
+from lightning_recall.segmentation.colors import LABEL_RADIUS, WRONG, label_positions, paint
 
 PANEL, GAP, CAPTION, TITLES = 2.8, 0.08, 0.25, 0.3  # width of a picture, spaces and heights of texts, in inches
 SIDE = 400  # larger pictures are drawn from every n-th pixel
 LINE, SWATCH, CHARACTER = 0.26, 0.32, 0.085  # of the legend: height of a line, width of a colour and of a letter
 HATCH = "/////"
+NAME_LENGTH = 24  # characters of a name in the legend
 COLUMNS = ("image", "truth", "prediction", "wrong pixels")
 
 
@@ -94,15 +97,6 @@ def draw_segmented_images(images: Sequence[SegmentedImage], class_names: Sequenc
     return figure
 
 
-def axes_in_inches(width: float, height: float) -> Axes:
-    """Axes of a new figure, in inches from the upper left corner; one Axes for all pictures is drawn faster."""
-    figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
-    axes.axis("off")
-    return axes
-
-
 def left_of(column: int) -> float:
     """Left edge of a column, in inches."""
     return GAP + column * (PANEL + GAP)
@@ -165,17 +159,8 @@ def write_numbers(
 
 def legend_entries(classes: Sequence[int], class_names: Sequence[str]) -> list[tuple[int | str, str]]:
     """Entries of the legend: (class, or colour, or "" for hatching; name)."""
-    entries: list[tuple[int | str, str]] = [(number, shorten(class_names[number])) for number in classes]
+    entries: list[tuple[int | str, str]] = [(number, shorten(class_names[number], NAME_LENGTH)) for number in classes]
     return [*entries, ("", "ignored"), (WRONG, "wrong")]
-
-
-def shorten(name: str, length: int = 24) -> str:
-    """A name without the characters in its middle if it is too long.
-
-    >>> shorten("a name of more than twenty-four characters")
-    'a name of mo…characters'
-    """
-    return name if len(name) <= length else f"{name[: length // 2]}…{name[-(length // 2 - 2) :]}"
 
 
 def draw_legend(

@@ -138,7 +138,8 @@ def test_memory_that_runs_out_has_a_remedy():
     message = explain(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB. GPU 0 has"))
     assert message == (
         "The GPU's memory ran out: for retrieval, set a smaller --model.chunk_size; for segmentation, set a smaller "
-        "--data.batch_size or --data.transforms.crop_size. (CUDA out of memory)"
+        "--data.batch_size or --data.transforms.crop_size; for domain adaptation, set a smaller --data.batch_size. "
+        "(CUDA out of memory)"
     )
     assert explain(KeyError()) == "KeyError"
 

@@ -82,8 +82,10 @@ def test_the_task_is_known_before_the_settings_are_parsed(tmp_path):
     assert names("fit", "--model", "SegmentationModule") == ["segmentation"]
     assert names("fit", "-c", str(tmp_path / "flat.yaml")) == ["segmentation"]
     assert names("fit", "-c", str(tmp_path / "nested.yaml")) == ["retrieval"]
+    for method in ("DANNModule", "DMADAModule", "SourceOnlyModule"):  # classes derived from the task's module
+        assert names("fit", "--model", method) == ["domain adaptation"]
     for other in ((), ("--model", "torch.nn.Linear"), ("--model", "absent.Module"), ("--model", "Absent")):
-        assert names("fit", *other) == ["retrieval", "segmentation"]
+        assert names("fit", *other) == ["retrieval", "segmentation", "domain adaptation"]
 
 
 @pytest.mark.parametrize(

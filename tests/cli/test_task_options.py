@@ -8,6 +8,7 @@ import pytest
 import torch
 from jsonargparse import Namespace
 
+from lightning_recall.adaptation.dann import DANNModule
 from lightning_recall.callbacks import InterruptCheckpoint, RunSummary
 from lightning_recall.cli import task_options as task_options_module
 from lightning_recall.cli.errors import explain
@@ -50,7 +51,8 @@ def test_a_module_belongs_to_its_task():
 
     assert [task.NAME for task in tasks_of(Own)] == ["segmentation"]
     assert [task.NAME for task in tasks_of(RetrievalModule)] == ["retrieval"]
-    assert [task.NAME for task in tasks_of(torch.nn.Linear)] == ["retrieval", "segmentation"]
+    assert [task.NAME for task in tasks_of(DANNModule)] == ["domain adaptation"]
+    assert [task.NAME for task in tasks_of(torch.nn.Linear)] == ["retrieval", "segmentation", "domain adaptation"]
     assert tasks_of(None) == task_options()
 
 
@@ -58,6 +60,7 @@ def test_names_of_all_modules_are_known_after_import():
     import_classes()
     names = {"RetrievalModule", "CircleLoss", "GlyphsDataModule", "ImageEmbedder", "RunSummary"}
     names |= {"RecallCrossEntropyLoss", "CamVidDataModule", "SmallUNet", "SegmentedImages"}
+    names |= {"BackboneEncoder", "PredictionWriter"}
     assert {*names, "ManualOptimization", "ClassBalancedBatchSampler"} <= set(public_names())
 
 

@@ -1,9 +1,7 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
 
-from lightning_recall.segmentation.batches import check_same, check_scalar, checked_batch, has_valid_pixel
+from lightning_recall.segmentation.batches import check_scalar, checked_batch, has_valid_pixel
 
 
 def test_masks_become_int64():
@@ -42,13 +40,6 @@ def test_valid_pixels():
         has_valid_pixel(target, 3, None)
     with pytest.raises(ValueError, match="got -1"):
         has_valid_pixel(target.clamp(max=-1), 3, 255)
-
-
-def test_parts_must_agree():
-    module = SimpleNamespace(num_classes=3, ignore_index=255)
-    check_same(module, "loss", object())
-    with pytest.raises(ValueError, match=r"ignore_index of the loss \(SimpleNamespace\) is -100, .* is 255"):
-        check_same(module, "loss", SimpleNamespace(ignore_index=-100))
 
 
 @pytest.mark.parametrize("value", [torch.zeros(2, 3), torch.zeros(1), 0.5])

@@ -3,7 +3,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from sklearn.metrics import jaccard_score
 
-from lightning_recall.segmentation.colors import WRONG, class_colors
+from lightning_recall.callbacks.class_colors import class_colors
+from lightning_recall.segmentation.colors import WRONG
 from lightning_recall.segmentation.plots import SIDE, SegmentedImage, draw_segmented_images, image_miou
 
 CLASSES = ("sky", "a_road_with $ signs", "tree")

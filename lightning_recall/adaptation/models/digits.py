@@ -1,4 +1,4 @@
-"""Networks for 32 x 32 images, with the layers and initial weights of the released code of DM-ADA (arXiv 1912.01805)."""
+"""Networks for 32 x 32 images, with layers and initial weights of the released code of DM-ADA (arXiv 1912.01805)."""
 
 from typing import NamedTuple
 
@@ -123,6 +123,23 @@ class DomainDiscriminator(nn.Module):
         return logits.squeeze(1)
 
 
+class Upsampling(nn.ConvTranspose2d):
+    """A transposed convolution without bias, computed as a matrix product for inputs of at most 2 x 2 pixels.
+
+    On a CPU that is several times faster there, and equal up to rounding.
+    """
+
+    def forward(self, inputs: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Feature maps (B, C, H, W) of the next size."""
+        height, width = inputs.shape[-2:]
+        if height * width > 4 or output_size is not None:
+            return super().forward(inputs, output_size)
+        columns = torch.einsum("bcl,cm->bml", inputs.flatten(2), self.weight.flatten(1))
+        (kernel, _), (stride, _), (padding, _) = self.kernel_size, self.stride, self.padding  # type: ignore[misc]  # padding is a tuple here
+        size = ((height - 1) * stride - 2 * padding + kernel, (width - 1) * stride - 2 * padding + kernel)
+        return nn.functional.fold(columns, size, kernel, stride=stride, padding=padding)
+
+
 class DigitGenerator(nn.Module):
     """Transposed convolutions: vectors (B, D) -> images (B, 3, 32, 32) between -1 and 1.
 
@@ -133,10 +150,11 @@ class DigitGenerator(nn.Module):
 
     def __init__(self, input_dim: int, width: int = 64) -> None:
         super().__init__()
+        self.input_dim = input_dim
         channels = [8 * width, 4 * width, 2 * width, width]
-        layers: list[nn.Module] = [nn.ConvTranspose2d(input_dim, channels[0], 2)]
+        layers: list[nn.Module] = [Upsampling(input_dim, channels[0], 2, bias=False)]
         for before, after in zip(channels, [*channels[1:], 3], strict=True):
-            layers += [nn.BatchNorm2d(before), nn.ReLU(inplace=True), nn.ConvTranspose2d(before, after, 4, 2, 1)]
+            layers += [nn.BatchNorm2d(before), nn.ReLU(inplace=True), Upsampling(before, after, 4, 2, 1, bias=False)]
         self.layers = nn.Sequential(*layers, nn.Tanh())
         initialize(self)
 
@@ -165,11 +183,12 @@ class DigitDiscriminator(nn.Module):
 
     def __init__(self, num_classes: int, width: int = 64, embedding_dim: int = 64) -> None:
         super().__init__()
+        self.num_classes = num_classes
         channels = [3, width, 2 * width, 4 * width, 2 * width]
         layers: list[nn.Module] = []
         for before, after, pool in zip(channels, channels[1:], (2, 2, 2, 4), strict=False):
-            layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.LeakyReLU(0.2, inplace=True)]
-            layers.append(nn.MaxPool2d(pool))
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after)]
+            layers += [nn.MaxPool2d(pool), nn.LeakyReLU(0.2, inplace=True)]  # equal to the reverse order, but faster
         self.layers = nn.Sequential(*layers, nn.Flatten())
         self.classes = nn.Linear(2 * width, num_classes)
         self.embedding = nn.Linear(2 * width, embedding_dim)
@@ -186,14 +205,15 @@ class DigitDiscriminator(nn.Module):
 def initialize(network: nn.Module) -> None:
     """Draws the initial weights as the released code does.
 
-    Normal distributions: (transposed) convolutions N(0, 0.02), linear layers N(0, 0.1), BatchNorm N(1, 0.02); biases of
-    BatchNorm are 0, other biases keep torch's default.
+    Normal distributions: (transposed) convolutions N(0, 0.02), linear layers N(0, 0.1), BatchNorm N(1, 0.02). Biases
+    of linear layers and BatchNorm are 0; those of convolutions keep torch's default.
     """
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.normal_(layer.weight, 0.0, 0.02)
         elif isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, 0.0, 0.1)
+            nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.BatchNorm2d):
             nn.init.normal_(layer.weight, 1.0, 0.02)
             nn.init.zeros_(layer.bias)

@@ -3,7 +3,6 @@
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich import get_console
 from rich.markup import escape
@@ -11,6 +10,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_recall._lightning import Callback, LightningModule, Trainer
+from lightning_recall.callbacks.class_names import find_class_names
 from lightning_recall.callbacks.output import (
     end_progress_bar,
     file_name,
@@ -19,7 +19,7 @@ from lightning_recall.callbacks.output import (
     unused_paths,
     writes_files,
 )
-from lightning_recall.segmentation.class_names import checked_names
+from lightning_recall.callbacks.score_text import cell, percent
 from lightning_recall.segmentation.scores import PER_CLASS
 
 BAR_WIDTH = 20  # characters of the longest bar
@@ -86,10 +86,7 @@ class ClassTable(Callback):
 
     def names(self, trainer: Trainer, pl_module: LightningModule, num_classes: int) -> Sequence[str]:
         """Names of the classes."""
-        data: Any = getattr(trainer, "datamodule", None)
-        owners: list[Any] = [self, pl_module, data]
-        given = next((names for owner in owners if (names := getattr(owner, "class_names", None))), None)
-        return checked_names(given, num_classes) or tuple(map(str, range(num_classes)))
+        return find_class_names((self, pl_module, getattr(trainer, "datamodule", None)), num_classes)
 
 
 def class_table(scores: Mapping[str, Tensor], names: Sequence[str], title: str) -> Table:
@@ -135,11 +132,6 @@ def bar(fraction: float, longest: float) -> str:
     return "█" * round(BAR_WIDTH * fraction / longest) or "▏"
 
 
-def percent(value: float, digits: int = 1) -> str:
-    """0.7904 -> "79.0"; "-" for NaN."""
-    return "-" if value != value else f"{100 * value:.{digits}f}"
-
-
 def write_csv(path: Path, scores: Mapping[str, Tensor], names: Sequence[str]) -> None:
     """Writes a row for each class and one for the means; a score that does not exist is empty."""
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -149,8 +141,3 @@ def write_csv(path: Path, scores: Mapping[str, Tensor], names: Sequence[str]) ->
             writer.writerow([name, *(cell(scores[score][number].item()) for score in ("pixel_fraction", *PER_CLASS))])
         means = [cell(scores[name].item()) for name in ("miou", "mean_accuracy", "mean_precision")]
         writer.writerow(["mean over classes", "", *means])
-
-
-def cell(value: float) -> str:
-    """6 significant digits; "" for NaN."""
-    return "" if value != value else f"{value:.6g}"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_recall._lightning import Callback, LightningModule, Trainer
 from lightning_recall.batch import type_and_shape
+from lightning_recall.callbacks.class_colors import class_colors
 from lightning_recall.callbacks.dataloaders import loader_at, named_loaders
 from lightning_recall.callbacks.index_checks import check_recorded
 from lightning_recall.callbacks.index_recorder import HINT, indices_of_batch, record_indices, stop_recording
@@ -21,7 +22,6 @@ from lightning_recall.callbacks.output import (
     writes_files,
 )
 from lightning_recall.segmentation.callbacks.names import class_names_of, mask_names
-from lightning_recall.segmentation.colors import class_colors
 from lightning_recall.segmentation.data import SegmentationTransforms
 from lightning_recall.segmentation.data.mask_check import image_size
 

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from lightning_recall.callbacks.class_colors import class_colors
 from lightning_recall.segmentation.callbacks import MaskWriter
-from lightning_recall.segmentation.colors import class_colors
 from lightning_recall.segmentation.data import MaskFormat, SegmentationFiles, SegmentationTransforms
 from lightning_recall.segmentation.data.batches import collate
 

@@ -1,6 +1,8 @@
+from types import SimpleNamespace
+
 import pytest
 
-from lightning_recall.segmentation.class_names import checked_names, key_names
+from lightning_recall.callbacks.class_names import checked_names, find_class_names, key_names
 
 
 def test_key_names_are_distinct_and_have_no_separators():
@@ -19,3 +21,12 @@ def test_the_number_of_names_is_checked():
         checked_names(["a", "b"], 3)
     with pytest.raises(ValueError, match="each of the 3 classes"):
         checked_names("abc", 3)  # a string is not three names
+
+
+def test_the_first_owner_with_names_counts():
+    named, other, unnamed = SimpleNamespace(class_names=("a", "b")), SimpleNamespace(class_names=("x", "y")), object()
+    assert find_class_names((other, named), 2) == ("x", "y")
+    assert find_class_names((unnamed, None, SimpleNamespace(class_names=None), named), 2) == ("a", "b")
+    assert find_class_names((unnamed, None), 3) == ("0", "1", "2")
+    with pytest.raises(ValueError, match="each of the 3 classes, got 2 names"):
+        find_class_names((unnamed, named), 3)

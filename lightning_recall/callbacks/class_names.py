@@ -1,7 +1,8 @@
 """Names of classes, in tables and in the keys of logged scores."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from lightning_recall.data.messages import pluralize
 
@@ -20,6 +21,19 @@ def checked_names(names: Sequence[str] | None, num_classes: int) -> tuple[str, .
             f": {names!r}."
         )
     return tuple(map(str, names))
+
+
+def find_class_names(owners: Iterable[Any], num_classes: int) -> tuple[str, ...]:
+    """`class_names` of the first object that has them; numbers if none has.
+
+    Raises:
+        ValueError: if their number is not `num_classes`.
+
+    >>> find_class_names((None, object()), 3)
+    ('0', '1', '2')
+    """
+    given = next((names for owner in owners if (names := getattr(owner, "class_names", None))), None)
+    return checked_names(given, num_classes) or tuple(map(str, range(num_classes)))
 
 
 def key_names(names: Sequence[str]) -> tuple[str, ...]:
