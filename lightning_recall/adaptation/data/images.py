@@ -9,11 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_recall.adaptation.batches import NO_LABEL
 from lightning_recall.batch import IGNORED_LABEL
 from lightning_recall.data import ImageFiles, ImagesInMemory, ImageTransforms
-
-NO_LABEL = -1
-"""label of an image whose class is unknown"""
 
 
 class DomainArrays(ImagesInMemory):
