@@ -91,7 +91,9 @@ def test_the_keys_that_will_be_logged(loaders, enabled, domains):
 
 def test_target_labels_that_choose_a_model():
     warn_of_target_labels(trainer_of(["val/source/accuracy", "val/target/bnm", None], ["train/loss"]))
-    with pytest.warns(UserWarning, match="monitors val/target/accuracy, which uses labels of the target") as warned:
+    with pytest.warns(
+        UserWarning, match="monitors val/target/mean_class_accuracy, which uses labels of the target"
+    ) as warned:
         warn_of_target_labels(trainer_of(["val/target/accuracy", "val/target/mean_class_accuracy"]))
     assert len(warned) == 1
     scheduled = trainer_of(schedulers=["val/target/accuracy"])
