@@ -154,6 +154,10 @@ class EvaluationItems:
         image, target = self.data[int(index)]
         return image, torch.full_like(target, self.ignored) if isinstance(index, RepeatedIndex) else target
 
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
+        """Items of a batch: the data set's own `__getitems__` would not see which images are repeated."""
+        return [self[index] for index in indices]
+
     def __getattr__(self, name: str) -> Any:
         """Forwards to the data set: `image_path`, `class_names`, ..."""
         if name == "data":  # not set yet during copy

@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 import torch
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_recall.data import batches
+from lightning_recall.data import ImagesInMemory, batches
 from lightning_recall.data.batches import (
     BatchLoader,
     EvaluationItems,
@@ -91,3 +92,9 @@ def test_evaluation_scores_each_image_once(world_size):
     assert sorted(seen) == list(range(10))
     assert len(lengths) == 1
     assert data.name == "numbers"
+
+
+def test_a_loader_sees_which_images_are_repeated():
+    data = EvaluationItems(ImagesInMemory(np.zeros((3, 3, 2, 2), np.uint8), np.arange(3)), -1)
+    parts = [DataLoader(data, 2, sampler=EvaluationSampler(data, rank, 2)) for rank in range(2)]
+    assert [labels.tolist() for part in parts for _, labels in part] == [[0, 2], [1, -1]]

@@ -117,11 +117,9 @@ def read_list(file: Path, root: Path) -> Listing:
             labels.append(None if match[2] is None else int(match[2]))
     if not paths:
         raise ValueError(f"{shorten(file)} lists no image: each line needs a path and a label from 0.")
-    if len(set(label is None for label in labels)) > 1:
-        raise ValueError(
-            f"{shorten(file)}, line {labels.index(None) + 1}: {quote(paths[labels.index(None)])} has no label, but "
-            "other images have one."
-        )
+    if None in labels and any(label is not None for label in labels):
+        first = quote(paths[labels.index(None)])
+        raise ValueError(f"{shorten(file)}: {first} has no label, but other images have one.")
     in_root = os.path.exists(root / paths[0]) or not os.path.exists(file.parent / paths[0])
     folder = "" if in_root else os.path.relpath(file.parent, root)
     names = names_of(paths, labels)

@@ -29,11 +29,14 @@ def draw_textures(count: int, size: int, rng: np.random.Generator, contrast: flo
 
 def draw_chunk(count: int, size: int, rng: np.random.Generator, contrast: float) -> NDArray[np.uint8]:
     """The same for a few textures at a time."""
-    uniform = lambda low, high, *shape: rng.uniform(low, high, (count, *shape, 1, 1)).astype(np.float32)  # noqa: E731
-    rows, columns = np.mgrid[:size, :size].astype(np.float32) / size - 0.5  # (H, W) each
+
+    def uniform(low: float, high: float, channels: int) -> NDArray[np.float32]:
+        return rng.uniform(low, high, (count, channels, 1, 1)).astype(np.float32)
+
+    rows, columns = (np.mgrid[:size, :size] / size - 0.5).astype(np.float32)  # (H, W) each
     angle, phase, waves = uniform(0, 2 * np.pi, 1), uniform(0, 2 * np.pi, 1), uniform(1, 5, 1)
     along = np.cos(angle) * columns + np.sin(angle) * rows  # (N, 1, H, W)
-    difference = uniform(-90, 90, 3) * along  # the gradient, (N, 3, H, W)
+    difference: NDArray[np.float32] = uniform(-90, 90, 3) * along  # the gradient, (N, 3, H, W)
     difference = difference + uniform(-35, 35, 3) * np.sin(2 * np.pi * waves * along + phase)
     for cells in CELLS:
         grey = rng.normal(0, 1, (count, 1, cells, cells)) * uniform(5, 30, 1)
@@ -41,13 +44,13 @@ def draw_chunk(count: int, size: int, rng: np.random.Generator, contrast: float)
         noise = torch.from_numpy((grey + color).astype(np.float32))
         difference = difference + F.interpolate(noise, (size, size), mode="bilinear").numpy()
     image = uniform(*BRIGHTNESS, 1) + uniform(-40, 40, 3) + contrast * difference
-    return image.clip(0, 255).astype(np.uint8)
+    return np.asarray(image.clip(0, 255), dtype=np.uint8)
 
 
 def blend(digits: NDArray[np.uint8], patches: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Blends digits with patches as MNIST-M does: the absolute difference of each pixel and channel.
 
-    The recipe is that of Ganin et al., "Domain-Adversarial Training of Neural Networks", JMLR 2016, section 5.2.4: a
+    The recipe is that of Ganin et al., "Domain-Adversarial Training of Neural Networks", JMLR 2016: a
     stroke inverts the colours of the patch.
 
     Args:

@@ -32,11 +32,8 @@ class PhotoTransforms(ImageTransforms):
     Raises:
         ValueError: for values out of range.
 
-    >>> PhotoTransforms(size=96, resize=112).transform(training=False)
-    Compose(
-          Resize(size=[112, 112], interpolation=InterpolationMode.BILINEAR, antialias=True)
-          CenterCrop(size=(96, 96))
-    )
+    >>> PhotoTransforms(size=96, resize=112).evaluation_sizes
+    (96, 112)
     """
 
     size: int | None = 224
@@ -57,11 +54,12 @@ class PhotoTransforms(ImageTransforms):
     def transform(self, training: bool) -> nn.Module:
         """The training or the evaluation transform."""
         size, resize = self.evaluation_sizes
-        whole = v2.Resize([resize, resize], antialias=True)
+        whole: nn.Module = v2.Resize([resize, resize], antialias=True)
         if not training:
             return self.eval_transform or v2.Compose([whole, v2.CenterCrop(size)])
-        if self.train_transform is not None:
-            return self.train_transform
         scale = (self.min_scale, 1.0)
-        part = v2.RandomCrop(size) if self.crop == "random" else v2.RandomResizedCrop(size, scale, antialias=True)
-        return v2.Compose([whole, part, v2.RandomHorizontalFlip()] if self.flip else [whole, part])
+        part: nn.Module = (
+            v2.RandomCrop(size) if self.crop == "random" else v2.RandomResizedCrop(size, scale, antialias=True)
+        )
+        layers: list[nn.Module] = [whole, part, v2.RandomHorizontalFlip()] if self.flip else [whole, part]
+        return self.train_transform or nn.Sequential(*layers)

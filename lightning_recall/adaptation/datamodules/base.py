@@ -58,9 +58,9 @@ class AdaptationDataModule(LightningDataModule, ABC):
         num_workers: loader processes; 0 loads in the training process.
         epoch_length: "shorter": an epoch ends with the domain that has fewer images. "longer": it ends with the other
             one, and the shorter domain is repeated in a new order each time.
-        val_fraction: fraction of the source's training images held out for validation, the same of each class, at least
-            0 and below 1; ignored if `read` gives validation images. 0: none, so that all images train and validation
-            uses only the target.
+        val_fraction: fraction of the source's training images held out for validation, of each class the same fraction
+            but at least one image; at least 0 and below 1; ignored if `read` gives validation images. 0: none, so that
+            all images train and validation uses only the target.
         train_transform: changes each training image (3, H, W) uint8 of both domains, for example a transform of
             torchvision's v2; it may draw random numbers. None: no transform.
         seed: seed of order and augmentation, and of splits and draws.
@@ -143,11 +143,9 @@ class AdaptationDataModule(LightningDataModule, ABC):
             },
         )
         source, target = domains["source"], domains["target"]
-        for domain, parts in domains.items():
-            for split, data in parts.items():
-                check_labels(
-                    f"{domain} {SPLITS[split]}", data.labels, self.class_names, NO_LABEL * (domain == "target")
-                )
+        for domain, least in (("source", 0), ("target", NO_LABEL)):
+            for split, data in domains[domain].items():
+                check_labels(f"{domain} {SPLITS[split]}", data.labels, self.class_names, least)
         if "val" not in source and self.val_fraction:
             source["train"], source["val"] = hold_out(source["train"], self.val_fraction, self.seed)
         source["train"] = source["train"].select(slice(None), training=True)

@@ -130,7 +130,9 @@ class DigitsAdaptationDataModule(AdaptationDataModule):
 
     def read(self) -> dict[str, dict[str, DomainArrays]]:
         """Reads both domains, and draws images for the protocol."""
-        digits = {name: self.read_splits(file_name(name)) for name in (self.source, self.target)}
+        digits: dict[str, dict[str, Digits]] = {
+            name: self.read_splits(file_name(name)) for name in (self.source, self.target)
+        }
         try:
             digits = draw_sample(digits, self.draw) if self.protocol == "sampled" else hold_out_tests(digits, self.draw)
         except ValueError as error:

@@ -82,7 +82,7 @@ def check_image(name: str, data: Any, size: int) -> None:
 def describe_classes(labels: NDArray[np.int64], class_names: Sequence[str]) -> str:
     """Images of each class, such as "cup 20, pen 31"; warns about classes without an image."""
     counts = np.bincount(labels, minlength=len(class_names))
-    missing = [class_names[index] for index in np.flatnonzero(counts == 0)]
+    missing = [name for name, count in zip(class_names, counts, strict=True) if not count]
     if missing:
         rank_zero_warn(f"No training image of the source is of {listed(missing)}: the network cannot learn this class.")
     pairs = [f"{name} {count:,}" for name, count in zip(class_names, counts, strict=True)]

@@ -3,18 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lightning_recall.adaptation.data.domain_files import LAYOUTS, Listing, find_domain
 from lightning_recall.adaptation.data.images import NO_LABEL, DomainFiles
 from lightning_recall.adaptation.data.transforms import PhotoTransforms
 from lightning_recall.adaptation.datamodules.base import AdaptationDataModule
 from lightning_recall.adaptation.datamodules.domain_checks import check_same_classes, listed
 from lightning_recall.adaptation.datamodules.splits import check_fraction, hold_out
-from lightning_recall.data.messages import shorten
+from lightning_recall.data.messages import quote, shorten
 from lightning_recall.data.tables import check_files, require_path, user_path
 
+TRANSFORMS = PhotoTransforms()
 FILES = "Check that the archive is unpacked completely, and that listed paths are relative to root."
 
 
@@ -61,7 +59,7 @@ class DomainFolderDataModule(AdaptationDataModule):
         root: str,
         source: str,
         target: str,
-        transforms: PhotoTransforms | None = PhotoTransforms(),
+        transforms: PhotoTransforms | None = TRANSFORMS,
         classes: Sequence[str] | None = None,
         test_fraction: float = 0.0,
         batch_size: int = 32,
@@ -75,17 +73,16 @@ class DomainFolderDataModule(AdaptationDataModule):
         if not self.root.is_dir():
             raise ValueError(f"{shorten(self.root)} is a file: pass a folder that holds both domains as root.")
         self.source, self.target = source, target
-        self.transforms = transforms or PhotoTransforms()
+        self.transforms = transforms or TRANSFORMS
         self.image_size = self.transforms.evaluation_sizes[0]
         self.test_fraction = test_fraction
         self.listings = {name: find_domain(self.root, name) for name in (source, target)}
-        self.class_names = tuple(classes or self.listings[source]["train"].names)
+        self.classes = tuple(classes) if classes else None
+        self.class_names = self.classes or tuple(self.listings[source]["train"].names)
 
     def read(self) -> dict[str, dict[str, DomainFiles]]:
         """Lists the images of both domains, and holds out test images of the target."""
-        for name, splits in self.listings.items():
-            for listing in splits.values():
-                self.check_classes(name, listing)
+        self.check_classes()
         source, target = (
             {split: self.files_of(listing) for split, listing in self.listings[name].items()}
             for name in (self.source, self.target)
@@ -97,30 +94,33 @@ class DomainFolderDataModule(AdaptationDataModule):
         target.setdefault("test", target["train"])
         return {"source": source, "target": target}
 
-    def check_classes(self, name: str, listing: Listing) -> None:
+    def check_classes(self) -> None:
         """Raises ValueError if a domain lacks a class or, unless `classes` are chosen, has another one."""
-        if name == self.source and not listing.names:
+        known = self.listings[self.source]["train"].names
+        if not known:
             raise ValueError(
-                f"The source {shorten(name)} has no classes: its images need one folder per class, or labels in a list."
+                f"The source {quote(self.source)} has no classes: its images need one folder per class, or labels in a "
+                "list."
             )
-        if not listing.names:
-            return
-        chosen = set(self.class_names)
-        has_subset = chosen < set(self.listings[self.source]["train"].names)
-        names = [each for each in listing.names if each in chosen or not has_subset]
-        try:
-            check_same_classes(sorted(chosen), {shorten(name): sorted(names)})
-        except ValueError as error:
-            shared = [each for each in self.listings[self.source]["train"].names if each in listing.names]
-            advice = f" The domains share {listed(shared)}: pass them as classes." if shared else ""
-            raise ValueError(f"{shorten(self.root)}: {error}{advice}") from None
+        for domain, splits in self.listings.items():
+            for split, listing in splits.items():
+                if not listing.names:  # the target may lack labels
+                    continue
+                names = {*listing.names, *(() if split == "train" else self.class_names)}  # a test may lack a class
+                names = names & {*self.class_names} if self.classes else names
+                try:
+                    check_same_classes(sorted(self.class_names), {quote(domain): sorted(names)})
+                except ValueError as error:
+                    shared = [name for name in known if name in listing.names]
+                    advice = f" Both domains have {listed(shared)}: pass these as classes." if shared else ""
+                    raise ValueError(f"{shorten(self.root)}: {error}{advice}") from None
 
     def files_of(self, listing: Listing) -> DomainFiles:
         """The data set of a split, with the images of the chosen classes."""
         numbers = {name: number for number, name in enumerate(self.class_names)}
-        labels: NDArray[np.int64] = np.array([numbers.get(str(name), NO_LABEL) for name in listing.classes])
-        data = DomainFiles(self.root, listing.paths, labels, self.class_names, self.transforms)
-        if listing.names and (labels == NO_LABEL).any():
-            data = data.select(labels != NO_LABEL)
+        kept = [index for index, name in enumerate(listing.classes) if name is None or name in numbers]
+        paths = [listing.paths[index] for index in kept]
+        labels = [numbers.get(str(listing.classes[index]), NO_LABEL) for index in kept]
+        data = DomainFiles(self.root, paths, labels, self.class_names, self.transforms)
         check_files(data, FILES)
         return data

@@ -22,25 +22,25 @@ def hold_out(
         data: a data set with `labels` (N,) and `select`.
         fraction: fraction of the images in the second part, above 0 and below 1.
         seed: random seed.
-        stratified: whether the fraction holds for each class, rounded; each class keeps at least one image in the first
-            part. False does not look at the labels.
+        stratified: whether the fraction holds for each class, rounded, but at least one image; a class with a single
+            image stays in the first part. False does not look at the labels.
         name: name of the setting, for the error.
 
     Returns:
         The first part, and the held-out part.
 
     Raises:
-        ValueError: if either part is empty.
+        ValueError: if no image is held out.
     """
     rng = np.random.default_rng(seed)
     groups = np.asarray(data.labels) if stratified else np.zeros(len(data), dtype=np.int64)
     is_held_out = np.zeros(len(data), dtype=bool)
     for group in np.unique(groups):
         members = rng.permutation(np.flatnonzero(groups == group))
-        is_held_out[members[: min(round(fraction * len(members)), len(members) - 1)]] = True
+        is_held_out[members[: min(max(1, round(fraction * len(members))), len(members) - 1)]] = True
     if not is_held_out.any():
         raise ValueError(
-            f"{name}={fraction} of {pluralize(len(data), 'image')} holds out none: add images, raise {name}, or set it "
-            "to 0."
+            f"{name}={fraction}: {pluralize(len(data), 'image')} are too few to hold out any, since each class keeps "
+            f"one: add images, or set {name} to 0."
         )
     return data.select(~is_held_out), data.select(is_held_out)
