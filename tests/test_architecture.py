@@ -25,7 +25,10 @@ PLAIN = {"losses", "mixup", "models", "samplers", "search", "metrics", "plots", 
 SHARED = {"optimization", "data", "callbacks", "cli"}  # with Lightning, for the wings too
 RETRIEVAL = {"modules", "datamodules"}
 WINGS = {"segmentation", "adaptation"}
-PLAIN_IN_WINGS = ("segmentation/losses", "segmentation/models", "segmentation/scores.py")  # plain torch too
+PLAIN_IN_WINGS = (
+    *("segmentation/losses", "segmentation/models", "segmentation/scores.py"),
+    *(f"adaptation/{name}" for name in ("domain_mixup", "gradient_reversal", "losses", "models", "plots", "scores")),
+)  # plain torch too
 ALLOWED = {
     "_lightning": set(),
     **{room: BOTTOM - {room} for room in BOTTOM},

@@ -39,6 +39,7 @@ ROOMS = (
     *("losses", "recompute", "models", "samplers", "search", "metrics", "plots"),
     *("optimization", "data", "callbacks", "cli", "modules", "datamodules"),
     *(f"segmentation.{room}" for room in ("losses", "models", "data", "datamodules", "callbacks")),
+    *(f"adaptation.{room}" for room in ("models", "data", "datamodules", "callbacks")),
 )
 SHORT = {
     "fit": "--trainer.max_epochs 1 --trainer.limit_train_batches 1 --trainer.check_val_every_n_epoch 1",

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import lightning_recall
-from lightning_recall import segmentation
+from lightning_recall import adaptation, segmentation
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,7 +32,15 @@ def test_public_names_of_segmentation_are_there(name):
     assert name in dir(segmentation)
 
 
+@pytest.mark.parametrize("name", adaptation.__all__)
+def test_public_names_of_adaptation_are_there(name):
+    assert getattr(adaptation, name).__name__ == name
+    assert name in dir(adaptation)
+
+
 def test_unknown_names_are_refused():
+    with pytest.raises(AttributeError, match="no attribute 'RecallLoss'"):
+        _ = adaptation.RecallLoss
     with pytest.raises(AttributeError, match="no attribute 'RecallLoss'"):
         _ = segmentation.RecallLoss
     with pytest.raises(AttributeError, match="no attribute 'RecallLoss'"):
@@ -45,6 +53,8 @@ def test_the_version_has_one_source():
 
 LEAVES = ("gather", "losses", "metrics", "mixup", "models", "plots", "recompute", "samplers", "search")
 LEAVES += ("segmentation.losses", "segmentation.models", "segmentation.scores")
+ADAPTATION = ("domain_mixup", "gradient_reversal", "losses", "models", "plots", "scores")
+LEAVES += tuple(f"adaptation.{name}" for name in ADAPTATION)
 IMPORT_LEAVES = """
 import importlib, sys
 for leaf in sys.argv[1:]:

@@ -183,8 +183,9 @@ def parser() -> argparse.ArgumentParser:
 
 def settings_of(options: argparse.Namespace) -> list[Setting]:
     """The runs that the options ask for: draw by draw, all methods."""
+    kl = {method: options.kl if method.startswith("DM-ADA") else 1.0 for method in options.methods}
     return [
-        Setting(method, source, draw, options.epochs, options.precision, options.kl if method.startswith("DM-ADA") else 1.0)
+        Setting(method, source, draw, options.epochs, options.precision, kl[method])
         for draw in options.draws
         for source in options.sources
         for method in options.methods
