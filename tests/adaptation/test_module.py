@@ -56,7 +56,9 @@ def evaluation(**kwargs):
 
 
 def training(mode="min_size", target=None, **kwargs):
-    return CombinedLoader({"source": loader(8, **kwargs), "target": loader(8, seed=1) if target is None else target}, mode)
+    return CombinedLoader(
+        {"source": loader(8, **kwargs), "target": loader(8, seed=1) if target is None else target}, mode
+    )
 
 
 def network(dropout=0.0):
