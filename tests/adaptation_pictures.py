@@ -76,8 +76,9 @@ def loaders(shuffle=True, batch_size=8, labelled=True):
 
 
 def trainer_of(folder, *callbacks, logger=False, **kwargs):
-    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    return Trainer(default_root_dir=folder, callbacks=[*callbacks], logger=logger, **{"devices": 1, **quiet, **kwargs})
+    quiet = dict.fromkeys(["enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False)
+    settings = {"accelerator": "cpu", "devices": 1, "logger": logger, **quiet, **kwargs}
+    return Trainer(default_root_dir=folder, callbacks=[*callbacks], **settings)
 
 
 def pictures(folder):

@@ -125,7 +125,7 @@ def draw_class_legend(
     width, height = figure.get_size_inches()
     position = ((LEFT + 2 * PANEL + 2 * GAP) / width, 1 - TOP / height)
     style: dict[str, Any] = {"borderaxespad": 0.0, "frameon": False, "fontsize": 8.5, "labelspacing": 0.25}
-    legend = figure.legend(handles=handles, loc="upper left", bbox_to_anchor=position, **style)
+    legend = figure.legend(handles=handles, loc="upper left", handlelength=1.2, bbox_to_anchor=position, **style)
     for text in legend.get_texts():
         text.set_parse_math(False)
 
