@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from jsonargparse._util import import_object
 
 from lightning_recall.cli.options import CommandLine
-from lightning_recall.cli.task_options import TaskOptions, imported, task_options, tasks_of
+from lightning_recall.cli.task_options import TaskOptions, imported, module_names, task_options, tasks_of
 
 
 def check_tasks(config: Any, args: Sequence[str]) -> None:
@@ -58,14 +58,6 @@ def chosen_tasks(args: Sequence[str]) -> list[TaskOptions]:
     with suppress(ImportError, AttributeError, ValueError):  # reported by the parser
         return tasks_of(import_object(path))
     return task_options()
-
-
-def module_names(task: TaskOptions) -> set[str]:
-    """Names of the LightningModule of a task and of this package's classes derived from it."""
-    classes = [imported(task.MODULE)]
-    for cls in classes:
-        classes += [each for each in cls.__subclasses__() if each.__module__.startswith("lightning_recall.")]
-    return {cls.__name__ for cls in classes}
 
 
 def chosen_links(args: Sequence[str]) -> dict[tuple[str | tuple[str, ...], str], Callable[..., Any]]:

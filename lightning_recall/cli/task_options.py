@@ -100,6 +100,14 @@ def tasks_of(cls: Any) -> list[TaskOptions]:
     return found or tasks
 
 
+def module_names(task: TaskOptions) -> set[str]:
+    """Names of the LightningModule of a task and of this package's classes derived from it."""
+    classes = [imported(task.MODULE)]
+    for cls in classes:
+        classes += [each for each in cls.__subclasses__() if each.__module__.startswith("lightning_recall.")]
+    return {cls.__name__ for cls in classes}
+
+
 def import_classes() -> None:
     """Imports the modules in CLASS_MODULES; a config can then name their classes without a path: `class_path: NAME`."""
     for task in task_options():
@@ -108,9 +116,10 @@ def import_classes() -> None:
 
 
 def public_names() -> list[str]:
-    """Public names of all modules in CLASS_MODULES."""
+    """Public names of all modules in CLASS_MODULES, and those of the LightningModules."""
     modules = [import_module(name) for task in task_options() for name in task.CLASS_MODULES]
-    return [name for module in modules for name in getattr(module, "__all__", ())]
+    names = [name for module in modules for name in getattr(module, "__all__", ())]
+    return [*names, *sorted(set().union(*(module_names(task) for task in task_options())) - set(names))]
 
 
 def default_callbacks() -> list[Any]:

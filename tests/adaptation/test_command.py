@@ -210,6 +210,7 @@ def error(in_tmp_path, monkeypatch, capsys):  # noqa: ARG001  # the command runs
         (("--data", "GlyphsDataModule"), "--data GlyphsDataModule is for retrieval, but DANNModule is for domain"),
         (("--model.discriminator", "SmallUNet"), "--model.discriminator SmallUNet is for segmentation"),
         (("--evaluation.ks", "[1]"), "--evaluation.ks is for retrieval, but DANNModule is for domain adaptation"),
+        (("--model", "DANModule"), "Did you mean DANNModule?"),
         (("--model.encoder", "DigitEncodr"), "Did you mean DigitEncoder?"),
         (("--model.mixup_wight", "1"), "Did you mean --model.mixup_weight?"),
         (("--model.encoder", "torch.nn.Flatten"), "error: model.encoder: Flatten has no attribute feature_dim"),
