@@ -1,4 +1,4 @@
-"""Domain adaptation: a classifier for images without labels, by gradient reversal and domain mixup, with networks and data.
+"""Domain adaptation: classifiers for images without labels, by gradient reversal and domain mixup.
 
 The names below are imported on first use, so that losses, networks and scores work without Lightning.
 """
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_recall.adaptation.callbacks import (
+        ClusterAgreement,
         ConfusionMatrix,
         DomainImages,
         DomainTable,
@@ -56,6 +57,7 @@ _MODULE_OF_NAME = {
     "AdaptationDataModule": "datamodules",
     "AdaptationModule": "module",
     "BackboneEncoder": "models",
+    "ClusterAgreement": "callbacks",
     "ConfusionMatrix": "callbacks",
     "DANNClassifier": "models",
     "DANNDiscriminator": "models",
@@ -96,6 +98,7 @@ __all__ = [
     "AdaptationDataModule",
     "AdaptationModule",
     "BackboneEncoder",
+    "ClusterAgreement",
     "ConfusionMatrix",
     "DANNClassifier",
     "DANNDiscriminator",

@@ -12,40 +12,32 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
-from torch import Tensor
-from torch.utils.data import TensorDataset
-from torchvision.transforms.v2 import functional as tv
 
 from lightning_recall._lightning import PACKAGE, Callback, LightningModule, ModelCheckpoint, Trainer
-from lightning_recall.adaptation.data.pairs import DomainPairs, PairedBatchSampler, PairedLoader
+from lightning_recall.adaptation.datamodules import DigitsAdaptationDataModule
 from lightning_recall.adaptation.module import AdaptationModule
+from lightning_recall.adaptation.scores import VALIDATORS, DomainScores
 from lightning_recall.benchmarks.adaptation_methods import METHODS, build
 from lightning_recall.benchmarks.adaptation_report import choice_table, correlation_table, runs_of
 from lightning_recall.benchmarks.measure import machine
 from lightning_recall.benchmarks.result_rows import append_row, draw_summary, pending, read_rows, rows_of, summary
 from lightning_recall.memory_allocation import keep_freed_memory
 
-SAMPLED = {"mnist": 2000, "usps": 1800}
-"""training images of each domain"""
-BATCH_SIZE = 100
+DOMAINS: tuple[Literal["mnist", "usps"], ...] = ("mnist", "usps")
 MAX_SCORED = 4000  # test images
+EVAL_BATCH = 500
 PLOTTED = {"target_test": "target accuracy, %", "source_test": "source accuracy, %"}
-
-Domains = dict[str, dict[str, tuple[Tensor, Tensor]]]
-"""domain -> "train" or "test" -> images (N, 3, H, W) uint8 and labels (N,)"""
 
 
 class Setting(NamedTuple):
     """What the scores of a run depend on; kl is the weight of DM-ADA's KL divergence."""
 
     method: str
-    source: str
+    source: Literal["mnist", "usps"]
     draw: int
     epochs: int
     precision: str
@@ -55,47 +47,28 @@ class Setting(NamedTuple):
 KEYS = Setting._fields
 
 
-def images_and_labels(images: NDArray[np.uint8], labels: NDArray[Any], size: int) -> tuple[Tensor, Tensor]:
-    """Images (N, 3, size, size) of greyscale images (N, H, W), and labels."""
-    resized = tv.resize(torch.from_numpy(images)[:, None], [size, size], antialias=True)
-    return resized.expand(-1, 3, -1, -1).contiguous(), torch.from_numpy(labels).long()
-
-
-def draw_domains(path: Path, draw: int, size: int) -> Domains:
-    """The images of a draw.
-
-    Args:
-        path: npz file with `mnist_images`, `mnist_labels`, `usps_train_images`, `usps_train_labels`,
-            `usps_test_images` and `usps_test_labels`.
-        draw: seed.
-        size: height and width of the images.
-    """
-    with np.load(path) as arrays:
-        mnist, usps, usps_test = (
-            images_and_labels(arrays[f"{name}_images"], arrays[f"{name}_labels"], size)
-            for name in ("mnist", "usps_train", "usps_test")
-        )
-    rng = np.random.default_rng((1803, draw))
-    mnist_order = torch.from_numpy(rng.permutation(len(mnist[1])))
-    usps_order = torch.from_numpy(rng.permutation(len(usps[1])))[: SAMPLED["usps"]]
-    train, test = mnist_order[: SAMPLED["mnist"]], mnist_order[SAMPLED["mnist"] :]
-    return {
-        "mnist": {"train": (mnist[0][train], mnist[1][train]), "test": (mnist[0][test], mnist[1][test])},
-        "usps": {"train": (usps[0][usps_order], usps[1][usps_order]), "test": usps_test},
-    }
+def digits_of(setting: Setting, digits: str) -> DigitsAdaptationDataModule:
+    """The images of a draw."""
+    target = next(name for name in DOMAINS if name != setting.source)
+    size = METHODS[setting.method].image_size
+    data = DigitsAdaptationDataModule(
+        digits, setting.source, target, size, draw=setting.draw, val_fraction=0, seed=setting.draw
+    )
+    data.setup("fit")
+    return data
 
 
 class EpochScores(Callback):
     """Appends the scores after each epoch to a CSV file."""
 
-    def __init__(self, path: Path, setting: Setting, domains: Domains) -> None:
-        self.path, self.setting, self.domains = path, setting, domains
+    def __init__(self, path: Path, setting: Setting, data: DigitsAdaptationDataModule) -> None:
+        self.path, self.setting, self.data = path, setting, data
         self.start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Scores the module."""
         assert isinstance(pl_module, AdaptationModule)
-        scores = score(pl_module, self.domains, self.setting.source)
+        scores = score(pl_module, self.data)
         seconds = round(time.perf_counter() - self.start, 1)
         append_row(
             self.path, {**self.setting._asdict(), "epoch": trainer.current_epoch + 1, **scores, "seconds": seconds}
@@ -103,45 +76,36 @@ class EpochScores(Callback):
 
 
 @torch.no_grad()
-def score(module: AdaptationModule, domains: Domains, source: str) -> dict[str, float]:
-    """Accuracy in percent on both domains, and the validators of the target, which need no labels."""
-    (target,) = set(domains) - {source}
-    row = {}
+def score(module: AdaptationModule, data: DigitsAdaptationDataModule) -> dict[str, float]:
+    """Accuracy in percent on both domains, and the validators of the target, which need no labels.
+
+    The module is in training mode afterwards.
+    """
     parts = {
-        "source_test": domains[source]["test"],
-        "target_test": domains[target]["test"],
-        "target_train": domains[target]["train"],
+        "source_test": data.domains["source"]["test"],
+        "target_test": data.domains["target"]["test"],
+        "target_train": data.domains["target"]["val"],  # the training images, with labels
     }
-    for name, (images, labels) in parts.items():
-        images, labels = images[:MAX_SCORED], labels[:MAX_SCORED]
-        probabilities = predict(module, images)
-        row[name] = round(100 * (probabilities.argmax(1) == labels).double().mean().item(), 3)
+    module.eval()
+    row: dict[str, float] = {}
+    for name, part in parts.items():
+        scores = DomainScores(data.num_classes)
+        images, labels = part.images[:MAX_SCORED], torch.from_numpy(part.labels[:MAX_SCORED])
+        for start in range(0, len(labels), EVAL_BATCH):
+            chosen = slice(start, start + EVAL_BATCH)
+            scores.update(module(images[chosen].to(module.device)).cpu(), labels[chosen])
+        found = scores.compute()
+        row[name] = round(100 * found["accuracy"].item(), 3)
         if name != "source_test":
-            mean = probabilities.mean(0)
-            entropy = -torch.special.xlogy(probabilities, probabilities).sum(1).mean()
-            row[f"{name}_im"] = round((-torch.special.xlogy(mean, mean).sum() - entropy).item(), 6)
-            row[f"{name}_bnm"] = round((torch.linalg.matrix_norm(probabilities, "nuc") / len(labels)).item(), 6)
-            row[f"{name}_entropy"] = round(entropy.item(), 6)
+            row |= {f"{name}_{validator}": round(found[validator].item(), 6) for validator in VALIDATORS}
+    module.train()
     return row
 
 
-def predict(module: AdaptationModule, images: Tensor) -> Tensor:
-    """Probabilities (N, K) in float64; the module is in training mode afterwards."""
-    module.eval()
-    logits = torch.cat([module(part.to(module.device)) for part in images.split(500)])
-    module.train()
-    return logits.double().softmax(1).cpu()
-
-
-def run(setting: Setting, digits: Path, folder: Path) -> dict[str, Any]:
+def run(setting: Setting, digits: str, folder: Path) -> dict[str, Any]:
     """Trains one method on one draw and scores the last epoch."""
-    method = METHODS[setting.method]
-    domains = draw_domains(digits, setting.draw, method.image_size)
-    (target,) = set(domains) - {setting.source}
+    data = digits_of(setting, digits)
     module = build(setting.method, setting.draw, setting.kl)
-    pairs = DomainPairs(TensorDataset(*domains[setting.source]["train"]), TensorDataset(domains[target]["train"][0]))
-    sampler = PairedBatchSampler(*(len(domains[name]["train"][1]) for name in (setting.source, target)), BATCH_SIZE)
-    sampler.seed = setting.draw
     name = "-".join(map(str, setting)).replace(" ", "_")
     checkpoint = folder / "checkpoints" / f"{name}.ckpt"
     saver = ModelCheckpoint(
@@ -154,12 +118,12 @@ def run(setting: Setting, digits: Path, folder: Path) -> dict[str, Any]:
         max_epochs=setting.epochs,
         precision=setting.precision,  # type: ignore[arg-type]  # Lightning checks the string
         logger=False,
-        callbacks=[EpochScores(folder / "adaptation_epochs.csv", setting, domains), saver],
+        callbacks=[EpochScores(folder / "adaptation_epochs.csv", setting, data), saver],
         enable_model_summary=False,
     )
-    trainer.fit(module, PairedLoader(pairs, sampler), ckpt_path=str(checkpoint) if checkpoint.exists() else None)
+    trainer.fit(module, data.train_dataloader(), ckpt_path=str(checkpoint) if checkpoint.exists() else None)
     seconds = round(time.perf_counter() - start, 1)
-    row = {**setting._asdict(), **score(module, domains, setting.source), "seconds": seconds}
+    row = {**setting._asdict(), **score(module, data), "seconds": seconds}
     checkpoint.unlink(missing_ok=True)
     return row
 
@@ -168,9 +132,9 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     made = argparse.ArgumentParser("lightning_recall.benchmarks.adaptation", description=__doc__)
     add, names = made.add_argument, list(METHODS)
-    add("--digits", required=True, metavar="FILE", help="npz file with the digits of MNIST and USPS: see draw_domains")
+    add("--digits", required=True, metavar="FILE", help="npz file, or folder, of DigitsAdaptationDataModule")
     add("--methods", nargs="+", choices=names, default=names, metavar="NAME", help=f"of {', '.join(names)}")
-    add("--sources", nargs="+", choices=list(SAMPLED), default=list(SAMPLED), metavar="NAME", help="mnist, usps")
+    add("--sources", nargs="+", choices=DOMAINS, default=DOMAINS, metavar="NAME", help="mnist, usps")
     add("--draws", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="seeds of the images and the training")
     add("--epochs", type=int, default=50, help="of 18 batches")
     add("--kl", type=float, default=1.0, help="weight of DM-ADA's KL divergence")
@@ -204,7 +168,7 @@ def main(args: list[str] | None = None) -> None:
     for setting in [] if options.report else settings_of(options):
         if pending([setting], read_rows(path)):
             console.print(", ".join(map(str, setting)))
-            append_row(path, run(setting, Path(options.digits), folder))
+            append_row(path, run(setting, options.digits, folder))
     report(console, folder, read_rows(path) if options.report else rows_of(settings_of(options), read_rows(path)))
 
 

@@ -11,17 +11,18 @@ from torchmetrics.functional import spearman_corrcoef
 RULES = {
     "last": "last epoch",
     "source_test": "source accuracy",
-    "target_test_im": "IM",
-    "target_test_bnm": "BNM",
+    "target_train_information_maximization": "IM",
+    "target_train_bnm": "BNM",
     "target_test": "target labels",
 }
 """column of an epoch -> how the epoch is chosen by its maximum; "last": the last epoch"""
-VALIDATORS = {
+CHOICES = {
     "source_test": "source accuracy",
-    "target_test_im": "information maximisation",
-    "target_test_bnm": "BNM",
-    "target_test_entropy": "entropy (negative)",
+    "target_train_information_maximization": "information maximization",
+    "target_train_bnm": "BNM",
+    "target_train_negative_entropy": "negative entropy",
 }
+"""column of an epoch that needs no target labels -> what it is"""
 PUBLISHED = {
     ("source only", "mnist"): "75",
     ("source only", "usps"): "57",
@@ -72,7 +73,7 @@ def correlations(groups: Mapping[tuple[str, str], Sequence[Sequence[Row]]], sour
     """
     runs = [epochs for (_, name), found in groups.items() if name == source for epochs in found]
     result = {}
-    for column in VALIDATORS:
+    for column in CHOICES:
         over_runs = rank_correlation([epochs[-1] for epochs in runs], column)
         within = [rank_correlation(epochs, column) for epochs in runs]
         known = [value for value in within if value == value]
@@ -88,19 +89,18 @@ def correlation_table(groups: Mapping[tuple[str, str], Sequence[Sequence[Row]]])
         table.add_column(f"{source}: last epochs", justify="right")
         table.add_column(f"{source}: within a run", justify="right")
     values = {source: correlations(groups, source) for source in sources}
-    for column, name in VALIDATORS.items():
+    for column, name in CHOICES.items():
         table.add_row(name, *(f"{value:.2f}" for source in sources for value in values[source][column]))
     return table
 
 
 def rank_correlation(rows: Sequence[Row], column: str) -> float:
-    """Spearman's correlation of a column with the target accuracy; low entropy counts as high. NaN for constants.
+    """Spearman's correlation of a column with the target accuracy; NaN for constants.
 
     >>> rank_correlation([{"a": 1, "target_test": 5}, {"a": 2, "target_test": 7}, {"a": 3, "target_test": 9}], "a")
     1.0
     """
-    sign = -1.0 if column.endswith("entropy") else 1.0
-    values = torch.tensor([sign * float(row[column]) for row in rows], dtype=torch.float64)
+    values = torch.tensor([float(row[column]) for row in rows], dtype=torch.float64)
     accuracy = torch.tensor([float(row["target_test"]) for row in rows], dtype=torch.float64)
     if len(rows) < 2 or values.eq(values[0]).all() or accuracy.eq(accuracy[0]).all():
         return float("nan")

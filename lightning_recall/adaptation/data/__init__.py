@@ -1,6 +1,7 @@
 """Images of two domains, and training batches of both."""
 
-from lightning_recall.adaptation.data.images import NO_LABEL, DomainArrays, DomainFiles
+from lightning_recall.adaptation.batches import NO_LABEL
+from lightning_recall.adaptation.data.images import DomainArrays, DomainFiles
 from lightning_recall.adaptation.data.pairs import DomainPairs, PairedBatchSampler, PairedLoader
 from lightning_recall.adaptation.data.transforms import PhotoTransforms
 

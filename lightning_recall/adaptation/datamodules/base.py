@@ -8,7 +8,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_recall._lightning import LightningDataModule, rank_zero_info, rank_zero_warn
-from lightning_recall.adaptation.data.images import NO_LABEL, without_labels
+from lightning_recall.adaptation.batches import NO_LABEL
+from lightning_recall.adaptation.data.images import without_labels
 from lightning_recall.adaptation.data.pairs import (
     DomainPairs,
     EpochLength,

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from lightning_recall.adaptation.batches import NO_LABEL
 from lightning_recall.adaptation.data.domain_files import LAYOUTS, Listing, find_domain
-from lightning_recall.adaptation.data.images import NO_LABEL, DomainFiles
+from lightning_recall.adaptation.data.images import DomainFiles
 from lightning_recall.adaptation.data.transforms import PhotoTransforms
 from lightning_recall.adaptation.datamodules.base import AdaptationDataModule
 from lightning_recall.adaptation.datamodules.domain_checks import check_same_classes, listed

@@ -147,8 +147,12 @@ class DomainDiscriminator(nn.Module):
 class Upsampling(nn.ConvTranspose2d):
     """A transposed convolution without bias, computed as a matrix product for inputs of at most 2 x 2 pixels.
 
-    On a CPU that is several times faster there, and equal up to rounding.
+    On a CPU the product is several times faster there, and equal up to rounding.
     """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0) -> None:
+        super().__init__(inputs, outputs, kernel, stride, padding, bias=False)
+        self.window = (kernel, stride, padding)
 
     def forward(self, inputs: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Feature maps (B, C, H, W) of the next size."""
@@ -156,7 +160,7 @@ class Upsampling(nn.ConvTranspose2d):
         if height * width > 4 or output_size is not None:
             return super().forward(inputs, output_size)
         columns = torch.einsum("bcl,cm->bml", inputs.flatten(2), self.weight.flatten(1))
-        (kernel, _), (stride, _), (padding, _) = self.kernel_size, self.stride, self.padding  # type: ignore[misc]  # padding is a tuple here
+        kernel, stride, padding = self.window
         size = ((height - 1) * stride - 2 * padding + kernel, (width - 1) * stride - 2 * padding + kernel)
         return nn.functional.fold(columns, size, kernel, stride=stride, padding=padding)
 
@@ -184,9 +188,9 @@ class DigitGenerator(nn.Module):
         check_integer("width", width, 1)
         self.input_dim = input_dim
         channels = [8 * width, 4 * width, 2 * width, width]
-        layers: list[nn.Module] = [Upsampling(input_dim, channels[0], 2, bias=False)]
+        layers: list[nn.Module] = [Upsampling(input_dim, channels[0], 2)]
         for before, after in zip(channels, [*channels[1:], 3], strict=True):
-            layers += [nn.BatchNorm2d(before), nn.ReLU(inplace=True), Upsampling(before, after, 4, 2, 1, bias=False)]
+            layers += [nn.BatchNorm2d(before), nn.ReLU(inplace=True), Upsampling(before, after, 4, 2, 1)]
         self.layers = nn.Sequential(*layers, nn.Tanh())
         initialize(self)
 

@@ -51,9 +51,9 @@ class ImageGenerator(nn.Module):
         check_integer("width", width, 1)
         self.input_dim = input_dim
         channels = [8 * width] * (1 + num_added_stages(image_size)) + [4 * width, 2 * width, width]
-        layers: list[nn.Module] = [Upsampling(input_dim, channels[0], 2, bias=False)]  # (B, C, 2, 2)
+        layers: list[nn.Module] = [Upsampling(input_dim, channels[0], 2)]  # (B, C, 2, 2)
         for before, after in zip(channels, [*channels[1:], 3], strict=True):
-            layers += [nn.BatchNorm2d(before), nn.ReLU(inplace=True), Upsampling(before, after, 4, 2, 1, bias=False)]
+            layers += [nn.BatchNorm2d(before), nn.ReLU(inplace=True), Upsampling(before, after, 4, 2, 1)]
         self.layers = nn.Sequential(*layers, nn.Tanh())
         initialize(self)
 

@@ -63,7 +63,7 @@ def test_pooling_before_the_activation_changes_nothing():
 
 @pytest.mark.parametrize(("size", "kernel"), [(1, (2,)), (2, (4, 2, 1)), (4, (4, 2, 1))])
 def test_upsampling_is_a_transposed_convolution_with_its_gradient(size, kernel):
-    layer = Upsampling(5, 3, *kernel, bias=False).double()
+    layer = Upsampling(5, 3, *kernel).double()
     x = torch.randn(2, 5, size, size, dtype=torch.float64, requires_grad=True)
     expected = nn.ConvTranspose2d(5, 3, *kernel, bias=False).double()
     expected.load_state_dict(layer.state_dict())
