@@ -120,8 +120,9 @@ def run(setting: Setting, digits: str, folder: Path) -> dict[str, Any]:
         logger=False,
         callbacks=[EpochScores(folder / "adaptation_epochs.csv", setting, data), saver],
         enable_model_summary=False,
+        limit_val_batches=0,
     )
-    trainer.fit(module, data.train_dataloader(), ckpt_path=str(checkpoint) if checkpoint.exists() else None)
+    trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if checkpoint.exists() else None)
     seconds = round(time.perf_counter() - start, 1)
     row = {**setting._asdict(), **score(module, data), "seconds": seconds}
     checkpoint.unlink(missing_ok=True)

@@ -4,9 +4,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
-from torchmetrics.functional import spearman_corrcoef
 
 RULES = {
     "last": "last epoch",
@@ -100,11 +100,21 @@ def rank_correlation(rows: Sequence[Row], column: str) -> float:
     >>> rank_correlation([{"a": 1, "target_test": 5}, {"a": 2, "target_test": 7}, {"a": 3, "target_test": 9}], "a")
     1.0
     """
-    values = torch.tensor([float(row[column]) for row in rows], dtype=torch.float64)
-    accuracy = torch.tensor([float(row["target_test"]) for row in rows], dtype=torch.float64)
-    if len(rows) < 2 or values.eq(values[0]).all() or accuracy.eq(accuracy[0]).all():
+    ranks = [average_ranks([float(row[name]) for row in rows]) for name in (column, "target_test")]
+    if any(len(set(found.tolist())) < 2 for found in ranks):
         return float("nan")
-    return round(spearman_corrcoef(values, accuracy).item(), 6)
+    return round(float(np.corrcoef(ranks)[0, 1]), 6)
+
+
+def average_ranks(values: Sequence[float]) -> NDArray[np.float64]:
+    """Ranks from 0; equal values have the mean of their ranks.
+
+    >>> average_ranks([5, 3, 5]).tolist()
+    [1.5, 0.0, 1.5]
+    """
+    ordered = np.sort(values)
+    first, end = np.searchsorted(ordered, values), np.searchsorted(ordered, values, "right")
+    return (first + end - 1) / 2
 
 
 def spread(values: Sequence[float]) -> str:
