@@ -10,6 +10,7 @@ different --draws and the same --output, to use two cores.
 import argparse
 import logging
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -163,6 +164,7 @@ def main(args: list[str] | None = None) -> None:
     console, folder = Console(), Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
     logging.getLogger(PACKAGE).setLevel(logging.ERROR)  # the devices of each Trainer
+    warnings.filterwarnings("ignore", "Checkpoint directory")  # that of an interrupted run
     torch.set_num_threads(options.threads)
     console.print(machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
     path = folder / "adaptation.csv"

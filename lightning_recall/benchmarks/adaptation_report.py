@@ -103,7 +103,8 @@ def rank_correlation(rows: Sequence[Row], column: str) -> float:
     ranks = [average_ranks([float(row[name]) for row in rows]) for name in (column, "target_test")]
     if any(len(set(found.tolist())) < 2 for found in ranks):
         return float("nan")
-    return round(float(np.corrcoef(ranks)[0, 1]), 6)
+    matrix: NDArray[np.float64] = np.asarray(np.corrcoef(np.stack(ranks)))
+    return round(float(matrix[0, 1]), 6)
 
 
 def average_ranks(values: Sequence[float]) -> NDArray[np.float64]:

@@ -54,6 +54,7 @@ def test_runs_are_written_and_not_repeated(options, tmp_path, monkeypatch, capsy
     adaptation.main([*options, "--report"])
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_an_interrupted_run_continues_from_its_checkpoint(options, tmp_path, monkeypatch):
     short = [*options[:-1], "--methods", "DANN + mixup", "--sources", "usps", "--draws", "3", "--precision", "32-true"]
     adaptation.main(short)
