@@ -1,4 +1,5 @@
 import pytest
+from rich.console import Console
 from scipy.stats import spearmanr
 
 from lightning_recall.benchmarks.adaptation_report import (
@@ -55,8 +56,7 @@ def test_correlations_over_runs_and_within_them():
     assert found[BNM] == pytest.approx([-1.0, (0.5 - 1.0) / 2])
 
 
-def test_tables_have_a_row_for_each_group(capsys, monkeypatch):
-    from rich.console import Console
+def test_tables_have_a_row_for_each_group(capsys):
 
     groups = {("source only", "mnist"): [RUN, RUN], ("DM-ADA", "usps"): [RUN]}
     console = Console(width=200)
