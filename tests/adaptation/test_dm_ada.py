@@ -485,6 +485,17 @@ def test_a_generated_example_is_the_generators_output():
     assert not torch.equal(images["generated mixed 0.2"], images["generated source"])
 
 
+def test_example_images_are_those_of_evaluation_mode():
+    module = digits()  # with BatchNorm, whose statistics would change
+    state, images = weights(module), torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    found = [
+        part.example_images(images, torch.arange(4) % K, images.flip(0), ratios=[0.3])
+        for part in (module.train(), module.eval())
+    ]
+    assert all(torch.equal(found[0][name], part) for name, part in found[1].items())
+    assert_equal_weights(module, state)
+
+
 def test_all_ratios_of_example_images_are_from_0_to_1():
     with pytest.raises(ValueError, match=r"ratio must be from 0 to 1, got 1.5"):
         make().example_images(SOURCE[0], LABELS[0], TARGET[0], ratios=[1.5])
