@@ -371,6 +371,13 @@ def test_two_processes_take_the_steps_of_one(mixup):
     assert_equal_weights(parallel, weights(plain), atol=1e-9)
 
 
+def test_the_defaults_are_those_of_the_released_code():
+    module = DMADAModule(*four_networks(), K)
+    assert vars(module.weights) == {"kl": 1.0, "adversarial": 0.1, "target": 0.3, "mixed": 0.3}
+    assert vars(module.mixup) == {"alpha": 2.0, "clip": 0.1, "levels": ("pixel", "feature")}
+    assert module.noise_dim == 512
+
+
 # What a user can do wrong
 
 
