@@ -7,7 +7,9 @@ import pytest
 import torch
 from adaptation_training import (
     LABELS,
+    LATENT,
     NOISE,
+    PIXELS,
     SIZE,
     SOURCE,
     TARGET,
@@ -372,7 +374,8 @@ def test_two_processes_take_the_steps_of_one(mixup):
 
 
 def test_the_defaults_are_those_of_the_released_code():
-    module = DMADAModule(*four_networks(), K)
+    encoder, classifier, _, discriminator = four_networks()
+    module = DMADAModule(encoder, classifier, nn.Linear(2 * LATENT + K + 1 + 512, PIXELS), discriminator, K)
     assert vars(module.weights) == {"kl": 1.0, "adversarial": 0.1, "target": 0.3, "mixed": 0.3}
     assert vars(module.mixup) == {"alpha": 2.0, "clip": 0.1, "levels": ("pixel", "feature")}
     assert module.noise_dim == 512
