@@ -499,8 +499,8 @@ def test_example_images_are_those_of_evaluation_mode():
     module = digits()  # with BatchNorm, whose statistics would change
     state, images = weights(module), torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
     found = [
-        part.example_images(images, torch.arange(4) % K, images.flip(0), ratios=[0.3])
-        for part in (module.train(), module.eval())
+        module.train(mode).example_images(images, torch.arange(4) % K, images.flip(0), ratios=[0.3])
+        for mode in (True, False)
     ]
     assert all(torch.equal(found[0][name], part) for name, part in found[1].items())
     assert_equal_weights(module, state)

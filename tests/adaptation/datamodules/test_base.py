@@ -103,6 +103,14 @@ def test_evaluation_loaders():
     assert [len(images) for images, _ in test["source"]] == [3, 3]
 
 
+def test_evaluation_leaves_the_random_state_as_it_is():
+    data = ready()
+    before = torch.get_rng_state()
+    for loader in (*data.val_dataloader().values(), *data.test_dataloader().values(), data.predict_dataloader()):
+        list(loader)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_without_source_validation_and_test():
     data = ready({"source": {"test": None}}, val_fraction=0)
     assert list(data.val_dataloader()) == list(data.test_dataloader()) == ["target"]

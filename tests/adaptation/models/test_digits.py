@@ -2,6 +2,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from lightning_recall.adaptation.models.digits import (
@@ -46,10 +47,41 @@ def test_outputs_have_their_shapes_and_ranges():
     assert DomainDiscriminator(12, 3)(features).shape == (2,)
 
 
-def test_the_domain_logit_is_computed_from_the_embedding():
-    network = DigitDiscriminator(5, 4, 7).eval()
-    judgement = network(IMAGES)
-    assert torch.equal(judgement.source, network.source(judgement.embedding).squeeze(1))
+def norm_of(inputs, layer):
+    """BatchNorm in training."""
+    return F.batch_norm(inputs, None, None, layer.weight, layer.bias, training=True)
+
+
+def test_the_encoder_layer_by_layer():
+    encoder = GaussianEncoder(DigitEncoder(4), 6)
+    x = IMAGES
+    for number, layer in enumerate(encoder.backbone.layers[::3]):
+        x = F.relu(F.conv2d(x, layer.weight, layer.bias))
+        x = F.max_pool2d(x, 2) if number < 2 else x
+    expected = [F.linear(x.flatten(1), part.weight, part.bias) for part in (encoder.mu, encoder.log_variance)]
+    torch.testing.assert_close(encoder(IMAGES), torch.cat(expected, dim=1))
+
+
+def test_the_generator_layer_by_layer():
+    network, vectors = DigitGenerator(7, 4), torch.randn(2, 7)
+    x = F.conv_transpose2d(vectors[:, :, None, None], network.layers[0].weight)
+    for number in range(4):
+        norm, _, layer = network.layers[3 * number + 1 : 3 * number + 4]
+        x = F.conv_transpose2d(F.relu(norm_of(x, norm)), layer.weight, stride=2, padding=1)
+    torch.testing.assert_close(network(vectors), torch.tanh(x))
+
+
+def test_the_discriminator_layer_by_layer():
+    network = DigitDiscriminator(5, 4, 7)
+    x = IMAGES
+    for number, size in enumerate((2, 2, 2, 4)):
+        layer, norm = network.layers[4 * number : 4 * number + 2]
+        x = norm_of(F.conv2d(x, layer.weight, layer.bias, padding=1), norm)
+        x = F.max_pool2d(F.leaky_relu(x, 0.2), size)
+    classes, embedding, source = (network.classes, network.embedding, network.source)
+    expected = [F.linear(x.flatten(1), layer.weight, layer.bias) for layer in (classes, embedding)]
+    expected.append(F.linear(expected[1], source.weight, source.bias)[:, 0])
+    torch.testing.assert_close([*network(IMAGES)], expected)
 
 
 def test_pooling_before_the_activation_changes_nothing():
@@ -61,10 +93,12 @@ def test_pooling_before_the_activation_changes_nothing():
     assert torch.equal(network.layers(IMAGES), features.flatten(1))
 
 
-@pytest.mark.parametrize(("size", "kernel"), [(1, (2,)), (2, (4, 2, 1)), (4, (4, 2, 1))])
+@pytest.mark.parametrize(
+    ("size", "kernel"), [((1, 1), (2,)), ((2, 2), (4, 2, 1)), ((1, 2), (4, 2, 1)), ((4, 4), (4, 2, 1))]
+)
 def test_upsampling_is_a_transposed_convolution_with_its_gradient(size, kernel):
     layer = Upsampling(5, 3, *kernel).double()
-    x = torch.randn(2, 5, size, size, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 5, *size, dtype=torch.float64, requires_grad=True)
     expected = nn.ConvTranspose2d(5, 3, *kernel, bias=False).double()
     expected.load_state_dict(layer.state_dict())
     torch.testing.assert_close(layer(x), expected(x), atol=1e-12, rtol=0)
