@@ -36,7 +36,7 @@ class DomainImages(Callback):
     to loggers that support images.
 
     The module must have a method `example_images(source_images, labels, target_images, ratios)`, as `DANNModule` and
-    `DMADAModule` have.
+    `DMADAModule` have. That of `SourceOnlyModule` returns no mixes.
 
     Args:
         num_images: columns of the picture; fewer if the batch has fewer images.

@@ -127,10 +127,18 @@ def test_images_are_of_different_classes():
 
 
 def test_modules_without_example_images_are_refused(tmp_path):
+    class Other(SourceOnlyModule):
+        example_images = None
+
     module = dann()
-    source_only = SourceOnlyModule(module.encoder, module.classifier, K)
-    with pytest.raises(ValueError, match="SourceOnlyModule has none: use DANNModule or DMADAModule"):
-        train(tmp_path, DomainImages(), source_only)
+    with pytest.raises(ValueError, match="Other has none: use DANNModule or DMADAModule"):
+        train(tmp_path, DomainImages(), Other(module.encoder, module.classifier, K))
+
+
+def test_without_mixing_there_are_two_rows(tmp_path):
+    module = dann()
+    train(tmp_path, DomainImages(), SourceOnlyModule(module.encoder, module.classifier, K), epochs=1)
+    assert pictures(tmp_path) == ["domain_images_epoch_1.png"]
 
 
 @pytest.mark.parametrize(
