@@ -152,6 +152,13 @@ def test_predictions(tmp_path):
     assert torch.cat([outputs["features"] for outputs in seen]).shape == (7, 4)
 
 
+def test_images_out_of_range_are_refused_in_prediction(tmp_path):
+    with pytest.raises(ValueError, match="between 0 and 1, got values from"):
+        trainer_of(tmp_path).predict(make(), DataLoader(draw(7, 6)[0].float(), batch_size=4))
+    with pytest.raises(ValueError, match="predict images must be a tensor"):
+        trainer_of(tmp_path).predict(make(), [{"image": draw(2)[0]}])
+
+
 def test_bytes_and_floats_are_the_same():
     module, (images, _) = make(), draw(4)
     torch.testing.assert_close(module(images / 255), module(images))
