@@ -438,6 +438,21 @@ def test_a_checkpoint_rebuilds_the_module(tmp_path):
     assert DANNModule.load_from_checkpoint(tmp_path / "a.ckpt", **arguments, mean=(0, 0, 0)).mean == (0, 0, 0)
 
 
+class ReorderedData(Data):
+    class_names = NAMES[::-1]
+
+
+def test_data_with_the_classes_in_another_order_are_refused(tmp_path):
+    module, trainer = make(), trainer_of(tmp_path)
+    trainer.fit(module, datamodule=Data())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match="another order: class 0 is 'zero' for the network, but 'two' in the data"):
+        trainer_of(tmp_path).validate(module, datamodule=ReorderedData())
+    for run in (trainer_of(tmp_path).validate, trainer_of(tmp_path, max_epochs=2).fit):
+        with pytest.raises(ValueError, match="another order: class 0 is 'zero' for the network, but 'two' in the data"):
+            run(make(), datamodule=ReorderedData(), ckpt_path=tmp_path / "a.ckpt", weights_only=False)
+
+
 class SavesEach(Callback):
     """Saves after each batch and each validation."""
 

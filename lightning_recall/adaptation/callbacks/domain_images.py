@@ -75,7 +75,7 @@ class DomainImages(Callback):
             if not callable(getattr(pl_module, "example_images", None)):
                 raise ValueError(
                     f"DomainImages needs a module with example_images(source_images, labels, target_images, ratios); "
-                    f"{type(pl_module).__name__} has none: use DANNModule or DMADAModule, or remove DomainImages."
+                    f"{type(pl_module).__name__} has none: add this method, or remove DomainImages."
                 )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -19,6 +19,7 @@ from lightning_recall.data.messages import quote, shorten
 from lightning_recall.data.tables import LONGEST_PATH, open_text, require_path
 
 IMAGES_FOLDER = "images"  # of Office-31: amazon/images/CLASS
+MOST_LISTED = 10  # folders in a message
 SPLITS = ("train", "val", "test")
 LIST_FILE = "image_list.txt"  # of VisDA-2017, in the folder of a domain
 LAYOUTS = (
@@ -51,7 +52,8 @@ def find_domain(root: Path, domain: str) -> dict[str, Listing]:
     lists = list_files(root, domain)
     if lists:
         return {split: read_list(file, root) for split, file in lists.items()}
-    folder = require_path(root / domain, f"Layouts: {LAYOUTS}.")
+    there = ", ".join(quote(each.name) for each in visible_folders(root)[:MOST_LISTED]) or "none"
+    folder = require_path(root / domain, f"Folders there: {there}. Layouts: {LAYOUTS}.")
     if not folder.is_dir():
         raise ValueError(f"{shorten(folder)} is neither a folder nor a .txt file. Layouts: {LAYOUTS}.")
     if (folder / LIST_FILE).exists():

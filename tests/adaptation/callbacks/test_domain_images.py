@@ -126,11 +126,19 @@ def test_images_are_of_different_classes():
     assert [len(part) for part in choose_images(labels, 5, 50, seed=0)] == [5, 5]
 
 
+def test_the_baseline_has_both_domains(tmp_path, drawn):
+    module = dann()
+    train(tmp_path, DomainImages(num_images=4), SourceOnlyModule(module.encoder, module.classifier, K), epochs=1)
+    ((images, _, _),) = drawn
+    assert list(images) == ["source", "target"]
+    assert images["source"].any()
+
+
 def test_modules_without_example_images_are_refused(tmp_path):
     module = dann()
-    source_only = SourceOnlyModule(module.encoder, module.classifier, K)
-    with pytest.raises(ValueError, match="SourceOnlyModule has none: use DANNModule or DMADAModule"):
-        train(tmp_path, DomainImages(), source_only)
+    module.example_images = None
+    with pytest.raises(ValueError, match="DANNModule has none: add this method, or remove DomainImages"):
+        train(tmp_path, DomainImages(), module)
 
 
 @pytest.mark.parametrize(
