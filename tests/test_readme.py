@@ -16,6 +16,7 @@ README = (ROOT / "README.md").read_text()
 ALL_COMMANDS = re.findall(r"^lightning-recall .*$", README, re.MULTILINE)
 COMMANDS = [line for line in ALL_COMMANDS if "configs/glyphs.yaml" in line or "--model.help" in line]
 SEGMENTATION = [line for line in ALL_COMMANDS if "configs/segmentation" in line]
+ADAPTATION = [line for line in ALL_COMMANDS if "configs/digits_adaptation.yaml" in line]
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
 
@@ -65,7 +66,7 @@ def test_commands_on_glyphs_run_in_order(command, glyph_folder, monkeypatch, in_
 
 def test_commands_for_your_images_are_those_of_the_how_to():
     """test_docs.py runs these."""
-    lines = [line for line in ALL_COMMANDS if line not in COMMANDS + SEGMENTATION]
+    lines = [line for line in ALL_COMMANDS if line not in COMMANDS + SEGMENTATION + ADAPTATION]
     how_to = (ROOT / "docs" / "how_to" / "own_data.md").read_text()
     assert lines == re.findall(r"^lightning-recall .*$", how_to, re.MULTILINE)[:4]
 
@@ -85,6 +86,18 @@ def test_commands_on_scenes_run_in_order(command, in_tmp_path, capsys):
         command(*args, "--trainer.enable_progress_bar", "false", *(short if args[0] == "fit" else ()))
     assert "pavement" in capsys.readouterr().out
     assert list(in_tmp_path.glob("runs/scenes/version_1/segmented_images*.png"))
+
+
+def test_commands_on_drawn_digits_run_in_order(command, in_tmp_path, capsys):
+    (in_tmp_path / "configs").symlink_to(ROOT / "configs")
+    assert [line.split()[1] for line in ADAPTATION] == ["fit", "test"]
+    small = ("--data.num_train", 200, "--data.num_test", 50, "--trainer.enable_progress_bar", "false")
+    short = ("--trainer.max_epochs", 1, "--trainer.check_val_every_n_epoch", 1)
+    for line in ADAPTATION:
+        args = shlex.split(line)[1:]
+        command(*args, *small, *(short if args[0] == "fit" else ()))
+    assert "target" in capsys.readouterr().out
+    assert list(in_tmp_path.glob("runs/digits_adaptation/version_1/confusion_matrix*.png"))
 
 
 def test_every_snippet_is_run():

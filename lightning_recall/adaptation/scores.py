@@ -87,7 +87,7 @@ class DomainScores(Metric):
         self.add_state("factor", torch.zeros(square, dtype=torch.float64), dist_reduce_fx=triangular_factor)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Adds the images of a batch, of which there may be none."""
+        """Adds the images of a batch, which may be empty."""
         check_tensors(logits=logits, labels=labels)
         if logits.ndim != 2 or logits.shape[1] != self.num_classes or labels.shape != logits.shape[:1]:
             raise ValueError(
@@ -134,7 +134,7 @@ def validators_of(metric: DomainScores) -> dict[str, Tensor]:
 
 
 def triangular_factor(rows: Tensor) -> Tensor:
-    """A matrix R (K, K) whose singular values are those of rows (..., K), of which there are at least K.
+    """A matrix R (K, K) whose singular values are those of rows (..., K); there must be at least K rows.
 
     >>> triangular_factor(torch.tensor([[3.0, 0.0], [4.0, 0.0], [0.0, 2.0]])).abs()
     tensor([[5., 0.],

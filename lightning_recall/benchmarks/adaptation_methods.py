@@ -22,17 +22,16 @@ from lightning_recall.adaptation.module import AdaptationModule
 from lightning_recall.adaptation.source_only import SourceOnlyModule
 
 NUM_CLASSES = 10
-NOISE_DIM = 512
 
 
-def source_only(seed: int, kl: float) -> AdaptationModule:  # noqa: ARG001  # every method is built with the same arguments
+def source_only(seed: int, kl: float, width: int) -> AdaptationModule:  # noqa: ARG001  # every method is built with the same arguments
     """Source only with the networks of DANN."""
     encoder = DANNEncoder()
     classifier = DANNClassifier(encoder.feature_dim, NUM_CLASSES)
     return SourceOnlyModule(encoder, classifier, NUM_CLASSES, optimizer=partial(torch.optim.Adam, lr=1e-3), seed=seed)
 
 
-def dann(seed: int, kl: float, mixup: DomainMixup | None = None) -> AdaptationModule:  # noqa: ARG001  # as above
+def dann(seed: int, kl: float, width: int, mixup: DomainMixup | None = None) -> AdaptationModule:  # noqa: ARG001  # as above
     """DANN, optionally with mixed features."""
     encoder = DANNEncoder()
     classifier, discriminator = DANNClassifier(encoder.feature_dim, NUM_CLASSES), DANNDiscriminator(encoder.feature_dim)
@@ -40,26 +39,27 @@ def dann(seed: int, kl: float, mixup: DomainMixup | None = None) -> AdaptationMo
     return DANNModule(encoder, classifier, discriminator, NUM_CLASSES, mixup, optimizer=adam, seed=seed)
 
 
-def dm_ada_source_only(seed: int, kl: float) -> AdaptationModule:  # noqa: ARG001  # as above
+def dm_ada_source_only(seed: int, kl: float, width: int) -> AdaptationModule:  # noqa: ARG001  # as above
     """Source only with the networks that the released code of DM-ADA has for it."""
-    encoder = DigitEncoder()
-    classifier = FeatureClassifier(encoder.feature_dim, NUM_CLASSES)
+    encoder = DigitEncoder(width)
+    classifier = FeatureClassifier(encoder.feature_dim, NUM_CLASSES, 2 * width)
     adam = partial(torch.optim.Adam, lr=5e-4, betas=(0.8, 0.999))
     return SourceOnlyModule(encoder, classifier, NUM_CLASSES, optimizer=adam, seed=seed)
 
 
-def dm_ada(seed: int, kl: float, mixup: DomainMixup | None = None) -> AdaptationModule:
-    """DM-ADA."""
-    encoder = GaussianEncoder(DigitEncoder())
+def dm_ada(seed: int, kl: float, width: int, mixup: DomainMixup | None = None) -> AdaptationModule:
+    """DM-ADA; a width of 64 gives the released networks."""
+    encoder = GaussianEncoder(DigitEncoder(width), 2 * width)
+    noise_dim = 8 * width
     module = DMADAModule(
         encoder,
-        FeatureClassifier(encoder.feature_dim, NUM_CLASSES),
-        DigitGenerator(encoder.feature_dim + NUM_CLASSES + 1 + NOISE_DIM),
-        DigitDiscriminator(NUM_CLASSES),
+        FeatureClassifier(encoder.feature_dim, NUM_CLASSES, 2 * width),
+        DigitGenerator(encoder.feature_dim + NUM_CLASSES + 1 + noise_dim, width),
+        DigitDiscriminator(NUM_CLASSES, width, width),
         NUM_CLASSES,
         mixup,
         DMADAWeights(kl=kl),
-        NOISE_DIM,
+        noise_dim,
         seed=seed,
     )
     module.discriminator.to(memory_format=torch.channels_last)
@@ -67,9 +67,9 @@ def dm_ada(seed: int, kl: float, mixup: DomainMixup | None = None) -> Adaptation
 
 
 class Method(NamedTuple):
-    """How a method is built from (seed, weight of the KL divergence), and the size of its images in pixels."""
+    """How a method is built from (seed, weight of the KL divergence, width), and the size of its images in pixels."""
 
-    build: Callable[[int, float], AdaptationModule]
+    build: Callable[[int, float, int], AdaptationModule]
     image_size: int
 
 
@@ -83,9 +83,9 @@ METHODS = {
 }
 
 
-def build(method: str, seed: int, kl: float) -> AdaptationModule:
-    """A module with initial weights drawn from a seed."""
+def build(method: str, seed: int, kl: float = 1.0, width: int = 64) -> AdaptationModule:
+    """A module with initial weights drawn from a seed; kl and width matter for DM-ADA only."""
     seed_everything(seed, verbose=False)
-    module = METHODS[method].build(seed, kl)
+    module = METHODS[method].build(seed, kl, width)
     module.encoder.to(memory_format=torch.channels_last)  # faster on CPUs
     return module

@@ -16,7 +16,8 @@ FOLDER = CONFIGS / "adaptation"
 SMALL_DATA = ("--data.num_train", 60, "--data.num_test", 20, "--data.val_fraction", 0.2)
 SMALL_DATA += ("--data.batch_size", 10, "--data.eval_batch_size", 10)
 DEMO = ("--config", CONFIGS / "digits_adaptation.yaml", *SMALL_DATA)
-SMALL = (*DEMO, "--model.encoder.width", 4, "--trainer.check_val_every_n_epoch", 1)
+MIXUP = ("--model.mixup", "DomainMixup")
+SMALL = (*DEMO, *MIXUP, "--model.mixup.levels", "[feature]", "--trainer.check_val_every_n_epoch", 1)
 SMALL += ("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu")
 DEVELOPMENT = ("--trainer.fast_dev_run", 1, "--trainer.accelerator", "cpu")
 pytestmark = pytest.mark.usefixtures("quick_parsing")
@@ -65,7 +66,7 @@ def test_the_checkpoint_loads_in_python(trained):
     module = DANNModule.load_from_checkpoint(last)
     saved = torch.load(last, weights_only=True)["state_dict"]
     assert all(torch.equal(value, saved[name]) for name, value in module.state_dict().items())
-    assert module.classifier.layers[0].in_features == module.encoder.feature_dim == 8
+    assert module.classifier.layers[0].in_features == module.encoder.feature_dim == 800
     assert module.mixup.levels == ("feature",)
 
 
@@ -76,15 +77,15 @@ DIGITS = "{class_path: GaussianEncoder, init_args: {backbone: {class_path: Digit
     "args",
     [
         ("--model", "SourceOnlyModule"),
-        ("--model.mixup", "null"),
-        ("--model.mixup.levels", "[pixel,feature]"),
+        (),
+        (*MIXUP, "--model.mixup.levels", "[pixel,feature]"),
         ("--model.classifier", "torch.nn.Linear", "--model.discriminator", "FeatureDiscriminator"),
         ("--model.encoder", "BackboneEncoder", "--model.encoder.backbone", "test_resnet"),
         ("--model", "DMADAModule", "--model.encoder", DIGITS, "--model.discriminator", "DigitDiscriminator",
          "--model.generator", "DigitGenerator", "--model.generator.width", 2, "--model.noise_dim", 3,
-         "--model.optimizer", "null"),
+         "--model.optimizer", "null", "--data.image_size", 32, *MIXUP),
     ],
-    ids=["source only", "without mixup", "both levels", "linear", "timm", "DM-ADA"],
+    ids=["source only", "as given", "both levels", "linear", "timm", "DM-ADA"],
 )  # fmt: skip
 def test_sizes_of_networks_are_set_once(args, command):
     command("fit", *DEMO, *args, *DEVELOPMENT)

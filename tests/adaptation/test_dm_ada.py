@@ -7,7 +7,9 @@ import pytest
 import torch
 from adaptation_training import (
     LABELS,
+    LATENT,
     NOISE,
+    PIXELS,
     SIZE,
     SOURCE,
     TARGET,
@@ -371,6 +373,14 @@ def test_two_processes_take_the_steps_of_one(mixup):
     assert_equal_weights(parallel, weights(plain), atol=1e-9)
 
 
+def test_the_defaults_are_those_of_the_released_code():
+    encoder, classifier, _, discriminator = four_networks()
+    module = DMADAModule(encoder, classifier, nn.Linear(2 * LATENT + K + 1 + 512, PIXELS), discriminator, K)
+    assert vars(module.weights) == {"kl": 1.0, "adversarial": 0.1, "target": 0.3, "mixed": 0.3}
+    assert vars(module.mixup) == {"alpha": 2.0, "clip": 0.1, "levels": ("pixel", "feature")}
+    assert module.noise_dim == 512
+
+
 # What a user can do wrong
 
 
@@ -416,7 +426,7 @@ class Returns(nn.Module):
 @pytest.mark.parametrize(
     ("position", "change", "message"),
     [
-        (1, lambda logits: logits[:, :2], r"classifier returns logits of shape \(6, 2\), but num_classes is 3"),
+        (1, lambda logits: logits[:, :2], r"classifier must return .* \(6, 3\) .* a tensor \(6, 2\)"),
         (2, lambda images: images[..., :2], r"generator must return images of the size of the batch, \(6, 3, 4, 4\)"),
         (3, lambda j: j._replace(classes=j.classes[:, :2]), "discriminator must return logits of shape"),
         (3, lambda j: j._replace(source=j.source[:, None]), r"one domain logit per image.*remove the last dim"),
@@ -483,6 +493,17 @@ def test_a_generated_example_is_the_generators_output():
     expected = (module.generator(torch.cat([*mixed, noise], dim=1)) + 1) * 127.5
     assert (images["generated mixed 0.2"].float() - expected).abs().max() <= 0.51
     assert not torch.equal(images["generated mixed 0.2"], images["generated source"])
+
+
+def test_example_images_are_those_of_evaluation_mode():
+    module = digits()  # with BatchNorm, whose statistics would change
+    state, images = weights(module), torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    found = [
+        part.example_images(images, torch.arange(4) % K, images.flip(0), ratios=[0.3])
+        for part in (module.train(), module.eval())
+    ]
+    assert all(torch.equal(found[0][name], part) for name, part in found[1].items())
+    assert_equal_weights(module, state)
 
 
 def test_all_ratios_of_example_images_are_from_0_to_1():

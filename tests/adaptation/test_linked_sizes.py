@@ -30,6 +30,7 @@ class Plain(nn.Module):
 
     def __init__(self, width):
         super().__init__()
+        self.layer = nn.Linear(width, width)  # draws its weights
         self.feature_dim = int(torch.full((), width))
 
 
@@ -47,9 +48,12 @@ def test_an_encoder_may_need_memory(monkeypatch):
     assert feature_dim(Namespace(class_path="own.Plain", init_args=Namespace(width=9))) == 9
 
 
-def test_the_random_state_is_unchanged():
+@pytest.mark.parametrize("path", [f"{MODELS}.DigitEncoder", "own.Plain"])
+def test_the_random_state_is_unchanged(path, monkeypatch):
+    find = linked_sizes.import_object
+    monkeypatch.setattr(linked_sizes, "import_object", lambda path: Plain if path == "own.Plain" else find(path))
     before = torch.get_rng_state()
-    feature_dim(Namespace(class_path=f"{MODELS}.DigitEncoder", init_args=Namespace(width=4)))
+    assert feature_dim(Namespace(class_path=path, init_args=Namespace(width=4))) in (4, 8)
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -64,9 +64,16 @@ def test_two_processes_take_the_steps_of_one():
 
 
 def test_outputs_and_batches_that_do_not_fit_raise():
-    with pytest.raises(ValueError, match=r"classifier returns logits of shape \(6, 5\), but num_classes is 3"):
+    with pytest.raises(ValueError, match=r"classifier must return .* \(6, 3\) .* a tensor \(6, 5\)"):
         fit(make((Encoder(), nn.Linear(4, 5))))
     normed = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, K))
     with pytest.raises(ValueError, match="one source image on this process, but BatchNorm"):
         fit(make((Encoder(), normed)), loader=Loader(batch_size=1))
     fit(make(), loader=Loader(batch_size=1))
+
+
+def test_example_images_hold_both_domains():
+    images = make().example_images(SOURCE[0], LABELS[0], TARGET[0] / 255, ratios=[0.25])
+    assert [*images] == ["source", "target"]
+    assert torch.equal(images["source"], SOURCE[0])
+    assert torch.equal(images["target"], TARGET[0])

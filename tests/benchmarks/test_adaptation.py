@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lightning_recall.benchmarks import adaptation
-from lightning_recall.benchmarks.adaptation import MAX_SCORED, Setting, digits_of, parser, score, settings_of
+from lightning_recall.benchmarks.adaptation import MAX_SCORED, Setting, digits_of, parser, score, settings_of, title_of
 from lightning_recall.benchmarks.adaptation_methods import METHODS, build
 from lightning_recall.benchmarks.adaptation_report import CHOICES
 
@@ -84,22 +84,29 @@ def test_scores_are_those_of_the_images(options):
     assert [len(data.domains["source"][split]) for split in ("train", "test")] == [120, 30]
     assert [len(data.domains["target"][split]) for split in ("train", "test")] == [110, 12]
     assert (data.domains["target"]["train"].labels == -1).all()
-    module = build("source only", 0, 1.0)
+    module = build("source only", 0)
     found = score(module, data)
     module.eval()
     test = data.domains["target"]["test"]
     with torch.no_grad():
         right = module(test.images).argmax(1) == torch.from_numpy(test.labels)
     assert found["target_test"] == pytest.approx(100 * right.double().mean().item(), abs=1e-3)
-    assert len(test) < MAX_SCORED
+    assert len(test) < MAX_SCORED["target_test"]
 
 
 def test_settings_are_complete_rounds_over_the_methods():
-    given = parser().parse_args(["--digits", "x.npz", "--draws", "4", "--sources", "usps", "--kl", "0.01"])
+    given = parser().parse_args(
+        ["--digits", "x.npz", "--draws", "4", "--sources", "usps", "--kl", "0.01", "--width", "16"]
+    )
     settings = settings_of(given)
     assert [setting.method for setting in settings] == list(METHODS)
     assert {setting.draw for setting in settings} == {4}
-    assert {setting.method: setting.kl for setting in settings if setting.kl != 1} == {
-        "DM-ADA without mixup": 0.01,
-        "DM-ADA": 0.01,
+    assert {setting.method: (setting.kl, setting.width) for setting in settings if "DM-ADA" in setting.method} == {
+        "source only, DM-ADA networks": (0.01, 16),
+        "DM-ADA without mixup": (0.01, 16),
+        "DM-ADA": (0.01, 16),
     }
+    assert {(setting.kl, setting.width) for setting in settings if "DM-ADA" not in setting.method} == {(1.0, 64)}
+    titles = [title_of(setting._asdict()) for setting in settings]
+    assert titles[0] == "source only"
+    assert titles[-1] == "DM-ADA, KL 0.01, width 16"

@@ -36,7 +36,7 @@ class DomainImages(Callback):
     to loggers that support images.
 
     The module must have a method `example_images(source_images, labels, target_images, ratios)`, as `DANNModule` and
-    `DMADAModule` have.
+    `DMADAModule` have. That of `SourceOnlyModule` returns no mixes.
 
     Args:
         num_images: columns of the picture; fewer if the batch has fewer images.
@@ -75,7 +75,7 @@ class DomainImages(Callback):
             if not callable(getattr(pl_module, "example_images", None)):
                 raise ValueError(
                     f"DomainImages needs a module with example_images(source_images, labels, target_images, ratios); "
-                    f"{type(pl_module).__name__} has none: add this method, or remove DomainImages."
+                    f"{type(pl_module).__name__} has none: use DANNModule or DMADAModule, or remove DomainImages."
                 )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

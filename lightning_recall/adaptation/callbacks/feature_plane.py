@@ -158,7 +158,7 @@ def features_of(module: LightningModule, loader: Any, max_images: int, seed: tup
 
 
 def without_infinite(features: Tensor) -> Tensor:
-    """Features (N, D), with zeros for NaN and infinity, as of a training that diverged."""
+    """Features (N, D), with zeros for NaN and infinity, which a diverged training has."""
     if not features.isfinite().all():
         rank_zero_warn("Some features are not finite: FeaturePlane draws them as 0. Use a lower learning rate.")
     return features.nan_to_num(0.0, 0.0, 0.0)

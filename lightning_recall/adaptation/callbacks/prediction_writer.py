@@ -121,7 +121,7 @@ def unique_rows(rows: list[Row]) -> list[Row]:
 
 
 def write_rows(path: Path, rows: list[Row], dataset: Any, class_names: Sequence[str] | None) -> None:
-    """Writes a table; columns of which nothing is known are omitted."""
+    """Writes a table; columns without any value are omitted."""
     indices, classes, probabilities = zip(*rows, strict=True) if rows else ((), (), ())
     names = class_names or class_names_of(dataset)
     columns: dict[str, Sequence[Any]] = {"index": indices}

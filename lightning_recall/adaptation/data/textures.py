@@ -11,7 +11,9 @@ BRIGHTNESS = (20, 140)  # of the mean colour, of 255: near 128, a stroke that in
 CHUNK = 1000  # textures drawn at a time, which bounds the memory
 
 
-def draw_textures(count: int, size: int, rng: np.random.Generator, contrast: float = 0.8) -> NDArray[np.uint8]:
+def draw_textures(
+    count: int, size: int, rng: np.random.Generator, contrast: float = 0.8, brightness: float = 1.0
+) -> NDArray[np.uint8]:
     """Draws textures (N, 3, size, size): smooth noise at four scales, a gradient and stripes, in random colours.
 
     Args:
@@ -19,15 +21,19 @@ def draw_textures(count: int, size: int, rng: np.random.Generator, contrast: flo
         size: height and width in pixels, at least 1.
         rng: draws everything.
         contrast: factor of all differences from the mean colour of a texture, at least 0.
+        brightness: factor of all values, from 0 to 1.
 
     >>> draw_textures(2, 32, np.random.default_rng(0)).shape
     (2, 3, 32, 32)
     """
-    parts = [draw_chunk(min(CHUNK, count - start), size, rng, contrast) for start in range(0, count, CHUNK)]
+    counts = [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
+    parts = [draw_chunk(part, size, rng, contrast, brightness) for part in counts]
     return np.concatenate([np.zeros((0, 3, size, size), dtype=np.uint8), *parts])
 
 
-def draw_chunk(count: int, size: int, rng: np.random.Generator, contrast: float) -> NDArray[np.uint8]:
+def draw_chunk(
+    count: int, size: int, rng: np.random.Generator, contrast: float, brightness: float
+) -> NDArray[np.uint8]:
     """The same for a few textures at a time."""
 
     def uniform(low: float, high: float, channels: int) -> NDArray[np.float32]:
@@ -44,7 +50,7 @@ def draw_chunk(count: int, size: int, rng: np.random.Generator, contrast: float)
         noise = torch.from_numpy((grey + color).astype(np.float32))
         difference = difference + F.interpolate(noise, (size, size), mode="bilinear").numpy()
     image = uniform(*BRIGHTNESS, 1) + uniform(-40, 40, 3) + contrast * difference
-    return np.asarray(image.clip(0, 255), dtype=np.uint8)
+    return np.asarray(brightness * image.clip(0, 255), dtype=np.uint8)
 
 
 def blend(digits: NDArray[np.uint8], patches: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -4,11 +4,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lightning_recall.adaptation.data.drawn_digits import IMAGE_SIZE, draw_digits
+from lightning_recall.adaptation.data.drawn_digits import draw_digits
 from lightning_recall.adaptation.data.images import DomainArrays
 from lightning_recall.adaptation.data.textures import blend, draw_textures
 from lightning_recall.adaptation.datamodules.base import AdaptationDataModule
 from lightning_recall.checks import check_integer
+
+LEAST_SIZE = 8  # of an image, in pixels: smaller digits cannot be read
 
 
 class Look(NamedTuple):
@@ -36,8 +38,8 @@ LOOKS = {
 class DrawnDigitsDataModule(AdaptationDataModule):
     """Drawn digits: white sans-serif digits on black, and digits of other typefaces over textures; nothing to download.
 
-    Both domains are drawn in the typefaces of matplotlib, 32 x 32 pixels in three channels, with small random
-    rotations, shears, shifts and scales. The source is in DejaVu Sans and Sans Mono. The target is in DejaVu Serif,
+    Both domains are drawn in the typefaces of matplotlib, in three channels, with small random rotations, shears,
+    shifts and scales. The source is in DejaVu Sans and Sans Mono. The target is in DejaVu Serif,
     STIX and Computer Modern, blended with colour textures as MNIST-M is with photos. The gap is real: a `DigitEncoder`
     trained on the source alone recognises almost all test images of the source, but only about half of those of the
     target.
@@ -51,7 +53,9 @@ class DrawnDigitsDataModule(AdaptationDataModule):
     Args:
         num_train: training images of each domain, at least 10.
         num_test: test images of each domain, at least 10.
-        contrast: factor of the contrast of the textures, at least 0; more contrast widens the gap.
+        image_size: height and width in pixels, at least 8; `DANNEncoder` needs 28.
+        brightness: factor of the brightness of the textures, from 0 to 1; 0: black. More brightness widens the gap.
+        contrast: factor of the contrast of the textures, at least 0; 0: one colour each. More contrast widens the gap.
         kwargs: passed to `AdaptationDataModule`.
 
     Raises:
@@ -59,15 +63,27 @@ class DrawnDigitsDataModule(AdaptationDataModule):
     """
 
     class_names = tuple("0123456789")
-    image_size = IMAGE_SIZE
 
-    def __init__(self, num_train: int = 2000, num_test: int = 1000, contrast: float = 0.8, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        num_train: int = 2000,
+        num_test: int = 1000,
+        image_size: int = 32,
+        brightness: float = 0.7,
+        contrast: float = 0.5,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         check_integer("num_train", num_train, len(self.class_names))
         check_integer("num_test", num_test, len(self.class_names))
+        check_integer("image_size", image_size, LEAST_SIZE)
+        if not 0 <= brightness <= 1:
+            raise ValueError(f"brightness must be from 0 to 1, got {brightness}.")
         if not 0 <= contrast < np.inf:
             raise ValueError(f"contrast must be a finite number of at least 0, got {contrast}.")
         self.sizes = {"train": num_train, "test": num_test}
+        self.image_size = image_size
+        self.brightness = brightness
         self.contrast = contrast
 
     def read(self) -> dict[str, dict[str, DomainArrays]]:
@@ -83,9 +99,9 @@ class DrawnDigitsDataModule(AdaptationDataModule):
     def draw(self, look: Look, count: int, rng: np.random.Generator) -> DomainArrays:
         """Draws the images of a split."""
         labels = np.arange(count) % len(self.class_names)
-        digits = draw_digits(look.typefaces, labels, rng)
+        digits = draw_digits(look.typefaces, labels, self.image_size, rng)
         if look.has_textures:
-            images = blend(digits, draw_textures(count, IMAGE_SIZE, rng, self.contrast))
+            images = blend(digits, draw_textures(count, self.image_size, rng, self.contrast, self.brightness))
         else:
             images = np.repeat(digits[:, None], 3, axis=1)
         return DomainArrays(images, labels, self.class_names)

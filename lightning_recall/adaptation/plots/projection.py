@@ -41,8 +41,8 @@ def project(features: Tensor, projection: Literal["tsne", "pca"], seed: int = 0)
         projection: "tsne" or "pca".
         seed: seed of t-SNE.
 
-    >>> project(torch.tensor([[3.0], [1.0], [2.0]]), "pca").tolist()
-    [[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]]
+    >>> project(torch.tensor([[4.0], [1.0], [1.0]]), "pca").round(3).tolist()
+    [[2.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]]
     """
     values = features.detach().cpu().double()
     if projection == "pca" or len(values) < 2 * MIN_NEIGHBOURS:

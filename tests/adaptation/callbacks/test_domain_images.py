@@ -126,19 +126,19 @@ def test_images_are_of_different_classes():
     assert [len(part) for part in choose_images(labels, 5, 50, seed=0)] == [5, 5]
 
 
-def test_the_baseline_has_both_domains(tmp_path, drawn):
-    module = dann()
-    train(tmp_path, DomainImages(num_images=4), SourceOnlyModule(module.encoder, module.classifier, K), epochs=1)
-    ((images, _, _),) = drawn
-    assert list(images) == ["source", "target"]
-    assert images["source"].any()
-
-
 def test_modules_without_example_images_are_refused(tmp_path):
+    class Other(SourceOnlyModule):
+        example_images = None
+
     module = dann()
-    module.example_images = None
-    with pytest.raises(ValueError, match="DANNModule has none: add this method, or remove DomainImages"):
-        train(tmp_path, DomainImages(), module)
+    with pytest.raises(ValueError, match="Other has none: use DANNModule or DMADAModule"):
+        train(tmp_path, DomainImages(), Other(module.encoder, module.classifier, K))
+
+
+def test_without_mixing_there_are_two_rows(tmp_path):
+    module = dann()
+    train(tmp_path, DomainImages(), SourceOnlyModule(module.encoder, module.classifier, K), epochs=1)
+    assert pictures(tmp_path) == ["domain_images_epoch_1.png"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ SERIF, SANS = "DejaVuSerif", "DejaVuSans-Bold"
 
 
 def test_digits_are_white_on_black_and_inside_the_image():
-    drawn = draw_typefaces([SERIF, SANS])
+    drawn = draw_typefaces([SERIF, SANS], 64)
     assert drawn.shape == (2, 10, 64, 64)
     assert (drawn.max((2, 3)) == 255).all()
     edge = np.concatenate([drawn[..., :4, :].ravel(), drawn[..., -4:, :].ravel(), drawn[..., :4].ravel()])
@@ -20,18 +20,19 @@ def test_digits_are_white_on_black_and_inside_the_image():
             assert (inside[0] + inside[-1]) / 2 == pytest.approx(31.5, abs=2.1)
 
 
-def test_without_transform_a_digit_is_the_average_of_four_pixels(monkeypatch):
+@pytest.mark.parametrize("size", [28, 32])
+def test_without_transform_a_digit_is_the_average_of_four_pixels(monkeypatch, size):
     identity = np.array([[1, 0, 0], [0, 1, 0]], dtype=np.float32)
     monkeypatch.setattr(drawn_digits, "random_transforms", lambda count, rng: np.stack([identity] * count))  # noqa: ARG005
     labels = np.array([3, 0, 9])
-    drawn = draw_typefaces([SERIF])[0, labels].astype(float)
-    expected = drawn.reshape(3, 32, 2, 32, 2).mean((2, 4))
-    assert np.abs(draw_digits([SERIF], labels, np.random.default_rng(0)) - expected).max() <= 0.51
+    drawn = draw_typefaces([SERIF], 2 * size)[0, labels].astype(float)
+    expected = drawn.reshape(3, size, 2, size, 2).mean((2, 4))
+    assert np.abs(draw_digits([SERIF], labels, size, np.random.default_rng(0)) - expected).max() <= 0.51
 
 
 def test_draws_are_reproducible_and_vary():
     labels = np.full(8, 4)
-    draw = lambda seed: draw_digits([SERIF, SANS], labels, np.random.default_rng(seed))  # noqa: E731
+    draw = lambda seed: draw_digits([SERIF, SANS], labels, 32, np.random.default_rng(seed))  # noqa: E731
     images = draw(0)
     assert images.shape == (8, 32, 32)
     assert images.dtype == np.uint8
@@ -42,6 +43,6 @@ def test_draws_are_reproducible_and_vary():
 
 def test_many_images_are_drawn_in_parts(monkeypatch):
     labels = np.arange(7)
-    whole = draw_digits([SANS], labels, np.random.default_rng(0))
+    whole = draw_digits([SANS], labels, 16, np.random.default_rng(0))
     monkeypatch.setattr(drawn_digits, "CHUNK", 3)
-    assert (draw_digits([SANS], labels, np.random.default_rng(0)) == whole).all()
+    assert (draw_digits([SANS], labels, 16, np.random.default_rng(0)) == whole).all()

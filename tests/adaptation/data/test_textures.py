@@ -26,6 +26,7 @@ def test_textures_differ_and_are_reproducible():
     plain = draw(contrast=0.0)
     assert (plain == plain[:, :, :1, :1]).all()  # one colour each
     assert (np.ptp(plain[:, :, 0, 0].astype(int), axis=1) > 0).all()  # not grey
+    assert np.abs(draw(brightness=0.25) - textures / 4).max() <= 1
 
 
 def test_any_number_of_textures():

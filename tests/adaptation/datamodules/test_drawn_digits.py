@@ -30,6 +30,24 @@ def test_the_target_is_blended(monkeypatch):
     assert data.images.amax((1, 2, 3)).min() > 100
 
 
+def test_the_size_of_the_images():
+    data = DrawnDigitsDataModule(**SIZES, image_size=28, batch_size=10)
+    data.setup()
+    for parts in data.domains.values():
+        assert {part.images.shape[1:] for part in parts.values()} == {(3, 28, 28)}
+
+
+def test_brightness_and_contrast_of_the_target():
+    image = lambda **settings: DrawnDigitsDataModule(**SIZES, **settings).read()["target"]["test"].images.float()  # noqa: E731
+    corner = lambda images: images[:, :, :4, :4].amax((2, 3))  # without strokes  # noqa: E731
+    black, dark, bright = (image(brightness=brightness) for brightness in (0, 0.3, 0.6))
+    assert (black == black[:, :1]).all()
+    assert not corner(black).any()
+    assert (corner(bright) - 2 * corner(dark)).abs().max() <= 2
+    plain = image(contrast=0)
+    assert (plain[:, :, :4, :4] == plain[:, :, :1, :1]).all()
+
+
 def test_images_depend_only_on_the_seed():
     first, again, other = (DrawnDigitsDataModule(**SIZES, seed=seed).read() for seed in (0, 0, 1))
     for domain, parts in first.items():
@@ -42,5 +60,9 @@ def test_images_depend_only_on_the_seed():
 def test_invalid_settings():
     with pytest.raises(ValueError, match="num_train must be at least 10, got 9"):
         DrawnDigitsDataModule(num_train=9)
+    with pytest.raises(ValueError, match="image_size must be at least 8, got 7"):
+        DrawnDigitsDataModule(image_size=7)
+    with pytest.raises(ValueError, match=r"brightness must be from 0 to 1, got 1\.5"):
+        DrawnDigitsDataModule(brightness=1.5)
     with pytest.raises(ValueError, match="contrast must be a finite number of at least 0, got -1"):
         DrawnDigitsDataModule(contrast=-1)
