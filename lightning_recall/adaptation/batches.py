@@ -13,6 +13,10 @@ from lightning_recall.tensors import holds_integers
 DOMAINS = ("source", "target")
 NO_LABEL = -1
 """label of an image whose class is not known, in evaluation batches"""
+PAIR_ADVICE = (
+    "let the data set return pairs (image, label), with the class as an integer, or choose these two in the "
+    "collate_fn of the dataloader"
+)
 
 
 class DomainBatch(NamedTuple):
@@ -41,8 +45,7 @@ def domain_batch(batch: Any, num_classes: int, equal_sizes: bool = False) -> Dom
     if not has_domains or not is_pair(batch["source"]):
         raise ValueError(
             'A training batch must be {"source": (images, labels), "target": images}, got '
-            f"{batch_description(batch)}: pass "
-            'CombinedLoader({"source": loader, "target": loader}, mode="min_size") or mode="max_size_cycle".'
+            f"{batch_description(batch)}: {batch_advice(batch)}."
         )
     (source, labels), target = batch["source"], images_of(batch["target"])
     for name, images in zip(DOMAINS, (source, target), strict=True):
@@ -60,7 +63,8 @@ def domain_batch(batch: Any, num_classes: int, equal_sizes: bool = False) -> Dom
         )
     if labels.shape != source.shape[:1]:
         raise ValueError(
-            f"Source labels must have shape ({len(source)},), one for each image, got {tuple(labels.shape)}."
+            f"Source labels must have shape ({len(source)},), one for each image, got {tuple(labels.shape)}"
+            f"{label_advice(labels)}."
         )
     check_labels(labels, num_classes)
     return DomainBatch(source, labels.long(), target)
@@ -69,22 +73,31 @@ def domain_batch(batch: Any, num_classes: int, equal_sizes: bool = False) -> Dom
 def evaluation_batch(batch: Any) -> tuple[Tensor, Tensor]:
     """Images (B, 3, H, W) and labels (B,) of an evaluation batch (images, labels), or of images without labels.
 
+    Images without labels are a tensor, or the only item of a list, as from a `TensorDataset` of images.
+
     Returns:
         Images, and labels; `NO_LABEL` for images without labels.
 
     Raises:
         ValueError: for another type or shape.
     """
+    if isinstance(batch, list | tuple) and len(batch) == 1:
+        (batch,) = batch
     images = batch if isinstance(batch, Tensor) else batch[0] if is_pair(batch) else None
     if images is None:
+        both = isinstance(batch, Mapping) and set(batch) == set(DOMAINS)
+        advice = 'pass {"source": loader, "target": loader} without CombinedLoader' if both else PAIR_ADVICE
         raise ValueError(
             "An evaluation batch must be a pair (images, labels), or images without labels, got "
-            f"{type_and_shape(batch)}."
+            f"{type_and_shape(batch)}: {advice}."
         )
     check_images(images, "evaluation")
     labels = torch.full(images.shape[:1], NO_LABEL, device=images.device) if isinstance(batch, Tensor) else batch[1]
     if labels.shape != images.shape[:1]:
-        raise ValueError(f"Labels must have shape ({len(images)},), one for each image, got {tuple(labels.shape)}.")
+        raise ValueError(
+            f"Labels must have shape ({len(images)},), one for each image, got {tuple(labels.shape)}"
+            f"{label_advice(labels)}."
+        )
     return images, labels
 
 
@@ -115,6 +128,20 @@ def check_labels(labels: Tensor, num_classes: int, allow_missing: bool = False) 
             f"Labels must be from 0 to {num_classes - 1}{missing}, got labels from {lowest} to {highest}: set "
             "num_classes to that of the data."
         )
+
+
+def batch_advice(batch: Any) -> str:
+    """How to make a training batch of both domains of one that is not."""
+    if isinstance(batch, Mapping) and set(batch) == set(DOMAINS) and None not in batch.values():
+        return PAIR_ADVICE
+    return 'pass CombinedLoader({"source": loader, "target": loader}, mode="min_size") or mode="max_size_cycle"'
+
+
+def label_advice(labels: Tensor) -> str:
+    """How to make labels (B,) of a matrix: one-hot vectors, or a column."""
+    if labels.ndim != 2:
+        return ""
+    return ": remove the last dimension with .squeeze(1)" if labels.shape[1] == 1 else ": use labels.argmax(1)"
 
 
 def batch_description(batch: Any) -> str:

@@ -12,7 +12,12 @@ from lightning_recall.adaptation.gradient_reversal import reversal_strength, rev
 from lightning_recall.adaptation.images import unit_range
 from lightning_recall.adaptation.losses import class_loss, domain_loss
 from lightning_recall.adaptation.module import AdaptationModule
-from lightning_recall.adaptation.network_checks import check_batch_size, check_domain_logits
+from lightning_recall.adaptation.network_checks import (
+    apply_to_features,
+    check_batch_size,
+    check_domain_logits,
+    check_returns_logits,
+)
 from lightning_recall.checks import check_above_zero
 
 
@@ -81,6 +86,7 @@ class DANNModule(AdaptationModule):
             if not 0 <= weight < math.inf:
                 raise ValueError(f"{name} must be a finite number of at least 0, got {weight}.")
         check_above_zero(reversal_gamma=reversal_gamma)
+        check_returns_logits(discriminator, "discriminator", (nn.Sigmoid, nn.Softmax, nn.LogSoftmax))
         self.discriminator = discriminator
         self.mixup = mixup
         self.domain_weight = domain_weight
@@ -123,7 +129,7 @@ class DANNModule(AdaptationModule):
     def judged(self, features: Tensor, label: float) -> Tensor:
         """Domain loss of features (B, D) behind the gradient reversal; `label` may be soft."""
         alpha = reversal_strength(self.training_progress(), self.reversal_gamma)
-        logits = self.discriminator(reverse_gradient(features, alpha))
+        logits = apply_to_features(self.discriminator, reverse_gradient(features, alpha), "discriminator")
         check_domain_logits(logits, len(features))
         return domain_loss(logits, label)
 

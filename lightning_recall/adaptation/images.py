@@ -16,8 +16,8 @@ ChannelValues = tuple[float, ...]
 
 
 def unit_range(images: Tensor, dtype: torch.dtype | str) -> Tensor:
-    """Converts uint8 images to floating point between 0 and 1; other images are returned as they are."""
-    return images.to(dtype) / 255 if images.dtype == torch.uint8 else images
+    """Images of a floating-point type, such as that of the networks; uint8 images are divided by 255."""
+    return images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
 
 
 def normalization(

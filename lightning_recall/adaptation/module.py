@@ -7,12 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recall._lightning import Callback, attached_trainer, callbacks_of, rank_zero_warn
-from lightning_recall.adaptation.batches import (
-    DomainBatch,
-    domain_batch,
-    evaluation_batch,
-    images_of,
-)
+from lightning_recall.adaptation.batches import DomainBatch, domain_batch, evaluation_batch, images_of
 from lightning_recall.adaptation.callbacks.domain_table import DomainTable
 from lightning_recall.adaptation.evaluation import (
     DomainHistory,
@@ -23,8 +18,8 @@ from lightning_recall.adaptation.evaluation import (
     scores_by_key,
     warn_of_target_labels,
 )
-from lightning_recall.adaptation.images import check_range, normalization, normalized, unit_range
-from lightning_recall.adaptation.network_checks import check_class_logits
+from lightning_recall.adaptation.images import check_images, check_range, normalization, normalized, unit_range
+from lightning_recall.adaptation.network_checks import check_class_names, check_returns_logits, classified, encoded
 from lightning_recall.adaptation.parameter_groups import adaptation_groups
 from lightning_recall.adaptation.training_summary import training_summary
 from lightning_recall.callbacks.class_names import checked_names
@@ -114,17 +109,15 @@ class AdaptationModule(ManualOptimization):
         self.range_checked = False
         self.resumed_states: list[dict[str, Any]] | None = None
         check_same(self, "classifier", classifier, ("num_classes",))
+        check_returns_logits(classifier, "classifier", (nn.Softmax, nn.Sigmoid))
 
     def encode(self, images: Tensor) -> Tensor:
         """Features (B, D) of images (B, 3, H, W) between 0 and 1."""
-        features: Tensor = self.encoder(normalized(images, self.mean, self.std))
-        return features
+        return encoded(self.encoder, normalized(images, self.mean, self.std))
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits (B, K) of features (B, D)."""
-        logits: Tensor = self.classifier(features)
-        check_class_logits(logits, len(features), self.num_classes, "classifier")
-        return logits
+        return classified(self.classifier, features, self.num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K) of images (B, 3, H, W), uint8 or between 0 and 1."""
@@ -161,7 +154,11 @@ class AdaptationModule(ManualOptimization):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Classes (B,) of images, or of the images of a batch (images, labels)."""
-        return self(images_of(batch)).argmax(1)  # type: ignore[no-any-return]  # nn.Module calls are untyped
+        images = images_of(batch)
+        check_images(images, "predict")
+        if batch_idx == 0:
+            check_range(images)
+        return self(images).argmax(1)  # type: ignore[no-any-return]  # nn.Module calls are untyped
 
     def on_validation_epoch_start(self) -> None:
         """Starts new counts for each domain."""
@@ -225,6 +222,7 @@ class AdaptationModule(ManualOptimization):
         data = getattr(self.trainer, "datamodule", None)
         check_same(self, "data module", data, ("num_classes",))
         names = checked_names(getattr(data, "class_names", None), self.num_classes)
+        check_class_names(self.class_names, names, are_chosen="class_names" not in self.from_checkpoint)
         if names is not None and "class_names" in self.from_checkpoint:
             self.class_names = names
         if stage == "fit":
@@ -280,6 +278,9 @@ class AdaptationModule(ManualOptimization):
         self.resumed_states = checkpoint.get("random_states")
         saved = checkpoint.get(CHECKPOINT_KEY)  # None in a checkpoint of another module
         if saved is not None:
+            data = getattr(attached_trainer(self), "datamodule", None)
+            names = checked_names(getattr(data, "class_names", None), self.num_classes)
+            check_class_names(saved["class_names"], names, are_chosen="class_names" not in self.from_checkpoint)
             self.history.load_state_dict(saved["history"])
             for name in self.from_checkpoint:
                 setattr(self, name, tuple(saved[name]))

@@ -1,10 +1,14 @@
 """Checks that the networks of a module fit each other and the images."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_recall._lightning import rank_zero_warn
 from lightning_recall.batch import type_and_shape
+from lightning_recall.checks import first_line
+from lightning_recall.data.messages import quote
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm  # torch has no public name for all kinds of BatchNorm
 
@@ -22,6 +26,77 @@ def check_batch_size(images: Tensor, domain: str, *networks: nn.Module) -> None:
         raise ValueError(
             f"The batch has one {domain} image on this process, but BatchNorm cannot be trained on a single image: set "
             "batch_size to at least 2 for each process, and drop the last batch if it is smaller (drop_last=True)."
+        )
+
+
+def encoded(encoder: nn.Module, images: Tensor) -> Tensor:
+    """Features (B, D) of images (B, 3, H, W); raises ValueError for features of another shape."""
+    features: Tensor = encoder(images)
+    check_features(features, len(images))
+    return features
+
+
+def classified(classifier: nn.Module, features: Tensor, num_classes: int) -> Tensor:
+    """Logits (B, K) of features (B, D); raises ValueError for a network that does not fit."""
+    logits: Tensor = apply_to_features(classifier, features, "classifier")
+    check_class_logits(logits, len(features), num_classes, "classifier")
+    return logits
+
+
+def check_features(features: Any, num_images: int) -> None:
+    """Raises ValueError unless an encoder returns features (B, D).
+
+    Args:
+        features: output of the encoder.
+        num_images: B.
+    """
+    if isinstance(features, Tensor) and features.ndim == 2 and len(features) == num_images:
+        return
+    ndim = features.ndim if isinstance(features, Tensor) else 0
+    if ndim == 4:
+        pool = "" if features.shape[2:].numel() == 1 else "torch.nn.AdaptiveAvgPool2d(1) and "
+        advice = f"append {pool}torch.nn.Flatten()"
+    else:
+        advice = "pool the tokens, or return that of the class" if ndim == 3 else "return only the features"
+    raise ValueError(
+        f"The encoder must return features of shape (B, D), B = {num_images}, got {type_and_shape(features)}: {advice}."
+    )
+
+
+def apply_to_features(network: nn.Module, features: Tensor, name: str) -> Any:
+    """The output of a network for features (B, D).
+
+    Raises:
+        ValueError: if its first layer is for another number of features.
+    """
+    try:
+        return network(features)
+    except RuntimeError as error:  # of torch.nn.Linear
+        if "shapes cannot be multiplied" not in str(error):
+            raise
+        dim = features.shape[1]
+        raise ValueError(
+            f"The {name} is built for another number of features than the {dim} that the encoder returns: set its "
+            f"feature_dim, in_features of torch.nn.Linear, to {dim} ({first_line(error)})."
+        ) from error
+
+
+def check_returns_logits(network: nn.Module, name: str, wrong: tuple[type[nn.Module], ...]) -> None:
+    """Raises ValueError for a `torch.nn.Sequential` that ends with a layer which makes probabilities of logits.
+
+    Args:
+        network: a network that must return logits; only a Sequential is known to return what its last layer returns.
+        name: name of the network in the message.
+        wrong: types of layers, such as `torch.nn.Sigmoid`.
+    """
+    last = network
+    while isinstance(last, nn.Sequential) and len(last):
+        last = last[-1]
+    if isinstance(last, wrong):
+        layer = type(last).__name__
+        raise ValueError(
+            f"The {name} must return logits, because the loss applies {layer.lower()}, but it ends with {layer}: "
+            "remove this layer."
         )
 
 
@@ -45,8 +120,14 @@ def check_class_logits(logits: Any, num_images: int, num_classes: int, network: 
 def check_domain_logits(logits: Any, num_images: int, network: str = "discriminator") -> None:
     """Raises ValueError unless a discriminator returns one domain logit per image, shape (B,)."""
     if not isinstance(logits, Tensor) or logits.shape != (num_images,):
-        column = isinstance(logits, Tensor) and logits.shape == (num_images, 1)
-        advice = ": remove the last dimension with .squeeze(1)" if column else ""
+        advice = ""
+        if isinstance(logits, Tensor) and logits.shape == (num_images, 1):
+            advice = ": remove the last dimension with .squeeze(1), or append torch.nn.Flatten(0)"
+        elif isinstance(logits, Tensor) and logits.shape == (num_images, 2):
+            advice = (
+                ": two outputs with a softmax are the same function as one logit, positive for the source, so give the "
+                "last layer one output, and append torch.nn.Flatten(0)"
+            )
         raise ValueError(
             f"The {network} must return one domain logit per image, shape ({num_images},), got "
             f"{type_and_shape(logits)}{advice}."
@@ -80,4 +161,29 @@ def check_input_dim(generator: nn.Module, feature_dim: Any, num_classes: int, no
         raise ValueError(
             f"input_dim of the generator is {given}, but features, condition and noise have {feature_dim} + "
             f"{num_classes + 1} + {noise_dim} = {expected} numbers: set input_dim={expected}."
+        )
+
+
+def check_class_names(trained: Sequence[str], found: Sequence[str] | None, are_chosen: bool = False) -> None:
+    """Raises ValueError if data have the classes of a network in another order; warns if they have other classes.
+
+    Args:
+        trained: names of the K classes of the network; numbers if unknown.
+        found: names of the K classes of the data; None or numbers if unknown.
+        are_chosen: whether the user has named the classes of the network, which may differ from those of the data.
+    """
+    numbers = [str(number) for number in range(len(trained))]
+    if found is None or list(trained) == list(found) or numbers in (list(trained), list(found)):
+        return
+    number = next(number for number, name in enumerate(trained) if name != found[number])
+    difference = f"class {number} is {quote(trained[number])} for the network, but {quote(found[number])} in the data"
+    if set(trained) == set(found):
+        raise ValueError(
+            f"The network and the data have the same classes in another order: {difference}. Give the data module the "
+            "classes in the order of the training."
+        )
+    if not are_chosen:
+        rank_zero_warn(
+            f"The network was trained with other classes than those of the data: {difference}. Accuracies compare the "
+            "numbers of the classes."
         )

@@ -63,6 +63,10 @@ PAIR = (images(), labels())
         ({"source": (images(), labels() + 1), "target": images()}, "from 0 to 2, got labels from 1 to 3: set num"),
         ({"source": (images(), labels() - 1), "target": images()}, "got labels from -1 to 1"),
         ({"source": (images(), labels().float()), "target": images()}, "integers, got torch.float32"),
+        ({"source": {"image": images()}, "target": images()}, r"'image', .*: let the data set return pairs"),
+        ({"source": (images(), ("cup",) * 4), "target": images()}, "class as an integer, or choose .* collate_fn"),
+        ({"source": (images(), labels()[:, None]), "target": images()}, r"got \(4, 1\): .* \.squeeze\(1\)"),
+        ({"source": (images(), torch.eye(4)[:, :K]), "target": images()}, r"got \(4, 3\): use labels\.argmax\(1\)"),
     ],
 )
 def test_bad_training_batches(batch, message):
@@ -81,13 +85,16 @@ def test_evaluation_batches():
     given = torch.tensor([0, -1, 2, 1])
     assert torch.equal(evaluation_batch([images(), given])[1], given)
     assert evaluation_batch(images())[1].tolist() == [-1] * 4
+    assert evaluation_batch([images()])[1].tolist() == [-1] * 4  # of a TensorDataset(images)
 
 
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
         ({"image": images()}, "must be a pair .* 'image'"),
-        ([images()] * 3, "must be a pair .* got a list of 3"),
+        ([images()] * 3, "must be a pair .* got a list of 3: let the data set return pairs"),
+        ({"source": PAIR, "target": PAIR}, r"'target': pass \{.*\} without CombinedLoader"),
+        ((images(), torch.eye(4)[:, :K]), r"use labels\.argmax\(1\)"),
         ((images(), 3), "must be a pair"),
         ((images(), labels(3)), r"shape \(4,\), .* got \(3,\)"),
         ((images()[0], labels(3)), r"got a tensor \(3, 8, 8\)"),

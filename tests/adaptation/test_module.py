@@ -152,6 +152,13 @@ def test_predictions(tmp_path):
     assert torch.cat([outputs["features"] for outputs in seen]).shape == (7, 4)
 
 
+def test_images_out_of_range_are_refused_in_prediction(tmp_path):
+    with pytest.raises(ValueError, match="between 0 and 1, got values from"):
+        trainer_of(tmp_path).predict(make(), DataLoader(draw(7, 6)[0].float(), batch_size=4))
+    with pytest.raises(ValueError, match="predict images must be a tensor"):
+        trainer_of(tmp_path).predict(make(), [{"image": draw(2)[0]}])
+
+
 def test_bytes_and_floats_are_the_same():
     module, (images, _) = make(), draw(4)
     torch.testing.assert_close(module(images / 255), module(images))
@@ -429,6 +436,21 @@ def test_a_checkpoint_rebuilds_the_module(tmp_path):
     assert (loaded.mean, loaded.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert loaded.history.validations == module.history.validations
     assert DANNModule.load_from_checkpoint(tmp_path / "a.ckpt", **arguments, mean=(0, 0, 0)).mean == (0, 0, 0)
+
+
+class ReorderedData(Data):
+    class_names = NAMES[::-1]
+
+
+def test_data_with_the_classes_in_another_order_are_refused(tmp_path):
+    module, trainer = make(), trainer_of(tmp_path)
+    trainer.fit(module, datamodule=Data())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match="another order: class 0 is 'zero' for the network, but 'two' in the data"):
+        trainer_of(tmp_path).validate(module, datamodule=ReorderedData())
+    for run in (trainer_of(tmp_path).validate, trainer_of(tmp_path, max_epochs=2).fit):
+        with pytest.raises(ValueError, match="another order: class 0 is 'zero' for the network, but 'two' in the data"):
+            run(make(), datamodule=ReorderedData(), ckpt_path=tmp_path / "a.ckpt", weights_only=False)
 
 
 class SavesEach(Callback):

@@ -2,12 +2,17 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_recall.adaptation import DANNModule
 from lightning_recall.adaptation.network_checks import (
+    apply_to_features,
     check_batch_size,
     check_class_logits,
+    check_class_names,
     check_domain_logits,
+    check_features,
     check_generated,
     check_input_dim,
+    check_returns_logits,
 )
 from lightning_recall.adaptation.network_optimizers import complete_optimizers
 
@@ -53,3 +58,66 @@ def test_a_network_for_other_inputs_raises():
 def test_optimizers_of_unknown_networks_raise():
     with pytest.raises(ValueError, match=r"optimizers must have the keys discriminator, .*got \['critic'\]"):
         complete_optimizers({"critic": None})
+
+
+@pytest.mark.parametrize(
+    ("shape", "advice"),
+    [
+        ((2, 8, 1, 1), r"append torch\.nn\.Flatten\(\)"),
+        ((2, 8, 3, 3), r"append torch\.nn\.AdaptiveAvgPool2d\(1\) and torch\.nn\.Flatten\(\)"),
+        ((2, 5, 8), "pool the tokens"),
+        ((8,), "return only the features"),
+    ],
+)
+def test_features_that_are_not_vectors_raise(shape, advice):
+    check_features(torch.zeros(2, 8), 2)
+    with pytest.raises(ValueError, match=rf"encoder must return features of shape \(B, D\), B = 2, .*{advice}"):
+        check_features(torch.zeros(shape), 2)
+
+
+def test_an_encoder_that_returns_maps_is_named():
+    module = DANNModule(nn.Conv2d(3, 8, 4), nn.Linear(8, 2), nn.Linear(8, 1), num_classes=2)
+    with pytest.raises(ValueError, match=r"The encoder must return features .* got a tensor \(2, 8, 1, 1\)"):
+        module(torch.zeros(2, 3, 4, 4))
+
+
+def test_a_network_for_another_number_of_features_is_named():
+    assert apply_to_features(nn.Linear(8, 2), torch.zeros(3, 8), "classifier").shape == (3, 2)
+    with pytest.raises(ValueError, match=r"classifier is built for another number .* the 8 .* in_features .* to 8"):
+        apply_to_features(nn.Linear(9, 2), torch.zeros(3, 8), "classifier")
+    with pytest.raises(RuntimeError, match="another fault"):
+        apply_to_features(Failing(), torch.zeros(3, 8), "classifier")
+
+
+class Failing(nn.Module):
+    def forward(self, _features):
+        raise RuntimeError("another fault")
+
+
+def test_two_outputs_of_a_discriminator_are_explained():
+    with pytest.raises(ValueError, match=r"got a tensor \(4, 2\): two outputs .* give the last layer one output"):
+        check_domain_logits(torch.zeros(4, 2), 4)
+
+
+@pytest.mark.parametrize("layer", [nn.Sigmoid(), nn.Softmax(1)])
+def test_probabilities_instead_of_logits_raise(layer):
+    ended = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 2), layer))
+    plain = nn.Sequential(layer, nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=rf"classifier must return logits.*ends with {type(layer).__name__}: remove"):
+        DANNModule(nn.Flatten(), ended, plain, num_classes=2)
+    with pytest.raises(ValueError, match=r"discriminator must return logits"):
+        DANNModule(nn.Flatten(), plain, ended, num_classes=2)
+    check_returns_logits(nn.Sequential(), "classifier", (nn.Sigmoid,))
+    DANNModule(nn.Flatten(), nn.Sequential(plain, nn.LogSoftmax(1)), plain, num_classes=2)  # the same cross-entropy
+
+
+def test_classes_in_another_order_raise_and_other_classes_warn():
+    check_class_names(("cup", "pen"), ("cup", "pen"))
+    check_class_names(("cup", "pen"), None)
+    check_class_names(("0", "1"), ("cup", "pen"))
+    check_class_names(("cup", "pen"), ("Tasse", "Stift"), are_chosen=True)
+    for are_chosen in (False, True):
+        with pytest.raises(ValueError, match="another order: class 1 is 'mug' for the network, but 'pen' in the data"):
+            check_class_names(("cup", "mug", "pen"), ("cup", "pen", "mug"), are_chosen)
+    with pytest.warns(UserWarning, match="other classes .* class 1 is 'mug' for the network, but 'bus' in the data"):
+        check_class_names(("cup", "mug"), ("cup", "bus"))

@@ -19,6 +19,8 @@ from lightning_recall.data.messages import quote, shorten
 from lightning_recall.data.tables import LONGEST_PATH, open_text, require_path
 
 IMAGES_FOLDER = "images"  # of Office-31: amazon/images/CLASS
+MOST_LISTED = 10  # folders in a message
+SPLITS = ("train", "val", "test")
 LIST_FILE = "image_list.txt"  # of VisDA-2017, in the folder of a domain
 LAYOUTS = (
     "root/DOMAIN/CLASS/*.jpg, root/DOMAIN/images/CLASS/*.jpg, root/DOMAIN/image_list.txt, or the list files "
@@ -50,7 +52,8 @@ def find_domain(root: Path, domain: str) -> dict[str, Listing]:
     lists = list_files(root, domain)
     if lists:
         return {split: read_list(file, root) for split, file in lists.items()}
-    folder = require_path(root / domain, f"Layouts: {LAYOUTS}.")
+    there = ", ".join(quote(each.name) for each in visible_folders(root)[:MOST_LISTED]) or "none"
+    folder = require_path(root / domain, f"Folders there: {there}. Layouts: {LAYOUTS}.")
     if not folder.is_dir():
         raise ValueError(f"{shorten(folder)} is neither a folder nor a .txt file. Layouts: {LAYOUTS}.")
     if (folder / LIST_FILE).exists():
@@ -59,7 +62,10 @@ def find_domain(root: Path, domain: str) -> dict[str, Listing]:
     if [each.name for each in folders] == [IMAGES_FOLDER]:
         folder, folders = folders[0], visible_folders(folders[0])
     splits = {split_of(each.name): each for each in folders}
-    if folders and None not in splits and "train" in splits:
+    if "train" in splits and splits.keys() <= {*SPLITS}:
+        if len(splits) < len(folders):
+            names = ", ".join(quote(each.name) for each in folders)
+            raise ValueError(f"{shorten(folder)} has several folders for one split, {names}: join or remove them.")
         return {str(split): list_folder(each, root) for split, each in splits.items()}
     return {"train": list_folder(folder, root)}
 
@@ -75,7 +81,7 @@ def list_files(root: Path, domain: str) -> dict[str, Path]:
         return {"train": require_path(root / domain, f"Layouts: {LAYOUTS}.")}
     if (root / f"{domain}.txt").is_file():
         return {"train": root / f"{domain}.txt"}
-    files = {split: root / f"{domain}_{split}.txt" for split in ("train", "val", "test")}
+    files = {split: root / f"{domain}_{split}.txt" for split in SPLITS}
     found = {split: file for split, file in files.items() if file.is_file()}
     return found if "train" in found else {}
 

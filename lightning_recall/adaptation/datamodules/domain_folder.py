@@ -1,8 +1,9 @@
 """Your own images of two domains in folders."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning_recall._lightning import rank_zero_warn
 from lightning_recall.adaptation.batches import NO_LABEL
 from lightning_recall.adaptation.data.domain_files import LAYOUTS, Listing, find_domain
 from lightning_recall.adaptation.data.images import DomainFiles
@@ -10,7 +11,7 @@ from lightning_recall.adaptation.data.transforms import PhotoTransforms
 from lightning_recall.adaptation.datamodules.base import AdaptationDataModule
 from lightning_recall.adaptation.datamodules.domain_checks import check_same_classes, listed
 from lightning_recall.adaptation.datamodules.splits import check_fraction, hold_out
-from lightning_recall.data.messages import quote, shorten
+from lightning_recall.data.messages import pluralize, quote, shorten
 from lightning_recall.data.tables import check_files, require_path, user_path
 
 TRANSFORMS = PhotoTransforms()
@@ -44,15 +45,16 @@ class DomainFolderDataModule(AdaptationDataModule):
         source: the domain with labels.
         target: the domain whose labels, if there are any, are used for scores only.
         transforms: image loading and transforms.
-        classes: uses only images of these classes, in this order; both domains must have them, the target also further
-            ones. None: all classes, which must be the same in both domains.
+        classes: uses only images of these classes, in this order. The source must have them all; the target may lack
+            some, which is warned of: partial domain adaptation. None: all classes, which must be the same in both
+            domains.
         test_fraction: fraction of the target's images held out for the test, at least 0 and below 1; ignored if the
             target has a test split. 0: all images are for training and test.
         kwargs: passed to `AdaptationDataModule`.
 
     Raises:
         ValueError: if root or a domain is missing or empty, or both are the same; at setup, if the domains have
-            different classes, or an image is missing or broken.
+            different classes, or an image is missing or broken. A warning says if both domains list the same files.
     """
 
     def __init__(
@@ -77,6 +79,10 @@ class DomainFolderDataModule(AdaptationDataModule):
         self.transforms = transforms or TRANSFORMS
         self.image_size = self.transforms.evaluation_sizes[0]
         self.test_fraction = test_fraction
+        if (self.root / source).resolve() == (self.root / target).resolve():
+            raise ValueError(
+                f"source {quote(source)} and target {quote(target)} are the same folder: pass two domains."
+            )
         self.listings = {name: find_domain(self.root, name) for name in (source, target)}
         self.classes = tuple(classes) if classes else None
         self.class_names = self.classes or tuple(self.listings[source]["train"].names)
@@ -96,7 +102,7 @@ class DomainFolderDataModule(AdaptationDataModule):
         return {"source": source, "target": target}
 
     def check_classes(self) -> None:
-        """Raises ValueError if a domain lacks a class or, unless `classes` are chosen, has another one."""
+        """Raises ValueError if a domain lacks a class or has another one; see `classes`. Warns of shared images."""
         known = self.listings[self.source]["train"].names
         if not known:
             raise ValueError(
@@ -108,13 +114,25 @@ class DomainFolderDataModule(AdaptationDataModule):
                 if not listing.names:  # the target may lack labels
                     continue
                 names = {*listing.names, *(() if split == "train" else self.class_names)}  # a test may lack a class
-                names = names & {*self.class_names} if self.classes else names
+                if self.classes:
+                    names &= {*self.class_names}
+                    names |= self.lacking_classes(domain) if names else set()
                 try:
                     check_same_classes(sorted(self.class_names), {quote(domain): sorted(names)})
                 except ValueError as error:
                     shared = [name for name in known if name in listing.names]
-                    advice = f" Both domains have {listed(shared)}: pass these as classes." if shared else ""
-                    raise ValueError(f"{shorten(self.root)}: {error}{advice}") from None
+                    raise ValueError(f"{shorten(self.root)}: {error} {advice(domain, shared)}") from None
+        warn_of_shared_images(self.listings[self.source], self.listings[self.target])
+
+    def lacking_classes(self, domain: str) -> set[str]:
+        """The chosen classes of which the target has no training image, with a warning; none for the source."""
+        if domain == self.source:
+            return set()
+        found = self.listings[domain]["train"].names
+        lacking = [name for name in self.class_names if name not in found]
+        if lacking and found:
+            rank_zero_warn(f"The target {quote(domain)} has no training image of {listed(lacking)}.")
+        return set(lacking)
 
     def files_of(self, listing: Listing) -> DomainFiles:
         """The data set of a split, with the images of the chosen classes."""
@@ -125,3 +143,29 @@ class DomainFolderDataModule(AdaptationDataModule):
         data = DomainFiles(self.root, paths, labels, self.class_names, self.transforms)
         check_files(data, FILES)
         return data
+
+
+def advice(domain: str, shared: Sequence[str]) -> str:
+    """What to do about different classes.
+
+    Args:
+        domain: name of a domain.
+        shared: classes that both domains have.
+    """
+    if shared:
+        return (
+            f"Both domains have {listed(shared)}: pass these as classes, or all classes of the source if the target "
+            "lacks some of them."
+        )
+    return f"If the images in {quote(domain)} have no labels, put them there without subfolders."
+
+
+def warn_of_shared_images(source: Mapping[str, Listing], target: Mapping[str, Listing]) -> None:
+    """Warns if files are in both domains, since the scores of the target are then those of known images."""
+    first, second = ({path for listing in splits.values() for path in listing.paths} for splits in (source, target))
+    shared = sorted(first & second)
+    if shared:
+        rank_zero_warn(
+            f"{pluralize(len(shared), 'file is', 'files are')} in both domains, such as {shorten(shared[0])}: the "
+            "scores of the target are those of labelled training images."
+        )

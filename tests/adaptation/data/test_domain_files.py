@@ -101,3 +101,20 @@ def test_errors(tmp_path):
         find_domain(tmp_path, "web")
     with pytest.raises(ValueError, match=r"missing.txt does not exist"):
         find_domain(tmp_path, "missing.txt")
+
+
+def test_a_wrong_domain_lists_the_folders(tmp_path):
+    touch(tmp_path, "amazon/cup/1.png", "webcam/cup/1.png", ".git/cup/1.png")
+    with pytest.raises(ValueError, match=r"webcan does not exist, .* Folders there: 'amazon', 'webcam'\. Layouts"):
+        find_domain(tmp_path, "webcan")
+
+
+def test_folders_called_by_other_splits_are_classes(tmp_path):
+    touch(tmp_path, *(f"web/{name}/1.png" for name in ("train", "query", "gallery")))
+    assert find_domain(tmp_path, "web")["train"].names == ("gallery", "query", "train")
+
+
+def test_two_folders_for_one_split_raise(tmp_path):
+    touch(tmp_path, *(f"web/{split}/cup/1.png" for split in ("train", "val", "validation")))
+    with pytest.raises(ValueError, match="several folders for one split, 'train', 'val', 'validation': join or remove"):
+        find_domain(tmp_path, "web")

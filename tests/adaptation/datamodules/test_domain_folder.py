@@ -7,6 +7,7 @@ from lightning_recall.adaptation.data import PhotoTransforms
 from lightning_recall.adaptation.datamodules import DomainFolderDataModule
 
 SMALL = PhotoTransforms(size=8, resize=10)
+NUMBERED = tuple(enumerate(("bus", "cup", "pen")))
 
 
 def draw_domain(root, domain, classes=("bus", "cup", "pen"), count=4, between=""):
@@ -113,6 +114,29 @@ def test_a_subset_of_the_classes(root, tmp_path):
     assert {(label, color) for label, color, _ in items(data.test_dataloader()["source"])} == {(0, 2), (1, 1)}
     with pytest.raises(ValueError, match="'amazon' lacks 'mug'"):
         ready(root, target="caltech", classes=["mug", "cup"])
+
+
+def test_a_target_that_lacks_a_class(root, tmp_path):
+    draw_domain(tmp_path, "caltech", ("cup", "mug", "pen"), count=2)
+    with pytest.warns(UserWarning, match="target 'caltech' has no training image of 'bus'"):
+        data = ready(root, target="caltech", classes=["bus", "cup", "pen"])
+    assert {label for label, _, _ in items(data.test_dataloader()["source"])} == {0, 1, 2}
+    assert sorted(items(data.test_dataloader()["target"])) == [(1, 0, 0), (1, 0, 1), (2, 2, 0), (2, 2, 1)]
+    draw_domain(tmp_path, "other", ("session",), count=2)
+    for classes in (["bus", "cup", "pen"], None):
+        with pytest.raises(ValueError, match=r"'other' .*lacks .* If the images in 'other' have no labels, put them"):
+            ready(root, target="other", classes=classes)
+
+
+def test_the_same_images_in_both_domains(root, tmp_path):
+    (tmp_path / "link").symlink_to(root / "webcam")
+    for target in ("link", "webcam/"):
+        with pytest.raises(ValueError, match=r"'webcam'.* are the same folder"):
+            ready(root, source="webcam", target=target)
+    lines = [f"{domain}/{name}/0.png {label}" for domain in ("webcam", "amazon/images") for label, name in NUMBERED]
+    (tmp_path / "both.txt").write_text("\n".join(lines))
+    with pytest.warns(UserWarning, match=r"3 files are in both domains, such as webcam/bus/0\.png"):
+        ready(root, source="both", target="webcam", batch_size=2)
 
 
 @pytest.mark.parametrize("broken", ["amazon/images", "webcam"])
