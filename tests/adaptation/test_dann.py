@@ -144,6 +144,17 @@ def test_the_strength_of_the_reversal_rises_with_the_batches_of_the_training():
     assert_equal_weights(short, expected, atol=1e-10)
 
 
+def test_the_strength_of_the_reversal_counts_batches_also_if_gradients_are_accumulated():
+    class Progress(Recorded):
+        def logged(self, losses):
+            self.fractions = [*getattr(self, "fractions", []), self.training_progress()]
+            return super().logged(losses)
+
+    module = Progress(*three_networks(), K, accumulate_grad_batches=3)
+    fit(module)
+    assert module.fractions == pytest.approx([number / 6 for number in range(6)])
+
+
 def test_a_training_without_end_raises():
     with pytest.raises(ValueError, match="DANN needs the length of the training"):
         fit(make(), epochs=-1)

@@ -421,6 +421,8 @@ def test_a_short_sanity_check_scores_nothing(tmp_path):
     assert module.history.baselines == {}
     trainer_of(tmp_path).validate(module, evaluation(), verbose=False)  # no part of the training
     assert len(module.history.validations) == 1
+    trainer_of(tmp_path, num_sanity_val_steps=1, check_val_every_n_epoch=2).fit(module, training(), evaluation())
+    assert module.confusions == {}  # not those of an earlier evaluation
 
 
 def test_a_checkpoint_rebuilds_the_module(tmp_path):

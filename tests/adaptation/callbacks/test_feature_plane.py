@@ -56,6 +56,12 @@ def test_the_same_images_before_and_after(tmp_path, drawn, capsys):
         assert row.labels.tolist() == [*Images(2).labels.tolist(), *Images(3).labels.tolist()]
 
 
+def test_images_may_be_bytes(tmp_path, drawn):
+    module, images = dann(), Images(3).images
+    trainer_of(tmp_path, FeaturePlane("pca", max_images=50)).validate(module, DataLoader(images, 6), verbose=False)
+    assert drawn[0][0][0].points == pytest.approx(features(module, images).double().numpy(), abs=1e-5)
+
+
 def test_images_are_chosen_by_seed(tmp_path, drawn):
     module, (_, evaluation) = dann(), loaders()
     for seed in (0, 0, 1):

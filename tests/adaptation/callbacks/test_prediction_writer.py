@@ -73,6 +73,15 @@ def test_columns_without_content_are_omitted(tmp_path):
     assert list(read(folder / "predictions.csv")[0]) == ["index", "class"]
 
 
+def test_logits_of_an_earlier_batch_are_not_used(tmp_path):
+    class FirstOnly(Given):
+        def predict_step(self, batch, batch_idx, dataloader_idx=0):
+            return (self(batch[0]) if batch_idx == 0 else batch[0]).argmax(1)
+
+    folder = run(tmp_path, DataLoader(TensorDataset(LOGITS[:6]), batch_size=3), FirstOnly())
+    assert list(read(folder / "predictions.csv")[0]) == ["index", "class"]
+
+
 def test_several_dataloaders_have_a_file_each(tmp_path):
     folder = run(tmp_path, [DataLoader(TensorDataset(LOGITS)), DataLoader(Files(LOGITS[:2]))])
     assert [len(read(folder / f"predictions_{number}.csv")) for number in (0, 1)] == [7, 2]
