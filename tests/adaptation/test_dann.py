@@ -153,6 +153,9 @@ def test_the_strength_of_the_reversal_counts_batches_also_if_gradients_are_accum
     module = Progress(*three_networks(), K, accumulate_grad_batches=3)
     fit(module)
     assert module.fractions == pytest.approx([number / 6 for number in range(6)])
+    module = Progress(*three_networks(), K, accumulate_grad_batches=3)
+    fit(module, epochs=-1, max_steps=2)  # of 3 batches each
+    assert module.fractions == pytest.approx([0, 0, 1 / 2, 1 / 2, 1 / 2, 1])  # after each batch
 
 
 def test_a_training_without_end_raises():

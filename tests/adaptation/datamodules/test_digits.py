@@ -7,6 +7,7 @@ from torchvision.transforms.v2 import functional as tv
 from lightning_recall.adaptation.data.digit_files import SVHN_FILES, SYN_FILES
 from lightning_recall.adaptation.data.mnist_m import make_mnist_m
 from lightning_recall.adaptation.datamodules import DigitsAdaptationDataModule
+from lightning_recall.adaptation.datamodules import digits as digits_module
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +163,10 @@ def test_downloads(tmp_path, monkeypatch):
     assert calls == []
     DigitsAdaptationDataModule(str(tmp_path), "svhn", "mnistm", protocol="full", download=True).prepare_data()
     assert sorted(calls) == [("mnist", tmp_path), ("svhn", tmp_path)]
+
+
+def test_images_are_resized_in_parts(npz, monkeypatch):
+    whole = ready(npz, image_size=14).domains["target"]["test"].images
+    monkeypatch.setattr(digits_module, "CHUNK", 7)
+    assert torch.equal(ready(npz, image_size=14).domains["target"]["test"].images, whole)
+    assert len(whole.unique(dim=0)) > 10
