@@ -290,7 +290,7 @@ class AdaptationModule(ManualOptimization):
         return torch.Generator().manual_seed((self.seed * 1_000_003 + self.trainer.fit_loop.total_batch_idx) % 2**63)
 
     def training_progress(self) -> float:
-        """Fraction of the training that is done, from 0 to 1: of `max_epochs` or of `max_steps`, whichever is larger."""
+        """Fraction of the training that is done, from 0 to 1: of `max_epochs` or `max_steps`, whichever ends first."""
         trainer, epochs = self.trainer, self.trainer.max_epochs or 0
         by_epochs = trainer.fit_loop.total_batch_idx / (trainer.num_training_batches * epochs) if epochs > 0 else 0.0
         by_steps = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
