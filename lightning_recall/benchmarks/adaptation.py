@@ -187,11 +187,17 @@ def report(console: Console, folder: Path, rows: Sequence[Mapping[str, Any]]) ->
             groups.setdefault((title_of(row), row["source"]), []).append(epochs)
     console.print(choice_table(groups))
     console.print(correlation_table(groups))
-    named = [{**row, "method": title_of(row)} for row in rows]
-    entries = summary(named, list(PLOTTED), ("method", "source"))
-    draw_summary(entries, "Digits, sampled protocol, last epoch", PLOTTED, ["source"]).savefig(
+    named = [{**row, "method": title_of(row), "domains": direction(row["source"])} for row in rows]
+    entries = summary(named, list(PLOTTED), ("method", "domains"))
+    draw_summary(entries, "Digits, sampled protocol, last epoch", PLOTTED, ["domains"]).savefig(
         folder / "adaptation.png", dpi=110
     )
+
+
+def direction(source: str) -> str:
+    """The domains of a run: "mnist" -> "MNIST to USPS"."""
+    (target,) = set(DOMAINS) - {source}
+    return f"{source.upper()} to {target.upper()}"
 
 
 def title_of(row: Mapping[str, Any]) -> str:

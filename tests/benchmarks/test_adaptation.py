@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from lightning_recall.benchmarks import adaptation
-from lightning_recall.benchmarks.adaptation import MAX_SCORED, Setting, digits_of, parser, score, settings_of, title_of
+from lightning_recall.benchmarks.adaptation import (
+    MAX_SCORED,
+    Setting,
+    digits_of,
+    direction,
+    parser,
+    score,
+    settings_of,
+    title_of,
+)
 from lightning_recall.benchmarks.adaptation_methods import METHODS, build
 from lightning_recall.benchmarks.adaptation_report import CHOICES
 
@@ -110,3 +119,4 @@ def test_settings_are_complete_rounds_over_the_methods():
     titles = [title_of(setting._asdict()) for setting in settings]
     assert titles[0] == "source only"
     assert titles[-1] == "DM-ADA, KL 0.01, width 16"
+    assert direction("usps") == "USPS to MNIST"
