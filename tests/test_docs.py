@@ -169,11 +169,13 @@ def test_settings_that_the_text_names_are_there(command, capsys):
     with pytest.raises(SystemExit):
         command("fit", *configs, "--data.transforms=ImageTransforms", "--print_config")
     known = set(settings(yaml.safe_load(capsys.readouterr().out)))
-    for name in ("camvid", "your_masks"):
-        config, given = (
-            ROOT / "configs" / "segmentation" / f"{name}.yaml",
-            ("--data.root=FOLDER", "--model.num_classes=5"),
-        )
+    domains = ("--data.source=A", "--data.target=B")
+    for name, more in (
+        ("segmentation/camvid", ()),
+        ("segmentation/your_masks", ()),
+        ("adaptation/your_domains", domains),
+    ):
+        config, given = ROOT / "configs" / f"{name}.yaml", ("--data.root=FOLDER", "--model.num_classes=5", *more)
         with pytest.raises(SystemExit):
             command("fit", "-c", config, *given, "--print_config")
         known |= set(settings(yaml.safe_load(capsys.readouterr().out)))
