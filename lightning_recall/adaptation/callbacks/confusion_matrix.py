@@ -1,15 +1,14 @@
 """Draws the confusion matrix of each domain."""
 
-from collections.abc import Sequence
-
-from lightning_recall._lightning import Callback, LightningModule, Trainer
+from lightning_recall._lightning import LightningModule, Trainer
 from lightning_recall.adaptation.callbacks.confusions import confusions_of
 from lightning_recall.adaptation.plots import draw_confusion_matrices
+from lightning_recall.callbacks.after_evaluation import AfterEvaluation
 from lightning_recall.callbacks.class_names import find_class_names
 from lightning_recall.callbacks.output import end_progress_bar, output_path, save_picture, writes_files
 
 
-class ConfusionMatrix(Callback):
+class ConfusionMatrix(AfterEvaluation):
     """After fit, validate and test, draws the confusion matrix of source and target: `confusion_matrix_test.png`.
 
     Rows are true classes and sum to 100 %. Up to 12 classes, each cell has the percentage and the number of images; up
@@ -26,24 +25,9 @@ class ConfusionMatrix(Callback):
             classes.
     """
 
-    def __init__(self, class_names: Sequence[str] | None = None) -> None:
-        self.class_names = class_names
+    attribute = "confusions"
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the last validation of a training, if there was one."""
-        if getattr(pl_module, "confusions", None):
-            self.draw(trainer, pl_module, "val")
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the matrices, except during a training."""
-        if trainer.state.fn == "validate":
-            self.draw(trainer, pl_module, "val")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the matrices."""
-        self.draw(trainer, pl_module, "test")
-
-    def draw(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
+    def show(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         """Writes the picture."""
         confusions = confusions_of(pl_module, "ConfusionMatrix")
         if not confusions or not writes_files(trainer):

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from lightning_recall._lightning import Callback, LightningModule, Trainer
+from lightning_recall._lightning import LightningModule, Trainer
 from lightning_recall.adaptation.callbacks.confusions import (
     Confused,
     class_accuracies,
@@ -18,6 +18,7 @@ from lightning_recall.adaptation.callbacks.confusions import (
     most_confused,
     overall_accuracy,
 )
+from lightning_recall.callbacks.after_evaluation import AfterEvaluation
 from lightning_recall.callbacks.class_names import find_class_names
 from lightning_recall.callbacks.output import (
     end_progress_bar,
@@ -31,7 +32,7 @@ from lightning_recall.callbacks.score_text import cell, percent
 MAX_ROWS = 40  # more classes do not fit on a screen
 
 
-class DomainTable(Callback):
+class DomainTable(AfterEvaluation):
     """After fit, validate and test, prints a row for each class: images and accuracy on source and target.
 
     The last column is the class for which target images are most often mistaken, and how many of them are. Below are
@@ -52,22 +53,7 @@ class DomainTable(Callback):
             classes.
     """
 
-    def __init__(self, class_names: Sequence[str] | None = None) -> None:
-        self.class_names = class_names
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Shows the last validation of a training, if there was one."""
-        if getattr(pl_module, "confusions", None):
-            self.show(trainer, pl_module, "val")
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Shows the scores, except during a training."""
-        if trainer.state.fn == "validate":
-            self.show(trainer, pl_module, "val")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Shows the scores."""
-        self.show(trainer, pl_module, "test")
+    attribute = "confusions"
 
     def show(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         """Prints and writes the table."""

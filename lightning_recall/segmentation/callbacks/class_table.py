@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from lightning_recall._lightning import Callback, LightningModule, Trainer
+from lightning_recall._lightning import LightningModule, Trainer
+from lightning_recall.callbacks.after_evaluation import AfterEvaluation
 from lightning_recall.callbacks.class_names import find_class_names
 from lightning_recall.callbacks.output import (
     end_progress_bar,
@@ -27,7 +28,7 @@ NUM_RAREST = 3
 RAREST = "▲"
 
 
-class ClassTable(Callback):
+class ClassTable(AfterEvaluation):
     """After fit, validate and test, prints a row for each class: its share of the pixels, IoU, accuracy and precision.
 
     The share is printed as a number and as a bar of text; a mark shows the rarest classes. Below are the means over
@@ -47,22 +48,7 @@ class ClassTable(Callback):
             classes.
     """
 
-    def __init__(self, class_names: Sequence[str] | None = None) -> None:
-        self.class_names = class_names
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Shows the last validation of a training, if there was one."""
-        if getattr(pl_module, "class_scores", None):
-            self.show(trainer, pl_module, "val")
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Shows the scores, except during a training."""
-        if trainer.state.fn == "validate":
-            self.show(trainer, pl_module, "val")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Shows the scores."""
-        self.show(trainer, pl_module, "test")
+    attribute = "class_scores"
 
     def show(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         """Prints and writes the tables of all dataloaders."""
