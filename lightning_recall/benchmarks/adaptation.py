@@ -151,9 +151,10 @@ def parser() -> argparse.ArgumentParser:
 
 def settings_of(options: argparse.Namespace) -> list[Setting]:
     """The runs that the options ask for: draw by draw, all methods."""
-    own = {method: (options.kl, options.width) if "DM-ADA" in method else () for method in options.methods}
+    kl = {method: options.kl if method.startswith("DM-ADA") else 1.0 for method in options.methods}
+    width = {method: options.width if "DM-ADA" in method else 64 for method in options.methods}
     return [
-        Setting(method, source, draw, options.epochs, options.precision, *own[method])
+        Setting(method, source, draw, options.epochs, options.precision, kl[method], width[method])
         for draw in options.draws
         for source in options.sources
         for method in options.methods

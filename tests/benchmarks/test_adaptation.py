@@ -111,7 +111,7 @@ def test_settings_are_complete_rounds_over_the_methods():
     assert [setting.method for setting in settings] == list(METHODS)
     assert {setting.draw for setting in settings} == {4}
     assert {setting.method: (setting.kl, setting.width) for setting in settings if "DM-ADA" in setting.method} == {
-        "source only, DM-ADA networks": (0.01, 16),
+        "source only, DM-ADA networks": (1.0, 16),
         "DM-ADA without mixup": (0.01, 16),
         "DM-ADA": (0.01, 16),
     }
