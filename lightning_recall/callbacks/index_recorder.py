@@ -130,6 +130,24 @@ def indices_of_batch(loader: Any, batch_idx: int, size: int, labels: Tensor | No
     return None if is_reordered(getattr(loader, "dataset_labels", None), indices, labels) else indices
 
 
+def required_indices(loader: Any, batch_idx: int, size: int, reason: str) -> Tensor:
+    """Indices (b,) in the data set of a batch: see `indices_of_batch`.
+
+    Args:
+        loader: the dataloader.
+        batch_idx: number of the batch.
+        size: b.
+        reason: why they are needed, the start of the error message.
+
+    Raises:
+        ValueError: if they are unknown.
+    """
+    indices = indices_of_batch(loader, batch_idx, size)
+    if indices is None:
+        raise ValueError(f"{reason}, but the data set indices of batch {batch_idx} are unknown: {HINT}.")
+    return indices
+
+
 def as_indices(entry: Any) -> Tensor | None:
     """Converts what a sampler yields to indices (b,) int64; None if it does not yield integers."""
     try:

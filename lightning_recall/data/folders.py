@@ -102,7 +102,7 @@ def raise_unreadable_folder(error: OSError) -> NoReturn:
 
 
 def warn_about_skipped(root: Path, skipped: list[str]) -> None:
-    """Warns how many files of a folder are ignored, and of which kinds they are.
+    """Warns how many files of a folder are ignored, and names their kinds.
 
     Args:
         root: the folder.

@@ -119,7 +119,7 @@ def draw_mnist(root):
 
 def draw_svhn(root):
     """MNIST's and SVHN's files; SVHN labels zeros as 10, and has the images last."""
-    savemat = pytest.importorskip("scipy.io").savemat
+    savemat = pytest.importorskip("scipy.io").savemat  # a test tool
     for split, count in (("train", 60), ("test", 20)):
         images, labels = digits(count, 32, 32, 3)
         savemat(

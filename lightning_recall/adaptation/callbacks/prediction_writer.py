@@ -12,7 +12,7 @@ from lightning_recall._lightning import Callback, LightningModule, Trainer
 from lightning_recall.batch import type_and_shape
 from lightning_recall.callbacks.dataloaders import loader_at, named_loaders
 from lightning_recall.callbacks.index_checks import check_recorded
-from lightning_recall.callbacks.index_recorder import HINT, indices_of_batch, record_indices, stop_recording
+from lightning_recall.callbacks.index_recorder import record_indices, required_indices, stop_recording
 from lightning_recall.callbacks.item_names import class_name, class_names_of, paths_of
 from lightning_recall.callbacks.output import (
     end_progress_bar,
@@ -84,9 +84,7 @@ class PredictionWriter(Callback):
         """Keeps the predictions of a batch."""
         check_predictions(outputs, type(pl_module).__name__)
         loader = loader_at(trainer.predict_dataloaders, dataloader_idx)
-        indices = indices_of_batch(loader, batch_idx, len(outputs))
-        if indices is None:
-            raise ValueError(f"{REQUIRES_INDICES}, but the data set indices of batch {batch_idx} are unknown: {HINT}.")
+        indices = required_indices(loader, batch_idx, len(outputs), REQUIRES_INDICES)
         probabilities: list[float | None] = [None] * len(outputs)
         if self.logits is not None and len(self.logits) == len(outputs):
             chosen = at_least_float32(self.logits).softmax(1).gather(1, outputs[:, None].long())

@@ -19,7 +19,7 @@ FILES = "Check that the archive is unpacked completely, and that listed paths ar
 
 
 class DomainFolderDataModule(AdaptationDataModule):
-    """Data module for a folder that holds two domains, such as Office-31, Office-Home, VisDA-2017 or your own.
+    """Data module for a folder that holds two domains: Office-31, Office-Home, VisDA-2017 or your own.
 
     A domain has one of these layouts:
 
@@ -125,7 +125,7 @@ class DomainFolderDataModule(AdaptationDataModule):
         warn_of_shared_images(self.listings[self.source], self.listings[self.target])
 
     def lacking_classes(self, domain: str) -> set[str]:
-        """The chosen classes of which the target has no training image, with a warning; none for the source."""
+        """The chosen classes without a training image in the target, with a warning; none for the source."""
         if domain == self.source:
             return set()
         found = self.listings[domain]["train"].names

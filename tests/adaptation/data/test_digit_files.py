@@ -56,7 +56,10 @@ def test_images_and_labels_of_different_numbers(tmp_path):
 def test_downloads_pass_on(tmp_path, monkeypatch):
     calls = []
     for name in ("MNIST", "USPS", "SVHN"):
-        fake = lambda root, *args, name=name, **kwargs: calls.append((name, root, *args, kwargs))  # noqa: E731
+
+        def fake(root, *args, name=name, **kwargs):
+            return calls.append((name, root, *args, kwargs))
+
         monkeypatch.setattr(digit_files, name, fake)
     for name in ("mnist", "usps", "svhn", "syn"):
         download_digits(name, tmp_path)
@@ -70,7 +73,7 @@ def test_downloads_pass_on(tmp_path, monkeypatch):
         ("SVHN", root, "test", {"download": True}),
     ]
 
-    def fail(*args, **kwargs):  # noqa: ARG001
+    def fail(*args, **kwargs):  # noqa: ARG001  # takes what the real one takes
         raise RuntimeError("no network")
 
     monkeypatch.setattr(digit_files, "USPS", fail)

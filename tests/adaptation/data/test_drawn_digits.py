@@ -23,7 +23,7 @@ def test_digits_are_white_on_black_and_inside_the_image():
 @pytest.mark.parametrize("size", [28, 32])
 def test_without_transform_a_digit_is_the_average_of_four_pixels(monkeypatch, size):
     identity = np.array([[1, 0, 0], [0, 1, 0]], dtype=np.float32)
-    monkeypatch.setattr(drawn_digits, "random_transforms", lambda count, rng: np.stack([identity] * count))  # noqa: ARG005
+    monkeypatch.setattr(drawn_digits, "random_transforms", lambda count, rng: np.stack([identity] * count))  # noqa: ARG005  # the arguments of the real one
     labels = np.array([3, 0, 9])
     drawn = draw_typefaces([SERIF], 2 * size)[0, labels].astype(float)
     expected = drawn.reshape(3, size, 2, size, 2).mean((2, 4))
@@ -32,7 +32,10 @@ def test_without_transform_a_digit_is_the_average_of_four_pixels(monkeypatch, si
 
 def test_draws_are_reproducible_and_vary():
     labels = np.full(8, 4)
-    draw = lambda seed: draw_digits([SERIF, SANS], labels, 32, np.random.default_rng(seed))  # noqa: E731
+
+    def draw(seed):
+        return draw_digits([SERIF, SANS], labels, 32, np.random.default_rng(seed))
+
     images = draw(0)
     assert images.shape == (8, 32, 32)
     assert images.dtype == np.uint8

@@ -33,7 +33,10 @@ def domains(num_source=7, num_target=10):
     """Source image i is i with label i, target image j is 100 + j."""
     source = torch.arange(num_source)
     target = 100 + torch.arange(num_target)
-    image = lambda values: values[:, None, None, None].expand(-1, 3, 2, 2)  # noqa: E731
+
+    def image(values):
+        return values[:, None, None, None].expand(-1, 3, 2, 2)
+
     return DomainPairs(TensorDataset(image(source), source), TensorDataset(image(target)))
 
 
@@ -143,7 +146,9 @@ def test_processes_draw_the_transforms_of_one(monkeypatch):
 
 @pytest.mark.parametrize("epoch_length", ["shorter", "longer"])
 def test_resuming_in_the_middle_of_an_epoch(epoch_length):
-    build = lambda size=2: PairedLoader(domains(), PairedBatchSampler(7, 10, size, epoch_length=epoch_length))  # noqa: E731
+    def build(size=2):
+        return PairedLoader(domains(), PairedBatchSampler(7, 10, size, epoch_length=epoch_length))
+
     loader = build()
     list(loader)
     iterator = iter(loader)

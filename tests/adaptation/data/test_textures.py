@@ -15,7 +15,9 @@ def test_blending_is_the_absolute_difference():
 
 
 def test_textures_differ_and_are_reproducible():
-    draw = lambda seed=0, **kwargs: draw_textures(6, 16, np.random.default_rng(seed), **kwargs)  # noqa: E731
+    def draw(seed=0, **kwargs):
+        return draw_textures(6, 16, np.random.default_rng(seed), **kwargs)
+
     textures = draw()
     assert textures.shape == (6, 3, 16, 16)
     assert textures.dtype == np.uint8

@@ -116,7 +116,9 @@ def test_colour_images_of_the_size_are_not_changed(folder):
 
 
 def test_mnist_m_is_made_from_mnist(folder):
-    build = lambda draw=0, seed=0: ready(str(folder), "mnist", "mnistm", protocol="full", draw=draw, seed=seed)  # noqa: E731
+    def build(draw=0, seed=0):
+        return ready(str(folder), "mnist", "mnistm", protocol="full", draw=draw, seed=seed)
+
     target = build().domains["target"]
     images, labels = digits(30, (28, 28), 9)
     expected = make_mnist_m(images, None, np.random.default_rng((1803, 0, 1)))

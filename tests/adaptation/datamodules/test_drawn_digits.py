@@ -38,8 +38,12 @@ def test_the_size_of_the_images():
 
 
 def test_brightness_and_contrast_of_the_target():
-    image = lambda **settings: DrawnDigitsDataModule(**SIZES, **settings).read()["target"]["test"].images.float()  # noqa: E731
-    corner = lambda images: images[:, :, :4, :4].amax((2, 3))  # without strokes  # noqa: E731
+    def image(**settings):
+        return DrawnDigitsDataModule(**SIZES, **settings).read()["target"]["test"].images.float()
+
+    def corner(images):
+        return images[:, :, :4, :4].amax((2, 3))  # without strokes
+
     black, dark, bright = (image(brightness=brightness) for brightness in (0, 0.3, 0.6))
     assert (black == black[:, :1]).all()
     assert not corner(black).any()

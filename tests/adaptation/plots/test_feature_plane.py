@@ -72,5 +72,5 @@ def test_legends_are_inside_and_do_not_overlap(num_classes, num_rows):
     boxes += [*(text.get_window_extent(renderer) for text in figure.texts)]
     boxes += [axes.get_tightbbox(renderer) for axes in figure.axes]
     for number, box in enumerate(boxes):
-        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1  # noqa: PT018
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1  # noqa: PT018  # four sides of one box
         assert not any(box.overlaps(other) for other in boxes[number + 1 :])

@@ -20,13 +20,13 @@ def test_principal_components_are_those_of_scikit_learn():
 @pytest.mark.parametrize("projection", ["tsne", "pca"])
 def test_clusters_stay_apart_and_random_numbers_stay(projection):
     torch.manual_seed(3)
-    np.random.seed(3)  # noqa: NPY002
-    expected = torch.rand(1).item(), np.random.rand()  # noqa: NPY002
+    np.random.seed(3)  # noqa: NPY002  # the generator that users draw from
+    expected = torch.rand(1).item(), np.random.rand()  # noqa: NPY002  # the generator that users draw from
     torch.manual_seed(3)
-    np.random.seed(3)  # noqa: NPY002
+    np.random.seed(3)  # noqa: NPY002  # the generator that users draw from
     before = FEATURES.clone()
     points = project(FEATURES, projection, seed=1)
-    assert (torch.rand(1).item(), np.random.rand()) == expected  # noqa: NPY002
+    assert (torch.rand(1).item(), np.random.rand()) == expected  # noqa: NPY002  # the generator that users draw from
     assert torch.equal(FEATURES, before)
     assert points.shape == (60, 2)
     distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
