@@ -23,8 +23,8 @@ from lightning_recall.adaptation.network_checks import check_class_names, check_
 from lightning_recall.adaptation.parameter_groups import adaptation_groups
 from lightning_recall.adaptation.training_summary import training_summary
 from lightning_recall.callbacks.class_names import checked_names
-from lightning_recall.callbacks.dataloaders import checks_all_batches, loaders_of
-from lightning_recall.callbacks.validation_history import Validation
+from lightning_recall.callbacks.dataloaders import loaders_of
+from lightning_recall.callbacks.scored_module import ScoredModule
 from lightning_recall.checks import check_integer, check_same
 from lightning_recall.optimization import ManualOptimization, weight_averaging
 from lightning_recall.optimization.distributed_random_states import get_random_states, set_random_states
@@ -34,7 +34,7 @@ from lightning_recall.optimization.parameter_groups import ParameterGroup
 CHECKPOINT_KEY = "adaptation"
 
 
-class AdaptationModule(ManualOptimization):
+class AdaptationModule(ScoredModule, ManualOptimization):
     """Base of the methods: an encoder and a classifier, with their evaluation on both domains.
 
     A subclass defines `training_step`, which calls `checked`, `encode`, `classify`, `optimize` and `logged`.
@@ -171,28 +171,13 @@ class AdaptationModule(ManualOptimization):
         """Starts new counts for each domain."""
         self.on_validation_epoch_start()
 
-    def on_validation_epoch_end(self) -> None:
-        """Logs the scores. The sanity check has none, unless it covers all batches before the first step."""
+    def forget_results(self) -> None:
+        """Removes `confusions`."""
         self.confusions = {}
-        if not self.trainer.sanity_checking:
-            scores = self.log_scores("val")
-            if self.trainer.state.fn == "fit":
-                check_target_labels(self.trainer, scores)
-                self.history.validations.append(Validation(self.trainer.current_epoch + 1, scores))
-        elif self.trainer.global_step == 0 and checks_all_batches(self.trainer):
-            scores = {key: value.item() for key, value in self.computed_scores("val").items()}
-            self.history.baselines = {"before training": scores}
 
-    def on_test_epoch_end(self) -> None:
-        """Logs the scores."""
-        self.confusions = {}
-        self.log_scores("test")
-
-    def log_scores(self, split: str) -> dict[str, float]:
-        """Logs and returns the scores of a split, by key."""
-        scores = self.computed_scores(split)
-        self.log_dict(scores, sync_dist=True)
-        return {key: value.item() for key, value in scores.items()}
+    def check_scores(self, scores: dict[str, float]) -> None:
+        """Raises ValueError if a monitored score of the target needs labels that are missing."""
+        check_target_labels(self.trainer, scores)
 
     def computed_scores(self, split: str) -> dict[str, Tensor]:
         """Computes all scores over all processes, key -> score, and sets `confusions`."""

@@ -10,8 +10,9 @@ from torchvision.transforms.v2 import functional as tv
 
 from lightning_recall._lightning import Callback, callbacks_of, rank_zero_warn
 from lightning_recall.callbacks.class_names import checked_names, key_names
-from lightning_recall.callbacks.dataloaders import check_loaders, checks_all_batches, loaders_of, named_loaders
-from lightning_recall.callbacks.validation_history import Validation, ValidationHistory
+from lightning_recall.callbacks.dataloaders import check_loaders, loaders_of, named_loaders
+from lightning_recall.callbacks.scored_module import ScoredModule
+from lightning_recall.callbacks.validation_history import ValidationHistory
 from lightning_recall.checks import check_integer, check_same
 from lightning_recall.data.channel_statistics import channel_values, check_normalization
 from lightning_recall.optimization.automatic_optimization import AutomaticOptimization
@@ -32,7 +33,7 @@ SAME = ("num_classes", "ignore_index")
 """attributes that the module shares with its loss and its data module"""
 
 
-class SegmentationModule(AutomaticOptimization):
+class SegmentationModule(ScoredModule, AutomaticOptimization):
     """Trains a network that predicts the class of each pixel, and scores it.
 
     A batch is a pair (images (B, 3, H, W), masks (B, H, W) integers). Images of dtype uint8 are divided by 255 and
@@ -180,29 +181,11 @@ class SegmentationModule(AutomaticOptimization):
         """Starts new counts for each dataloader."""
         self.on_validation_epoch_start()
 
-    def on_validation_epoch_end(self) -> None:
-        """Logs the scores. The sanity check has none, unless it covers all batches before the first step."""
+    def forget_results(self) -> None:
+        """Removes `class_scores`."""
         self.class_scores = {}
-        if not self.trainer.sanity_checking:
-            scores = self.log_scores("val")
-            if self.trainer.state.fn == "fit":
-                self.history.validations.append(Validation(self.trainer.current_epoch + 1, scores))
-        elif self.trainer.global_step == 0 and checks_all_batches(self.trainer):
-            scores = {key: value.item() for key, value in self.scores_by_key("val").items()}
-            self.history.baselines = {"before training": scores}
 
-    def on_test_epoch_end(self) -> None:
-        """Logs the scores."""
-        self.class_scores = {}
-        self.log_scores("test")
-
-    def log_scores(self, split: str) -> dict[str, float]:
-        """Logs and returns the scores of a split, by key."""
-        scores = self.scores_by_key(split)
-        self.log_dict(scores, sync_dist=True)
-        return {key: value.item() for key, value in scores.items()}
-
-    def scores_by_key(self, split: str) -> dict[str, Tensor]:
+    def computed_scores(self, split: str) -> dict[str, Tensor]:
         """Computes all scores over all processes, key -> score, and sets `class_scores`."""
         names = [*named_loaders(loaders_of(self.trainer))]
         parts = [str(name) if len(names) > 1 else "" for name in names]
