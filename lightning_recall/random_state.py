@@ -47,10 +47,10 @@ def set_random_state(state: RandomState, device: torch.device | None = None) -> 
 
 
 @contextmanager
-def preserve_random_state(with_torch: bool = True) -> Iterator[None]:
-    """Context manager that restores, on exit, the states that the generators had on entry."""
-    state = get_random_state(with_torch)
+def preserve_random_state(with_torch: bool = True, device: torch.device | None = None) -> Iterator[None]:
+    """Context manager that restores, on exit, the states that the generators had on entry: see `get_random_state`."""
+    state = get_random_state(with_torch, device)
     try:
         yield
     finally:
-        set_random_state(state)
+        set_random_state(state, device)

@@ -8,7 +8,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_recall.adaptation.dann import DANNModule
 from lightning_recall.adaptation.dm_ada import DMADAModule
-from lightning_recall.adaptation.models.digits import DomainDiscriminator, FeatureClassifier, Judgement
+from lightning_recall.adaptation.models import FeatureClassifier, FeatureDiscriminator
+from lightning_recall.adaptation.models.images import Judgement
 
 K, SIZE, NOISE = 3, 4, 2
 
@@ -62,7 +63,7 @@ def dm_ada(seed=0):
 
 def dann(seed=0):
     torch.manual_seed(seed)
-    return DANNModule(Encoder(), FeatureClassifier(8, K, 4), DomainDiscriminator(8, 4), K)
+    return DANNModule(Encoder(), FeatureClassifier(8, K, 4), FeatureDiscriminator(8, [4], norm=None), K)
 
 
 def loaders(shuffle=True, batch_size=8, labelled=True):

@@ -6,7 +6,7 @@ import torch
 from pytorch_lightning import Trainer
 from torch import distributed, nn
 
-from lightning_recall.adaptation.models.digits import Judgement
+from lightning_recall.adaptation.models.images import Judgement
 
 K, SIZE, LATENT, NOISE = 3, 4, 2, 3
 PIXELS = 3 * SIZE * SIZE

@@ -20,6 +20,7 @@ BOTTOM = {
     "random_state",
     "gather",
     "memory_allocation",
+    "evaluation_mode",
 }  # plain torch, for every room
 PLAIN = {"losses", "mixup", "models", "samplers", "search", "metrics", "plots", "recompute"}  # plain torch too
 SHARED = {"optimization", "data", "callbacks", "cli"}  # with Lightning, for the wings too

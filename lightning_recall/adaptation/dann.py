@@ -62,8 +62,8 @@ class DANNModule(AdaptationModule):
             training without end, such as `max_epochs=-1`: alpha depends on its length.
 
     >>> import torch
-    >>> from lightning_recall.adaptation.models.digits import DigitEncoder, DomainDiscriminator, FeatureClassifier
-    >>> networks = DigitEncoder(), FeatureClassifier(128, 10), DomainDiscriminator(128)
+    >>> from lightning_recall.adaptation.models import DigitEncoder, FeatureClassifier, FeatureDiscriminator
+    >>> networks = DigitEncoder(), FeatureClassifier(128, 10), FeatureDiscriminator(128, hidden_dims=[100])
     >>> module = DANNModule(*networks, num_classes=10, mixup=DomainMixup(clip=0.3, levels=["feature"]))
     >>> module(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])

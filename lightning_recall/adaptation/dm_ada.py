@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_recall.adaptation.batches import DomainBatch
 from lightning_recall.adaptation.domain_mixup import DomainMixup, mix_domains
-from lightning_recall.adaptation.example_images import domain_images, evaluation_mode, to_uint8
+from lightning_recall.adaptation.example_images import domain_images, to_uint8
 from lightning_recall.adaptation.images import unit_range
 from lightning_recall.adaptation.losses import class_loss, domain_loss, gaussian_kl, mixup_triplet_loss
 from lightning_recall.adaptation.module import AdaptationModule
@@ -31,6 +31,7 @@ from lightning_recall.adaptation.network_optimizers import (
 )
 from lightning_recall.adaptation.noise import local_noise
 from lightning_recall.checks import check_integer, check_same
+from lightning_recall.evaluation_mode import evaluation_mode
 from lightning_recall.optimization import ManualOptimization
 
 
@@ -103,8 +104,9 @@ class DMADAModule(AdaptationModule):
     - Checkpoints: choose them by the source or a validator without target labels, or take the last. The released code
       chooses by the accuracy on the target's test images.
 
-    `global_step` counts the steps of all optimizers, 4 for each batch by default: so do `max_steps` of the Trainer and
-    `every_n_train_steps` of ModelCheckpoint. Logs `train/loss`, which is L_F, and `train/NETWORK_loss`.
+    `global_step` counts the steps of all optimizers, 4 for each batch by default. `max_steps` of the Trainer and
+    `every_n_train_steps` of ModelCheckpoint count these steps too. Logs `train/loss`, which is L_F, and
+    `train/NETWORK_loss`.
 
     With several processes each has the same number of images, and networks without BatchNorm train as on one process.
     BatchNorm uses the statistics of each process's images; `sync_batchnorm=True` of the Trainer, for GPUs, those of the
@@ -267,7 +269,7 @@ class DMADAModule(AdaptationModule):
         """
         source, target = (unit_range(part.to(self.device), self.dtype) for part in (source_images, target_images))
         images = domain_images(source, target, ratios)
-        with evaluation_mode(self):
+        with evaluation_mode(self), torch.no_grad():
             ends = self.encode(source), self.encode(target)
             noise = torch.randn(len(source), self.noise_dim, generator=torch.Generator().manual_seed(self.seed))
             given = self.conditions(labels.to(self.device), ends[1])

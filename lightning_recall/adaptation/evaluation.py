@@ -63,7 +63,8 @@ class DomainHistory(ValidationHistory):
     """Validation scores of an adaptation: the accuracies on both domains.
 
     The best validation is the one with the highest monitored score. Without a monitor it is that with the highest
-    source accuracy, and without source images it is the last: labels of the target choose nothing by themselves.
+    source accuracy, and without source images it is the last. Target labels are used only if a monitor names their
+    score.
     """
 
     def __init__(self) -> None:

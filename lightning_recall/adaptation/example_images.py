@@ -1,10 +1,9 @@
 """Images for pictures of a training: both domains, and their mixes."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_recall.adaptation.domain_mixup import mix_domains
 
@@ -34,20 +33,3 @@ def domain_images(source: Tensor, target: Tensor, ratios: Sequence[float]) -> di
 def to_uint8(images: Tensor) -> Tensor:
     """Images between 0 and 1 as uint8, from 0 to 255."""
     return images.detach().float().mul(255).round().clamp(0, 255).to(torch.uint8)
-
-
-@contextmanager
-def evaluation_mode(*networks: nn.Module) -> Iterator[None]:
-    """Context manager in which networks are in evaluation mode and no gradients are computed.
-
-    On exit each layer returns to its mode: a layer that is frozen in evaluation mode stays so.
-    """
-    modes = {layer: layer.training for network in networks for layer in network.modules()}
-    for network in networks:
-        network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for layer, mode in modes.items():
-            layer.training = mode

@@ -1,5 +1,6 @@
 """Sizes of networks that follow from the settings of the encoder, so that settings files need not repeat them."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,7 +44,7 @@ def built_feature_dim(encoder: Any) -> int:
 
     The module reports later why an encoder cannot be built.
     """
-    settings = encoder.clone() if isinstance(encoder, Namespace) else encoder
+    settings = copy.deepcopy(encoder)  # which the next line changes
     disable_pretrained(settings)
     for device in ("meta", "cpu"):  # without memory, if the encoder allows it
         try:

@@ -45,11 +45,12 @@ class AdaptationModule(ScoredModule, ManualOptimization):
 
     Validation and test take the dataloaders {"source": ..., "target": ...}, one of the two, or a single dataloader of
     target images. Their batches are pairs (images, labels), or images without labels; label -1 means no label. Each
-    image counts once, also with several processes. Logged are `val/source/loss`; the accuracies
+    image counts once, also with several processes. Validation logs `val/source/loss`; the accuracies
     `val/source/accuracy`, `val/source/mean_class_accuracy`, `val/target/accuracy`, `val/target/mean_class_accuracy`;
     and the validators `val/target/information_maximization`, `val/target/bnm`, `val/target/negative_entropy`, which
-    need no labels: see `DomainScores`. The same with `test/`. Without target labels there are no target accuracies.
-    ModelCheckpoint and EarlyStopping can monitor each of them; a warning says when labels of the target choose a model.
+    need no labels: see `DomainScores`. The test logs the same keys with `test/`. Without target labels there are no
+    target accuracies. ModelCheckpoint and EarlyStopping can monitor each of them; a warning says when labels of the
+    target choose a model.
 
     A sanity check of all validation batches (the Trainer's `num_sanity_val_steps: -1`) scores the networks before
     training, as the first row of the table that `RunSummary` prints after training.

@@ -1,10 +1,10 @@
 """Trains digit classifiers on MNIST for USPS and back with each method, in the sampled protocol of the literature.
 
 Each draw takes 2,000 training images of MNIST and 1,800 of USPS; the labels of the target are used for scores only.
-Target accuracy is that on images which are in no training: all other MNIST images of the file, or the test images of
-USPS. After each run, a row is appended to adaptation.csv, and after each epoch to adaptation_epochs.csv. A run that is
-already in the file is not repeated, and an interrupted run continues from its checkpoint. Start the command twice, with
-different --draws and the same --output, to use two cores.
+Target accuracy is that on images which are in no training: 4,000 other MNIST images of the file, in random order, or
+the 2,007 test images of USPS. After each run, a row is appended to adaptation.csv, and after each epoch to
+adaptation_epochs.csv. A run that is already in the file is not repeated, and an interrupted run continues from its
+checkpoint. Start the command twice, with different --draws and the same --output, to use two cores.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from lightning_recall.benchmarks.adaptation_methods import METHODS, build
 from lightning_recall.benchmarks.adaptation_report import choice_table, correlation_table, runs_of
 from lightning_recall.benchmarks.measure import machine
 from lightning_recall.benchmarks.result_rows import append_row, draw_summary, pending, read_rows, rows_of, summary
+from lightning_recall.evaluation_mode import evaluation_mode
 from lightning_recall.memory_allocation import keep_freed_memory
 
 DOMAINS: tuple[Literal["mnist", "usps"], ...] = ("mnist", "usps")
@@ -79,28 +80,24 @@ class EpochScores(Callback):
 
 @torch.no_grad()
 def score(module: AdaptationModule, data: DigitsAdaptationDataModule) -> dict[str, float]:
-    """Accuracy in percent on both domains, and the validators of the target, which need no labels.
-
-    The module is in training mode afterwards.
-    """
+    """Accuracy in percent on both domains, and the validators of the target, which need no labels."""
     parts = {
         "source_test": data.domains["source"]["test"],
         "target_test": data.domains["target"]["test"],
         "target_train": data.domains["target"]["val"],  # the training images, with labels
     }
-    module.eval()
     row: dict[str, float] = {}
     for name, part in parts.items():
         scores = DomainScores(data.num_classes)
         images, labels = part.images[: MAX_SCORED[name]], torch.from_numpy(part.labels[: MAX_SCORED[name]])
         for start in range(0, len(labels), EVAL_BATCH):
             chosen = slice(start, start + EVAL_BATCH)
-            scores.update(module(images[chosen].to(module.device)).cpu(), labels[chosen])
+            with evaluation_mode(module):
+                scores.update(module(images[chosen].to(module.device)).cpu(), labels[chosen])
         found = scores.compute()
         row[name] = round(100 * found["accuracy"].item(), 3)
         if name != "source_test":
             row |= {f"{name}_{validator}": round(found[validator].item(), 6) for validator in VALIDATORS}
-    module.train()
     return row
 
 
@@ -135,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     made = argparse.ArgumentParser("lightning_recall.benchmarks.adaptation", description=__doc__)
     add, names = made.add_argument, list(METHODS)
-    add("--digits", required=True, metavar="FILE", help="npz file, or folder, of DigitsAdaptationDataModule")
+    add("--digits", required=True, metavar="FILE", help="npz file of DigitsAdaptationDataModule")
     add("--methods", nargs="+", choices=names, default=names, metavar="NAME", help=f"of {', '.join(names)}")
     add("--sources", nargs="+", choices=DOMAINS, default=DOMAINS, metavar="NAME", help="mnist, usps")
     add("--draws", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="seeds of the images and the training")

@@ -10,7 +10,7 @@ from lightning_recall._lightning import seed_everything
 from lightning_recall.adaptation.dann import DANNModule
 from lightning_recall.adaptation.dm_ada import DMADAModule, DMADAWeights
 from lightning_recall.adaptation.domain_mixup import DomainMixup
-from lightning_recall.adaptation.models.dann import DANNClassifier, DANNDiscriminator, DANNEncoder
+from lightning_recall.adaptation.models.dann import DANNClassifier, DANNEncoder
 from lightning_recall.adaptation.models.digits import (
     DigitDiscriminator,
     DigitEncoder,
@@ -18,6 +18,7 @@ from lightning_recall.adaptation.models.digits import (
     FeatureClassifier,
     GaussianEncoder,
 )
+from lightning_recall.adaptation.models.discriminator import FeatureDiscriminator
 from lightning_recall.adaptation.module import AdaptationModule
 from lightning_recall.adaptation.source_only import SourceOnlyModule
 
@@ -34,7 +35,8 @@ def source_only(seed: int, kl: float, width: int) -> AdaptationModule:  # noqa: 
 def dann(seed: int, kl: float, width: int, mixup: DomainMixup | None = None) -> AdaptationModule:  # noqa: ARG001  # as above
     """DANN, optionally with mixed features."""
     encoder = DANNEncoder()
-    classifier, discriminator = DANNClassifier(encoder.feature_dim, NUM_CLASSES), DANNDiscriminator(encoder.feature_dim)
+    classifier = DANNClassifier(encoder.feature_dim, NUM_CLASSES)
+    discriminator = FeatureDiscriminator(encoder.feature_dim, hidden_dims=[100])
     adam = partial(torch.optim.Adam, lr=1e-3)
     return DANNModule(encoder, classifier, discriminator, NUM_CLASSES, mixup, optimizer=adam, seed=seed)
 

@@ -47,6 +47,11 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_FILES
 
 
+def images_below(folder: Path) -> list[str]:
+    """Sorted paths of the image files in a folder and its subfolders."""
+    return sorted(file for file in files_below(str(folder)) if os.path.splitext(file)[1].lower() in image_suffixes())
+
+
 def list_images(folder: Path, root: Path, skipped: list[str]) -> tuple[list[str], list[str]]:
     """Lists image paths (relative to root) and classes of the class folders; appends other files to `skipped`."""
     entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))

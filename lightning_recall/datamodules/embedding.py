@@ -1,16 +1,16 @@
 """Embeds the images of a data set once; each process embeds its share."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from lightning_recall.batch import IGNORED_LABEL
 from lightning_recall.data.chunk_loader import Chunk, SeededItems
+from lightning_recall.evaluation_mode import evaluation_mode
 from lightning_recall.random_state import preserve_random_state
 from lightning_recall.tensors import at_least_float32
 
@@ -98,15 +98,3 @@ def embed_images(
             bar.update(len(gathered[-1]))
     features = torch.cat(gathered).reshape(views, count, -1).transpose(0, 1).contiguous()  # (N, views, F)
     return features, torch.cat(gathered_labels)[:count] != IGNORED_LABEL
-
-
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Puts a module into evaluation mode, and restores the mode of each of its parts on exit."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training

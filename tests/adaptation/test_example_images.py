@@ -1,8 +1,6 @@
-import pytest
 import torch
-from torch import nn
 
-from lightning_recall.adaptation.example_images import domain_images, evaluation_mode, to_uint8
+from lightning_recall.adaptation.example_images import domain_images, to_uint8
 
 SOURCE = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 TARGET = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
@@ -18,13 +16,3 @@ def test_mixes_are_rounded_weighted_means():
 
 def test_values_out_of_range_are_clipped():
     assert to_uint8(torch.tensor([-0.5, 0.0, 0.5, 1.0, 1.5])).tolist() == [0, 0, 128, 255, 255]
-
-
-def test_evaluation_mode_ends_with_the_modes_before_also_after_an_error():
-    network = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout())
-    network[0].eval()
-    with pytest.raises(RuntimeError), evaluation_mode(network):  # noqa: PT012  # the error is part of the test
-        assert not network[1].training
-        assert not network[0](SOURCE.float().requires_grad_()).requires_grad
-        raise RuntimeError
-    assert [network.training, network[0].training, network[1].training] == [True, False, True]

@@ -19,10 +19,10 @@ from lightning_recall.adaptation.models.digits import (
     DigitDiscriminator,
     DigitEncoder,
     DigitGenerator,
-    DomainDiscriminator,
     FeatureClassifier,
     GaussianEncoder,
 )
+from lightning_recall.adaptation.models.discriminator import FeatureDiscriminator
 from lightning_recall.adaptation.scores import DomainScores
 from lightning_recall.adaptation.source_only import SourceOnlyModule
 from lightning_recall.callbacks import RunSummary
@@ -72,7 +72,9 @@ def network(dropout=0.0):
 def make(kind=DANNModule, encoder=None, classifier=None, optimizer=None, **kwargs):
     torch.manual_seed(1)
     classifier = classifier or FeatureClassifier(4, K, 4)
-    extra = {"discriminator": DomainDiscriminator(4, 4), "mixup": DomainMixup()} if kind is DANNModule else {}
+    extra = (
+        {"discriminator": FeatureDiscriminator(4, [4], norm=None), "mixup": DomainMixup()} if kind is DANNModule else {}
+    )
     optimizer = optimizer or partial(torch.optim.Adam, lr=0.01)
     settings = {"num_classes": K, "optimizer": optimizer, **extra, **kwargs}
     return kind(encoder or network(), classifier, **settings)
@@ -248,7 +250,7 @@ def test_plain_dataloaders_of_different_length(kind, mode, labelled, tmp_path):
     source, target = loader(10), loader(6, seed=1)
     if not labelled:
         target = DataLoader(draw(6, 1)[0], batch_size=4)
-    settings = {} if kind is SourceOnlyModule else {"discriminator": DomainDiscriminator(4, 4)}
+    settings = {} if kind is SourceOnlyModule else {"discriminator": FeatureDiscriminator(4, [4], norm=None)}
     module = kind(network(), FeatureClassifier(4, K, 4), num_classes=K, **settings)
     trainer = trainer_of(tmp_path)
     trainer.fit(module, CombinedLoader({"source": source, "target": target}, mode))
@@ -430,7 +432,7 @@ def test_a_checkpoint_rebuilds_the_module(tmp_path):
     trainer.fit(module, training(), evaluation())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     arguments = {"encoder": network(), "classifier": FeatureClassifier(4, K, 4), "num_classes": K}
-    arguments |= {"discriminator": DomainDiscriminator(4, 4)}
+    arguments |= {"discriminator": FeatureDiscriminator(4, [4], norm=None)}
     loaded = DANNModule.load_from_checkpoint(tmp_path / "a.ckpt", **arguments)
     images, _ = draw(2)
     assert torch.equal(loaded.eval()(images), module.eval()(images))

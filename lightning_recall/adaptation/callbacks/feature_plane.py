@@ -16,8 +16,10 @@ from lightning_recall.adaptation.plots import FeaturePoints, Projection, draw_fe
 from lightning_recall.adaptation.plots.projection import TITLES, resolve_projection
 from lightning_recall.batch import type_and_shape
 from lightning_recall.callbacks.class_names import find_class_names
+from lightning_recall.callbacks.dataloaders import loaders_of
 from lightning_recall.callbacks.output import end_progress_bar, output_path, save_picture, writes_files
 from lightning_recall.checks import check_integer
+from lightning_recall.data.messages import pluralize
 
 BATCH_SIZE = 100  # if the dataloader has none
 
@@ -61,12 +63,13 @@ class FeaturePlane(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Computes the features before the first step; a resumed training has them from its checkpoint."""
         if trainer.is_global_zero and self.before is None and writes_files(trainer):
-            title = "before training" if trainer.global_step == 0 else f"after {epochs_text(trainer.current_epoch)}"
+            after = f"after {pluralize(trainer.current_epoch, 'epoch')}"
+            title = "before training" if trainer.global_step == 0 else after
             self.before = self.points(pl_module, trainer.val_dataloaders, title)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the features before and after training."""
-        self.draw(trainer, pl_module, "val", f"after {epochs_text(trainer.current_epoch)}")
+        self.draw(trainer, pl_module, "val", f"after {pluralize(trainer.current_epoch, 'epoch')}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the features, except during a training."""
@@ -84,7 +87,7 @@ class FeaturePlane(Callback):
         path = output_path(trainer, f"feature_plane_{split}.png")  # must be called on all processes
         if not trainer.is_global_zero:
             return
-        loaders = trainer.test_dataloaders if split == "test" else trainer.val_dataloaders
+        loaders = loaders_of(trainer)
         before = [self.before] if trainer.state.fn == "fit" and self.before is not None else []
         rows = [*before, self.points(pl_module, loaders, title)]
         largest = max(int(row.labels.max(initial=0)) for row in rows)
@@ -162,8 +165,3 @@ def without_infinite(features: Tensor) -> Tensor:
     if not features.isfinite().all():
         rank_zero_warn("Some features are not finite: FeaturePlane draws them as 0. Use a lower learning rate.")
     return features.nan_to_num(0.0, 0.0, 0.0)
-
-
-def epochs_text(epochs: int) -> str:
-    """1 -> "1 epoch"."""
-    return f"{epochs} epoch{'s' * (epochs != 1)}"

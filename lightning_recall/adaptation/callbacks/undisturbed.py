@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from lightning_recall._lightning import LightningModule
-from lightning_recall.adaptation.example_images import evaluation_mode
-from lightning_recall.random_state import get_random_state, set_random_state
+from lightning_recall.evaluation_mode import evaluation_mode
+from lightning_recall.random_state import preserve_random_state
 
 
 @contextmanager
@@ -15,9 +17,5 @@ def undisturbed(module: LightningModule) -> Iterator[None]:
     The modes of all layers, and the states of the random generators of Python, NumPy, torch and the module's device
     are restored on exit.
     """
-    state = get_random_state(device=module.device)
-    try:
-        with evaluation_mode(module):
-            yield
-    finally:
-        set_random_state(state, module.device)
+    with preserve_random_state(device=module.device), evaluation_mode(module), torch.no_grad():
+        yield

@@ -117,7 +117,7 @@ def read_usps(root: Path, split: str) -> Digits:
 
 
 def read_mat(file: Path) -> Digits:
-    """Reads X (32, 32, 3, N) and y (N, 1) of the .mat files of SVHN and SYN digits; in SVHN, the digit 0 has 10."""
+    """Reads X (32, 32, 3, N) and y (N, 1) of the .mat files of SVHN and SYN digits. SVHN labels the digit 0 as 10."""
     try:
         from scipy.io import loadmat
     except ImportError as error:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightning_recall.data.folders import (
-    files_below,
-    image_suffixes,
+    images_below,
     is_hidden,
     list_images,
     split_of,
@@ -89,8 +88,7 @@ def list_files(root: Path, domain: str) -> dict[str, Path]:
 def list_folder(folder: Path, root: Path) -> Listing:
     """Images of class folders; images of unknown class if there are no folders in the folder."""
     if not visible_folders(folder):
-        files = sorted(files_below(str(folder)))
-        images = [file for file in files if os.path.splitext(file)[1].lower() in image_suffixes()]
+        images = images_below(folder)
         if not images:
             raise ValueError(f"{shorten(folder)} holds no image, such as a .jpg or .png. Layouts: {LAYOUTS}.")
         return Listing([file.removeprefix(os.path.join(root, "")) for file in images], [None] * len(images), ())

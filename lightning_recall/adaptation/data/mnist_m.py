@@ -1,6 +1,5 @@
 """Makes MNIST-M: digits blended with random patches of photos, or of drawn textures."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ from numpy.typing import NDArray
 
 from lightning_recall.adaptation.data.textures import blend, draw_textures
 from lightning_recall.data import read_image
-from lightning_recall.data.folders import image_suffixes, is_hidden
+from lightning_recall.data.folders import images_below
 from lightning_recall.data.messages import shorten
 from lightning_recall.data.tables import require_path, user_path
 
@@ -52,12 +51,7 @@ def list_photos(folder: Path) -> list[Path]:
         ValueError: if the folder is missing or holds none.
     """
     require_path(folder, "photos is a folder of colour photos, such as the images of BSDS500.")
-    files = [
-        Path(path, name)
-        for path, _, names in sorted(os.walk(folder))
-        for name in sorted(names)
-        if os.path.splitext(name)[1].lower() in image_suffixes() and not is_hidden(name)
-    ]
+    files = [Path(file) for file in images_below(folder)]
     if not files:
         raise ValueError(f"photos={shorten(folder)} holds no image, such as a .jpg or .png.")
     return files

@@ -46,7 +46,7 @@ class DomainFolderDataModule(AdaptationDataModule):
         target: the domain whose labels, if there are any, are used for scores only.
         transforms: image loading and transforms.
         classes: uses only images of these classes, in this order. The source must have them all; the target may lack
-            some, which is warned of: partial domain adaptation. None: all classes, which must be the same in both
+            some (partial domain adaptation), which gives a warning. None: all classes, which must be the same in both
             domains.
         test_fraction: fraction of the target's images held out for the test, at least 0 and below 1; ignored if the
             target has a test split. 0: all images are for training and test.

@@ -1,12 +1,11 @@
 """Networks for domain adaptation: encoders, classifiers, generators and discriminators."""
 
 from lightning_recall.adaptation.models.backbone import BackboneEncoder
-from lightning_recall.adaptation.models.dann import DANNClassifier, DANNDiscriminator, DANNEncoder
+from lightning_recall.adaptation.models.dann import DANNClassifier, DANNEncoder
 from lightning_recall.adaptation.models.digits import (
     DigitDiscriminator,
     DigitEncoder,
     DigitGenerator,
-    DomainDiscriminator,
     FeatureClassifier,
     GaussianEncoder,
 )
@@ -16,12 +15,10 @@ from lightning_recall.adaptation.models.images import ImageDiscriminator, ImageG
 __all__ = [
     "BackboneEncoder",
     "DANNClassifier",
-    "DANNDiscriminator",
     "DANNEncoder",
     "DigitDiscriminator",
     "DigitEncoder",
     "DigitGenerator",
-    "DomainDiscriminator",
     "FeatureClassifier",
     "FeatureDiscriminator",
     "GaussianEncoder",

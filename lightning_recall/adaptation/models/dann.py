@@ -70,28 +70,3 @@ class DANNClassifier(nn.Module):
         """Logits (B, K) of features (B, D)."""
         logits: Tensor = self.layers(features)
         return logits
-
-
-class DANNDiscriminator(nn.Module):
-    """Two linear layers with BatchNorm: features (B, D) -> logits (B,), positive for the source.
-
-    The released code has two outputs with a softmax, which is the same function as one logit.
-
-    Args:
-        feature_dim: D.
-        hidden_dim: width of the hidden layer; the released code has 100.
-    """
-
-    def __init__(self, feature_dim: int, hidden_dim: int = 100) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(feature_dim, hidden_dim),
-            nn.BatchNorm1d(hidden_dim),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden_dim, 1),
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits (B,)."""
-        logits: Tensor = self.layers(features)
-        return logits.squeeze(1)

@@ -1,10 +1,9 @@
 """Networks for 32 x 32 images, with layers and initial weights of the released code of DM-ADA (arXiv 1912.01805)."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
+from lightning_recall.adaptation.models.images import ImageDiscriminator, ImageGenerator, initialize
 from lightning_recall.checks import check_integer
 
 IMAGE_SIZE = 32
@@ -117,55 +116,7 @@ class FeatureClassifier(nn.Module):
         return logits
 
 
-class DomainDiscriminator(nn.Module):
-    """Two linear layers for DANN: features (B, D) -> logits (B,), positive for the source. The sizes are our choice.
-
-    Args:
-        feature_dim: D, at least 1.
-        hidden_dim: width of the layer between, at least 1.
-
-    Raises:
-        ValueError: for numbers out of range.
-
-    >>> DomainDiscriminator(feature_dim=128)(torch.zeros(2, 128)).shape
-    torch.Size([2])
-    """
-
-    def __init__(self, feature_dim: int, hidden_dim: int = 128) -> None:
-        super().__init__()
-        check_integer("feature_dim", feature_dim, 1)
-        check_integer("hidden_dim", hidden_dim, 1)
-        self.layers = nn.Sequential(nn.Linear(feature_dim, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, 1))
-        initialize(self)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits (B,), positive for the source."""
-        logits: Tensor = self.layers(features)
-        return logits.squeeze(1)
-
-
-class Upsampling(nn.ConvTranspose2d):
-    """A transposed convolution without bias, computed as a matrix product for inputs of at most 2 x 2 pixels.
-
-    On a CPU the product is several times faster there, and equal up to rounding.
-    """
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0) -> None:
-        super().__init__(inputs, outputs, kernel, stride, padding, bias=False)
-        self.window = (kernel, stride, padding)
-
-    def forward(self, inputs: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """Feature maps (B, C, H, W) of the next size."""
-        height, width = inputs.shape[-2:]
-        if height * width > 4 or output_size is not None:
-            return super().forward(inputs, output_size)
-        columns = torch.einsum("bcl,cm->bml", inputs.flatten(2), self.weight.flatten(1))
-        kernel, stride, padding = self.window
-        size = ((height - 1) * stride - 2 * padding + kernel, (width - 1) * stride - 2 * padding + kernel)
-        return nn.functional.fold(columns, size, kernel, stride=stride, padding=padding)
-
-
-class DigitGenerator(nn.Module):
+class DigitGenerator(ImageGenerator):
     """Transposed convolutions: vectors (B, D) -> images (B, 3, 32, 32) between -1 and 1.
 
     Args:
@@ -183,32 +134,10 @@ class DigitGenerator(nn.Module):
     """
 
     def __init__(self, input_dim: int, width: int = 64) -> None:
-        super().__init__()
-        check_integer("input_dim", input_dim, 1)
-        check_integer("width", width, 1)
-        self.input_dim = input_dim
-        channels = [8 * width, 4 * width, 2 * width, width]
-        layers: list[nn.Module] = [Upsampling(input_dim, channels[0], 2)]
-        for before, after in zip(channels, [*channels[1:], 3], strict=True):
-            layers += [nn.BatchNorm2d(before), nn.ReLU(inplace=True), Upsampling(before, after, 4, 2, 1)]
-        self.layers = nn.Sequential(*layers, nn.Tanh())
-        initialize(self)
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        """Images (B, 3, 32, 32)."""
-        images: Tensor = self.layers(vectors[:, :, None, None])
-        return images
+        super().__init__(input_dim, IMAGE_SIZE, width)
 
 
-class Judgement(NamedTuple):
-    """What a discriminator returns: class logits (B, K), an embedding (B, E), and logits (B,) of real source images."""
-
-    classes: Tensor
-    embedding: Tensor
-    source: Tensor
-
-
-class DigitDiscriminator(nn.Module):
+class DigitDiscriminator(ImageDiscriminator):
     """Four convolutions and three heads: images (B, 3, 32, 32) between -1 and 1 -> `Judgement`.
 
     Args:
@@ -227,41 +156,4 @@ class DigitDiscriminator(nn.Module):
     """
 
     def __init__(self, num_classes: int, width: int = 64, embedding_dim: int = 64) -> None:
-        super().__init__()
-        check_integer("num_classes", num_classes, 2)
-        check_integer("width", width, 1)
-        check_integer("embedding_dim", embedding_dim, 1)
-        self.num_classes = num_classes
-        channels = [3, width, 2 * width, 4 * width, 2 * width]
-        layers: list[nn.Module] = []
-        for before, after, pool in zip(channels, channels[1:], (2, 2, 2, 4), strict=False):
-            layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after)]
-            layers += [nn.MaxPool2d(pool), nn.LeakyReLU(0.2, inplace=True)]  # equal to the reverse order, but faster
-        self.layers = nn.Sequential(*layers, nn.Flatten())
-        self.classes = nn.Linear(2 * width, num_classes)
-        self.embedding = nn.Linear(2 * width, embedding_dim)
-        self.source = nn.Linear(embedding_dim, 1)
-        initialize(self)
-
-    def forward(self, images: Tensor) -> Judgement:
-        """Class logits, embeddings and source logits of images."""
-        features = self.layers(images)
-        embedding = self.embedding(features)
-        return Judgement(self.classes(features), embedding, self.source(embedding).squeeze(1))
-
-
-def initialize(network: nn.Module) -> None:
-    """Draws the initial weights as the released code does.
-
-    Normal distributions: (transposed) convolutions N(0, 0.02), linear layers N(0, 0.1), BatchNorm N(1, 0.02). Biases
-    of linear layers and BatchNorm are 0; those of convolutions keep torch's default.
-    """
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.normal_(layer.weight, 0.0, 0.02)
-        elif isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, 0.0, 0.1)
-            nn.init.zeros_(layer.bias)
-        elif isinstance(layer, nn.BatchNorm2d):
-            nn.init.normal_(layer.weight, 1.0, 0.02)
-            nn.init.zeros_(layer.bias)
+        super().__init__(num_classes, IMAGE_SIZE, width, embedding_dim)

@@ -1,4 +1,4 @@
-"""A domain discriminator of features, with the widths that methods for photographs use."""
+"""A domain discriminator of features."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -12,7 +12,9 @@ class FeatureDiscriminator(nn.Module):
     """Linear layers: features (B, D) -> logits (B,), positive for the source domain.
 
     Two hidden layers of 1024 are those of DANN for Office-31 (Ganin et al., JMLR 2016, arXiv 1505.07818). BatchNorm
-    after each of them, or otherwise dropout with a probability of 0.5, are those of tllib.
+    after each of them, or otherwise dropout with a probability of 0.5, are those of tllib. One hidden layer of 100 is
+    that of the released DANN with mixup (arXiv 1912.01805), whose two outputs with a softmax are the same function as
+    one logit.
 
     Args:
         feature_dim: D.

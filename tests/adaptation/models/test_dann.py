@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_recall.adaptation.models.dann import DANNClassifier, DANNDiscriminator, DANNEncoder
+from lightning_recall.adaptation.models.dann import DANNClassifier, DANNEncoder
+from lightning_recall.adaptation.models.discriminator import FeatureDiscriminator
 
 
 def layers(network):
@@ -37,7 +38,7 @@ def test_dropout_of_the_encoder_drops_whole_maps():
 def test_classifier_and_discriminator():
     torch.manual_seed(0)
     features = torch.randn(6, 12)
-    classifier, discriminator = DANNClassifier(12, 4, hidden_dim=5), DANNDiscriminator(12, hidden_dim=5)
+    classifier, discriminator = DANNClassifier(12, 4, hidden_dim=5), FeatureDiscriminator(12, [5])
     assert classifier(features).shape == (6, 4)
     assert discriminator(features).shape == (6,)
     assert classifier.num_classes == 4

@@ -9,11 +9,10 @@ from lightning_recall.adaptation.models.digits import (
     DigitDiscriminator,
     DigitEncoder,
     DigitGenerator,
-    DomainDiscriminator,
     FeatureClassifier,
     GaussianEncoder,
-    Upsampling,
 )
+from lightning_recall.adaptation.models.images import Upsampling
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -44,7 +43,6 @@ def test_outputs_have_their_shapes_and_ranges():
     assert images.abs().max() <= 1
     judgement = DigitDiscriminator(5, 4, 7)(images)
     assert [part.shape for part in judgement] == [(2, 5), (2, 7), (2,)]
-    assert DomainDiscriminator(12, 3)(features).shape == (2,)
 
 
 def norm_of(inputs, layer):
@@ -134,7 +132,6 @@ def test_the_gaussian_encoder_passes_on_the_normalisation():
         (lambda: DigitEncoder(0), "width must be at least 1, got 0"),
         (lambda: GaussianEncoder(DigitEncoder(2), 0), "latent_dim must be at least 1"),
         (lambda: FeatureClassifier(4, 1), "num_classes must be at least 2, got 1"),
-        (lambda: DomainDiscriminator(4, 1.5), "hidden_dim must be an integer"),
         (lambda: DigitGenerator(0), "input_dim must be at least 1"),
         (lambda: DigitDiscriminator(2, embedding_dim=0), "embedding_dim must be at least 1"),
     ],
