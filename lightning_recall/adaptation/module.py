@@ -19,10 +19,10 @@ from lightning_recall.adaptation.evaluation import (
     warn_of_target_labels,
 )
 from lightning_recall.adaptation.images import check_images, check_range, normalization, normalized, unit_range
-from lightning_recall.adaptation.network_checks import check_class_names, check_returns_logits, classified, encoded
+from lightning_recall.adaptation.network_checks import check_returns_logits, classified, encoded
 from lightning_recall.adaptation.parameter_groups import adaptation_groups
 from lightning_recall.adaptation.training_summary import training_summary
-from lightning_recall.callbacks.class_names import checked_names
+from lightning_recall.callbacks.class_names import check_same_names, checked_names
 from lightning_recall.callbacks.dataloaders import loaders_of
 from lightning_recall.callbacks.scored_module import ScoredModule
 from lightning_recall.checks import check_integer, check_same
@@ -208,7 +208,7 @@ class AdaptationModule(ScoredModule, ManualOptimization):
         data = getattr(self.trainer, "datamodule", None)
         check_same(self, "data module", data, ("num_classes",))
         names = checked_names(getattr(data, "class_names", None), self.num_classes)
-        check_class_names(self.class_names, names, are_chosen="class_names" not in self.from_checkpoint)
+        check_same_names(self.class_names, names, are_chosen="class_names" not in self.from_checkpoint)
         if names is not None and "class_names" in self.from_checkpoint:
             self.class_names = names
         if stage == "fit":
@@ -266,7 +266,7 @@ class AdaptationModule(ScoredModule, ManualOptimization):
         if saved is not None:
             data = getattr(attached_trainer(self), "datamodule", None)
             names = checked_names(getattr(data, "class_names", None), self.num_classes)
-            check_class_names(saved["class_names"], names, are_chosen="class_names" not in self.from_checkpoint)
+            check_same_names(saved["class_names"], names, are_chosen="class_names" not in self.from_checkpoint)
             self.history.load_state_dict(saved["history"])
             for name in self.from_checkpoint:
                 setattr(self, name, tuple(saved[name]))

@@ -1,14 +1,11 @@
 """Checks that the networks of a module fit each other and the images."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_recall._lightning import rank_zero_warn
 from lightning_recall.batch import type_and_shape
 from lightning_recall.checks import first_line
-from lightning_recall.data.messages import quote
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm  # torch has no public name for all kinds of BatchNorm
 
@@ -161,29 +158,4 @@ def check_input_dim(generator: nn.Module, feature_dim: Any, num_classes: int, no
         raise ValueError(
             f"input_dim of the generator is {given}, but features, condition and noise have {feature_dim} + "
             f"{num_classes + 1} + {noise_dim} = {expected} numbers: set input_dim={expected}."
-        )
-
-
-def check_class_names(trained: Sequence[str], found: Sequence[str] | None, are_chosen: bool = False) -> None:
-    """Raises ValueError if data have the classes of a network in another order; warns if they have other classes.
-
-    Args:
-        trained: names of the K classes of the network; numbers if unknown.
-        found: names of the K classes of the data; None or numbers if unknown.
-        are_chosen: whether the user has named the classes of the network, which may differ from those of the data.
-    """
-    numbers = [str(number) for number in range(len(trained))]
-    if found is None or list(trained) == list(found) or numbers in (list(trained), list(found)):
-        return
-    number = next(number for number, name in enumerate(trained) if name != found[number])
-    difference = f"class {number} is {quote(trained[number])} for the network, but {quote(found[number])} in the data"
-    if set(trained) == set(found):
-        raise ValueError(
-            f"The network and the data have the same classes in another order: {difference}. Give the data module the "
-            "classes in the order of the training."
-        )
-    if not are_chosen:
-        rank_zero_warn(
-            f"The network was trained with other classes than those of the data: {difference}. Accuracies compare the "
-            "numbers of the classes."
         )

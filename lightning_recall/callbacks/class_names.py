@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lightning_recall.data.messages import pluralize
+from lightning_recall._lightning import rank_zero_warn
+from lightning_recall.data.messages import pluralize, quote
 
 
 def checked_names(names: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
@@ -21,6 +22,31 @@ def checked_names(names: Sequence[str] | None, num_classes: int) -> tuple[str, .
             f": {names!r}."
         )
     return tuple(map(str, names))
+
+
+def check_same_names(trained: Sequence[str], found: Sequence[str] | None, are_chosen: bool = False) -> None:
+    """Raises ValueError if data have the classes of a network in another order; warns if they have other classes.
+
+    Args:
+        trained: names of the K classes of the network; numbers if unknown.
+        found: names of the K classes of the data; None or numbers if unknown.
+        are_chosen: whether the user has named the classes of the network, which may differ from those of the data.
+    """
+    numbers = [str(number) for number in range(len(trained))]
+    if found is None or list(trained) == list(found) or numbers in (list(trained), list(found)):
+        return
+    number = next(number for number, name in enumerate(trained) if name != found[number])
+    difference = f"class {number} is {quote(trained[number])} for the network, but {quote(found[number])} in the data"
+    if set(trained) == set(found):
+        raise ValueError(
+            f"The network and the data have the same classes in another order: {difference}. Give the data module the "
+            "classes in the order of the training."
+        )
+    if not are_chosen:
+        rank_zero_warn(
+            f"The network was trained with other classes than those of the data: {difference}. Scores compare the "
+            "numbers of the classes."
+        )
 
 
 def find_class_names(owners: Iterable[Any], num_classes: int) -> tuple[str, ...]:

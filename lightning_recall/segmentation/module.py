@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
-from lightning_recall._lightning import Callback, callbacks_of, rank_zero_warn
-from lightning_recall.callbacks.class_names import checked_names, key_names
+from lightning_recall._lightning import Callback, attached_trainer, callbacks_of, rank_zero_warn
+from lightning_recall.callbacks.class_names import check_same_names, checked_names, key_names
 from lightning_recall.callbacks.dataloaders import check_loaders, loaders_of, named_loaders
 from lightning_recall.callbacks.scored_module import ScoredModule
 from lightning_recall.callbacks.validation_history import ValidationHistory
@@ -205,6 +205,7 @@ class SegmentationModule(ScoredModule, AutomaticOptimization):
         data = getattr(self.trainer, "datamodule", None)
         check_same(self, "data module", data, SAME)
         names = checked_names(getattr(data, "class_names", None), self.num_classes)
+        check_same_names(self.class_names, names, are_chosen="class_names" not in self.from_checkpoint)
         if names is not None and "class_names" in self.from_checkpoint:
             self.class_names = names
         if stage == "fit":
@@ -252,6 +253,9 @@ class SegmentationModule(ScoredModule, AutomaticOptimization):
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get(CHECKPOINT_KEY)  # None in a checkpoint of another module
         if saved is not None:
+            data = getattr(attached_trainer(self), "datamodule", None)
+            names = checked_names(getattr(data, "class_names", None), self.num_classes)
+            check_same_names(saved["class_names"], names, are_chosen="class_names" not in self.from_checkpoint)
             self.history.load_state_dict(saved["history"])
             for name in self.from_checkpoint:
                 setattr(self, name, tuple(saved[name]))

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightning_recall.callbacks.class_names import checked_names, find_class_names, key_names
+from lightning_recall.callbacks.class_names import check_same_names, checked_names, find_class_names, key_names
 
 
 def test_key_names_are_distinct_and_have_no_separators():
@@ -30,3 +30,15 @@ def test_the_first_owner_with_names_counts():
     assert find_class_names((unnamed, None), 3) == ("0", "1", "2")
     with pytest.raises(ValueError, match="each of the 3 classes, got 2 names"):
         find_class_names((unnamed, named), 3)
+
+
+def test_classes_in_another_order_raise_and_other_classes_warn():
+    check_same_names(("cup", "pen"), ("cup", "pen"))
+    check_same_names(("cup", "pen"), None)
+    check_same_names(("0", "1"), ("cup", "pen"))
+    check_same_names(("cup", "pen"), ("Tasse", "Stift"), are_chosen=True)
+    for are_chosen in (False, True):
+        with pytest.raises(ValueError, match="another order: class 1 is 'mug' for the network, but 'pen' in the data"):
+            check_same_names(("cup", "mug", "pen"), ("cup", "pen", "mug"), are_chosen)
+    with pytest.warns(UserWarning, match="other classes .* class 1 is 'mug' for the network, but 'bus' in the data"):
+        check_same_names(("cup", "mug"), ("cup", "bus"))

@@ -227,6 +227,24 @@ def test_a_label_without_a_class_is_an_error(loss, evaluate, tmp_path):
         (trainer.validate if evaluate else trainer.fit)(make(loss()), data)
 
 
+def test_data_with_the_classes_in_another_order_are_refused(tmp_path):
+    class Data(LightningDataModule):
+        num_classes, ignore_index, class_names = C, 255, ("a", "b", "c", "d")
+
+        def train_dataloader(self):
+            return loader()
+
+        def val_dataloader(self):
+            return loader()
+
+    trainer = trainer_of(tmp_path)
+    trainer.fit(make(), datamodule=Data())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    Data.class_names = ("a", "c", "b", "d")
+    with pytest.raises(ValueError, match="another order: class 1 is 'b' for the network, but 'c' in the data"):
+        trainer_of(tmp_path).validate(make(), datamodule=Data(), ckpt_path=tmp_path / "a.ckpt")
+
+
 def test_the_network_and_the_data_are_compared_with_the_module(tmp_path):
     with pytest.raises(ValueError, match="logits of 6 classes, but num_classes is 4"):
         trainer_of(tmp_path).fit(make(network=nn.Conv2d(3, 6, 1)), loader())
