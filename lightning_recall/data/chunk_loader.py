@@ -1,16 +1,20 @@
 """Loads each batch as a list of chunks, so that no worker holds a whole batch."""
 
+import math
 import random
 from collections.abc import Iterator
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler, default_collate, get_worker_info
 
 from lightning_recall.checks import check_integer
 from lightning_recall.random_state import preserve_random_state
+
+MAX_PREFETCH = 64  # chunks; a worker has two files open for each, and the usual limit is 1,024
 
 
 class ResumableBatchSampler(Protocol):
@@ -98,11 +102,60 @@ class SeededItems:
             if hasattr(self.dataset, "__getitems__"):
                 seed_generators(*chunk[1:])
                 return self.dataset.__getitems__(chunk.indices)
-            items = []
-            for position, index in enumerate(chunk.indices, chunk.offset):
-                seed_generators(chunk.seed, chunk.epoch, chunk.batch, position)
-                items.append(self.dataset[index])
-            return items
+            return list(self.seeded(chunk))
+
+    def seeded(self, chunk: Chunk) -> Iterator[Any]:
+        """Seeds and loads the items of a chunk, one after the other."""
+        for position, index in enumerate(chunk.indices, chunk.offset):
+            seed_generators(chunk.seed, chunk.epoch, chunk.batch, position)
+            yield self.dataset[index]
+
+
+class StackedItems(SeededItems):
+    """Returns each chunk collated. Each item is copied into its chunk at once, so that a worker holds it only once."""
+
+    def __getitems__(self, chunk: Chunk) -> Any:
+        """A collated chunk, equal to that of `default_collate`."""
+        if hasattr(self.dataset, "__getitems__"):
+            return default_collate(super().__getitems__(chunk))
+        with preserve_random_state():
+            return stack(self.seeded(chunk), len(chunk.indices))
+
+
+def stack(items: Iterator[Any], count: int) -> Any:
+    """Same as `default_collate` of `count` items; tuples of tensors are copied one by one.
+
+    Raises:
+        ValueError: for tensors of different shapes or dtypes.
+    """
+    first = next(items)
+    if type(first) is not tuple or not all(type(part) is Tensor and part.numel() for part in first):
+        return default_collate([first, *items])
+    columns = [empty_column(part, count) for part in first]
+    for position, item in enumerate(chain([first], items)):
+        for column, part in zip(columns, item, strict=True):
+            if part.shape != column.shape[1:] or part.dtype != column.dtype:
+                raise ValueError(
+                    f"Items of different shapes or dtypes cannot form a batch, such as {tuple(column.shape[1:])} "
+                    f"{column.dtype} and {tuple(part.shape)} {part.dtype}: check the transforms."
+                )
+            column[position] = part
+    return columns
+
+
+def empty_column(part: Tensor, count: int) -> Tensor:
+    """Memory for `count` tensors like this one; in a worker, memory that the training process shares."""
+    shape = (count, *part.shape)
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=part.dtype)
+    size = math.prod(shape) * part.element_size()
+    storage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]  # as in `default_collate`
+    return torch.empty(0, dtype=part.dtype).set_(storage).view(shape)
+
+
+def unchanged(chunk: Any) -> Any:
+    """The collate function of chunks that are collated already."""
+    return chunk
 
 
 def seed_generators(*key: int) -> None:
@@ -127,7 +180,8 @@ class ChunkLoader:
         dataset: map-style; items must be collatable by torch's `default_collate`.
         sampler: draws the batches, the same on every process.
         chunk_size: largest number of items in a chunk, at least 1.
-        kwargs: passed to `torch.utils.data.DataLoader`.
+        kwargs: passed to `torch.utils.data.DataLoader`. The default `prefetch_factor` lets the workers load the whole
+            next batch during a training step, up to 64 chunks per worker. That batch lies in shared memory.
 
     Raises:
         ValueError: for an invalid `chunk_size`; when resuming in the middle of an epoch that was started with other
@@ -140,15 +194,26 @@ class ChunkLoader:
         self.chunks = ChunkSampler(sampler, chunk_size)
         # Without a generator, the workers' seeds are drawn from torch's global one.
         generator = torch.Generator().manual_seed(int(sampler.seed))
+        items = SeededItems(dataset) if kwargs.get("collate_fn") else StackedItems(dataset)
+        self.prefetches_batch = kwargs.get("num_workers", 0) > 0 and kwargs.get("prefetch_factor") is None
         self.loader: DataLoader[Any] = DataLoader(
-            SeededItems(dataset),  # type: ignore[arg-type]  # not a Dataset, but DataLoader only calls __getitems__
+            items,  # type: ignore[arg-type]  # not a Dataset, but DataLoader only calls __getitems__
             batch_sampler=self.chunks,  # type: ignore[arg-type]  # torch passes chunks to __getitems__ unchanged
             generator=generator,
-            **kwargs,
+            **{"collate_fn": unchanged} | kwargs,
         )
         self.epoch = self.batches_done = 0  # batches that this epoch has yielded
         self.num_batches: int | None = None  # batches in this epoch; None before the first one
         self.resumed: dict[str, Any] | None = None  # the state to continue from, until an epoch starts
+
+    @property
+    def _iterator(self) -> Any:
+        """Persistent workers; named as in DataLoader, so that Lightning stops them at the end of training."""
+        return self.loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, value: Any) -> None:
+        self.loader._iterator = value
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -163,6 +228,8 @@ class ChunkLoader:
         self.resumed = None
         self.chunks.skip = self.batches_done
         count, length = len(self.chunks.chunk_boundaries) - 1, self.num_batches
+        if self.prefetches_batch:
+            self.loader.prefetch_factor = min(max(2, -(-count // self.loader.num_workers)), MAX_PREFETCH)
         chunks = iter(self.loader)
         while self.batches_done < length:
             self.batches_done += 1

@@ -4,86 +4,22 @@ import copy
 import os
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2 import functional as tv
 
 from lightning_recall.batch import IGNORED_LABEL
 from lightning_recall.checks import labels_to_numpy
 from lightning_recall.data.columns import select_items
+from lightning_recall.data.decoding import read_resampled
 from lightning_recall.data.messages import shorten
 from lightning_recall.data.transforms import ImageTransforms
-
-
-def read_image(
-    path: str | Path,
-    mode: Literal["RGB", "L"] = "RGB",
-    box: Sequence[float] | None = None,
-    longest_side: int | None = None,
-) -> Tensor:
-    """Decodes an image to (C, H, W) uint8, applies its EXIF orientation and converts its colour mode.
-
-    Grey, palette and CMYK images are converted, and transparent pixels are blended with white. 16-bit channels are
-    divided by 257, so that 65,535 maps to 255, without rescaling to the image's range.
-
-    Args:
-        path: file in any format that Pillow reads.
-        mode: "RGB" or "L".
-        box: crop of the upright image: left, top, right, bottom, in pixels; None or NaN: the whole image.
-        longest_side: downscales so that the longer side of the whole image (before the crop) has at most this many
-            pixels; smaller images keep their size.
-
-    Raises:
-        ValueError: for 32-bit integers or floating-point numbers: their white level is not standardized.
-    """
-    with Image.open(path) as file:
-        file.load()
-    return decode(file, mode, box, longest_side)
-
-
-def decode(
-    image: Image.Image,
-    mode: Literal["RGB", "L"] = "RGB",
-    box: Sequence[float] | None = None,
-    longest_side: int | None = None,
-) -> Tensor:
-    """Same as `read_image`, for an image that Pillow has opened; rotates it in place if its EXIF data say so."""
-    file_format = image.format
-    with suppress(Exception):  # broken EXIF tags may raise, after the image has been rotated
-        ImageOps.exif_transpose(image, in_place=True)  # copies only if it rotates
-    check_depth(image.mode, file_format)
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))  # Pillow would clip 16 bits to 8
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    image = image if image.mode == mode else image.convert(mode)  # convert would copy
-    scale = min(1.0, (longest_side or max(image.size)) / max(image.size))
-    if box is not None and not np.isnan(box[0]):
-        left, top, right, bottom = (round(side) for side in box)
-        image = image.crop((left, top, right, bottom))
-    tensor: Tensor = tv.pil_to_tensor(image)
-    if scale < 1:
-        tensor = tv.resize(tensor, [max(1, round(side * scale)) for side in tensor.shape[1:]], antialias=True)
-    return tensor
-
-
-def check_depth(mode: str, file_format: str | None) -> None:
-    """Checks that the mode of an image has a defined white level; Pillow opens some 16-bit formats in mode "I".
-
-    Raises:
-        ValueError: for 32-bit integers or floating-point numbers.
-    """
-    if mode == "F" or (mode == "I" and file_format not in ("PNG", "PPM")):
-        raise ValueError("32-bit images have no defined white level: save the image with 8 or 16 bits per channel")
 
 
 def integer_labels(labels: Any, count: int) -> NDArray[np.int64]:
@@ -155,7 +91,7 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
             self.groups = np.asarray(groups)
         self.transforms = transforms or ImageTransforms()
         self.training = training
-        self.transform = self.transforms.transform(training)
+        self.resampling, self.transform = self.transforms.steps(training)
         self.unreadable = self._new_unreadable_mask()
 
     def __len__(self) -> int:
@@ -183,11 +119,11 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
         return os.path.join(self.root, os.fsdecode(self.paths[index]))
 
     def read(self, index: int) -> Tensor | None:
-        """An image (C, H, W) uint8 before its transform; None if it is unreadable and `on_error` is "skip"."""
+        """An image (C, H, W) uint8, resized, before the rest of its transform; None if it is unreadable and skipped."""
         try:
             box = None if self.boxes is None else self.boxes[index]
-            longest_side = None if self.training else self.transforms.longest_side
-            return read_image(self.path(index), self.transforms.mode, box, longest_side)
+            settings = self.transforms.mode, box, self.transforms.reducing_gap
+            return read_resampled(self.path(index), self.resampling, *settings)
         except Exception as error:  # decoders may raise any exception
             if self.transforms.on_error == "raise":
                 raise ValueError(f"Cannot read the image {shorten(self.path(index))}: {shorten(error)}") from error
@@ -224,7 +160,8 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
         whole = copy.copy(self)
         vars(whole).pop("blank", None)  # the cached image depends on the transform
         chosen = select_items(whole, indices)
-        chosen.training, chosen.transform = training, self.transforms.transform(training)
+        chosen.training = training
+        chosen.resampling, chosen.transform = self.transforms.steps(training)
         chosen.unreadable = chosen._new_unreadable_mask()
         return chosen
 

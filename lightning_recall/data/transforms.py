@@ -1,10 +1,13 @@
 """Settings for loading and transforming images."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from torch import nn
 from torchvision.transforms import v2
+
+from lightning_recall.data.resampling import ChooseResampling, longest_side, random_crop, shorter_side
 
 DEFAULT_SIZE = 224  # pixels
 RESIZE_RATIO = 256 / 224  # of the paper, and of most pretrained networks
@@ -31,6 +34,8 @@ class ImageTransforms:
         train_transform: a transform of (C, H, W) uint8 tensors, for example of torchvision's v2, that replaces the
             random crop and flip.
         eval_transform: a transform that replaces the centre crop.
+        reducing_gap: RGB JPEG files are decoded at 1/2, 1/4 or 1/8 of their size where the crop keeps at least this
+            many times the pixels of the output per side; named as in Pillow. None: never.
         on_error: how unreadable files are handled. "skip": training uses another image of the class; evaluation
             ignores the image; a warning is issued in both cases. "raise": stops with an error.
 
@@ -50,6 +55,7 @@ class ImageTransforms:
     train_transform: nn.Module | None = None
     eval_transform: nn.Module | None = None
     on_error: Literal["skip", "raise"] = "skip"
+    reducing_gap: float | None = 2.0
 
     def __post_init__(self) -> None:
         least, size = self.size or 1, self.size if self.size is not None else 1
@@ -62,6 +68,9 @@ class ImageTransforms:
             raise ValueError(
                 f'mode must be "RGB" or "L", on_error "skip" or "raise", got {self.mode!r} and {self.on_error!r}.'
             )
+
+        if self.reducing_gap is not None and not self.reducing_gap >= 1:
+            raise ValueError(f"reducing_gap must be at least 1, or None, got {self.reducing_gap}.")
 
     def for_model(self, image_size: int | None) -> "ImageTransforms":
         """These settings with numbers for `size` and `resize`.
@@ -95,12 +104,13 @@ class ImageTransforms:
         assert resolved.resize is not None
         return resolved.size, resolved.resize
 
-    def transform(self, training: bool) -> nn.Module:
-        """The training or the evaluation transform."""
+    def steps(self, training: bool) -> tuple[ChooseResampling, nn.Module]:
+        """The crop and resize, which are applied while an image is read, and the transform that follows."""
         size, resize = self.evaluation_sizes
-        if training:
+        if training and self.train_transform is None:
             crop = v2.RandomResizedCrop(size, scale=(self.min_scale, 1.0), antialias=True)
-            return self.train_transform or (v2.Compose([crop, v2.RandomHorizontalFlip()]) if self.flip else crop)
-        if self.longest_side is not None:
-            return self.eval_transform or nn.Identity()
-        return self.eval_transform or v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(size)])
+            return partial(random_crop, crop), v2.RandomHorizontalFlip() if self.flip else nn.Identity()
+        if not training and self.longest_side is None and self.eval_transform is None:
+            return partial(shorter_side, resize), v2.CenterCrop(size)
+        limit, custom = (None, self.train_transform) if training else (self.longest_side, self.eval_transform)
+        return partial(longest_side, limit), custom or nn.Identity()

@@ -49,6 +49,8 @@ class RetrievalDataModule(LightningDataModule):
         check_duplicates: whether setup searches for duplicates. Duplicate files are dropped (an error if labels or
             splits differ). Exact copies of files and of images in memory are reported and kept. Needs the size of every
             file, and partly reads files of equal size.
+        loader_kwargs: further arguments of torch's DataLoader, for all loaders, such as `pin_memory` or
+            `prefetch_factor`. By default, workers are persistent: they live until the end of the run, not of the epoch.
 
     Raises:
         ValueError: for a value that is not an integer or is too small.
@@ -71,6 +73,7 @@ class RetrievalDataModule(LightningDataModule):
         seed: int = 0,
         sampler: SamplerFactory | None = None,
         check_duplicates: bool = True,
+        loader_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         sizes = {"batch_size": batch_size, "samples_per_class": samples_per_class, "chunk_size": chunk_size}
@@ -90,6 +93,7 @@ class RetrievalDataModule(LightningDataModule):
         self.seed = seed
         self.sampler = sampler or ClassBalancedBatchSampler
         self.check_duplicates = check_duplicates
+        self.loader_kwargs = loader_kwargs or {}
 
     def read(self) -> dict[str, Any]:
         """Returns the data sets under the keys "train", "val" and "test"; each is optional.
@@ -171,7 +175,7 @@ class RetrievalDataModule(LightningDataModule):
         sampler.seed = sampler.seed or self.seed
         sampler.reshuffle &= not getattr(self.trainer, "overfit_batches", 0)
         log_repeats(self.train_data.labels, self.batch_size, self.samples_per_class)
-        return ChunkLoader(self.train_data, sampler, self.chunk_size, num_workers=self.num_workers)
+        return ChunkLoader(self.train_data, sampler, self.chunk_size, **self._loader_settings)
 
     def val_dataloader(self) -> Any:
         """The held-out classes of the training set."""
@@ -208,6 +212,10 @@ class RetrievalDataModule(LightningDataModule):
                 warnings.warn(f"{name}: {unread}", stacklevel=2)  # on every process, since each reads different files
                 mask.zero_()
 
+    @property
+    def _loader_settings(self) -> dict[str, Any]:
+        return {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0} | self.loader_kwargs
+
     def _eval_loader(self, data: RetrievalDataset) -> DataLoader[Any]:
         # Without a generator, each pass would draw from the global generator, and a resumed run would differ from an
         # uninterrupted one.
@@ -215,8 +223,8 @@ class RetrievalDataModule(LightningDataModule):
         return DataLoader(
             data,  # type: ignore[arg-type]  # the Protocol has the methods that DataLoader calls
             batch_size=self.eval_batch_size,
-            num_workers=self.num_workers,
             generator=generator,
+            **self._loader_settings,
         )
 
 

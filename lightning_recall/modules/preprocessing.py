@@ -11,10 +11,10 @@ from torchvision.transforms.v2 import functional as tv
 
 from lightning_recall._lightning import LightningModule, rank_zero_warn
 from lightning_recall.data import ImageTransforms
-from lightning_recall.data.image_files import decode, read_image
+from lightning_recall.data.decoding import decode, read_resampled
 
 CHECKPOINT_KEY = "preprocessing"
-SAVED = ("size", "resize", "longest_side", "mode")
+SAVED = ("size", "resize", "longest_side", "mode", "reducing_gap")
 """settings of `ImageTransforms` that evaluation depends on"""
 CUSTOM = "custom"
 """entry in a checkpoint: name of an `eval_transform`, whose code a checkpoint does not hold"""
@@ -55,14 +55,15 @@ class ModuleWithPreprocessing(LightningModule):
                 f"{type(self).__name__} does not know how to preprocess images, because {reason}: set "
                 "module.image_transforms = lightning_recall.data.ImageTransforms(...) as in training."
             )
+        resampling, then = transforms.steps(training=False)
         if isinstance(image, (str, Path)):
-            pixels = read_image(image, transforms.mode, longest_side=transforms.longest_side)
+            pixels = read_resampled(image, resampling, transforms.mode, reducing_gap=transforms.reducing_gap)
         else:
             if not isinstance(image, (Tensor, Image.Image)):
                 raise ValueError(f"preprocess takes a path, a PIL image or a tensor, got {type(image).__name__}.")
             opened = to_pil(image) if isinstance(image, Tensor) else upright_copy(image)
-            pixels = decode(opened, transforms.mode, longest_side=transforms.longest_side)
-        inputs: Tensor = transforms.transform(training=False)(pixels)
+            pixels = decode(opened, resampling, transforms.mode)
+        inputs: Tensor = then(pixels)
         return inputs
 
     def on_fit_start(self) -> None:

@@ -2,18 +2,19 @@ from lightning_recall.benchmarks import loading
 
 
 def test_prints_speeds(capsys, tmp_path, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
-    small = ["--side", "64", "--images", "48", "--batch-size", "16", "--chunk-size", "8", "--workers", "0", "2"]
-    loading.main(["--folder", str(tmp_path), *small])
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
-    rows = [row for row in rows if row]
-    assert [row[0] for row in rows] == [
-        "decode",
-        "augment",
-        "both, one process",
-        "loader, 0 workers",
-        "loader, 2 workers",
+    monkeypatch.setenv("COLUMNS", "160")
+    small = ["--sizes", "64x48", "256x256", "--image-size", "32", "--images", "48", "--rounds", "1"]
+    loaders = ["--batch-size", "16", "--chunk-size", "8", "--workers", "2", "--start-methods", "fork"]
+    loading.main(["--folder", str(tmp_path / "drawn"), *small, *loaders])
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
+    assert [row[:2] for row in rows[:-1]] == [
+        [size, decoding] for size in ("64x48", "256x256") for decoding in ("full", "reduced")
     ]
-    speeds = [float(row[1].replace(",", "")) for row in rows]
-    assert min(speeds) > 0
-    assert speeds[2] < min(speeds[:2])
+    for row in rows[:-1]:
+        bare, plain, ours = (float(cell.replace(",", "")) for cell in row[2:5])
+        assert min(bare, plain, ours) > 0
+        assert abs(float(row[5]) - ours / bare) < 0.02 * ours / bare + 0.01
+    method, *seconds = rows[-1]
+    assert method == "fork"
+    assert all(float(cell) >= 0 for cell in seconds)

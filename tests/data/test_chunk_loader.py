@@ -1,9 +1,11 @@
 import copy
 import random
+import time
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import default_collate
 
 from lightning_recall import ClassBalancedBatchSampler
 from lightning_recall.data import ChunkLoader, ImagesInMemory
@@ -211,3 +213,81 @@ def test_invalid_sizes_are_rejected():
     sampler.shard = 0, 17
     with pytest.raises(ValueError, match="batch_size=16 must be at least the world size 17"):
         list(ChunkLoader(images_in_memory(), sampler, 4))
+
+
+class Pairs:
+    """Items (image (2, 3), label), some of another kind."""
+
+    def __init__(self, change=None):
+        self.change = change
+
+    def __getitem__(self, index):
+        image = torch.full((3, 2), index).T.to(torch.uint8)  # not contiguous
+        if self.change is not None and index == 4:
+            image = self.change(image)
+        return image, torch.tensor(index // 2)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_chunks_equal_those_of_the_default_collate(num_workers):
+    sampler = ClassBalancedBatchSampler(np.arange(12) // 2, 6, 2)
+    for data in (Pairs(), [{"a": torch.tensor([float(i)]), "b": str(i)} for i in range(12)], Noise()):
+        ours = ChunkLoader(data, copy.copy(sampler), 4, num_workers=num_workers)
+        torchs = ChunkLoader(data, copy.copy(sampler), 4, num_workers=num_workers, collate_fn=default_collate)
+        for chunks, expected in zip(ours, torchs, strict=True):
+            assert repr(chunks) == repr(expected)
+            if data is not torchs and isinstance(data, Pairs):
+                assert chunks[0][0].is_contiguous()
+                assert chunks[0][0].is_shared() == (num_workers > 0)
+
+
+@pytest.mark.parametrize("change", [lambda image: image[:1], lambda image: image.float()])
+def test_items_of_different_shapes_are_rejected(change):
+    sampler = ClassBalancedBatchSampler(np.arange(12) // 2, 12, 2)
+    with pytest.raises(ValueError, match="Items of different shapes or dtypes cannot form a batch, such as"):
+        list(ChunkLoader(Pairs(change), sampler, 12))
+
+
+class Recorded(Pairs):
+    """Counts the items that workers have loaded."""
+
+    def __init__(self):
+        super().__init__()
+        self.loaded = torch.zeros(48, dtype=torch.int64).share_memory_()
+
+    def __getitem__(self, index):
+        self.loaded[index] += 1
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(("settings", "expected"), [({}, 6), ({"prefetch_factor": 1}, 2)])
+def test_the_next_batch_is_loaded_during_a_step(settings, expected):
+    """Batches of 12 images in 6 chunks, two workers."""
+    data = Recorded()
+    loader = ChunkLoader(data, ClassBalancedBatchSampler(np.arange(48) // 2, 12, 2), 2, num_workers=2, **settings)
+    batches = iter(loader)
+    assert len(next(batches)) == 6
+    deadline = time.monotonic() + 5
+    while data.loaded.sum() < 12 + 2 * expected and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert data.loaded.sum() == 12 + 2 * expected
+
+
+def test_few_chunks_per_batch_keep_the_default_of_torch_and_many_are_limited():
+    for chunk_size, expected in ((2, 3), (6, 2), (12, 2)):
+        loader = ChunkLoader(Pairs(), ClassBalancedBatchSampler(np.arange(24) // 2, 12, 2), chunk_size, num_workers=2)
+        next(iter(loader))
+        assert loader.loader.prefetch_factor == expected
+    loader = ChunkLoader(Pairs(), ClassBalancedBatchSampler(np.arange(400) // 2, 400, 2), 1, num_workers=1)
+    next(iter(loader))
+    assert loader.loader.prefetch_factor == 64
+
+
+def test_persistent_workers_draw_the_same_epochs():
+    def epochs(**settings):
+        loader = ChunkLoader(Noise(), ClassBalancedBatchSampler(LABELS, 16, 2), 5, **settings)
+        next(iter(loader))  # an epoch that is left early
+        return torch.cat([noise for _ in range(2) for chunks in loader for noise, _ in chunks])
+
+    assert torch.equal(epochs(), epochs(num_workers=2, persistent_workers=True))

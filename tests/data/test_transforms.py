@@ -14,6 +14,12 @@ def test_values_out_of_range_are_rejected(settings):
         ImageTransforms(**settings)
 
 
+@pytest.mark.parametrize("gap", [0, 0.9, float("nan")])
+def test_a_reducing_gap_never_enlarges(gap):
+    with pytest.raises(ValueError, match="reducing_gap must be at least 1, or None"):
+        ImageTransforms(reducing_gap=gap)
+
+
 @pytest.mark.parametrize("settings", [{"mode": "rgb"}, {"on_error": "Raise"}])
 def test_unknown_options_are_rejected(settings):
     with pytest.raises(ValueError, match='mode must be "RGB" or "L", on_error "skip" or "raise"'):
@@ -24,12 +30,14 @@ def test_one_number_sets_both_sizes():
     assert ImageTransforms().evaluation_sizes == (224, 256)
     assert ImageTransforms(size=96).evaluation_sizes == (96, 110)
     assert ImageTransforms(size=96, resize=96).evaluation_sizes == (96, 96)
-    image = torch.zeros(3, 200, 300, dtype=torch.uint8)
-    image[:, :, 160:] = 255
-    cropped = ImageTransforms(size=96).transform(training=False)(image)
-    resized = tv.center_crop(tv.resize(image, [110], antialias=True), [96])
-    assert torch.equal(cropped, resized)
-    assert ImageTransforms(size=96).transform(training=True)(image).shape == (3, 96, 96)
+    whole = (300, 200), (0, 0, 300, 200)
+    choose, then = ImageTransforms(size=96).steps(training=False)
+    assert choose(*whole) == (whole[1], (110, 165))
+    image = torch.arange(110 * 165).remainder(256).reshape(1, 110, 165).to(torch.uint8)
+    assert torch.equal(then(image), tv.center_crop(image, [96]))
+    choose, then = ImageTransforms(size=96).steps(training=True)
+    assert choose(*whole).size == (96, 96)
+    assert {torch.equal(then(image), image) for _ in range(20)} == {True, False}
 
 
 def test_the_size_of_the_model_is_the_default():

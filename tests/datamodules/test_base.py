@@ -1,3 +1,4 @@
+import multiprocessing
 from functools import partial
 from types import SimpleNamespace
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 
 from lightning_recall import ClassBalancedBatchSampler, RetrievalDataModule
+from lightning_recall._lightning import LightningModule, Trainer
 from lightning_recall.data import ImagesInMemory
 
 LABELS = np.repeat(np.arange(10), 6)
@@ -94,3 +96,46 @@ def test_evaluation_leaves_the_random_numbers_of_the_training_unchanged():
     state = torch.get_rng_state()
     assert len(list(data.val_dataloader())) == 1
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Processes(LightningModule):
+    """Records the loader processes of each training epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx == 0:
+            self.seen.append({child.pid for child in multiprocessing.active_children()})
+        return self.weight.sum()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize("loader_kwargs", [None, {"persistent_workers": False}])
+def test_workers_live_until_the_end_of_the_training(loader_kwargs, tmp_path):
+    before = {child.pid for child in multiprocessing.active_children()}
+    data = Memory(batch_size=16, samples_per_class=2, val_classes=2, num_workers=1, loader_kwargs=loader_kwargs)
+    module = Processes()
+    settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    Trainer(accelerator="cpu", max_epochs=2, default_root_dir=tmp_path, **settings).fit(module, datamodule=data)
+    first, second = (seen - before for seen in module.seen)
+    assert first
+    assert (first == second) == (loader_kwargs is None)
+    assert {child.pid for child in multiprocessing.active_children()} <= before
+
+
+def test_loader_kwargs_reach_all_loaders():
+    data = Memory(
+        batch_size=16, samples_per_class=2, val_classes=2, num_workers=1, loader_kwargs={"prefetch_factor": 5}
+    )
+    data.setup("fit")
+    data.test_data = data.val_data
+    for loader in (data.train_dataloader().loader, data.val_dataloader(), data.test_dataloader()):
+        assert (loader.prefetch_factor, loader.persistent_workers) == (5, True)

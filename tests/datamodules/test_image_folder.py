@@ -5,6 +5,7 @@ import pytest
 from conftest import draw
 from PIL import Image
 
+from lightning_recall.data import read_image
 from lightning_recall.data.folders import list_images
 from lightning_recall.datamodules import ImageFolderDataModule, ImageTableDataModule
 
@@ -174,7 +175,7 @@ def test_every_format_that_pillow_decodes_is_read(suffix, small_data):
     data = set_up(root, val_classes=0, test_classes=1, seed=1)
     part = data.train_data if "class 1" in names(data.train_data) else data.test_data
     (index,) = [index for index in range(len(part)) if part.path(index).endswith(suffix)]
-    assert part.read(index).shape == (3, 30, 40)
+    assert read_image(part.path(index)).shape == (3, 30, 40)
 
 
 def test_other_files_are_reported_once(small_data):

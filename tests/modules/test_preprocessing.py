@@ -105,7 +105,7 @@ def test_a_checkpoint_holds_plain_values(photos, tmp_path):
     module = trained(make_data(photos, resize=40, min_scale=0.5), tmp_path)
     assert module.image_transforms == ImageTransforms(size=32, resize=40)
     saved = torch.load(tmp_path / "trained.ckpt", weights_only=True)["preprocessing"]
-    assert saved == {"size": 32, "resize": 40, "longest_side": None, "mode": "RGB"}
+    assert saved == {"size": 32, "resize": 40, "longest_side": None, "mode": "RGB", "reducing_gap": 2.0}
 
 
 def test_a_transform_of_the_user_must_be_set_again(photos, tmp_path):
