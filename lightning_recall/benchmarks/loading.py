@@ -55,9 +55,9 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--photographs", type=Path, nargs="*", default=[], help="folders of JPEG files, measured too")
     parser.add_argument("--sizes", nargs="+", default=["500x375", "2000x1500"], help="of the drawn images, in pixels")
     parser.add_argument("--image-size", type=int, default=224, help="of the crops, in pixels")
-    parser.add_argument("--images", type=int, default=1024, help="images in an epoch")
-    parser.add_argument("--batch-size", type=int, default=256, help="images in a batch")
-    parser.add_argument("--chunk-size", type=int, default=32, help="images per chunk, loaded by one worker")
+    parser.add_argument("--images", type=int, default=2048, help="images in an epoch")
+    parser.add_argument("--batch-size", type=int, default=512, help="images in a batch")
+    parser.add_argument("--chunk-size", type=int, default=128, help="images per chunk, loaded by one worker")
     parser.add_argument("--workers", type=int, default=2, help="worker processes")
     parser.add_argument("--rounds", type=int, default=3, help="epochs of each loader, in turns")
     parser.add_argument("--start-methods", nargs="*", default=START_METHODS, choices=START_METHODS)
@@ -115,8 +115,8 @@ def speed_rows(files: list[Path], options: argparse.Namespace) -> list[tuple[str
     for gap in REDUCING_GAPS.values():
         loader = chunk_loader(paths, gap, options, persistent_workers=True)
         functions.append(lambda loader=loader: loader_speed(chunk for chunks in loader for chunk in chunks))  # type: ignore[misc]  # mypy cannot infer the default's type
-    for function in functions[1:]:
-        function()  # starts the workers
+    for function in functions[1:] * 2:
+        function()  # starts the workers; their memory settles in the second epoch
     rounds = [[function() for function in functions] for _ in range(options.rounds)]
     bare, plain_speed, *ours = (statistics.median(column) for column in zip(*rounds, strict=True))
     return [
