@@ -59,7 +59,6 @@ if TYPE_CHECKING:
 
 ENVIRONMENT_VARIABLE = "LIGHTNING_RECALL_LIGHTNING"
 PACKAGES = ("pytorch_lightning", "lightning.pytorch")
-
 PUBLIC_NAMES = {
     "": ("Callback", "LightningDataModule", "LightningModule", "Trainer", "seed_everything"),
     ".callbacks": (
@@ -120,15 +119,12 @@ def is_installed(package: str) -> bool:
     return PathFinder.find_spec(package, path) is not None
 
 
-PACKAGE, _log_choice = choose_package(
-    [package for package in PACKAGES if sys.modules.get(package)],
-    [package for package in PACKAGES if is_installed(package)],
-    os.environ,
+PACKAGE, _is_default = choose_package(
+    [*filter(sys.modules.get, PACKAGES)], [*filter(is_installed, PACKAGES)], os.environ
 )
 INSTANTIATORS = tuple(f"{package}.cli.instantiate_module" for package in PACKAGES)
 INSTANTIATOR = f"{PACKAGE}.cli.instantiate_module"
 """the function that rebuilds a module from a checkpoint of `LightningCLI`"""
-
 _LOCATIONS = {name: (submodule, name) for submodule, names in PUBLIC_NAMES.items() for name in names} | PRIVATE_NAMES
 
 
@@ -138,10 +134,21 @@ if not TYPE_CHECKING:
         """Imports one of Lightning's names when it is first used."""
         if name not in _LOCATIONS:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        _log_choice()
         if name == "LightningModule":
             _accept_both_packages()
         submodule, original = _LOCATIONS[name]
         return getattr(import_module(PACKAGE + submodule), original)
+
+
+@cache
+def _log_choice() -> None:
+    """Logs once which package is used, if both are installed and the default decided."""
+    if _is_default:
+        import_module(f"{PACKAGE}.utilities").rank_zero_info(
+            f"lightning_recall uses {PACKAGE}: lightning.pytorch and pytorch_lightning are both installed. To choose, "
+            f"import the package that you use before lightning_recall, or set {ENVIRONMENT_VARIABLE}."
+        )
 
 
 @cache
@@ -291,10 +298,3 @@ def averaged_module(trainer: "Trainer") -> "LightningModule | None":
 def attached_trainer(module: "LightningModule") -> "Trainer | None":
     """The Trainer of a module; None if it has none, as in `load_from_checkpoint`."""
     return module._trainer
-
-
-if _log_choice:
-    import_module(f"{PACKAGE}.utilities").rank_zero_info(
-        f"lightning_recall uses {PACKAGE}: lightning.pytorch and pytorch_lightning are both installed. To choose, "
-        f"import the package that you use before lightning_recall, or set {ENVIRONMENT_VARIABLE}."
-    )

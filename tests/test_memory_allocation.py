@@ -83,10 +83,11 @@ if os.fork():
 
 
 def test_the_command_calls_it(monkeypatch):
-    from lightning_recall.cli import command
+    from lightning_recall.cli import command, console
 
     called = []
-    monkeypatch.setattr(command, "keep_freed_memory", lambda: called.append("allocation"))
-    monkeypatch.setattr(command, "main", lambda: called.append("main"))
-    command.run()
-    assert called == ["allocation", "main"]
+    monkeypatch.setattr("sys.argv", ["lightning-recall", "fit"])
+    monkeypatch.setattr(console, "keep_freed_memory", lambda: called.append("allocation"))
+    monkeypatch.setattr(command, "execute", lambda: called.append("run"))
+    console.run()
+    assert called == ["allocation", "run"]

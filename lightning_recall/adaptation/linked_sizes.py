@@ -4,7 +4,6 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
 from jsonargparse._util import import_object
 
@@ -44,6 +43,8 @@ def built_feature_dim(encoder: Any) -> int:
 
     The module reports later why an encoder cannot be built.
     """
+    import torch  # not at the top: the help of the command needs this file, but not torch
+
     settings = copy.deepcopy(encoder)  # which the next line changes
     disable_pretrained(settings)
     for device in ("meta", "cpu"):  # without memory, if the encoder allows it

@@ -1,5 +1,5 @@
 """The command `lightning-recall`: Lightning's CLI with checks before the run and short messages."""
 
-from lightning_recall.cli.command import main, run
+from lightning_recall.cli.console import main, run
 
 __all__ = ["main", "run"]

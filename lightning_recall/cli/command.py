@@ -2,12 +2,11 @@
 
 import os
 import sys
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]  # loaded lazily
+from jsonargparse import Namespace
 
 from lightning_recall._lightning import (
     ArgsType,
@@ -36,8 +35,7 @@ from lightning_recall.cli.callback_options import (
 )
 from lightning_recall.cli.checkpoints import check_checkpoint, is_local, load_weights, mismatch_message
 from lightning_recall.cli.class_help import asked_help, class_help
-from lightning_recall.cli.errors import USER_ERRORS, explain
-from lightning_recall.cli.help import VERBOSE, Parser, parser_descriptions, set_subcommand_help
+from lightning_recall.cli.help import CommandParser, complete_overview, parser_descriptions
 from lightning_recall.cli.last_as_best import LastAsBest
 from lightning_recall.cli.noise import hide_advice_on_callbacks, hide_noise
 from lightning_recall.cli.saved_settings import SaveSettings
@@ -53,7 +51,15 @@ from lightning_recall.cli.task_options import (
     settings_of_classes,
     task_options,
 )
-from lightning_recall.memory_allocation import keep_freed_memory
+from lightning_recall.cli.user_errors import explain
+
+
+class Parser(CommandParser, LightningArgumentParser):
+    """The parser of a run."""
+
+    def add_function_arguments(self, function: Any, *args: Any, linked_targets: Any = None, **kwargs: Any) -> list[str]:
+        """Same as jsonargparse's, which raises TypeError for a function beside a class with linked settings."""
+        return super().add_function_arguments(function, *args, **kwargs)
 
 
 class RecallCLI(CLIHooks, LightningCLI):
@@ -66,14 +72,12 @@ class RecallCLI(CLIHooks, LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Same as LightningCLI.init_parser, with a shorter help text."""
-        parser = Parser(**kwargs)
-        parser.add_argument("-c", "--config", action=ActionConfigFile, help="A YAML file of settings; may be repeated.")
-        return parser
+        return Parser(**kwargs)
 
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
-        """Same as LightningCLI.setup_parser, with this package's subcommand descriptions."""
+        """Same as LightningCLI.setup_parser, with --version and this package's subcommand descriptions."""
         super().setup_parser(*args, **kwargs)
-        set_subcommand_help(self.parser)
+        complete_overview(self.parser)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds --weights, and the linked settings of the task."""
@@ -259,7 +263,7 @@ class RecallCLI(CLIHooks, LightningCLI):
     after_validate = after_test
 
 
-def main(args: ArgsType = None) -> None:
+def execute(args: ArgsType = None) -> None:
     """Runs `lightning-recall fit|validate|test|predict`.
 
     Args:
@@ -279,19 +283,3 @@ def main(args: ArgsType = None) -> None:
             trainer_defaults={"callbacks": [*default_callbacks(), LastAsBest()]},
             args=args,
         )
-
-
-def run() -> None:
-    """Console entry point: prints user errors as one paragraph and exits with code 1.
-
-    With LIGHTNING_RECALL_VERBOSE=1 the traceback is shown.
-    """
-    keep_freed_memory()
-    if os.environ.get(VERBOSE):
-        return main()
-    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
-    try:
-        main()
-    except USER_ERRORS as error:
-        sys.stderr.write(f"lightning-recall: error: {explain(error)}\n({VERBOSE}=1 shows the traceback.)\n")
-        sys.exit(1)

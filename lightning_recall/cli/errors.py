@@ -1,17 +1,12 @@
-"""Turns errors that a user can cause into one paragraph."""
+"""Turns the messages of jsonargparse and of this package into one paragraph; needs neither torch nor Lightning."""
 
 import difflib
 import importlib
 import re
 
-import torch
 from jsonargparse import ArgumentParser
 
-from lightning_recall._lightning import MisconfigurationException
 from lightning_recall.cli.task_options import public_names, task_options
-
-USER_ERRORS = (ValueError, OSError, ImportError, MisconfigurationException, torch.OutOfMemoryError)
-"""Exceptions shown without a traceback."""
 
 MAX_LENGTH = 800  # characters of a message, about a paragraph
 
@@ -104,12 +99,3 @@ def options_of(class_path: str) -> str:
 def shorten(text: str) -> str:
     """Cuts a text to the length of a paragraph."""
     return text if len(text) <= MAX_LENGTH else f"{text[: MAX_LENGTH - 4]} ..."
-
-
-def explain(error: BaseException) -> str:
-    """Error message, with a remedy if one is known."""
-    text = simplify(str(error))
-    if isinstance(error, torch.OutOfMemoryError):
-        remedies = "; ".join(f"for {task.NAME}, {task.MEMORY_REMEDY}" for task in task_options())
-        return f"The GPU's memory ran out: {remedies}. ({text.split('. ')[0]})"
-    return shorten(text) or type(error).__name__

@@ -1,17 +1,17 @@
-"""Help texts of the command."""
+"""Help texts of the command, and its parser without the options of a run; needs neither torch nor Lightning."""
 
 import re
 from argparse import Action
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from jsonargparse import DefaultHelpFormatter
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter  # type: ignore[attr-defined]  # loaded lazily
 from jsonargparse._util import import_object
 
-from lightning_recall._lightning import LightningArgumentParser, LightningCLI
 from lightning_recall.cli.errors import shorten, simplify
 from lightning_recall.cli.options import is_choice
 from lightning_recall.cli.task_options import TaskOptions, task_options
+from lightning_recall.cli.version import PrintVersion
 
 VERBOSE = "LIGHTNING_RECALL_VERBOSE"  # environment variable
 
@@ -39,8 +39,8 @@ class ShortHelp(DefaultHelpFormatter):
         return re.sub(r"known subclasses: ([\w.]+(?:, [\w.]+)*)", ours, super()._expand_help(action))
 
 
-class Parser(LightningArgumentParser):
-    """Lightning's parser with short help and simplified errors; options cannot be abbreviated.
+class CommandParser(ArgumentParser):
+    """Parser with short help and simplified errors; options cannot be abbreviated.
 
     Attributes:
         advise: adds advice to an error.
@@ -50,10 +50,7 @@ class Parser(LightningArgumentParser):
         defaults = {"formatter_class": ShortHelp, "prog": "lightning-recall", "allow_abbrev": False}
         super().__init__(*args, **{**defaults, **kwargs})
         self.advise: Callable[[str], str] = str
-
-    def add_function_arguments(self, function: Any, *args: Any, linked_targets: Any = None, **kwargs: Any) -> list[str]:
-        """Same as jsonargparse's, which raises TypeError for a function beside a class with linked settings."""
-        return super().add_function_arguments(function, *args, **kwargs)
+        self.add_argument("-c", "--config", action=ActionConfigFile, help="A YAML file of settings; may be repeated.")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the error in one paragraph, and exits with code 2."""
@@ -88,6 +85,11 @@ Options of the Trainer and the command are listed below.
 {VERBOSE}=1 in the environment prints the traceback of an error."""
 
 
+def subcommand_names() -> list[str]:
+    """Names of the subcommands, the same for every task."""
+    return list(task_options()[0].SUBCOMMANDS)
+
+
 def subcommand_summary(name: str) -> str:
     """What a subcommand does: a line for each task."""
     return "\n".join(f"{title(task)}: {task.SUBCOMMANDS[name]}" for task in task_options())
@@ -100,15 +102,34 @@ def parser_descriptions() -> dict[str, Any]:
             "description": f"{subcommand_summary(name)}\n\n{details()}",
             "usage": f"lightning-recall {name} --config FILE [--OPTION VALUE ...]",
         }
-        for name in LightningCLI.subcommands()
+        for name in subcommand_names()
     }
     overview = "\n\n".join(task.OVERVIEW for task in task_options())
     return {"prog": "lightning-recall", "description": overview, **subcommands}
 
 
-def set_subcommand_help(parser: LightningArgumentParser) -> None:
-    """Sets the subcommand help; Lightning's default is a truncated docstring."""
+def complete_overview(parser: ArgumentParser) -> None:
+    """Adds --version, and sets the usage and the help of the subcommands, which Lightning truncates.
+
+    Args:
+        parser: parser of the command, with its subcommands.
+    """
+    parser.add_argument("--version", action=PrintVersion)
+    # not before the subcommands are added, which begin their usage with it
+    parser.usage = f"lightning-recall {{{','.join(subcommand_names())}}} --config FILE [--OPTION VALUE ...]"
     subcommands = parser._subcommands_action  # jsonargparse has no public way to change the help of a subcommand
     assert subcommands is not None
     for choice in subcommands._choices_actions:
         choice.help = subcommand_summary(choice.dest)
+
+
+def overview_parser() -> CommandParser:
+    """The parser of the command, whose subcommands have no options but --help and --config."""
+    texts = parser_descriptions()
+    of_subcommands = {name: texts.pop(name) for name in subcommand_names()}
+    parser = CommandParser(**texts)
+    subcommands = parser.add_subcommands()
+    for name, text in of_subcommands.items():
+        subcommands.add_subcommand(name, CommandParser(**text), help="")
+    complete_overview(parser)
+    return parser

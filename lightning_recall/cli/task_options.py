@@ -110,9 +110,10 @@ def module_names(task: TaskOptions) -> set[str]:
 
 def import_classes() -> None:
     """Imports the modules in CLASS_MODULES; a config can then name their classes without a path: `class_path: NAME`."""
-    for task in task_options():
-        for name in task.CLASS_MODULES:
-            import_module(name)
+    for name in dict.fromkeys(name for task in task_options() for name in task.CLASS_MODULES):
+        module = import_module(name)
+        for public_name in getattr(module, "__all__", ()):
+            getattr(module, public_name)  # some modules import their names on first use
 
 
 def public_names() -> list[str]:

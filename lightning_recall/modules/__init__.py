@@ -1,6 +1,26 @@
-"""LightningModules."""
+"""LightningModules, imported on first use: the help of the command needs this package, but not Lightning."""
 
-from lightning_recall.modules.retrieval import RetrievalModule
-from lightning_recall.optimization.manual_optimization import ManualOptimization
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_recall.modules.retrieval import RetrievalModule
+    from lightning_recall.optimization.manual_optimization import ManualOptimization
+
+_FILE_OF_NAME = {
+    "ManualOptimization": "lightning_recall.optimization.manual_optimization",
+    "RetrievalModule": "lightning_recall.modules.retrieval",
+}
 
 __all__ = ["ManualOptimization", "RetrievalModule"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name on first use."""
+    if name not in _FILE_OF_NAME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_FILE_OF_NAME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

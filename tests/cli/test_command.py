@@ -1,5 +1,4 @@
 import logging
-import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +12,6 @@ from pytorch_lightning.callbacks import ModelCheckpoint, ModelSummary
 
 from lightning_recall.callbacks import InterruptCheckpoint, RunSummary
 from lightning_recall.cli import command as command_module
-from lightning_recall.cli import run
 from lightning_recall.cli.command import RecallCLI
 
 GLYPHS = Path(__file__).parent.parent.parent / "configs" / "glyphs.yaml"
@@ -205,13 +203,6 @@ def test_a_run_ends_with_its_folder(finished, tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert f"Metrics and settings: {tmp_path}" in shown
     assert ("Checkpoint: best.ckpt" in shown) == (finished == "after_fit")
-
-
-def test_the_console_shows_warnings_in_a_line(monkeypatch):
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # `run` sets it for its process
-    monkeypatch.setattr(command_module, "main", lambda: None)
-    run()
-    assert warnings.formatwarning("look here", UserWarning, "file.py", 3) == "Warning: look here\n"
 
 
 def refuse_to_build(monkeypatch):

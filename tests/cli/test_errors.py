@@ -1,14 +1,11 @@
-import subprocess
-import sys
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from lightning_recall.cli import run
-from lightning_recall.cli.errors import explain, simplify
+from lightning_recall.cli.errors import simplify
+from lightning_recall.cli.user_errors import explain
 
 GLYPHS = str(Path(__file__).parents[2] / "configs" / "glyphs.yaml")
 
@@ -106,57 +103,14 @@ def test_the_checkpoint_of_another_network_is_named_as_such(console, glyph_folde
     assert len(shown.strip().splitlines()[-2]) < 900
 
 
-def test_a_defect_keeps_its_traceback(monkeypatch):
-    def broken():
-        raise RuntimeError("a defect")
-
-    monkeypatch.setattr("sys.argv", ["lightning-recall"])
-    monkeypatch.setattr("lightning_recall.cli.command.main", broken)
-    with pytest.raises(RuntimeError, match="a defect"):
-        run()
-
-
-@pytest.mark.parametrize("kind", [ValueError, OSError, ImportError, MisconfigurationException, torch.OutOfMemoryError])
-def test_errors_of_users_end_with_code_1(kind, monkeypatch, capsys):
-    def broken():
-        raise kind("no such thing")
-
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # `run` sets it for its process
-    monkeypatch.setattr("lightning_recall.cli.command.main", broken)
-    with pytest.raises(SystemExit) as stopped:
-        run()
-    assert stopped.value.code == 1
-    assert "no such thing" in capsys.readouterr().err
-
-
 def test_a_class_without_options_says_so_for_another_option():
     message = simplify("loss: torch.nn.Sigmoid: Option 'delta' is not accepted")
     assert message == "loss: torch.nn.Sigmoid: Option 'delta' is not accepted. It takes none."
 
 
-def test_memory_that_runs_out_has_a_remedy():
-    message = explain(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB. GPU 0 has"))
-    assert message == (
-        "The GPU's memory ran out: for retrieval, set a smaller --model.chunk_size; for segmentation, set a smaller "
-        "--data.batch_size or --data.transforms.crop_size; for domain adaptation, set a smaller --data.batch_size. "
-        "(CUDA out of memory)"
-    )
-    assert explain(KeyError()) == "KeyError"
-
-
 def test_a_plain_message_stays_as_it_is():
     for message in ("The file is missing: look there.", "a: b", simplify("Option 'x' is not accepted")):
         assert simplify(message) == message
-
-
-def test_help_describes_the_subcommands_in_full():
-    shown = subprocess.run(
-        [sys.executable, "-m", "lightning_recall", "--help"], capture_output=True, text=True, check=True
-    ).stdout
-    text = " ".join(shown.split())
-    assert "predict Retrieval: Write the embeddings of the test images. Segmentation: Write the pred" in text
-    assert "fit Retrieval: Train a model, and validate it on held-out classes." in text
-    assert "\n  lightning-recall fit --config configs/glyphs.yaml\n" in shown
 
 
 def test_no_message_is_longer_than_a_paragraph(console):

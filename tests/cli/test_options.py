@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from lightning_recall import RetrievalModule
-from lightning_recall.cli.help import Parser
+from lightning_recall.cli.command import Parser
 from lightning_recall.cli.options import (
     CommandLine,
     choices,

@@ -11,7 +11,6 @@ from jsonargparse import Namespace
 from lightning_recall.adaptation.dann import DANNModule
 from lightning_recall.callbacks import InterruptCheckpoint, RunSummary
 from lightning_recall.cli import task_options as task_options_module
-from lightning_recall.cli.errors import explain
 from lightning_recall.cli.help import parser_descriptions
 from lightning_recall.cli.task_options import (
     TASK_MODULES,
@@ -25,6 +24,7 @@ from lightning_recall.cli.task_options import (
     task_options,
     tasks_of,
 )
+from lightning_recall.cli.user_errors import explain
 from lightning_recall.modules import RetrievalModule
 from lightning_recall.segmentation.module import SegmentationModule
 
