@@ -1,3 +1,4 @@
+import functools
 import logging
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,9 +14,10 @@ from pytorch_lightning.callbacks import ModelCheckpoint, ModelSummary
 from lightning_recall.callbacks import InterruptCheckpoint, RunSummary
 from lightning_recall.cli import command as command_module
 from lightning_recall.cli.command import RecallCLI
+from lightning_recall.models import ImageEmbedder
 
-GLYPHS = Path(__file__).parent.parent.parent / "configs" / "glyphs.yaml"
-IMAGES = GLYPHS.with_name("your_images.yaml")
+CONFIGS = Path(__file__).parents[2] / "configs"
+GLYPHS, IMAGES = CONFIGS / "glyphs.yaml", CONFIGS / "your_images.yaml"
 QUICK = ("--trainer.enable_progress_bar", "false", "--trainer.limit_train_batches", 1, "--trainer.limit_val_batches", 0)
 pytestmark = [
     pytest.mark.filterwarnings("ignore:OneCycleLR ends after"),
@@ -206,6 +208,7 @@ def test_a_run_ends_with_its_folder(finished, tmp_path, monkeypatch, capsys):
 
 
 def refuse_to_build(monkeypatch):
+    @functools.wraps(ImageEmbedder.__init__)  # the parser needs the arguments
     def fail(*_, **__):
         raise AssertionError("the model is built before the data is checked")
 
@@ -219,6 +222,45 @@ def test_a_wrong_folder_shows_before_the_model_is_built(command, in_tmp_path, mo
     (in_tmp_path / "photos" / "empty").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"photos/empty holds no image"):
         command("fit", "--config", IMAGES, "--data.root", "photos")
+
+
+@pytest.fixture
+def loaded_weights(monkeypatch):
+    """The names of the pretrained networks that timm is asked for; none is loaded."""
+    create, names = timm.create_model, []
+
+    def record(name, pretrained=False, **kwargs):
+        names.extend([name] * pretrained)
+        return create(name, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", record)
+    return names
+
+
+PHOTOS_OF_EACH_TASK = [
+    (IMAGES, ()),
+    (CONFIGS / "segmentation" / "your_masks.yaml", ("--model.num_classes", 3)),
+    (
+        CONFIGS / "adaptation" / "your_domains.yaml",
+        ("--model.num_classes", 3, "--data.source", "a", "--data.target", "b"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "options"), PHOTOS_OF_EACH_TASK, ids=["retrieval", "segmentation", "adaptation"])
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_data_are_looked_at_before_weights_are_fetched(is_empty, config, options, command, in_tmp_path, loaded_weights):
+    if is_empty:
+        (in_tmp_path / "photos").mkdir()
+    with pytest.raises(ValueError, match="photos"):
+        command("fit", "--config", config, "--data.root", "photos", *options)
+    assert loaded_weights == []
+
+
+def test_with_data_weights_are_fetched(command, small_data, loaded_weights, monkeypatch):
+    monkeypatch.setattr(RecallCLI, "run_subcommand", lambda *_: None)
+    command("fit", "--config", IMAGES, "--data.root", small_data("image_folder"))
+    assert loaded_weights == ["resnet50.tv_in1k"]
 
 
 def test_data_that_are_made_before_they_are_read_need_no_folder_yet(command, in_tmp_path, monkeypatch):
