@@ -47,7 +47,7 @@ SETTINGS = {
     "trainer": {
         "accelerator": "cpu",
         "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs"}},
-        "callbacks": [{"class_path": f"{__name__}.ExitAtFirstBatch"}],
+        "callbacks": [{"class_path": "lightning_recall.benchmarks.start_up.ExitAtFirstBatch"}],
     },
 }
 """the settings of `READ_DATA`, and a small network"""
