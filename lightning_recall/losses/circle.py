@@ -8,7 +8,11 @@ from torch import Tensor
 
 from lightning_recall.losses.closed_form import forbid_double_backward
 from lightning_recall.losses.pairwise import PairwiseLoss
+from lightning_recall.losses.part_losses import ClosedForm, exclude_class
+from lightning_recall.losses.positives import QueryPositives
 from lightning_recall.losses.proxies import ProxyLoss
+
+MIN_EXPONENT = -50.0  # smaller terms of a sum of exponentials, relative to the largest, are 0: denormals are slow
 
 
 class CircleLoss(PairwiseLoss):
@@ -51,12 +55,30 @@ class CircleLoss(PairwiseLoss):
         """See `RetrievalLoss.check_settings`."""
         check_circle(self.m, self.gamma)
 
-    def per_query_loss(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        """Circle loss of each anchor (q,)."""
-        logits = circle_logits(similarities, positive, self.m, self.gamma)
-        sums = [logits.masked_fill(~mask, -torch.inf).logsumexp(1) for mask in (positive, negative)]
-        exponent = sums[0] + sums[1]
-        return torch.logaddexp(exponent, torch.zeros_like(exponent))
+    def closed_form(
+        self, similarities: Tensor, positive_similarities: Tensor, part: QueryPositives, with_gradient: bool
+    ) -> ClosedForm:
+        """Circle loss of each anchor (q,), see `PairwiseLoss.closed_form`.
+
+        With s clamped to at least -m, the logit of a negative is gamma (s^2 - m^2), since its weight is s + m.
+        """
+        weights = (1 + self.m - positive_similarities).clamp(min=0) * -self.gamma
+        logits = weights * (positive_similarities - (1 - self.m))
+        logits.masked_fill_(~part.valid, -torch.inf)
+        positive_sum = logits.logsumexp(1)
+
+        clamped = similarities.clamp_(min=-self.m)  # (q, N)
+        terms = clamped.square()
+        exclude_class(terms, part, -torch.inf)
+        largest = terms.amax(1, keepdim=True)
+        F.threshold_(terms.sub_(largest).mul_(self.gamma), MIN_EXPONENT, -torch.inf)
+        total = terms.exp_().sum(1)
+        exponent = positive_sum + self.gamma * (largest.squeeze(1) - self.m**2) + total.log()
+        values = torch.logaddexp(exponent, torch.zeros_like(exponent))
+        derivative = exponent.sigmoid()[:, None]
+        if with_gradient:
+            clamped.add_(self.m).mul_(terms).mul_(self.gamma * derivative / total[:, None])
+        return ClosedForm(values, derivative * (logits - positive_sum[:, None]).exp() * weights)
 
 
 class CircleProxyLoss(ProxyLoss):

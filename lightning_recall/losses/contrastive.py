@@ -3,6 +3,8 @@
 from torch import Tensor
 
 from lightning_recall.losses.pairwise import PairwiseLoss
+from lightning_recall.losses.part_losses import ClosedForm
+from lightning_recall.losses.positives import QueryPositives
 
 
 class ContrastiveLoss(PairwiseLoss):
@@ -48,9 +50,17 @@ class ContrastiveLoss(PairwiseLoss):
                 f"got {self.negative_margin} and {self.positive_margin}."
             )
 
-    def per_query_loss(self, similarities: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        """Mean margin violation of the positives plus that of the violating negatives (q,)."""
-        positive_violations = (self.positive_margin - similarities).clamp(min=0) * positive
-        negative_violations = (similarities - self.negative_margin).clamp(min=0) * negative
-        num_violating = (negative_violations > 0).sum(1).clamp(min=1)
-        return positive_violations.sum(1) / positive.sum(1) + negative_violations.sum(1) / num_violating
+    def closed_form(
+        self, similarities: Tensor, positive_similarities: Tensor, part: QueryPositives, with_gradient: bool
+    ) -> ClosedForm:
+        """Mean margin violation of the positives plus that of the violating negatives (q,). See `PairwiseLoss`."""
+        num_positives = part.valid.sum(1)
+        positive_violations = (self.positive_margin - positive_similarities).clamp(min=0) * part.valid
+        negative_violations = similarities.sub_(self.negative_margin).clamp_(min=0)
+        negative_sum = negative_violations.sum(1)
+        violates = negative_violations.sign_()
+        num_violating = violates.sum(1)
+        inverse = 1 / num_violating.clamp(min=1)
+        values = positive_violations.sum(1) / num_positives + negative_sum * inverse
+        violates.mul_(inverse[:, None])
+        return ClosedForm(values, -positive_violations.sign() / num_positives[:, None], num_violating > 0)

@@ -3,7 +3,7 @@
 Each block is differentiated immediately, so the full matrix is never stored.
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,18 +14,26 @@ from lightning_recall.losses.base import (
     check_batch,
     check_finite_if_compiling,
     check_no_parameters,
-    check_per_query,
     select_queries,
 )
 from lightning_recall.losses.closed_form import forbid_double_backward
-from lightning_recall.losses.gallery import make_gallery
+from lightning_recall.losses.gallery import Gallery, MixedGallery, make_gallery
+from lightning_recall.losses.part_losses import (
+    ClosedFormLoss,
+    PartLoss,
+    PartResult,
+    PerQueryLoss,
+    accumulate_pairs,
+    evaluate_by_autograd,
+    evaluate_closed_form,
+    pad_with_query,
+)
+from lightning_recall.losses.positives import QueryPositives, SortedQueries, sort_queries
 from lightning_recall.virtual_pairs import VirtualPairs, append_virtual_labels
 
-PerQueryLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Similarities (q, N), and masks of positives and negatives (q, N) -> one value per query (q,)."""
-
-BLOCK_ELEMENTS = 2**20  # similarities per block (4 MiB in fp32): a loss allocates about ten such tensors
-GPU_BLOCK_ELEMENTS = 2**24  # the same on a GPU (64 MiB): smaller blocks are launch-bound
+BLOCK_ELEMENTS = 2**22  # similarities per block (16 MiB in fp32): small matrix products are slow
+PART_ELEMENTS = 2**18  # similarities per evaluation of the loss (1 MiB in fp32), which then stay in the cache
+GPU_BLOCK_ELEMENTS = 2**24  # limit of blocks and of parts on a GPU (64 MiB): smaller parts are launch-bound
 
 
 class PairwiseLossResult(NamedTuple):
@@ -49,6 +57,9 @@ class PairwiseLoss(RetrievalLoss):
     varies. Autograd differentiates it with respect to `similarities` only; a loss with learned parameters must subclass
     `RetrievalLoss` instead. `compute` handles `queries` and `pairs`, and need not be overridden.
 
+    A subclass without `per_query_loss` implements `closed_form`, which also computes the gradient. It is faster, since
+    a block is then overwritten with its gradient.
+
     Attributes:
         diagnostics: exact "recall@1" within the last batch.
 
@@ -63,7 +74,14 @@ class PairwiseLoss(RetrievalLoss):
 
     shares_queries = True
     accepts_virtual = True
-    per_query_loss: Callable[..., Tensor]
+    per_query_loss: PerQueryLoss
+    closed_form: ClosedFormLoss
+    """Function (similarities (q, N), positive similarities (q, P), `QueryPositives`, with_gradient) -> `ClosedForm`.
+
+    The similarities of the query and its positives to the query are -inf in `similarities`. Positive similarities at
+    padding are arbitrary. With gradient, it overwrites `similarities` with the derivatives of each value with respect
+    to them, 0 where they were -inf; without, it may leave anything there.
+    """
 
     def compute(
         self,
@@ -74,18 +92,22 @@ class PairwiseLoss(RetrievalLoss):
     ) -> Tensor:
         """See `RetrievalLoss.forward`."""
         check_no_parameters(self, "PairwiseLoss")
-        return self.mean_over_queries(self.per_query_loss, embeddings, labels, queries, pairs)
+        if hasattr(self, "per_query_loss"):  # first, so that a subclass of a loss in closed form can implement it
+            part_loss: PartLoss = partial(evaluate_by_autograd, self.per_query_loss)
+        else:
+            part_loss = partial(evaluate_closed_form, self.closed_form)
+        return self.mean_over_queries(part_loss, embeddings, labels, queries, pairs)
 
     def mean_over_queries(
         self,
-        per_query_loss: PerQueryLoss,
+        part_loss: PartLoss,
         embeddings: Tensor,
         labels: Tensor,
         queries: slice | Tensor | None,
         pairs: VirtualPairs | None,
     ) -> Tensor:
-        """Mean of `per_query_loss` over the queries of a checked batch; sets the diagnostics."""
-        result = pairwise_loss_of_checked_batch(embeddings, labels, per_query_loss, queries, pairs)
+        """Mean of `part_loss` over the queries of a checked batch; sets the diagnostics."""
+        result = pairwise_loss_of_checked_batch(embeddings, labels, part_loss, queries, pairs)
         self.diagnostics = {"recall@1": result.recall_at_1}
         return result.loss
 
@@ -120,30 +142,32 @@ def pairwise_loss(
     embeddings, labels = check_batch(embeddings, labels)
     pairs = None if pairs is None else VirtualPairs(*pairs)
     with torch.autocast(embeddings.device.type, enabled=False):
-        return pairwise_loss_of_checked_batch(embeddings, labels, per_query_loss, queries, pairs)
+        part_loss = partial(evaluate_by_autograd, per_query_loss)
+        return pairwise_loss_of_checked_batch(embeddings, labels, part_loss, queries, pairs)
 
 
 def pairwise_loss_of_checked_batch(
     embeddings: Tensor,
     labels: Tensor,
-    per_query_loss: PerQueryLoss,
+    part_loss: PartLoss,
     queries: slice | Tensor | None,
     pairs: VirtualPairs | None,
 ) -> PairwiseLossResult:
     """Like `pairwise_loss`, but assumes that `check_batch` was called and autocast is disabled."""
     check_finite_if_compiling(embeddings)
     labels = append_virtual_labels(labels, pairs)
-    _, inverse, counts = torch.unique(labels, return_inverse=True, return_counts=True)
-    is_query = select_queries((counts[inverse] > 1) & (counts[inverse] < len(labels)), queries)
-    indices = is_query.nonzero().squeeze(1)
-    if len(indices) == 0:
+    sorted_queries = sort_queries(labels)
+    has_negative = sorted_queries.num_positives < len(labels) - 1
+    selected = select_queries(torch.ones_like(labels, dtype=torch.bool), queries)[sorted_queries.queries]
+    sorted_queries = sorted_queries.select(has_negative & selected)
+    if len(sorted_queries.queries) == 0:
         raise ValueError(
             f"No query has both a positive and a negative among the {len(labels)} items: draw batches with at least 2 "
             "samples per class and 2 classes (ClassBalancedBatchSampler does)."
         )
     if not torch.is_grad_enabled():
         embeddings = embeddings.detach()
-    return PairwiseLossResult(*_PairwiseLoss.apply(embeddings, labels, indices, per_query_loss, pairs))
+    return PairwiseLossResult(*_PairwiseLoss.apply(embeddings, sorted_queries, part_loss, pairs))
 
 
 class _PairwiseLoss(torch.autograd.Function):
@@ -151,41 +175,77 @@ class _PairwiseLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        embeddings: Tensor,
-        labels: Tensor,
-        indices: Tensor,
-        per_query_loss: PerQueryLoss,
-        pairs: VirtualPairs | None,
+        ctx: Any, embeddings: Tensor, queries: SortedQueries, part_loss: PartLoss, pairs: VirtualPairs | None
     ) -> tuple[Tensor, Tensor]:
         gallery = make_gallery(embeddings, pairs)
         gradient = torch.zeros_like(embeddings) if ctx.needs_input_grad[0] else None
+        num_positives = queries.num_positives.tolist()
         # preallocated to avoid memory fragmentation
-        total, hits = embeddings.new_zeros(()), torch.empty_like(indices, dtype=torch.bool)
-        block_elements = BLOCK_ELEMENTS if embeddings.device.type == "cpu" else GPU_BLOCK_ELEMENTS
-        block_queries = max(1, block_elements // len(gallery))
-        for block, hit in zip(torch.split(indices, block_queries), torch.split(hits, block_queries), strict=True):
+        values, hits = embeddings.new_empty(len(num_positives)), torch.empty_like(queries.queries, dtype=torch.bool)
+        buffer = embeddings.new_empty(0)  # reused, since allocating memory takes time
+        block_queries, part_queries = block_sizes(embeddings.device, len(gallery))
+        for start in range(0, len(num_positives), block_queries):
+            stop = min(start + block_queries, len(num_positives))
+            block = queries.queries[start:stop]
             query_embeddings = gallery.embeddings_at(block)  # (q, D)
-            similarities = gallery.similarities(query_embeddings)  # (q, N)
-            positive = labels[block, None] == labels
-            negative = ~positive
-            positive.scatter_(1, block[:, None], False)
-            best = [similarities.masked_fill(~mask, -torch.inf).amax(1) for mask in (positive, negative)]
-            torch.gt(best[0], best[1], out=hit)
-            similarities.requires_grad_(gradient is not None)
-            with torch.set_grad_enabled(gradient is not None):
-                values = per_query_loss(similarities, positive, negative)
-                value = check_per_query(values, len(block), "per_query_loss").sum()
+            similarities = buffer.resize_(len(block), len(gallery))
+            gallery.similarities(query_embeddings, out=similarities)
+            remaining = torch.ones_like(block, dtype=torch.bool)
+            for part_start in range(start, stop, part_queries):
+                part = slice(part_start, min(part_start + part_queries, stop))
+                rows = slice(part.start - start, part.stop - start)
+                positives = pad_with_query(queries.positives(part, num_positives[part.stop - 1]))
+                result = part_loss(similarities[rows], positives, gradient is not None)
+                values[part], hits[part] = result.values, result.is_hit
+                if gradient is not None:
+                    remaining[rows] = accumulate_positives(gallery, gradient, similarities[rows], positives, result)
             if gradient is not None:
-                (similarity_gradient,) = torch.autograd.grad(value, similarities)
-                gallery.accumulate_gradient(gradient, block, query_embeddings, similarity_gradient)
-            total += value.detach()
+                accumulate_rows(gallery, gradient, block, query_embeddings, similarities, remaining)
         recall_at_1 = hits.float().mean()
         if gradient is not None:
-            ctx.save_for_backward(gradient.div_(len(indices)), embeddings)
+            ctx.save_for_backward(gradient.div_(len(num_positives)), embeddings)
         ctx.mark_non_differentiable(recall_at_1)
-        return total / len(indices), recall_at_1
+        return values.mean(), recall_at_1
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        return forbid_double_backward(*ctx.saved_tensors) * grad_output, None, None, None, None
+        return forbid_double_backward(*ctx.saved_tensors) * grad_output, None, None, None
+
+
+def block_sizes(device: torch.device, num_items: int) -> tuple[int, int]:
+    """Number of queries in a block, for the matrix products, and in a part, for the loss."""
+    limits = (BLOCK_ELEMENTS, PART_ELEMENTS) if device.type == "cpu" else (GPU_BLOCK_ELEMENTS, GPU_BLOCK_ELEMENTS)
+    block_queries, part_queries = (max(1, limit // num_items) for limit in limits)
+    return block_queries, part_queries
+
+
+def accumulate_positives(
+    gallery: Gallery, gradient: Tensor, similarity_gradient: Tensor, part: QueryPositives, result: PartResult
+) -> Tensor:
+    """Adds the derivatives of the positives to `similarity_gradient` (q, N), which holds those of the negatives.
+
+    Queries without a gradient of a negative are instead accumulated into `gradient` (N, D) immediately, if that is faster.
+
+    Returns:
+        (q,) bool, the queries that are not yet accumulated.
+    """
+    remaining = torch.ones_like(part.queries, dtype=torch.bool)
+    if result.positive_gradient is None:
+        return remaining
+    similarity_gradient.scatter_add_(1, part.positives, result.positive_gradient)
+    num_values = part.positives.shape[1] * gradient.shape[1]  # to gather for a query
+    on_cpu = gradient.device.type == "cpu"  # nonzero() would synchronise with a GPU
+    if result.has_negative_gradient is None or isinstance(gallery, MixedGallery) or not on_cpu or num_values > 2 * len(gallery):
+        return remaining
+    without = (~result.has_negative_gradient).nonzero().squeeze(1)
+    pairs = QueryPositives(*(field[without] for field in part))
+    accumulate_pairs(gradient, gallery.embeddings, pairs, result.positive_gradient[without])
+    return result.has_negative_gradient
+
+
+def accumulate_rows(gallery: Gallery, gradient: Tensor, block: Tensor, query_embeddings: Tensor, similarity_gradient: Tensor, remaining: Tensor) -> None:
+    """Accumulates the rows `remaining` (q,) of the gradient of the similarities (q, N) into `gradient` (N, D)."""
+    if gradient.device.type == "cpu" and not bool(remaining.all()):
+        rows = remaining.nonzero().squeeze(1)
+        block, query_embeddings, similarity_gradient = block[rows], query_embeddings[rows], similarity_gradient[rows]
+    gallery.accumulate_gradient(gradient, block, query_embeddings, similarity_gradient)
