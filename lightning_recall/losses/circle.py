@@ -8,12 +8,9 @@ from torch import Tensor
 
 from lightning_recall.losses.closed_form import forbid_double_backward
 from lightning_recall.losses.pairwise import PairwiseLoss
-from lightning_recall.losses.part_losses import ClosedForm, exclude_class
+from lightning_recall.losses.part_losses import MIN_EXPONENT, ClosedForm, exclude_class
 from lightning_recall.losses.positives import QueryPositives
 from lightning_recall.losses.proxies import ProxyLoss
-
-MIN_EXPONENT = -50.0  # smaller terms of a sum of exponentials, relative to the largest, are 0: denormals are slow
-
 
 class CircleLoss(PairwiseLoss):
     """Pulls positives to similarity 1 and negatives to 0, with larger weights for pairs further from the optimum.

@@ -12,6 +12,8 @@ from lightning_recall.losses.positives import QueryPositives
 PerQueryLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Similarities (q, N), and masks of positives and negatives (q, N) -> one value per query (q,)."""
 
+MIN_EXPONENT = -50.0  # exponentials of smaller numbers are set to 0 (from at most 2e-22): denormals are slow on CPUs
+
 
 class ClosedForm(NamedTuple):
     """Values and derivatives of a loss in closed form, for q queries.

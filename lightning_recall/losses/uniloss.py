@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_recall.checks import check_above_zero, check_integer
@@ -13,13 +14,15 @@ from lightning_recall.losses.anchors import (
     corrected_comparisons,
     flipped_comparisons,
     recalls_at_anchors,
+    sums_over_negatives,
 )
 from lightning_recall.losses.base import check_ks
 from lightning_recall.losses.pairwise import PairwiseLoss
-from lightning_recall.tensors import arange_within_groups
+from lightning_recall.losses.part_losses import MIN_EXPONENT, ClosedForm, evaluate_closed_form
+from lightning_recall.losses.positives import QueryPositives
 from lightning_recall.virtual_pairs import VirtualPairs, append_virtual_labels
 
-PART_ELEMENTS = 2**20  # number of comparisons per part (4 MiB in fp32)
+PART_ELEMENTS = 2**19  # number of comparisons per part (2 MiB in fp32)
 GPU_PART_ELEMENTS = 2**24  # comparisons per part on a GPU (64 MiB)
 MIN_SQUARED_DISTANCE = 1e-12  # lower bound of squared distances: 1 / d diverges at an anchor
 
@@ -130,121 +133,110 @@ class UniLoss(PairwiseLoss):
     ) -> Tensor:
         """See `RetrievalLoss.forward`."""
         all_labels = append_virtual_labels(labels, pairs)
-        counts = torch.unique(all_labels, return_counts=True)[1]
+        _, classes, counts = torch.unique(all_labels, return_inverse=True, return_counts=True)
         max_positives = max(int(counts.max()) - 1, 1) if len(labels) else 1
         samples = AnchorSamples(*(part.to(embeddings) for part in self.draw(max_positives, len(all_labels))))
+        random_sums = sums_over_negatives(samples.random, classes, len(counts))
         ks = torch.tensor(self.ks, device=embeddings.device)
-        per_query_loss = partial(self.per_query_loss, ks=ks, samples=samples)
-        loss = self.mean_over_queries(per_query_loss, embeddings, labels, queries, pairs)
+        anchors = Anchors(samples, random_sums, classes, ks, self.tau)
+        part_loss = partial(evaluate_closed_form, partial(one_minus_recall, anchors))
+        loss = self.mean_over_queries(part_loss, embeddings, labels, queries, pairs)
         if self.training:
             self.num_batches += 1
         return loss
 
-    def per_query_loss(
-        self, similarities: Tensor, positive: Tensor, negative: Tensor, ks: Tensor, samples: AnchorSamples
-    ) -> Tensor:
-        """One minus the interpolated recall (q,)."""
-        values: Tensor = _OneMinusRecall.apply(similarities, positive, negative, ks, self.tau, samples)
-        return values
 
+class Anchors(NamedTuple):
+    """What defines the anchors of a batch and the recall at each.
 
-class _OneMinusRecall(torch.autograd.Function):
-    """One value for each row of similarities; the gradient is computed in forward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        similarities: Tensor,
-        positive: Tensor,
-        negative: Tensor,
-        ks: Tensor,
-        tau: float,
-        samples: AnchorSamples,
-    ) -> Tensor:
-        counts = positive.sum(1)  # (q,)
-        width = int(counts.max())
-        row, column = positive.nonzero().unbind(1)
-        items = column.new_zeros(len(counts), width)  # (q, P), ascending, padded
-        items[row, arange_within_groups(counts)] = column
-        valid = torch.arange(width, device=items.device) < counts[:, None]
-        gradient = torch.empty_like(similarities) if ctx.needs_input_grad[0] else None
-        recalls = []
-        part_elements = PART_ELEMENTS if similarities.device.type == "cpu" else GPU_PART_ELEMENTS
-        part_queries = max(1, part_elements // (width * similarities.shape[1]))
-        for start in range(0, len(similarities), part_queries):
-            part = slice(start, start + part_queries)
-            part_inputs = similarities[part], items[part], valid[part], negative[part]
-            part_gradient = None if gradient is None else gradient[part]
-            recalls.append(interpolated_recall(*part_inputs, ks, tau, samples, part_gradient))
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
-        return 1 - torch.cat(recalls)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * -grad_outputs[0][:, None], None, None, None, None, None
-
-
-def interpolated_recall(
-    similarities: Tensor,
-    items: Tensor,
-    valid: Tensor,
-    negative: Tensor,
-    ks: Tensor,
-    tau: float,
-    samples: AnchorSamples,
-    gradient: Tensor | None,
-) -> Tensor:
-    """Interpolated recall (q,) of some queries.
-
-    The gradient with respect to the similarities (q, N) is written to `gradient` (q, N), if given. Autograd only
-    differentiates with respect to the few terms that make up the distances (see `squared_distances_to_anchors`).
+    Attributes:
+        samples: the random numbers.
+        random_sums: (num_classes, B, P) sums of the random anchors over the negatives of each class.
+        classes: (N,) class of each item.
+        ks: (K,) cut-offs.
+        tau: steepness of the comparison.
     """
-    width = items.shape[1]
-    positive_similarities = similarities.gather(1, items)
-    is_comparison = (valid[:, :, None] & negative[:, None, :]).flatten(1)  # (q, C), C = P N
-    differences = (positive_similarities[:, :, None] - similarities[:, None, :]).flatten(1)
-    u = torch.tanh(differences * (tau / 2)) * is_comparison
-    wrong = (u <= 0) & is_comparison
-    signs = is_comparison.to(u.dtype).masked_fill_(wrong, -1.0)  # signs of u; 0 for padded comparisons
-    counts = wrong.view(len(u), width, -1).sum(2)  # (q, P) negatives ranked higher
-    flipped = flipped_comparisons(valid, negative, samples.flip_uniforms)  # (q, A) indices into C
+
+    samples: AnchorSamples
+    random_sums: Tensor
+    classes: Tensor
+    ks: Tensor
+    tau: float
+
+
+def one_minus_recall(
+    anchors: Anchors, similarities: Tensor, positive_similarities: Tensor, part: QueryPositives, with_gradient: bool
+) -> ClosedForm:
+    """One minus the interpolated recall (q,) and its gradient, a few queries at a time; see `PairwiseLoss.closed_form`."""
+    elements = PART_ELEMENTS if similarities.device.type == "cpu" else GPU_PART_ELEMENTS
+    size = max(1, elements // (part.positives.shape[1] * similarities.shape[1]))
+    values, gradient = torch.empty_like(positive_similarities[:, 0]), torch.zeros_like(positive_similarities)
+    for start in range(0, len(similarities), size):
+        rows = slice(start, start + size)
+        valid = part.valid[rows]
+        width = int(valid.sum(1).max())
+        columns = rows, slice(0, width)
+        narrow = QueryPositives(part.queries[rows], part.positives[columns], part.valid[columns])
+        inputs = similarities[rows], positive_similarities[columns], narrow
+        values[rows], gradient[columns] = interpolated_miss(anchors, *inputs, with_gradient)
+    return ClosedForm(values, gradient)
+
+
+def interpolated_miss(
+    anchors: Anchors, similarities: Tensor, positive_similarities: Tensor, part: QueryPositives, with_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """One minus the interpolated recall (q,) of some queries, and its gradient with respect to the positives (q, P).
+
+    With gradient, overwrites `similarities` (q, N) with the gradient with respect to the negatives. Comparisons are
+    held as t = sigmoid(tau (s_qn - s_qp)) = (1 - u) / 2, which is 0 for everything that is no comparison. Autograd only
+    differentiates with respect to the few sums that make up the distances (see `squared_distances_to_anchors`).
+    """
+    num_queries, num_items = similarities.shape
+    width = part.valid.shape[1]
+    samples = anchors.samples
+    thresholds = positive_similarities.masked_fill(~part.valid, torch.inf)
+    t = similarities[:, None, :] - thresholds[:, :, None]  # (q, P, N)
+    wrong = torch.ge(t, 0, out=torch.empty_like(t))
+    t = F.threshold_(t.mul_(anchors.tau), MIN_EXPONENT, -torch.inf).sigmoid_().flatten(1)  # (q, C), C = P N
+    counts = wrong.sum(2).long()  # (q, P) negatives ranked higher
+    wrong = wrong.flatten(1)
+    flipped = flipped_comparisons(part, num_items, samples.flip_uniforms)  # (q, A) indices into C
     corrected, has_wrong = corrected_comparisons(wrong, samples.correct_uniforms, flipped)
     random = samples.random[:, :width].flatten(1)  # (B, C)
 
-    num_items = negative.shape[1]
+    num_positives = part.valid.sum(1)
+    num_negatives = num_items - 1 - num_positives
+    random_sums = anchors.random_sums[anchors.classes[part.queries], :, :width]  # (q, B, P)
+    random_counts = (num_negatives[:, None, None] - random_sums).long() // 2
     positives = flipped // num_items, corrected // num_items  # (q, A) each
-    recalls = recalls_at_anchors(counts, *positives, has_wrong, valid, negative, ks, samples.random)
-    terms = [
-        # squared distance to the perfect anchor; padding contributes 0
-        (is_comparison.to(u.dtype) - u).square().sum(1),
-        (signs - u).square().sum(1),
-        u.square().sum(1),
-        u.gather(1, flipped),
-        u.gather(1, corrected),
-        u @ random.T,
-    ]
-    terms = [term.detach().requires_grad_(gradient is not None) for term in terms]
-    with torch.set_grad_enabled(gradient is not None):
-        value = inverse_distance_mean(squared_distances_to_anchors(terms, has_wrong, is_comparison.sum(1)), recalls)
-    if gradient is None:
-        return value
-    derivatives = torch.autograd.grad(value, terms, torch.ones_like(value))
-    grad_perfect, grad_signs, grad_norm, grad_flipped, grad_corrected, grad_random = derivatives
-    grad_u = grad_random @ random
-    grad_u -= 2 * grad_perfect[:, None] * (1 - u) + 2 * grad_signs[:, None] * (signs - u) - 2 * grad_norm[:, None] * u
-    grad_u.scatter_add_(1, flipped, grad_flipped).scatter_add_(1, corrected, grad_corrected)
-    grad_c = (grad_u * (1 - u * u) * is_comparison).view(len(u), width, -1).mul_(tau / 2)
-    gradient.copy_(-grad_c.sum(1)).scatter_add_(1, items, grad_c.sum(2))
-    return value.detach()
+    recalls = recalls_at_anchors(counts, *positives, has_wrong, part.valid, random_counts, anchors.ks).to(t.dtype)
+    norms = (torch.linalg.vector_norm(x, dim=1) for x in (t, t - wrong))
+    terms = [*(norm.square() for norm in norms), t.sum(1), t.gather(1, flipped), t.gather(1, corrected), t @ random.T]
+    terms = [term.requires_grad_(with_gradient) for term in terms]
+    with torch.set_grad_enabled(with_gradient):
+        random_sum = (random_sums * part.valid[:, None]).sum(2)
+        distances = squared_distances_to_anchors(terms, has_wrong, num_positives * num_negatives, random_sum)
+        values = 1 - inverse_distance_mean(distances, recalls)
+    if not with_gradient:
+        return values, positive_similarities
+    derivatives = torch.autograd.grad(values, terms, torch.full_like(values, anchors.tau))
+    grad_square, grad_mismatch, grad_sum, grad_flipped, grad_corrected, grad_random = derivatives
+    grad = torch.mm(grad_random, random).add_(grad_sum[:, None])  # (q, C)
+    grad.addcmul_(t, 2 * (grad_square + grad_mismatch)[:, None]).addcmul_(wrong, -2 * grad_mismatch[:, None])
+    grad.scatter_add_(1, flipped, grad_flipped).scatter_add_(1, corrected, grad_corrected)
+    grad.mul_(t)
+    grad.addcmul_(grad, t, value=-1)  # sigmoid' = t (1 - t)
+    grad = grad.view(num_queries, width, num_items)
+    torch.sum(grad, 1, out=similarities)
+    return values.detach(), -grad.sum(2)
 
 
-def squared_distances_to_anchors(terms: list[Tensor], has_wrong: Tensor, num_compared: Tensor) -> Tensor:
+def squared_distances_to_anchors(
+    terms: list[Tensor], has_wrong: Tensor, num_compared: Tensor, random_sum: Tensor
+) -> Tensor:
     """Squared distances (q, M) from u to each anchor.
 
-    With C the number of comparisons and j the comparison whose sign is flipped or corrected:
+    With C the number of comparisons and j the comparison whose sign is flipped or corrected, and t = (1 - u) / 2:
 
         perfect                       sum (1 - u)^2
         perfect, sign j flipped       sum (1 - u)^2 + 4 u_j
@@ -252,13 +244,17 @@ def squared_distances_to_anchors(terms: list[Tensor], has_wrong: Tensor, num_com
         random signs b                sum u^2 + C - 2 sum u b
 
     Args:
-        terms: squared distances (q,) to the perfect anchor and to the signs of u, squared norm (q,) of u, u at the
-            flipped and at the corrected comparisons (q, A), dot products (q, B) with the random anchors.
+        terms: sum of t^2 (q,), sum of (t - 1 if the sign is wrong, else t)^2 (q,), sum of t (q,), t at the flipped and
+            at the corrected comparisons (q, A), dot products (q, B) of t with the random anchors.
         has_wrong: (q, 1) bool, whether the query has a wrong comparison.
         num_compared: (q,) number of comparisons C.
+        random_sum: (q, B) sum of b over the comparisons.
     """
-    to_perfect, to_signs, squared_norm, at_flipped, at_corrected, dot_random = terms
-    to_flipped = to_perfect[:, None] + 4 * at_flipped
-    to_corrected = torch.where(has_wrong, to_signs[:, None] - 4 * at_corrected, to_perfect[:, None] + 4 * at_corrected)
-    to_random = (squared_norm + num_compared)[:, None] - 2 * dot_random
-    return torch.cat([to_perfect[:, None], to_flipped, to_corrected, to_random], 1)
+    square, square_to_signs, total, at_flipped, at_corrected, dot_random = terms
+    to_perfect, to_signs = 4 * square[:, None], 4 * square_to_signs[:, None]
+    to_flipped = to_perfect + 4 - 8 * at_flipped
+    of_corrected = 4 - 8 * at_corrected
+    to_corrected = torch.where(has_wrong, to_signs - of_corrected, to_perfect + of_corrected)
+    squared_norm = num_compared[:, None] - 4 * total[:, None] + to_perfect
+    to_random = squared_norm + num_compared[:, None] - 2 * (random_sum - 2 * dot_random)
+    return torch.cat([to_perfect, to_flipped, to_corrected, to_random], 1)
