@@ -32,7 +32,7 @@ from lightning_recall.losses.positives import QueryPositives, SortedQueries, sor
 from lightning_recall.virtual_pairs import VirtualPairs, append_virtual_labels
 
 BLOCK_ELEMENTS = 2**22  # similarities per block (16 MiB in fp32): small matrix products are slow
-PART_ELEMENTS = 2**18  # similarities per evaluation of the loss (1 MiB in fp32), which then stay in the cache
+PART_ELEMENTS = 2**19  # similarities per evaluation of the loss (2 MiB in fp32), which then stay in the cache
 GPU_BLOCK_ELEMENTS = 2**24  # limit of blocks and of parts on a GPU (64 MiB): smaller parts are launch-bound
 
 

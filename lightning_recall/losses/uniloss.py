@@ -22,7 +22,7 @@ from lightning_recall.losses.part_losses import MIN_EXPONENT, ClosedForm, evalua
 from lightning_recall.losses.positives import QueryPositives
 from lightning_recall.virtual_pairs import VirtualPairs, append_virtual_labels
 
-PART_ELEMENTS = 2**19  # number of comparisons per part (2 MiB in fp32)
+PART_ELEMENTS = 2**21  # number of comparisons per part (8 MiB in fp32): smaller parts spend their time on small tensors
 GPU_PART_ELEMENTS = 2**24  # comparisons per part on a GPU (64 MiB)
 MIN_SQUARED_DISTANCE = 1e-12  # lower bound of squared distances: 1 / d diverges at an anchor
 
