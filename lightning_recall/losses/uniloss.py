@@ -210,8 +210,9 @@ def interpolated_miss(
     random_counts = (num_negatives[:, None, None] - random_sums).long() // 2
     positives = flipped // num_items, corrected // num_items  # (q, A) each
     recalls = recalls_at_anchors(counts, *positives, has_wrong, part.valid, random_counts, anchors.ks).to(t.dtype)
-    norms = (torch.linalg.vector_norm(x, dim=1) for x in (t, t - wrong))
-    terms = [*(norm.square() for norm in norms), t.sum(1), t.gather(1, flipped), t.gather(1, corrected), t @ random.T]
+    buffer = t - wrong  # half the difference to the signs of u
+    squares = [torch.linalg.vector_norm(x, dim=1).square() for x in (t, buffer)]
+    terms = [*squares, t.sum(1), t.gather(1, flipped), t.gather(1, corrected), t @ random.T]
     terms = [term.requires_grad_(with_gradient) for term in terms]
     with torch.set_grad_enabled(with_gradient):
         random_sum = (random_sums * part.valid[:, None]).sum(2)
@@ -221,7 +222,7 @@ def interpolated_miss(
         return values, positive_similarities
     derivatives = torch.autograd.grad(values, terms, torch.full_like(values, anchors.tau))
     grad_square, grad_mismatch, grad_sum, grad_flipped, grad_corrected, grad_random = derivatives
-    grad = torch.mm(grad_random, random).add_(grad_sum[:, None])  # (q, C)
+    grad = torch.mm(grad_random, random, out=buffer).add_(grad_sum[:, None])  # (q, C)
     grad.addcmul_(t, 2 * (grad_square + grad_mismatch)[:, None]).addcmul_(wrong, -2 * grad_mismatch[:, None])
     grad.scatter_add_(1, flipped, grad_flipped).scatter_add_(1, corrected, grad_corrected)
     grad.mul_(t)
