@@ -141,6 +141,7 @@ TESTED_THROUGH = {
     "losses/average_precision.py": "losses/test_ranking.py",
     "losses/gallery.py": "losses/test_ranking.py",
     "losses/heaviside.py": "losses/test_ranking.py",
+    "losses/part_losses.py": "losses/test_pairwise.py",
     "losses/positives.py": "losses/test_ranking.py",
     "losses/sup_recall_at_k.py": "losses/test_ranking.py",
     "metrics/scores.py": "metrics/test_retrieval_scores.py",

@@ -1,10 +1,16 @@
-"""Speed of the losses: forward plus backward, compared with the matrix products and the published code."""
+"""Speed of the losses: forward plus backward, compared with the matrix products and the published code.
+
+The table over dimensions and class sizes also shows nanoseconds per similarity and the cost of one pass over the
+similarities (x.mul_(1) on an N x N matrix, which reads and writes main memory). At small D the products take hardly
+longer than a few passes, so the ratio to the products is high for every loss; compare the nanoseconds there.
+"""
 
 import argparse
 from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -36,12 +42,14 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def main(args: list[str] | None = None) -> None:
-    """Prints two tables, or three with --published."""
+    """Prints two tables, one more with --dims or --class-sizes, and one more with --published."""
     parser = argparse.ArgumentParser("lightning_recall.benchmarks.loss_speed", description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 4000], help="images in a batch, 4 per class")
     parser.add_argument("--dim", type=int, default=512, help="length of an embedding")
     parser.add_argument("--repeats", type=int, default=9, help="number of rounds; the median is reported")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dims", type=int, nargs="+", default=[], help="lengths of embeddings to compare")
+    parser.add_argument("--class-sizes", type=int, nargs="+", default=[], help="images per class to compare")
     parser.add_argument("--published", metavar="DIR", help="a clone of RecallatK_surrogate to compare with")
     parser.add_argument("--published-sizes", type=int, nargs="+", default=[2000], help="images, without SiMix")
     parser.add_argument("--published-mixed", type=int, nargs="+", default=[800], help="images, to mix with SiMix")
@@ -51,6 +59,9 @@ def main(args: list[str] | None = None) -> None:
     console.print(f"{machine(device)}; D = {options.dim}, 4 images per class, fp32")
     console.print(compare_with_products(options.sizes, options.dim, options.repeats, device))
     console.print(all_losses(max(options.sizes), options.dim, options.repeats, device))
+    shapes = [(dim, 4) for dim in options.dims] + [(options.dim, images) for images in options.class_sizes]
+    if shapes:
+        console.print(compare_shapes(max(options.sizes), shapes, options.repeats, device))
     if options.published:
         runs = [(size, False) for size in options.published_sizes] + [(size, True) for size in options.published_mixed]
         console.print(compare_with_published(options.published, runs, options.dim, device))
@@ -82,16 +93,44 @@ def compare_with_products(sizes: list[int], dim: int, repeats: int, device: torc
 
 def all_losses(size: int, dim: int, repeats: int, device: torch.device) -> Table:
     """Every loss compared with the three matrix products, and its extra memory, without embeddings and gradient."""
-    title = f"All losses, {size:,} images, clustered"
-    table = Table("loss", "s", "ratio to 3 products", "extra, MiB", title=title)
-    embeddings, labels = example_batch(size, dim, "clustered", device)
-    losses: list[Loss] = [RecallAtKLoss(), SupRecallAtKLoss(), SmoothAPLoss(), SupAPLoss(), UniLoss(), CircleLoss()]
-    losses += [ContrastiveLoss(), NormalizedSoftmaxLoss(-(-size // 4), dim).to(device)]
-    steps = [partial(forward_backward, loss, embeddings, labels) for loss in losses]
-    products_time, *times = interleaved_times([partial(three_products, embeddings), *steps], device, repeats)
-    for loss, step, time in zip(losses, steps, times, strict=True):
-        extra = (peak_bytes(step, device) - embeddings.nbytes) / 2**20
-        table.add_row(type(loss).__name__, f"{time:.3f}", f"{time / products_time:.2f}", f"{extra:.0f}")
+    columns = "loss", "clustered, s", "ratio to 3 products", "tight, s", "ratio to 3 products", "extra, MiB"
+    table = Table(*columns, title=f"All losses, {size:,} images")
+    losses = [*similarity_losses(), NormalizedSoftmaxLoss(-(-size // 4), dim).to(device)]
+    clustered, tight = (example_batch(size, dim, data, device) for data in ("clustered", "tight"))
+    steps = [[partial(forward_backward, loss, *batch) for loss in losses] for batch in (clustered, tight)]
+    products = partial(three_products, clustered[0])
+    products_time, *times = interleaved_times([products, *steps[0], *steps[1]], device, repeats)
+    for loss, step, time, tight_time in zip(losses, steps[0], times[: len(losses)], times[len(losses) :], strict=True):
+        extra = (peak_bytes(step, device) - clustered[0].nbytes) / 2**20
+        cells = [cell for t in (time, tight_time) for cell in (f"{t:.3f}", f"{t / products_time:.2f}")]
+        table.add_row(type(loss).__name__, *cells, f"{extra:.0f}")
+    return table
+
+
+def similarity_losses() -> list[Loss]:
+    """The losses that compute all similarities."""
+    ranking: list[Loss] = [RecallAtKLoss(), SupRecallAtKLoss(), SmoothAPLoss(), SupAPLoss()]
+    return [*ranking, UniLoss(), CircleLoss(), ContrastiveLoss()]
+
+
+def compare_shapes(size: int, shapes: list[tuple[int, int]], repeats: int, device: torch.device) -> Table:
+    """Ratio to the three products, and nanoseconds per similarity, for pairs of D and images per class; clustered."""
+    losses = similarity_losses()
+    names = [type(loss).__name__.removesuffix("Loss") for loss in losses]
+    columns = "D", "images per class", "1 pass, ns", "3 products, ns"
+    title = f"{size:,} images, clustered: ratio to 3 products (ns per similarity)"
+    table = Table(*columns, *names, title=title)
+    matrix = torch.ones(size, size, device=device)
+    for dim, per_class in shapes:
+        labels = torch.arange(size, device=device) // per_class
+        noise = example_batch(size, dim, "random", device)[0]
+        centres = F.normalize(torch.randn(size, dim, generator=torch.Generator().manual_seed(1)), dim=1).to(device)
+        embeddings = F.normalize(centres[labels] + 1.5 * noise, dim=1)  # cosines of 0.3 within a class
+        steps = [partial(forward_backward, loss, embeddings, labels) for loss in losses]
+        fixed = [partial(matrix.mul_, 1.0), partial(three_products, embeddings)]
+        times = [1e9 * time / size**2 for time in interleaved_times([*fixed, *steps], device, repeats)]
+        cells = [f"{time / times[1]:.2f} ({time:.1f})" for time in times[2:]]
+        table.add_row(str(dim), str(per_class), *(f"{time:.2f}" for time in times[:2]), *cells)
     return table
 
 

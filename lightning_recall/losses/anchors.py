@@ -70,7 +70,8 @@ def flipped_comparisons(part: QueryPositives, num_items: int, uniform: Tensor) -
     num_positives = part.valid.sum(1, keepdim=True)
     positive = (uniform[:, 0] * num_positives).long()  # valid positives come first
     negative_ordinal = (uniform[:, 1] * (num_items - 1 - num_positives)).long()  # from 0
-    same_class = torch.cat([part.positives.masked_fill(~part.valid, num_items), part.queries[:, None]], 1).sort(1).values
+    positives = part.positives.masked_fill(~part.valid, num_items)
+    same_class = torch.cat([positives, part.queries[:, None]], 1).sort(1).values
     # number of negatives with a smaller index than each item of the class
     num_before = same_class - torch.arange(same_class.shape[1], device=same_class.device)
     num_before.masked_fill_(same_class == num_items, num_items)  # padding

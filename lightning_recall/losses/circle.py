@@ -12,6 +12,7 @@ from lightning_recall.losses.part_losses import MIN_EXPONENT, ClosedForm, exclud
 from lightning_recall.losses.positives import QueryPositives
 from lightning_recall.losses.proxies import ProxyLoss
 
+
 class CircleLoss(PairwiseLoss):
     """Pulls positives to similarity 1 and negatives to 0, with larger weights for pairs further from the optimum.
 
@@ -68,7 +69,7 @@ class CircleLoss(PairwiseLoss):
         terms = clamped.square()
         exclude_class(terms, part, -torch.inf)
         largest = terms.amax(1, keepdim=True)
-        F.threshold_(terms.sub_(largest).mul_(self.gamma), MIN_EXPONENT, -torch.inf)
+        F.threshold(terms.sub_(largest).mul_(self.gamma), MIN_EXPONENT, -torch.inf, inplace=True)
         total = terms.exp_().sum(1)
         exponent = positive_sum + self.gamma * (largest.squeeze(1) - self.m**2) + total.log()
         values = torch.logaddexp(exponent, torch.zeros_like(exponent))

@@ -224,7 +224,7 @@ def accumulate_positives(
 ) -> Tensor:
     """Adds the derivatives of the positives to `similarity_gradient` (q, N), which holds those of the negatives.
 
-    Queries without a gradient of a negative are instead accumulated into `gradient` (N, D) immediately, if that is faster.
+    Where that is faster, queries without a derivative of a negative are accumulated into `gradient` (N, D) at once.
 
     Returns:
         (q,) bool, the queries that are not yet accumulated.
@@ -234,8 +234,8 @@ def accumulate_positives(
         return remaining
     similarity_gradient.scatter_add_(1, part.positives, result.positive_gradient)
     num_values = part.positives.shape[1] * gradient.shape[1]  # to gather for a query
-    on_cpu = gradient.device.type == "cpu"  # nonzero() would synchronise with a GPU
-    if result.has_negative_gradient is None or isinstance(gallery, MixedGallery) or not on_cpu or num_values > 2 * len(gallery):
+    is_slow = num_values > 2 * len(gallery) or gradient.device.type != "cpu"  # nonzero() synchronises with a GPU
+    if result.has_negative_gradient is None or isinstance(gallery, MixedGallery) or is_slow:
         return remaining
     without = (~result.has_negative_gradient).nonzero().squeeze(1)
     pairs = QueryPositives(*(field[without] for field in part))
@@ -243,8 +243,15 @@ def accumulate_positives(
     return result.has_negative_gradient
 
 
-def accumulate_rows(gallery: Gallery, gradient: Tensor, block: Tensor, query_embeddings: Tensor, similarity_gradient: Tensor, remaining: Tensor) -> None:
-    """Accumulates the rows `remaining` (q,) of the gradient of the similarities (q, N) into `gradient` (N, D)."""
+def accumulate_rows(
+    gallery: Gallery,
+    gradient: Tensor,
+    block: Tensor,
+    query_embeddings: Tensor,
+    similarity_gradient: Tensor,
+    remaining: Tensor,
+) -> None:
+    """Accumulates the rows `remaining` of the gradient of the similarities (q, N) of a block into `gradient` (N, D)."""
     if gradient.device.type == "cpu" and not bool(remaining.all()):
         rows = remaining.nonzero().squeeze(1)
         block, query_embeddings, similarity_gradient = block[rows], query_embeddings[rows], similarity_gradient[rows]

@@ -62,7 +62,7 @@ def exclude_class(values: Tensor, part: QueryPositives, fill: float) -> None:
 def evaluate_closed_form(
     closed_form: ClosedFormLoss, similarities: Tensor, part: QueryPositives, with_gradient: bool
 ) -> PartResult:
-    """Evaluates a loss in closed form. With gradient, overwrites the similarities with the gradient of the negatives."""
+    """Evaluates a loss in closed form; with gradient, the similarities become the derivatives of the negatives."""
     positive_similarities = similarities.gather(1, part.positives)
     exclude_class(similarities, part, -torch.inf)
     best = positive_similarities.masked_fill(~part.valid, -torch.inf).amax(1)
@@ -84,7 +84,7 @@ def evaluate_by_autograd(
         values = check_per_query(per_query_loss(leaf, positive, negative), len(leaf), "per_query_loss")
         total = values.sum()
     if with_gradient:
-        similarities.copy_(*torch.autograd.grad(total, leaf))
+        similarities.copy_(torch.autograd.grad(total, leaf)[0])
     return PartResult(values.detach(), best > best_negative, None, None)
 
 

@@ -167,7 +167,7 @@ class Anchors(NamedTuple):
 def one_minus_recall(
     anchors: Anchors, similarities: Tensor, positive_similarities: Tensor, part: QueryPositives, with_gradient: bool
 ) -> ClosedForm:
-    """One minus the interpolated recall (q,) and its gradient, a few queries at a time; see `PairwiseLoss.closed_form`."""
+    """One minus the interpolated recall (q,) and its gradient, in parts; see `PairwiseLoss.closed_form`."""
     elements = PART_ELEMENTS if similarities.device.type == "cpu" else GPU_PART_ELEMENTS
     size = max(1, elements // (part.positives.shape[1] * similarities.shape[1]))
     values, gradient = torch.empty_like(positive_similarities[:, 0]), torch.zeros_like(positive_similarities)
@@ -197,7 +197,9 @@ def interpolated_miss(
     thresholds = positive_similarities.masked_fill(~part.valid, torch.inf)
     t = similarities[:, None, :] - thresholds[:, :, None]  # (q, P, N)
     wrong = torch.ge(t, 0, out=torch.empty_like(t))
-    t = F.threshold_(t.mul_(anchors.tau), MIN_EXPONENT, -torch.inf).sigmoid_().flatten(1)  # (q, C), C = P N
+    t = (
+        F.threshold(t.mul_(anchors.tau), MIN_EXPONENT, -torch.inf, inplace=True).sigmoid_().flatten(1)
+    )  # (q, C), C = P N
     counts = wrong.sum(2).long()  # (q, P) negatives ranked higher
     wrong = wrong.flatten(1)
     flipped = flipped_comparisons(part, num_items, samples.flip_uniforms)  # (q, A) indices into C

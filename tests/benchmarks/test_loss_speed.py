@@ -29,12 +29,26 @@ def test_prints_ratios_and_equals_the_clone(tmp_path, capsys, monkeypatch):
     rows = [row for row in rows if row]
     assert [row[2] for row in rows[:5]] == ["64", "64", "64", "160", "160"]
     assert [row[0] for row in rows[5:7]] == ["RecallAtKLoss", "SupRecallAtKLoss"]
-    assert all(float(row[2]) > 0 for row in rows[5:13])
+    assert all(float(row[column]) > 0 for row in rows[5:13] for column in (2, 4))
     assert [row[0] for row in rows[13:]] == ["40", "60 SiMix"]
     for row in rows[13:]:
         assert float(row[-2]) < 1e-6
         assert float(row[-1]) < 1e-6
     assert torch.Tensor.cuda is not None
+
+
+def test_compares_dimensions_and_class_sizes(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    sizes = ["--sizes", "64", "--dim", "16", "--repeats", "1", "--dims", "8", "--class-sizes", "2", "32"]
+    loss_speed.main(sizes)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    rows = [row for row in rows if row][-3:]
+    assert [row[:2] for row in rows] == [["8", "4"], ["16", "2"], ["16", "32"]]
+    for row in rows:
+        products = float(row[3])
+        for cell in row[4:]:
+            ratio, nanoseconds = (float(part) for part in cell.rstrip(")").split("("))
+            assert ratio * products == pytest.approx(nanoseconds, rel=0.05, abs=0.2)
 
 
 def test_a_folder_without_a_clone_is_refused(tmp_path):

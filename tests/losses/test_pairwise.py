@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_recall.losses import CircleLoss, ContrastiveLoss
+from lightning_recall.losses import CircleLoss, ContrastiveLoss, UniLoss, pairwise
 from lightning_recall.losses.pairwise import PairwiseLoss, pairwise_loss
 from lightning_recall.mixup import SimilarityMixup
 
@@ -78,6 +78,30 @@ def test_a_subclass_equals_the_function(queries, pairs):
     assert loss.diagnostics == {"recall@1": expected.recall_at_1}
     gradients = [torch.autograd.grad(one, embeddings)[0] for one in (value, expected.loss)]
     assert torch.equal(*gradients)
+
+
+class CircleWithoutCircle(CircleLoss):
+    per_query_loss = DifferenceOfMeans.per_query_loss
+
+
+def test_a_subclass_of_a_closed_form_may_implement_per_query_loss():
+    embeddings = unit(13, 4).requires_grad_()
+    values = [loss(embeddings, LABELS) for loss in (CircleWithoutCircle(), DifferenceOfMeans())]
+    assert values[0] == values[1]
+    assert torch.equal(*(torch.autograd.grad(value, embeddings)[0] for value in values))
+
+
+@pytest.mark.parametrize("loss", [*LOSSES, DifferenceOfMeans(), UniLoss(tau=5.0).eval()])
+@pytest.mark.parametrize(("block", "part"), [(1, 1), (90, 30), (90, 1000)])
+def test_blocks_and_parts_change_nothing(loss, block, part, monkeypatch):
+    embeddings = unit(13, 4).requires_grad_()
+    whole = loss(embeddings, LABELS)
+    monkeypatch.setattr(pairwise, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(pairwise, "PART_ELEMENTS", part)
+    in_parts = loss(embeddings, LABELS)
+    torch.testing.assert_close(in_parts, whole, atol=1e-12, rtol=0)
+    gradients = [torch.autograd.grad(value, embeddings)[0] for value in (in_parts, whole)]
+    torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
 
 
 def test_a_subclass_equals_loops():
