@@ -95,7 +95,7 @@ def all_losses(size: int, dim: int, repeats: int, device: torch.device) -> Table
     """Every loss compared with the three matrix products, and its extra memory, without embeddings and gradient."""
     columns = "loss", "clustered, s", "ratio to 3 products", "tight, s", "ratio to 3 products", "extra, MiB"
     table = Table(*columns, title=f"All losses, {size:,} images")
-    losses = [*similarity_losses(), NormalizedSoftmaxLoss(-(-size // 4), dim).to(device)]
+    losses: list[Loss] = [*similarity_losses(), NormalizedSoftmaxLoss(-(-size // 4), dim).to(device)]
     clustered, tight = (example_batch(size, dim, data, device) for data in ("clustered", "tight"))
     steps = [[partial(forward_backward, loss, *batch) for loss in losses] for batch in (clustered, tight)]
     products = partial(three_products, clustered[0])
@@ -127,7 +127,7 @@ def compare_shapes(size: int, shapes: list[tuple[int, int]], repeats: int, devic
         centres = F.normalize(torch.randn(size, dim, generator=torch.Generator().manual_seed(1)), dim=1).to(device)
         embeddings = F.normalize(centres[labels] + 1.5 * noise, dim=1)  # cosines of 0.3 within a class
         steps = [partial(forward_backward, loss, embeddings, labels) for loss in losses]
-        fixed = [partial(matrix.mul_, 1.0), partial(three_products, embeddings)]
+        fixed: list[Callable[[], object]] = [partial(matrix.mul_, 1.0), partial(three_products, embeddings)]
         times = [1e9 * time / size**2 for time in interleaved_times([*fixed, *steps], device, repeats)]
         cells = [f"{time / times[1]:.2f} ({time:.1f})" for time in times[2:]]
         table.add_row(str(dim), str(per_class), *(f"{time:.2f}" for time in times[:2]), *cells)

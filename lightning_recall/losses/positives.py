@@ -39,7 +39,8 @@ class SortedQueries(NamedTuple):
 
     def select(self, keep: Tensor) -> "SortedQueries":
         """The queries where the mask `keep` (Q,) is True."""
-        return SortedQueries(*(field[keep] for field in self[:-1]), order=self.order)
+        queries, num_positives, class_start, position = (field[keep] for field in self[:-1])
+        return SortedQueries(queries, num_positives, class_start, position, self.order)
 
     def positives(self, part: slice, width: int) -> QueryPositives:
         """Positives of the queries in `part`, by ascending index, padded to `width` (with indices of any item)."""

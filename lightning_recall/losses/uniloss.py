@@ -223,15 +223,36 @@ def interpolated_miss(
     if not with_gradient:
         return values, positive_similarities
     derivatives = torch.autograd.grad(values, terms, torch.full_like(values, anchors.tau))
-    grad_square, grad_mismatch, grad_sum, grad_flipped, grad_corrected, grad_random = derivatives
-    grad = torch.mm(grad_random, random, out=buffer).add_(grad_sum[:, None])  # (q, C)
-    grad.addcmul_(t, 2 * (grad_square + grad_mismatch)[:, None]).addcmul_(wrong, -2 * grad_mismatch[:, None])
-    grad.scatter_add_(1, flipped, grad_flipped).scatter_add_(1, corrected, grad_corrected)
-    grad.mul_(t)
-    grad.addcmul_(grad, t, value=-1)  # sigmoid' = t (1 - t)
+    grad = gradient_of_comparisons(derivatives, t, wrong, (flipped, corrected), random, buffer)
     grad = grad.view(num_queries, width, num_items)
     torch.sum(grad, 1, out=similarities)
     return values.detach(), -grad.sum(2)
+
+
+def gradient_of_comparisons(
+    derivatives: tuple[Tensor, ...],
+    t: Tensor,
+    wrong: Tensor,
+    indices: tuple[Tensor, Tensor],
+    random: Tensor,
+    out: Tensor,
+) -> Tensor:
+    """Gradient (q, C) with respect to the arguments of the sigmoids t (q, C), written to `out`.
+
+    Args:
+        derivatives: of the values, with respect to the terms of `squared_distances_to_anchors`.
+        t: (q, C) comparisons.
+        wrong: (q, C), 1 for comparisons with the wrong sign, 0 for others.
+        indices: (q, A) of the flipped and of the corrected comparisons.
+        random: (B, C) random anchors.
+        out: (q, C).
+    """
+    grad_square, grad_mismatch, grad_sum, grad_flipped, grad_corrected, grad_random = derivatives
+    grad = torch.mm(grad_random, random, out=out).add_(grad_sum[:, None])
+    grad.addcmul_(t, 2 * (grad_square + grad_mismatch)[:, None]).addcmul_(wrong, -2 * grad_mismatch[:, None])
+    grad.scatter_add_(1, indices[0], grad_flipped).scatter_add_(1, indices[1], grad_corrected)
+    grad.mul_(t)
+    return grad.addcmul_(grad, t, value=-1)  # sigmoid' = t (1 - t)
 
 
 def squared_distances_to_anchors(
