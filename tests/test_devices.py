@@ -111,8 +111,7 @@ def test_blocks_are_large_there():
 
 def blocks_of(labels):
     size = len(labels)
-    items = torch.zeros(size, 3, dtype=torch.long, device=labels.device)
-    return ranking.split_into_blocks(positives.QueryPositives(labels, items, items > 0), [3] * size, size)
+    return ranking.split_into_blocks([3] * size, size, *ranking.block_limits(size, labels.device))
 
 
 def scores_of(metric, *given):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lightning_recall.losses.base import check_batch, check_finite_if_compiling, check_per_query, select_queries
 from lightning_recall.losses.closed_form import forbid_double_backward
-from lightning_recall.losses.gallery import Gallery, make_gallery
+from lightning_recall.losses.gallery import Gallery, MixedGallery, make_gallery
 from lightning_recall.losses.heaviside import Sigmoid, SmoothHeaviside
 from lightning_recall.losses.positives import QueryPositives, find_positives
 from lightning_recall.virtual_pairs import VirtualPairs, append_virtual_labels
@@ -28,11 +28,10 @@ Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Ranks (Q, P), valid mask (Q, P) bool, and similarities of the positives (Q, P) in units of the temperature -> one
 value per query (Q,), to be minimised."""
 
-BLOCK_ELEMENTS = 2**22  # number of similarities per block (16 MiB in fp32)
+BLOCK_ELEMENTS = 2**21  # number of similarities per block (8 MiB in fp32)
 BLOCK_QUERIES = 256  # minimum number of queries per block: small matmuls are slow
-PART_ELEMENTS = 2**21  # number of comparisons per part (8 MiB in fp32): read six times, so they should fit in cache
+PART_ELEMENTS = 2**20  # number of comparisons per part (4 MiB in fp32): read six times, so they should fit in cache
 GPU_ELEMENTS = 2**25  # limit of blocks and of parts on a GPU (128 MiB): smaller parts are launch-bound
-MIN_DIFFERENCE = -50.0  # below this, in units of the temperature, sigmoid is at most 2e-22; it is set to 0
 NEGLIGIBLE = 1e-16  # smaller derivatives of the objective are set to 0, since denormals are slow on CPUs
 ACTIVE_THRESHOLD = 1e-6  # a positive is active if |d value / d rank| is larger
 
@@ -156,20 +155,20 @@ class _SmoothRankLoss(torch.autograd.Function):
     def forward(
         ctx: Any, embeddings: Tensor, positives: QueryPositives, config: RankingConfig, pairs: VirtualPairs | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        gallery = make_gallery(embeddings, pairs)
-        gradient = torch.zeros_like(embeddings) if ctx.needs_input_grad[0] else None
+        num_items = len(embeddings) + (0 if pairs is None else len(pairs.alpha))
+        block_size, part_elements = block_limits(num_items, embeddings.device)
+        gallery = make_gallery(embeddings, pairs, positives.queries, block_size)
         num_positives = positives.valid.sum(1)  # ascending
-        buffer = embeddings.new_empty(0)  # reused: allocating a new buffer takes a sixth of the time of the matmul
+        positives = QueryPositives(*(gallery.columns[field] for field in positives[:2]), positives.valid)
+        buffers = Buffers(embeddings.new_empty(0), embeddings.new_empty(0))
         values = embeddings.new_empty(len(num_positives))
         per_query = PerQueryResults(values, num_positives.clone(), num_positives.clone(), num_positives > 0)
-        start = 0
-        for block in split_into_blocks(positives, num_positives.tolist(), len(gallery)):
-            stop = start + sum(len(part.queries) for part in block)
-            block_results = PerQueryResults(*(field[start:stop] for field in per_query))
-            accumulate_block(gallery, block, config, gradient, buffer, block_results)
-            start = stop
+        with_gradient = ctx.needs_input_grad[0]
+        for parts in split_into_blocks(num_positives.tolist(), num_items, block_size, part_elements):
+            accumulate_block(gallery, positives, parts, config, buffers, per_query, with_gradient)
         active = per_query.active.sum() / num_positives.sum()
-        if gradient is not None:
+        if with_gradient:
+            gradient = gallery.embedding_gradient()
             ctx.save_for_backward(gradient.div_(len(num_positives)), embeddings)
         ctx.mark_non_differentiable(per_query.first_match, active)
         return per_query.value.mean(), per_query.first_match, active
@@ -179,20 +178,47 @@ class _SmoothRankLoss(torch.autograd.Function):
         return forbid_double_backward(*ctx.saved_tensors) * grad_output, None, None, None
 
 
-def split_into_blocks(
-    positives: QueryPositives, num_positives: list[int], num_items: int
-) -> Iterator[list[QueryPositives]]:
-    """Splits the queries into blocks of at most BLOCK_ELEMENTS similarities, and blocks into parts.
+class Buffers(NamedTuple):
+    """Scratch memory, reused by all blocks: allocating it anew takes as long as a pass over it.
 
-    A part has at most PART_ELEMENTS comparisons; a query with more than that is a part by itself. `num_positives` is
-    the number of positives per query, ascending. Each part is padded to the largest number of positives of any of its
-    queries.
+    Attributes:
+        similarities: of one block.
+        comparisons: of one part of a block.
     """
-    on_cpu = positives.queries.device.type == "cpu"
+
+    similarities: Tensor
+    comparisons: Tensor
+
+
+def block_limits(num_items: int, device: torch.device) -> tuple[int, int]:
+    """Number of queries per block, and largest number of comparisons per part."""
+    on_cpu = device.type == "cpu"
     block_elements, part_elements = (BLOCK_ELEMENTS, PART_ELEMENTS) if on_cpu else (GPU_ELEMENTS, GPU_ELEMENTS)
-    block_queries = max(BLOCK_QUERIES, block_elements // num_items)
-    for start in range(0, len(num_positives), block_queries):
-        stop, part_start, parts = min(start + block_queries, len(num_positives)), start, []
+    return max(BLOCK_QUERIES, block_elements // num_items), part_elements
+
+
+class Part(NamedTuple):
+    """Consecutive queries that are compared at once.
+
+    Attributes:
+        queries: their positions.
+        num_positives: the largest number of positives of one of them.
+    """
+
+    queries: slice
+    num_positives: int
+
+
+def split_into_blocks(
+    num_positives: list[int], num_items: int, block_size: int, part_elements: int
+) -> Iterator[list[Part]]:
+    """Yields the parts of each block of `block_size` queries.
+
+    A part has at most `part_elements` comparisons; a query with more than that is a part by itself. `num_positives` is
+    the number of positives per query, ascending.
+    """
+    for start in range(0, len(num_positives), block_size):
+        stop, part_start, parts = min(start + block_size, len(num_positives)), start, []
         while part_start < stop:
             part_stop = part_start + 1
             while (
@@ -200,65 +226,67 @@ def split_into_blocks(
                 and (part_stop + 1 - part_start) * num_positives[part_stop] * num_items <= part_elements
             ):
                 part_stop += 1
-            queries, positive_indices, valid = (field[part_start:part_stop] for field in positives)
-            width = num_positives[part_stop - 1]
-            parts.append(QueryPositives(queries, positive_indices[:, :width], valid[:, :width]))
+            parts.append(Part(slice(part_start, part_stop), num_positives[part_stop - 1]))
             part_start = part_stop
         yield parts
 
 
 def accumulate_block(
-    gallery: Gallery,
-    parts: list[QueryPositives],
+    gallery: Gallery | MixedGallery,
+    positives: QueryPositives,
+    parts: list[Part],
     config: RankingConfig,
-    gradient: Tensor | None,
-    buffer: Tensor,
+    buffers: Buffers,
     per_query: PerQueryResults,
+    with_gradient: bool,
 ) -> None:
-    """Computes one block, filling `per_query`, and accumulates its gradient into `gradient` (N, D), if given.
-
-    `buffer` is scratch memory of any size.
-    """
-    indices = torch.cat([part.queries for part in parts])
-    query_embeddings = gallery.embeddings_at(indices)  # (q, D)
-    similarities = buffer.resize_(len(query_embeddings), len(gallery))  # in units of the temperature
-    gallery.similarities(query_embeddings / config.temperature, out=similarities)
-    sizes = [len(part.queries) for part in parts]
-    part_results = zip(*(torch.split(field, sizes) for field in per_query), strict=True)
-    for part_similarities, part, results in zip(torch.split(similarities, sizes), parts, part_results, strict=True):
-        rank_positives(part_similarities, part, config, gradient is not None, PerQueryResults(*results))
-    if gradient is not None:
-        similarity_gradient = similarities  # `rank_positives` overwrites the similarities with dL/ds
-        if similarities.device.type == "cpu":  # nonzero() would synchronise with the GPU
-            active = per_query.has_gradient.nonzero().squeeze(1)
-            # queries whose positives rank far beyond every k have zero gradient
-            if len(active) < 0.8 * len(query_embeddings):
-                indices, query_embeddings = indices[active], query_embeddings[active]
-                similarity_gradient = similarity_gradient[active]
-        gallery.accumulate_gradient(gradient, indices, query_embeddings, similarity_gradient)
+    """Computes one block, filling `per_query`, and accumulates its gradient in the gallery if `with_gradient`."""
+    start, stop = parts[0].queries.start, parts[-1].queries.stop
+    similarities = buffers.similarities.resize_(stop - start, len(gallery))
+    gallery.similarities(start, stop, 1 / config.temperature, out=similarities)
+    for part, width in parts:
+        queries, columns, valid = (field[part] for field in positives)
+        rank_positives(
+            similarities[part.start - start : part.stop - start],
+            QueryPositives(queries, columns[:, :width], valid[:, :width]),
+            config,
+            buffers.comparisons,
+            PerQueryResults(*(field[part] for field in per_query)),
+            with_gradient,
+        )
+    if with_gradient:  # the similarities are now their gradient
+        # queries whose positives rank far beyond every k have zero gradient; nonzero() would synchronise with a GPU
+        on_cpu = similarities.device.type == "cpu"
+        active = per_query.has_gradient[start:stop].nonzero().squeeze(1) if on_cpu else None
+        gallery.accumulate_gradient(start, stop, similarities, active)
 
 
 def rank_positives(
-    similarities: Tensor, part: QueryPositives, config: RankingConfig, with_gradient: bool, per_query: PerQueryResults
+    similarities: Tensor,
+    part: QueryPositives,
+    config: RankingConfig,
+    buffer: Tensor,
+    per_query: PerQueryResults,
+    with_gradient: bool,
 ) -> None:
     """Ranks the positives of some queries and writes the results to `per_query`.
 
-    `similarities` (q, N) are divided by the temperature. With gradient, they are overwritten with the derivative of the
-    objective with respect to the undivided similarities.
+    `similarities` (q, N) are divided by the temperature. They are overwritten, if `with_gradient` with the derivative
+    of the objective with respect to the undivided similarities. `buffer` is scratch memory of any size.
     """
-    queries, positive_indices, valid = part
-    positive_similarities = similarities.gather(1, positive_indices)  # (q, P)
+    queries, columns, valid = part
+    positive_similarities = similarities.gather(1, columns)  # (q, P)
     query_similarity = similarities.gather(1, queries[:, None])
     similarities.scatter_(1, queries[:, None], -torch.inf)  # excludes the query from the ranking
-    per_query.first_match.copy_(rank_of_best(similarities, positive_similarities.masked_fill(~valid, -torch.inf)))
+    best_matches = positive_similarities.masked_fill(~valid, -torch.inf)
+    per_query.first_match.copy_(rank_of_best(similarities, best_matches, buffer.resize_(similarities.shape)))
     if config.count_query:
         similarities.scatter_(1, queries[:, None], query_similarity)
 
-    differences = similarities[:, None, :] - positive_similarities[:, :, None]  # (q, P, N)
-    F.threshold(differences, MIN_DIFFERENCE, -torch.inf, inplace=True)
-    num_above, derivatives = config.heaviside(differences, positive_similarities, part, with_gradient)
+    buffer = buffer.resize_(*columns.shape, similarities.shape[1])
+    num_above, derivatives = config.heaviside(similarities, positive_similarities, part, buffer)
     ranks = num_above.add_(1)
-    if derivatives is None:
+    if not with_gradient:
         values = config.objective(ranks, valid, positive_similarities)
         per_query.value.copy_(check_per_query(values, len(queries), "objective"))
         per_query.active.zero_()
@@ -275,12 +303,13 @@ def rank_positives(
     grad_ranks, grad_positives = grad_ranks / config.temperature, grad_positives / config.temperature
     torch.bmm(grad_ranks[:, None, :], derivatives, out=similarities[:, None, :])
     # raising s_qx lowers the rank of x itself
-    similarities.scatter_add_(1, positive_indices, grad_positives - grad_ranks * derivatives.sum(2))
+    similarities.scatter_add_(1, columns, grad_positives - grad_ranks * derivatives.sum(2))
 
 
-def rank_of_best(similarities: Tensor, positive_similarities: Tensor) -> Tensor:
-    """One plus the number of negatives that are at least as similar as the best positive, (q,)."""
+def rank_of_best(similarities: Tensor, positive_similarities: Tensor, buffer: Tensor) -> Tensor:
+    """One plus the number of negatives that are at least as similar as the best positive, (q,).
+
+    `buffer` (q, N) is scratch memory: floats, because summing them is 4 times faster than summing bools.
+    """
     best = positive_similarities.amax(1, keepdim=True)
-    # floats: summing them is 4 times faster than summing bools
-    is_above = torch.ge(similarities, best, out=torch.empty_like(similarities))
-    return 1 + is_above.sum(1).long() - (positive_similarities >= best).sum(1)
+    return 1 + torch.ge(similarities, best, out=buffer).sum(1).long() - (positive_similarities >= best).sum(1)

@@ -22,10 +22,9 @@ class MeanRankLoss(RankLoss):
 class Step:
     """A comparison without gradient: counts the items that are more similar."""
 
-    def __call__(self, differences, positive_similarities, positives, with_derivatives):
-        return (differences > 0).to(differences.dtype).sum(2), torch.zeros_like(
-            differences
-        ) if with_derivatives else None
+    def __call__(self, similarities, positive_similarities, positives, buffer):
+        above = torch.gt(similarities[:, None, :], positive_similarities[:, :, None], out=buffer)
+        return above.sum(2), torch.zeros_like(buffer)
 
 
 class ExactMeanRank(MeanRankLoss):

@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_recall.losses import RecallAtKLoss, SmoothAPLoss, SupAPLoss, SupRecallAtKLoss, ranking
+from lightning_recall.losses import (
+    RecallAtKLoss,
+    SmoothAPLoss,
+    SupAPLoss,
+    SupRecallAtKLoss,
+    gallery,
+    heaviside,
+    ranking,
+)
 
 LABELS = torch.tensor([3, 1, 1, 3, 3, 0, 1, 9, 3, 0, 3, 4, 4])  # uneven, in any order; 9 is alone in its class
 TAU, DELTA, SLOPE, START = 0.05, 0.2, 30.0, 0.5
@@ -92,10 +100,13 @@ def case(request):
 
 
 @pytest.mark.parametrize(("block", "part"), [(1, 1), (60, 70), (2**22, 2**20)])
-def test_value_and_gradient_equal_the_loops(case, block, part, monkeypatch):
+@pytest.mark.parametrize(("stored", "spread"), [(1, 36.0), (16, 36.0), (2**22, -1.0)])
+def test_value_and_gradient_equal_the_loops(case, block, part, stored, spread, monkeypatch):
     monkeypatch.setattr(ranking, "BLOCK_QUERIES", 1)
     monkeypatch.setattr(ranking, "BLOCK_ELEMENTS", block)
     monkeypatch.setattr(ranking, "PART_ELEMENTS", part)
+    monkeypatch.setattr(gallery, "STORED_ELEMENTS", stored)
+    monkeypatch.setattr(heaviside, "MAX_SPREAD", spread)
     loss, by_loops = case
     embeddings = unit(len(LABELS), 3).requires_grad_()
     expected, actual = by_loops(embeddings, LABELS), loss(embeddings, LABELS)
