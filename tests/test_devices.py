@@ -26,7 +26,7 @@ from lightning_recall.callbacks import (
 )
 from lightning_recall.data.augment import random_affine
 from lightning_recall.datamodules import GlyphsDataModule
-from lightning_recall.losses import pairwise, positives, ranking, uniloss
+from lightning_recall.losses import pairwise, parts, uniloss
 from lightning_recall.metrics import (
     ClusterNMI,
     RetrievalScores,
@@ -82,8 +82,8 @@ def test_losses_are_the_same_elsewhere(name, mixed):
 
 
 def waits_and_operations(name, block, monkeypatch):
-    monkeypatch.setattr(ranking, "BLOCK_QUERIES", 1)
-    monkeypatch.setattr(ranking, "GPU_ELEMENTS", block)
+    monkeypatch.setattr(parts, "BLOCK_QUERIES", 1)
+    monkeypatch.setattr(parts, "GPU_ELEMENTS", block)
     monkeypatch.setattr(pairwise, "GPU_BLOCK_ELEMENTS", block)
     monkeypatch.setattr(uniloss, "GPU_PART_ELEMENTS", block)
     given, loss = embeddings(), LOSSES[name]().double()
@@ -111,7 +111,7 @@ def test_blocks_are_large_there():
 
 def blocks_of(labels):
     size = len(labels)
-    return ranking.split_into_blocks([3] * size, size, *ranking.block_limits(size, labels.device))
+    return parts.split_into_blocks([3] * size, size, *parts.block_limits(size, labels.device))
 
 
 def scores_of(metric, *given):

@@ -56,16 +56,17 @@ def sigmoid_of_differences(similarities: Tensor, positive_similarities: Tensor, 
         exponents = (positive_similarities - smallest).masked_fill_(~valid, 0)  # (q, P)
         if exponents.max() <= MAX_SPREAD:
             items = similarities.sub_(smallest).clamp_(MIN_DIFFERENCE, MAX_SPREAD - MIN_DIFFERENCE).exp_()
-            items = F.threshold_(items, 1.001 * math.exp(MIN_DIFFERENCE), 0)[:, None, :]  # (q, 1, N)
+            items = F.threshold(items, 1.001 * math.exp(MIN_DIFFERENCE), 0, inplace=True)[:, None, :]  # (q, 1, N)
             torch.add(items, exponents.exp_()[:, :, None], out=out)
             return torch.div(items, out, out=out)
     torch.sub(similarities[:, None, :], positive_similarities[:, :, None], out=out)
-    return F.threshold_(out, MIN_DIFFERENCE, -torch.inf).sigmoid_()
+    return F.threshold(out, MIN_DIFFERENCE, -torch.inf, inplace=True).sigmoid_()
 
 
 def sigmoid_derivative_(above: Tensor) -> Tensor:
     """Replaces g = sigmoid(t) by its derivative g (1 - g), without g^2, which may be denormal: slow on some CPUs."""
-    return torch.ops.aten.sigmoid_backward.grad_input(above.new_ones(()), above, grad_input=above)
+    derivative: Tensor = torch.ops.aten.sigmoid_backward.grad_input(above.new_ones(()), above, grad_input=above)
+    return derivative
 
 
 class SupHeaviside:

@@ -10,7 +10,7 @@ sigmoid (1 - sigmoid), their gradient is computed in the same pass. Only the gra
 backward.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,19 +19,16 @@ from torch import Tensor
 
 from lightning_recall.losses.base import check_batch, check_finite_if_compiling, check_per_query, select_queries
 from lightning_recall.losses.closed_form import forbid_double_backward
-from lightning_recall.losses.gallery import Gallery, MixedGallery, make_gallery
 from lightning_recall.losses.heaviside import Sigmoid, SmoothHeaviside
+from lightning_recall.losses.parts import Part, block_limits, split_into_blocks
 from lightning_recall.losses.positives import QueryPositives, find_positives
+from lightning_recall.losses.query_blocks import MixedQueryBlocks, QueryBlocks, make_query_blocks
 from lightning_recall.virtual_pairs import VirtualPairs, append_virtual_labels
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Ranks (Q, P), valid mask (Q, P) bool, and similarities of the positives (Q, P) in units of the temperature -> one
 value per query (Q,), to be minimised."""
 
-BLOCK_ELEMENTS = 2**21  # number of similarities per block (8 MiB in fp32)
-BLOCK_QUERIES = 256  # minimum number of queries per block: small matmuls are slow
-PART_ELEMENTS = 2**20  # number of comparisons per part (4 MiB in fp32): read six times, so they should fit in cache
-GPU_ELEMENTS = 2**25  # limit of blocks and of parts on a GPU (128 MiB): smaller parts are launch-bound
 NEGLIGIBLE = 1e-16  # smaller derivatives of the objective are set to 0, since denormals are slow on CPUs
 ACTIVE_THRESHOLD = 1e-6  # a positive is active if |d value / d rank| is larger
 
@@ -157,18 +154,19 @@ class _SmoothRankLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         num_items = len(embeddings) + (0 if pairs is None else len(pairs.alpha))
         block_size, part_elements = block_limits(num_items, embeddings.device)
-        gallery = make_gallery(embeddings, pairs, positives.queries, block_size)
+        query_blocks = make_query_blocks(embeddings, pairs, positives.queries, block_size)
         num_positives = positives.valid.sum(1)  # ascending
-        positives = QueryPositives(*(gallery.columns[field] for field in positives[:2]), positives.valid)
+        query_columns, positive_columns = (query_blocks.columns[field] for field in positives[:2])
+        positives = QueryPositives(query_columns, positive_columns, positives.valid)
         buffers = Buffers(embeddings.new_empty(0), embeddings.new_empty(0))
         values = embeddings.new_empty(len(num_positives))
         per_query = PerQueryResults(values, num_positives.clone(), num_positives.clone(), num_positives > 0)
         with_gradient = ctx.needs_input_grad[0]
         for parts in split_into_blocks(num_positives.tolist(), num_items, block_size, part_elements):
-            accumulate_block(gallery, positives, parts, config, buffers, per_query, with_gradient)
+            accumulate_block(query_blocks, positives, parts, config, buffers, per_query, with_gradient)
         active = per_query.active.sum() / num_positives.sum()
         if with_gradient:
-            gradient = gallery.embedding_gradient()
+            gradient = query_blocks.embedding_gradient()
             ctx.save_for_backward(gradient.div_(len(num_positives)), embeddings)
         ctx.mark_non_differentiable(per_query.first_match, active)
         return per_query.value.mean(), per_query.first_match, active
@@ -190,49 +188,8 @@ class Buffers(NamedTuple):
     comparisons: Tensor
 
 
-def block_limits(num_items: int, device: torch.device) -> tuple[int, int]:
-    """Number of queries per block, and largest number of comparisons per part."""
-    on_cpu = device.type == "cpu"
-    block_elements, part_elements = (BLOCK_ELEMENTS, PART_ELEMENTS) if on_cpu else (GPU_ELEMENTS, GPU_ELEMENTS)
-    return max(BLOCK_QUERIES, block_elements // num_items), part_elements
-
-
-class Part(NamedTuple):
-    """Consecutive queries that are compared at once.
-
-    Attributes:
-        queries: their positions.
-        num_positives: the largest number of positives of one of them.
-    """
-
-    queries: slice
-    num_positives: int
-
-
-def split_into_blocks(
-    num_positives: list[int], num_items: int, block_size: int, part_elements: int
-) -> Iterator[list[Part]]:
-    """Yields the parts of each block of `block_size` queries.
-
-    A part has at most `part_elements` comparisons; a query with more than that is a part by itself. `num_positives` is
-    the number of positives per query, ascending.
-    """
-    for start in range(0, len(num_positives), block_size):
-        stop, part_start, parts = min(start + block_size, len(num_positives)), start, []
-        while part_start < stop:
-            part_stop = part_start + 1
-            while (
-                part_stop < stop
-                and (part_stop + 1 - part_start) * num_positives[part_stop] * num_items <= part_elements
-            ):
-                part_stop += 1
-            parts.append(Part(slice(part_start, part_stop), num_positives[part_stop - 1]))
-            part_start = part_stop
-        yield parts
-
-
 def accumulate_block(
-    gallery: Gallery | MixedGallery,
+    query_blocks: QueryBlocks | MixedQueryBlocks,
     positives: QueryPositives,
     parts: list[Part],
     config: RankingConfig,
@@ -240,10 +197,10 @@ def accumulate_block(
     per_query: PerQueryResults,
     with_gradient: bool,
 ) -> None:
-    """Computes one block, filling `per_query`, and accumulates its gradient in the gallery if `with_gradient`."""
+    """Computes one block, filling `per_query`, and accumulates its gradient in `query_blocks` if `with_gradient`."""
     start, stop = parts[0].queries.start, parts[-1].queries.stop
-    similarities = buffers.similarities.resize_(stop - start, len(gallery))
-    gallery.similarities(start, stop, 1 / config.temperature, out=similarities)
+    similarities = buffers.similarities.resize_(stop - start, len(query_blocks))
+    query_blocks.similarities(start, stop, 1 / config.temperature, out=similarities)
     for part, width in parts:
         queries, columns, valid = (field[part] for field in positives)
         rank_positives(
@@ -258,7 +215,7 @@ def accumulate_block(
         # queries whose positives rank far beyond every k have zero gradient; nonzero() would synchronise with a GPU
         on_cpu = similarities.device.type == "cpu"
         active = per_query.has_gradient[start:stop].nonzero().squeeze(1) if on_cpu else None
-        gallery.accumulate_gradient(start, stop, similarities, active)
+        query_blocks.accumulate_gradient(start, stop, similarities, active)
 
 
 def rank_positives(

@@ -15,8 +15,9 @@ from lightning_recall.losses import (
     SmoothAPLoss,
     SupAPLoss,
     SupRecallAtKLoss,
-    gallery,
     heaviside,
+    parts,
+    query_blocks,
     ranking,
 )
 
@@ -102,10 +103,10 @@ def case(request):
 @pytest.mark.parametrize(("block", "part"), [(1, 1), (60, 70), (2**22, 2**20)])
 @pytest.mark.parametrize(("stored", "spread"), [(1, 36.0), (16, 36.0), (2**22, -1.0)])
 def test_value_and_gradient_equal_the_loops(case, block, part, stored, spread, monkeypatch):
-    monkeypatch.setattr(ranking, "BLOCK_QUERIES", 1)
-    monkeypatch.setattr(ranking, "BLOCK_ELEMENTS", block)
-    monkeypatch.setattr(ranking, "PART_ELEMENTS", part)
-    monkeypatch.setattr(gallery, "STORED_ELEMENTS", stored)
+    monkeypatch.setattr(parts, "BLOCK_QUERIES", 1)
+    monkeypatch.setattr(parts, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(parts, "PART_ELEMENTS", part)
+    monkeypatch.setattr(query_blocks, "STORED_ELEMENTS", stored)
     monkeypatch.setattr(heaviside, "MAX_SPREAD", spread)
     loss, by_loops = case
     embeddings = unit(len(LABELS), 3).requires_grad_()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_recall import RecallAtK
-from lightning_recall.losses import RecallAtKLoss, gallery, heaviside, ranking
+from lightning_recall.losses import RecallAtKLoss, heaviside, parts, query_blocks
 
 
 def loss_by_loops(embeddings, labels, ks, k_temperature, rank_temperature, count_query):
@@ -41,10 +41,10 @@ UNEVEN = torch.tensor([3, 1, 1, 3, 3, 0, 1, 9, 3, 0, 3, 4, 4])  # 9 is alone in 
 @pytest.mark.parametrize(("block", "part"), [(1, 1), (60, 1), (60, 70), (2**22, 60), (2**22, 2**20)])
 @pytest.mark.parametrize(("stored", "spread"), [(1, 36.0), (16, 36.0), (2**22, -1.0)])
 def test_value_and_gradient_equal_the_loops(count_query, block, part, stored, spread, monkeypatch):
-    monkeypatch.setattr(ranking, "BLOCK_QUERIES", 1)
-    monkeypatch.setattr(ranking, "BLOCK_ELEMENTS", block)  # one query per block, four, or all
-    monkeypatch.setattr(ranking, "PART_ELEMENTS", part)
-    monkeypatch.setattr(gallery, "STORED_ELEMENTS", stored)
+    monkeypatch.setattr(parts, "BLOCK_QUERIES", 1)
+    monkeypatch.setattr(parts, "BLOCK_ELEMENTS", block)  # one query per block, four, or all
+    monkeypatch.setattr(parts, "PART_ELEMENTS", part)
+    monkeypatch.setattr(query_blocks, "STORED_ELEMENTS", stored)
     monkeypatch.setattr(heaviside, "MAX_SPREAD", spread)
     embeddings = unit(len(UNEVEN), 5).requires_grad_()
     settings = {"ks": (1, 2, 4, 30), "k_temperature": 1.0, "rank_temperature": 0.05, "count_query": count_query}
