@@ -1,6 +1,7 @@
 """Retrieval metrics, per query and averaged, from one exact search."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from lightning_recall.metrics.base import RetrievalMetric
 from lightning_recall.metrics.scores import AT_K, FIRST_RANK_SCORES, checked_scores, score, score_names
 from lightning_recall.metrics.states import concatenated_states
+from lightning_recall.search.count_ahead import Processes
 from lightning_recall.search.embedding_blocks import EmbeddingBlocks
-from lightning_recall.search.relevant_ranks import LabelledEmbeddings, rank_by_label
+from lightning_recall.search.relevant_ranks import LabelledEmbeddings, rank_by_label, rank_leave_one_out
 from lightning_recall.search.result import SearchResult
 
 
@@ -118,10 +120,11 @@ class RetrievalScores(RetrievalMetric):
         """
         group = self.process_group
         is_distributed = self._is_synced and torch.distributed.is_initialized()
-        rank, world_size = 0, 1
+        processes = Processes()
         if is_distributed:
             rank, world_size = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
-        parts = self._search_local_queries(states, gallery, (rank, world_size))
+            processes = Processes(rank, world_size, partial(sum_over_processes, group=group))
+        parts = self._search_local_queries(states, gallery, processes)
         if is_distributed:
             parts = tuple(torch.cat(gather_all_tensors(part, group)) for part in parts)
         queries, first_ranks, scores = parts
@@ -129,22 +132,31 @@ class RetrievalScores(RetrievalMetric):
         return queries[order], first_ranks[order], scores[order]
 
     def _search_local_queries(
-        self, states: Mapping[str, Tensor], gallery: Tensor, rank_and_world_size: tuple[int, int]
+        self, states: Mapping[str, Tensor], gallery: Tensor, processes: Processes
     ) -> tuple[Tensor, ...]:
         """Queries (Q,), ranks (Q,) of their first relevant items and scores (Q, S), for one process's queries."""
         queries = states["is_query"].nonzero().squeeze(1)
-        labelled_queries, labelled_gallery = (
-            _labelled_embeddings(states, items, self.normalize) for items in (queries, gallery)
-        )
+        labelled_queries = _labelled_embeddings(states, queries, self.normalize)
         only_first = set(self.scores) <= FIRST_RANK_SCORES
-        progress = self.progress and rank_and_world_size[0] == 0
+        progress = self.progress and processes.rank == 0
+        if torch.equal(queries, gallery):
+            found = rank_leave_one_out(labelled_queries, processes, only_first, progress)
+        else:
+            labelled_gallery = _labelled_embeddings(states, gallery, self.normalize)
+            found = rank_by_label(labelled_queries, labelled_gallery, processes[:2], only_first, progress)
         num_scores = len(score_names(self.scores, self.ks))
         scores = torch.zeros(0, num_scores, dtype=torch.float64, device=queries.device)
         parts = [(queries[:0], queries[:0], scores)]
-        for ranks in rank_by_label(labelled_queries, labelled_gallery, rank_and_world_size, only_first, progress):
+        for ranks in found:
             scores = torch.stack([*score(ranks, self.scores, self.ks).values()], dim=1)  # (q, S)
             parts.append((queries[ranks.queries], ranks.rank[ranks.num_relevant_before == 0], scores))
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+def sum_over_processes(values: Tensor, group: Any) -> Tensor:
+    """The sum of a tensor over the processes of a group."""
+    torch.distributed.all_reduce(values, group=group)
+    return values
 
 
 def _labelled_embeddings(states: Mapping[str, Tensor], items: Tensor, normalize: bool) -> LabelledEmbeddings:

@@ -1,6 +1,7 @@
 """Embeddings in several tensors or memory-mapped files, read in blocks."""
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 import torch
@@ -49,10 +50,17 @@ class EmbeddingBlocks:
         self.offsets = np.cumsum([0, *(len(piece) for piece in self.pieces)])
         self.dim = int(next(iter(shapes))[0]) if shapes else 0
         self.device = torch.device(device)
+        self.order: Tensor | None = None
         self.scale = None if normalize else self._max_norm()
 
     def __len__(self) -> int:
         return int(self.offsets[-1])
+
+    def reordered(self, order: Tensor) -> "EmbeddingBlocks":
+        """The same embeddings in the order of the given indices (N,), without a copy."""
+        blocks = copy(self)
+        blocks.order = order if self.order is None else self.order[order]
+        return blocks
 
     def _max_norm(self) -> float:
         """The largest norm of an embedding; 1 if all are zero."""
@@ -71,19 +79,24 @@ class EmbeddingBlocks:
 
     def block(self, start: int, stop: int) -> Tensor:
         """Embeddings (stop - start, D) in float32."""
-        return self._scaled(at_least_float32(self._raw(start, stop))).float()
+        raw = self._raw(start, stop) if self.order is None else self._raw_at(self.order[start:stop])
+        return self._scaled(at_least_float32(raw)).float()
 
     def select(self, indices: Tensor) -> Tensor:
         """Embeddings (n, D) at the given indices (n,), in float64."""
+        return self._scaled(self._raw_at(indices if self.order is None else self.order[indices]).double())
+
+    def _raw_at(self, indices: Tensor) -> Tensor:
+        """Embeddings (n, D) at the given indices (n,) of the pieces, without scaling."""
         if len(self.pieces) == 1:
-            return self._scaled(_take(self.pieces[0], indices).to(self.device).double())
+            return _take(self.pieces[0], indices).to(self.device)
         selected = torch.empty(len(indices), self.dim, dtype=torch.float64, device=self.device)
         piece_of = np.searchsorted(self.offsets, indices.cpu().numpy(), side="right") - 1
         for piece in np.unique(piece_of):
             in_piece = torch.from_numpy(piece_of == piece).to(indices.device)
             part = _take(self.pieces[piece], indices[in_piece] - int(self.offsets[piece]))
             selected[in_piece.to(self.device)] = part.to(self.device).double()
-        return self._scaled(selected)
+        return selected
 
     def _scaled(self, embeddings: Tensor) -> Tensor:
         """Scales embeddings (n, D) to unit length, or divides them by the largest norm if `normalize` is False."""

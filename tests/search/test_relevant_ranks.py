@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from lightning_recall.search import EmbeddingBlocks
 from lightning_recall.search import ranks as ranks_module
 from lightning_recall.search import relevant_ranks as module
+from lightning_recall.search import thresholds as thresholds_module
 from lightning_recall.search.ranks import QueryItemPairs, full_precision
 from lightning_recall.search.relevant_ranks import LabelledEmbeddings, rank_by_label, rank_pairs
 
@@ -59,7 +60,7 @@ def test_ranks_equal_those_of_loops(data, num_queries, num_items, num_classes, m
     cut = sorted(rng.integers(num_items + 1, size=2))
     pieces = [gallery[: cut[0]], torch.from_numpy(gallery[cut[0] : cut[1]]), gallery[cut[1] :]]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranks_module, "MANY_THRESHOLDS", many)
+        patch.setattr(thresholds_module, "MANY_THRESHOLDS", many)
         patch.setattr(ranks_module, "QUERIES_PER_BLOCK", data.draw(st.integers(1, 9)))
         patch.setattr(ranks_module, "ITEMS_PER_BLOCK", data.draw(st.integers(1, 9)))
         patch.setattr(ranks_module, "FLOAT64_PAIRS", data.draw(st.integers(1, 50)))
@@ -78,7 +79,7 @@ def test_ranks_equal_those_of_loops(data, num_queries, num_items, num_classes, m
 @pytest.mark.parametrize("many", [0, 40])
 def test_ranks_are_those_of_float64(dtype, many, monkeypatch):
     """Items whose similarities to every query differ from the relevant one's by less than float32 resolves."""
-    monkeypatch.setattr(ranks_module, "MANY_THRESHOLDS", many)
+    monkeypatch.setattr(thresholds_module, "MANY_THRESHOLDS", many)
     dim, num_items = 64, 400
     base = torch.randn(dim, dtype=torch.float64)
     step = {torch.float64: 1e-7, torch.float32: 1e-7, torch.float16: 1e-3}[dtype]
@@ -118,7 +119,13 @@ def test_the_rounding_error_of_float32_is_below_half_the_tolerance():
         rows = torch.from_numpy(unit(vectors))
         single = rows.float() @ rows.float().T
         worst = float((single.double() - rows @ rows.T).abs().max())
-        assert worst < ranks_module.RankCounter(torch.ones(1), torch.ones(1).long(), dim).tolerance / 2
+        assert (
+            worst
+            < ranks_module.RankCounter(
+                torch.ones(1), torch.ones(1).long(), torch.zeros(1).long(), dim, (1, 1)
+            ).tolerance
+            / 2
+        )
 
 
 def test_the_progress_bar_is_shown_if_it_is_requested(capsys, monkeypatch):
