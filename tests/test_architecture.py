@@ -156,8 +156,9 @@ TESTED_THROUGH = {
         f"samplers/{name}.py": "test_samplers.py"
         for name in ("checks", "class_balanced", "epochs", "pack_counts", "published", "spread", "super_classes")
     },
-    "search/ranks.py": "search/test_relevant_ranks.py",
+    **{f"search/{name}.py": "search/test_relevant_ranks.py" for name in ("count_ahead", "ranks", "same_label")},
     "search/result.py": "callbacks/test_evaluation_charts.py",
+    "search/thresholds.py": "search/test_relevant_ranks.py",
 }
 """source file without a test file of its own -> the test file that runs all of it, through what users call"""
 

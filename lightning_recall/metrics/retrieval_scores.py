@@ -160,8 +160,9 @@ def sum_over_processes(values: Tensor, group: Any) -> Tensor:
 
 
 def _labelled_embeddings(states: Mapping[str, Tensor], items: Tensor, normalize: bool) -> LabelledEmbeddings:
-    """Selects items (n,) by index; does not copy the embeddings if all are selected."""
-    embeddings, groups = states["embeddings"], states.get("groups")
-    selected = embeddings if len(items) == len(embeddings) else embeddings[items]
-    blocks = EmbeddingBlocks(selected, normalize, embeddings.device)
+    """Selects items (n,) by index, without copying their embeddings."""
+    groups = states.get("groups")
+    blocks = EmbeddingBlocks(states["embeddings"], normalize, states["embeddings"].device)
+    if len(items) < len(blocks):
+        blocks = blocks.reordered(items)
     return LabelledEmbeddings(blocks, states["labels"][items], items, None if groups is None else groups[items])

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_recall.search.embedding_blocks import EmbeddingBlocks
 from lightning_recall.search.ranks import FLOAT64_PAIRS, QueryItemPairs, RankCounter
 
-BLOCKS_IN_MEMORY = 8  # blocks of queries that are read at a time: 16 MiB at D = 512 on CPU
+BLOCKS_IN_MEMORY = 16  # blocks of queries that are read at a time: 32 MiB at D = 512 on CPU
 
 
 class Processes(NamedTuple):
@@ -108,8 +108,8 @@ def _blocks(
     """
     size, items_per_block = block_shape
     for first in range(0, len(order), BLOCKS_IN_MEMORY * size):
-        embeddings = queries.select(order[first : first + BLOCKS_IN_MEMORY * size]).float()
-        query_blocks = list(enumerate(torch.split(embeddings, size), first // size))
+        parts = torch.split(order[first : first + BLOCKS_IN_MEMORY * size], size)
+        query_blocks = [(number, queries.select(part).float()) for number, part in enumerate(parts, first // size)]
         for start in range(first if upper_half else 0, len(gallery), items_per_block):
             item_block, stop = start // items_per_block, min(start + items_per_block, len(gallery))
             items = gallery.block(start, stop)

@@ -54,22 +54,28 @@ class EmbeddingBlocks:
         self.scale = None if normalize else self._max_norm()
 
     def __len__(self) -> int:
-        return int(self.offsets[-1])
+        return int(self.offsets[-1]) if self.order is None else len(self.order)
 
     def reordered(self, order: Tensor) -> "EmbeddingBlocks":
-        """The same embeddings in the order of the given indices (N,), without a copy."""
+        """The embeddings at the given indices (n,), in this order; they are copied when they are read."""
         blocks = copy(self)
         blocks.order = order if self.order is None else self.order[order]
+        blocks.scale = None if self.scale is None else blocks._max_norm()
         return blocks
 
     def _max_norm(self) -> float:
         """The largest norm of an embedding; 1 if all are zero."""
         starts = range(0, len(self), BLOCK_SIZE)
-        norms = [float(self._raw(start, start + BLOCK_SIZE).double().norm(dim=1).max()) for start in starts]
+        stops = (min(start + BLOCK_SIZE, len(self)) for start in starts)
+        norms = [
+            float(self._raw(start, stop).double().norm(dim=1).max()) for start, stop in zip(starts, stops, strict=True)
+        ]
         return max(norms, default=1.0) or 1.0
 
     def _raw(self, start: int, stop: int) -> Tensor:
         """Embeddings from `start` to `stop` without scaling, in their original dtype."""
+        if self.order is not None:
+            return self._raw_at(self.order[start:stop])
         parts = []
         for piece, first in zip(self.pieces, self.offsets[:-1], strict=True):
             part = piece[max(start - first, 0) : max(stop - first, 0)]
@@ -79,8 +85,7 @@ class EmbeddingBlocks:
 
     def block(self, start: int, stop: int) -> Tensor:
         """Embeddings (stop - start, D) in float32."""
-        raw = self._raw(start, stop) if self.order is None else self._raw_at(self.order[start:stop])
-        return self._scaled(at_least_float32(raw)).float()
+        return self._scaled(at_least_float32(self._raw(start, stop))).float()
 
     def select(self, indices: Tensor) -> Tensor:
         """Embeddings (n, D) at the given indices (n,), in float64."""

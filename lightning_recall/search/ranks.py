@@ -20,7 +20,8 @@ QUERIES_PER_BLOCK, ITEMS_PER_BLOCK = 512, 4096  # block size of the similarity m
 GPU_QUERIES_PER_BLOCK, GPU_ITEMS_PER_BLOCK = 2048, 32768  # on GPU: 256 MiB; smaller blocks are launch-bound
 SQUARE_BLOCK, GPU_SQUARE_BLOCK = 1024, 8192  # side of a block if the queries are the gallery: 4 MiB, 256 MiB
 SIMILARITIES_PER_COUNT = 2**18  # on CPU: 1 MiB, which stays in the cache while all thresholds are compared with it
-FLOAT64_PAIRS = 2**13  # pairs compared in float64 at a time: 64 MiB at D = 512
+FLOAT64_PAIRS = 2**13  # pairs that are collected until they are compared in float64
+FLOAT64_ROWS = 2**9  # embeddings in float64 at a time: 2 MiB at D = 512; more do not fit in the cache
 
 
 class QueryItemPairs(NamedTuple):
@@ -83,6 +84,7 @@ class RankCounter:
             if len(queries)
         ]
         self.unresolved: list[ThresholdItemPairs] = []  # to compare in float64
+        self.num_unresolved = 0
         self.resolved_ahead = torch.zeros(len(values), dtype=torch.int64, device=values.device)  # (P,)
         size = SIMILARITIES_PER_COUNT if values.device.type == "cpu" else math.prod(block_shape)
         self.buffer = torch.empty(max(size, block_shape[1]), device=values.device)
@@ -108,22 +110,26 @@ class RankCounter:
         for start in range(0, len(similarities), num_queries):
             part = similarities[start : start + num_queries]  # (b, g)
             buffer = self.buffer[: part.numel()].view(part.shape)
-            pairs = [self.blocks[query_block].count(part, buffer, start, first_item)]
+            self._keep(self.blocks[query_block].count(part, buffer, start, first_item))
             if item_block is not None:
-                pairs.append(self.blocks[item_block].count(part.T, buffer.T, 0, first_query + start))
-            self.unresolved += [each for each in pairs if len(each.item)]
+                self._keep(self.blocks[item_block].count(part.T, buffer.T, 0, first_query + start))
+
+    def _keep(self, pairs: ThresholdItemPairs) -> None:
+        """Adds unresolved pairs."""
+        self.unresolved.append(pairs)
+        self.num_unresolved += len(pairs.item)
 
     def resolve_in_float64(self, queries: EmbeddingBlocks, gallery: EmbeddingBlocks, min_pairs: int = 1) -> None:
         """Compares unresolved pairs in float64 if there are `min_pairs` or more."""
-        if sum(len(pairs.item) for pairs in self.unresolved) < min_pairs:
+        if self.num_unresolved < min_pairs:
             return
         thresholds, items = (torch.cat(parts) for parts in zip(*self.unresolved, strict=True))
-        self.unresolved = []
+        self.unresolved, self.num_unresolved = [], 0
         # several thresholds of a query often have the same unresolved items: compute each (query, item) pair once
         pairs, pair_of = torch.unique(self.query_of[thresholds] * len(gallery) + items, return_inverse=True)
         exact = [
             (queries.select(part // len(gallery)) * gallery.select(part % len(gallery))).sum(1)
-            for part in torch.split(pairs, FLOAT64_PAIRS)
+            for part in torch.split(pairs, FLOAT64_ROWS)
         ]
         is_ahead = torch.cat(exact)[pair_of] >= self.values[thresholds] - self.tie_tolerance
         self.resolved_ahead.index_add_(0, thresholds, is_ahead.long())

@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_recall.search.embedding_blocks import EmbeddingBlocks
-from lightning_recall.search.ranks import QueryItemPairs
+from lightning_recall.search.ranks import FLOAT64_ROWS, QueryItemPairs
 from lightning_recall.tensors import arange_within_groups
-
-FLOAT64_ITEMS = 2**13  # embeddings read at a time, in float64: 32 MiB at D = 512
 
 
 class SameLabelPairs(NamedTuple):
@@ -55,9 +53,9 @@ class SameLabelPairs(NamedTuple):
         similarity = torch.empty(int(self.counts.sum()), dtype=torch.float64, device=self.queries.device)
         sizes = torch.bincount(shape_of, minlength=len(shapes)).tolist()
         for (n, g), classes in zip(shapes.tolist(), torch.split(shape_of.argsort(stable=True), sizes), strict=True):
-            for part in torch.split(classes, max(1, FLOAT64_ITEMS // max(n, g))):  # (c,)
+            for part in torch.split(classes, max(1, FLOAT64_ROWS // max(n, g))):  # (c,)
                 query = self.queries[_ranges(first_query[part], n)]  # (c, n)
-                items = torch.split(_ranges(first_item[part], g), FLOAT64_ITEMS, 1)
+                items = torch.split(_ranges(first_item[part], g), FLOAT64_ROWS, 1)
                 values = [torch.bmm(_rows(queries, query), _rows(gallery, self.order[item]).mT) for item in items]
                 similarity[_ranges(first_pair[part], n * g)] = torch.cat(values, 2).flatten(1)
         return similarity

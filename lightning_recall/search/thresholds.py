@@ -64,14 +64,13 @@ class BlockThresholds:
     ) -> tuple[Tensor, Tensor]:
         """Numbers (J, b) of similarities above each threshold, and which thresholds (n, 2) have undecided pairs."""
         above, not_below = low.new_zeros(2, *low.shape)  # (J, b) each
-        for position, end in enumerate(self.ends):
-            num = min(end - first_query, len(similarities))
-            if num > 0:
-                # a float buffer is several times faster than a bool one
-                is_above = torch.gt(similarities[:num], high[position, :num, None], out=buffer[:num])
-                torch.sum(is_above, 1, out=above[position, :num])
-                is_not_below = torch.ge(similarities[:num], low[position, :num, None], out=buffer[:num])
-                torch.sum(is_not_below, 1, out=not_below[position, :num])
+        limits = zip(low[..., None], high[..., None], above, not_below, self.ends, strict=True)
+        for at_least, more_than, num_above, num_not_below, end in limits:  # (b, 1), (b, 1), (b,), (b,)
+            if end <= first_query:
+                break
+            # a float buffer is several times faster than a bool one
+            torch.sum(torch.gt(similarities, more_than, out=buffer), 1, out=num_above)
+            torch.sum(torch.ge(similarities, at_least, out=buffer), 1, out=num_not_below)
         return above.long(), (above != not_below).nonzero()
 
 
@@ -81,7 +80,8 @@ def _items_between(
     """Positions, queries and items (P,) of the similarities (b, g) between the limits (J, b) of thresholds (n, 2)."""
     position, query = thresholds.unbind(1)
     values = similarities[query]  # (n, g)
-    is_between = (values >= low[position, query, None]) & (values <= high[position, query, None])
+    is_between = torch.ge(values, low[position, query, None], out=torch.empty_like(values))
+    is_between *= torch.le(values, high[position, query, None], out=values)
     row, item = is_between.nonzero().unbind(1)
     return position[row], query[row], item
 

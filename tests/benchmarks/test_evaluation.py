@@ -6,13 +6,16 @@ import torch
 from lightning_recall.benchmarks.evaluation import compute_scores, main, random_embeddings, recall_by_faiss
 
 
-def test_prints_both_tables(capsys, monkeypatch):
+def test_prints_its_tables(capsys, monkeypatch):
     pytest.importorskip("faiss")  # an extra
     monkeypatch.setattr("lightning_recall.benchmarks.evaluation.KS", (1, 10))
     main(["--size", "300", "--gallery", "11000", "--dim", "16", "--faiss"])
     shown = capsys.readouterr().out
-    for row in ("matrix product", "recall@k", "all scores", "faiss"):
-        assert len(re.findall(rf"│ {row} ", shown)) == 2
+    for row, count in (("matrix product", 4), ("recall@k", 4), ("all scores", 4), ("faiss", 2)):
+        assert len(re.findall(rf"│ {row} ", shown)) == count
+    for kind in ("clustered", "random"):
+        assert f"Each of 300 {kind} items queries all others" in shown
+        assert f"75 {kind} queries and a gallery of 300" in shown
     assert re.search(r"│ 10,000 ", shown)
 
 

@@ -52,15 +52,26 @@ def test_a_duplicate_of_the_query_counts_by_its_label():
     assert metric.compute()["recall@1"] == 1  # the duplicate is not mistaken for the query itself
 
 
-def test_the_similarity_matrix_is_computed_in_blocks(monkeypatch):
-    monkeypatch.setattr(module, "QUERIES_PER_BLOCK", 100)
-    monkeypatch.setattr(module, "ITEMS_PER_BLOCK", 250)
+def shapes_of_products(monkeypatch, **given):
+    """Shape of each product in a search of 500 items."""
     shapes, product = [], torch.mm
     monkeypatch.setattr(torch, "mm", lambda a, b, out: shapes.append((len(a), b.shape[1])) or product(a, b, out=out))
     metric = RecallAtK()
-    metric.update(torch.randn(500, 4), torch.arange(500) // 5)
+    metric.update(torch.randn(500, 4), torch.arange(500) // 5, **given)
     metric.compute()
-    assert shapes == [(100, 250)] * 10
+    return shapes
+
+
+def test_half_of_the_similarity_matrix_is_computed_in_blocks(monkeypatch):
+    monkeypatch.setattr(module, "SQUARE_BLOCK", 100)
+    assert shapes_of_products(monkeypatch) == [(100, 100)] * 15
+
+
+def test_similarities_of_queries_with_a_gallery_are_computed_in_blocks(monkeypatch):
+    monkeypatch.setattr(module, "QUERIES_PER_BLOCK", 100)
+    monkeypatch.setattr(module, "ITEMS_PER_BLOCK", 200)
+    is_query = torch.arange(500) % 5 == 0
+    assert shapes_of_products(monkeypatch, is_query=is_query, is_gallery=~is_query) == [(100, 200)] * 2
 
 
 def test_large_labels_and_half_precision():

@@ -6,9 +6,9 @@ import torch
 from torchmetrics import MetricCollection
 
 from lightning_recall.metrics import RecallAtK, RetrievalScores, RevisitedMAP
-from lightning_recall.metrics import retrieval_scores as scores_module
 from lightning_recall.metrics.revisited import GroundTruth
 from lightning_recall.metrics.scores import AT_K, OVERALL
+from lightning_recall.search import ranks as ranks_module
 
 ALL = (*AT_K, *OVERALL)
 
@@ -148,7 +148,7 @@ def test_batches_of_other_dimensions_are_refused():
         metric.update(torch.ones(2, 3), torch.ones(2).long())
 
 
-def search_in_a_process(rank, world, folder, port_file):
+def search_in_a_process(rank, world, folder, port_file, given):
     """Process `rank` of `world`: adds its part of the items, searches, and saves the result."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{port_file}", rank=rank, world_size=world)
@@ -156,16 +156,14 @@ def search_in_a_process(rank, world, folder, port_file):
     metric = RetrievalScores(ALL, ks=(1, 5))
     rows = torch.arange(rank, -(-101 // world) * world, world) % 101  # a distributed sampler repeats the last ones, too
     for part in rows.split(13):
-        metric.update(embeddings[part], labels[part], part)
-    counted = []
-    original = scores_module.rank_by_label
-    scores_module.rank_by_label = lambda queries, gallery, *rest: (
-        (counted.append(len(part.queries)), part)[1] for part in original(queries, gallery, *rest)
-    )
+        metric.update(embeddings[part], labels[part], part, **{name: values[part] for name, values in given.items()})
+    ranks_module.SQUARE_BLOCK, ranks_module.QUERIES_PER_BLOCK = 7, 9
+    computed, product = [], torch.mm
+    torch.mm = lambda a, b, out: computed.append(len(a) * b.shape[1]) or product(a, b, out=out)
     with metric.sync_context():
         found = metric.search()
-    scores_module.rank_by_label = original
-    torch.save((metric.compute(), found, sum(counted)), folder / f"{rank}.pt")
+    torch.mm = product
+    torch.save((metric.compute(), found, sum(computed)), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -175,10 +173,12 @@ def example_for_processes():
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_processes_get_the_result_of_one_and_split_the_queries(world, tmp_path):
+@pytest.mark.parametrize("leave_one_out", [True, False])
+def test_processes_get_the_result_of_one_and_split_the_work(world, leave_one_out, tmp_path):
     context = torch.multiprocessing.get_context("fork")
+    given = {} if leave_one_out else {"is_query": torch.arange(101) < 60}
     processes = [
-        context.Process(target=search_in_a_process, args=(rank, world, tmp_path, tmp_path / "store"))
+        context.Process(target=search_in_a_process, args=(rank, world, tmp_path, tmp_path / "store", given))
         for rank in range(world)
     ]
     for process in processes:
@@ -188,17 +188,19 @@ def test_processes_get_the_result_of_one_and_split_the_queries(world, tmp_path):
         assert process.exitcode == 0
     embeddings, labels = example_for_processes()
     alone = RetrievalScores(ALL, ks=(1, 5))
-    alone.update(embeddings, labels, torch.arange(101))
-    expected, searched = alone.compute(), []
+    alone.update(embeddings, labels, torch.arange(101), **given)
+    expected, computed = alone.compute(), []
     for rank in range(world):
         scores, found, count = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
         assert scores == expected  # to the last bit
         assert found.queries.tolist() == alone.search().queries.tolist()
         assert torch.equal(found.first_ranks, alone.search().first_ranks)
         assert found.queries.dtype == found.first_ranks.dtype == torch.int64
-        searched.append(count)
-    assert sum(searched) == len(alone.search().queries)
-    assert max(searched) <= -(-101 // world)
+        computed.append(count)
+    # 15 blocks of 7 items, of which half of the matrix is computed; or queries with items
+    total = 101 * (101 + 7) / 2 if leave_one_out else 60 * 101
+    assert 0.95 * total < sum(computed) <= total
+    assert max(computed) < 1.1 * total / world
 
 
 def test_equals_pytorch_metric_learnings_calculator():

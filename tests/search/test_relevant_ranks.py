@@ -5,11 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_recall.search import EmbeddingBlocks
+from lightning_recall.search import count_ahead as count_module
 from lightning_recall.search import ranks as ranks_module
 from lightning_recall.search import relevant_ranks as module
 from lightning_recall.search import thresholds as thresholds_module
+from lightning_recall.search.count_ahead import Processes
 from lightning_recall.search.ranks import QueryItemPairs, full_precision
-from lightning_recall.search.relevant_ranks import LabelledEmbeddings, rank_by_label, rank_pairs
+from lightning_recall.search.relevant_ranks import LabelledEmbeddings, rank_by_label, rank_leave_one_out, rank_pairs
 
 
 def ranks_by_loops(queries, gallery, relevant, is_ignored, tie=1e-13):
@@ -73,6 +75,84 @@ def test_ranks_equal_those_of_loops(data, num_queries, num_items, num_classes, m
         count = data.draw(st.integers(1, 4))
         found = as_dict(part for number in range(count) for part in rank_by_label(*sides, (number, count), first))
     assert found == {query: ranks[:1] if first else ranks for query, ranks in expected.items()}
+
+
+def leave_one_out_of_processes(items, world, first):
+    """The ranks of each process, one after the other: the first round finds what they sum, the second sums it."""
+    parts = []
+    for rank in range(world):
+        list(rank_leave_one_out(items, Processes(rank, world, lambda part: parts.append(part) or part), first))
+    total = sum(parts) if parts else None  # nothing is summed where each searches its part of the queries
+    return [
+        ranks
+        for rank in range(world)
+        for ranks in rank_leave_one_out(items, Processes(rank, world, lambda _: total), first)
+    ]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    data=st.data(),
+    num_items=st.integers(1, 40),
+    num_classes=st.integers(1, 8),
+    many=st.sampled_from([0, 40]),
+    first=st.booleans(),
+    normalize=st.booleans(),
+    world=st.integers(1, 3),
+)
+def test_leave_one_out_equals_loops(data, num_items, num_classes, many, first, normalize, world):
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    dtype = data.draw(st.sampled_from([np.float16, np.float32, np.float64]))
+    # few different vectors, so that many pairs tie
+    vectors = rng.normal(size=(data.draw(st.integers(1, 30)), 3)).round(1).astype(dtype)
+    embeddings = vectors[rng.integers(len(vectors), size=num_items)]
+    labels, groups = rng.integers(num_classes, size=num_items) ** 2 // num_classes, rng.integers(9, size=num_items)
+    same = labels[:, None] == labels
+    ignored = same & ((np.arange(num_items)[:, None] == np.arange(num_items)) | (groups[:, None] == groups))
+    exact = embeddings.astype(np.float64)
+    exact = unit(exact) if normalize else exact / (np.linalg.norm(exact, axis=1).max() or 1)
+    expected = ranks_by_loops(exact, exact, same & ~ignored, ignored)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(thresholds_module, "MANY_THRESHOLDS", many)
+        patch.setattr(ranks_module, "SQUARE_BLOCK", data.draw(st.integers(1, 9)))
+        patch.setattr(ranks_module, "SIMILARITIES_PER_COUNT", data.draw(st.integers(1, 50)))
+        patch.setattr(ranks_module, "FLOAT64_ROWS", data.draw(st.integers(1, 9)))
+        patch.setattr(count_module, "FLOAT64_PAIRS", data.draw(st.integers(1, 50)))
+        patch.setattr(count_module, "BLOCKS_IN_MEMORY", data.draw(st.integers(1, 3)))
+        patch.setattr(module, "MAX_PAIRS", data.draw(st.sampled_from([50, 2000])))
+        columns = map(torch.from_numpy, (labels, np.arange(num_items), groups))
+        items = LabelledEmbeddings(EmbeddingBlocks(embeddings, normalize), *columns)
+        found = as_dict(leave_one_out_of_processes(items, world, first))
+    assert found == {query: ranks[:1] if first else ranks for query, ranks in expected.items()}
+
+
+@pytest.mark.parametrize("many", [0, 100])
+def test_leave_one_out_ranks_are_those_of_float64(many, monkeypatch):
+    """Similarities of float32 alone give other ranks, in rows and in columns of the matrix."""
+    monkeypatch.setattr(thresholds_module, "MANY_THRESHOLDS", many)
+    monkeypatch.setattr(ranks_module, "SQUARE_BLOCK", 64)
+    embeddings = torch.randn(64, dtype=torch.float64) + 1e-3 * torch.randn(300, 64, dtype=torch.float64)
+    labels = torch.arange(300) // 3
+    exact = unit(embeddings.numpy())
+    same, own = (labels[:, None] == labels).numpy(), np.eye(300, dtype=bool)
+    items = LabelledEmbeddings(EmbeddingBlocks(embeddings), labels, torch.arange(300))
+    found = list(rank_leave_one_out(items))
+    assert as_dict(found) == ranks_by_loops(exact, exact, same & ~own, own, tie=1e-14)
+    single = torch.from_numpy(exact).float()
+    in_float32 = (single @ single.T).numpy()
+    naive = [sum(in_float32[q][~same[q]] >= in_float32[q][same[q] & ~own[q]].max()) + 1 for q in range(300)]
+    exact_first = {q: ranks[0] for q, ranks in as_dict(found).items()}
+    assert sum(exact_first[q] != naive[q] for q in range(150)) > 5
+    assert sum(exact_first[q] != naive[q] for q in range(150, 300)) > 5
+
+
+def test_each_item_of_the_ranks_is_relevant():
+    labels = torch.randint(0, 9, (50,))
+    (ranks,) = rank_leave_one_out(LabelledEmbeddings(EmbeddingBlocks(torch.randn(50, 3)), labels, torch.arange(50)))
+    queries = ranks.queries[ranks.query_position]
+    assert torch.equal(labels[ranks.item], labels[queries])
+    assert (ranks.item != queries).all()
+    assert len({*zip(queries.tolist(), ranks.item.tolist(), strict=True)}) == int(ranks.num_relevant.sum())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
