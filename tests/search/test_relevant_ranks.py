@@ -131,6 +131,7 @@ def test_leave_one_out_ranks_are_those_of_float64(many, monkeypatch):
     """Similarities of float32 alone give other ranks, in rows and in columns of the matrix."""
     monkeypatch.setattr(thresholds_module, "MANY_THRESHOLDS", many)
     monkeypatch.setattr(ranks_module, "SQUARE_BLOCK", 64)
+    monkeypatch.setattr(ranks_module, "SIMILARITIES_PER_COUNT", 640)
     embeddings = torch.randn(64, dtype=torch.float64) + 1e-3 * torch.randn(300, 64, dtype=torch.float64)
     labels = torch.arange(300) // 3
     exact = unit(embeddings.numpy())
