@@ -43,7 +43,8 @@ def published_criterion(folder: str, batch_size: int, num_classes: int, dim: int
     # not by its name on sys.path: the clone also has modules with the names of packages, such as `datasets`
     names = run_path(str(source_file(folder, "losses.py")))
     ks = [1, 2, 4, 8, 16]
-    criterion: nn.Module = names["RecallatK"](0.01, batch_size, num_classes, dim, ks, [1] * len(ks), mixup=False)
+    with cuda_as_noop():
+        criterion: nn.Module = names["RecallatK"](0.01, batch_size, num_classes, dim, ks, [1] * len(ks), mixup=False)
     return criterion
 
 
@@ -83,7 +84,7 @@ def published_epoch(
         optimizer: builds the optimizer from the parameters.
     """
     source = source_file(folder, "main.py")
-    functions = [
+    functions: list[ast.stmt] = [
         node
         for node in ast.parse(source.read_text()).body
         if isinstance(node, ast.FunctionDef) and node.name == "train_one_epoch"

@@ -4,10 +4,10 @@ Images: RetrievalModule, plain LightningModules with pytorch-metric-learning's l
 Texts: chunked_forward, sentence-transformers and GradCache. Other packages are not needed: their rows are left out, and
 a line says how to get them.
 
-Columns: images or text pairs per second; growth of the process's memory in a step, without model and batch; all-reduces
-of gradients in a step of two processes; error of the gradient that the optimizer gets, in float64, relative to the same
-loss with the whole batch in one graph: without dropout, with dropout, and on two processes with half of the batch each;
-Recall@1 on unseen classes or topics after the same time of training.
+Columns: images or text pairs per second; peak memory of a step, of its tensors and as the growth of the process; error
+of the gradient that the optimizer gets, in float64, relative to the same loss of the whole batch in one graph: without
+dropout, with dropout, and on two processes with half of the batch each; how often a step of two processes reduces all
+gradients; Recall@1 on unseen classes or topics after the same time of training.
 """
 
 import argparse
@@ -23,7 +23,8 @@ from rich.table import Table
 from lightning_recall.benchmarks import side_by_side_measure as measures
 from lightning_recall.benchmarks.measure import machine
 from lightning_recall.benchmarks.side_by_side_images import ImageTask
-from lightning_recall.benchmarks.side_by_side_measure import CPU, DROPOUT, THREADS, Row, Task
+from lightning_recall.benchmarks.side_by_side_measure import CPU, DROPOUT, THREADS
+from lightning_recall.benchmarks.side_by_side_task import Row, Task
 from lightning_recall.benchmarks.side_by_side_text import TextTask
 from lightning_recall.memory_allocation import keep_freed_memory
 
@@ -41,8 +42,8 @@ def speed(task: Task, rows: Sequence[Row], options: argparse.Namespace) -> Itera
 
 def memory(task: Task, rows: Sequence[Row], _: argparse.Namespace) -> Iterator[tuple[str, Values]]:
     """Peak memory of a step."""
-    for name, mib in measures.peaks(task, rows):
-        yield name, {"peak, MiB": mib}
+    for name, peak in measures.peaks(task, rows):
+        yield name, {"tensors, MiB": peak.tensors, "process, MiB": peak.process}
 
 
 def gradient(task: Task, rows: Sequence[Row], _: argparse.Namespace) -> Iterator[tuple[str, Values]]:
@@ -69,7 +70,8 @@ MEASURES: dict[str, Callable[[Task, Sequence[Row], argparse.Namespace], Iterator
 }
 FORMATS = {
     "items/s": "{:,.0f}",
-    "peak, MiB": "{:,.0f}",
+    "tensors, MiB": "{:,.0f}",
+    "process, MiB": "{:,.0f}",
     "gradient error": "{:.0e}",
     "with dropout": "{:.0e}",
     "all-reduces": "{}",
@@ -132,8 +134,11 @@ def measure(task: Task, options: argparse.Namespace, console: Console) -> list[V
     rows = [row for row in task.rows() if any(text in row.name for text in options.rows or [""])]
     results: dict[str, Values] = {row.name: {"task": task.items, "step": row.step, "loss": row.loss} for row in rows}
     for name in options.measure:
-        total = len(rows) * (options.rounds if name == "speed" else 1)
-        for row, values in track(MEASURES[name](task, rows, options), f"{task.items}: {name}", total, console=console):
+        measured = [row for row in rows if row.distributed or name != "processes"]
+        total = len(measured) * (options.rounds if name == "speed" else 1)
+        for row, values in track(
+            MEASURES[name](task, measured, options), f"{task.items}: {name}", total, console=console
+        ):
             results[row] |= values
     return list(results.values())
 

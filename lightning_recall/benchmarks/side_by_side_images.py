@@ -11,7 +11,7 @@ from torch import Tensor, distributed, nn
 
 from lightning_recall._lightning import LightningModule, Trainer
 from lightning_recall.benchmarks.published import published_criterion, published_epoch, published_loss
-from lightning_recall.benchmarks.side_by_side_measure import Batches, OptimizerFactory, Row
+from lightning_recall.benchmarks.side_by_side_task import Batches, OptimizerFactory, Row
 from lightning_recall.data.augment import random_affine
 from lightning_recall.datamodules import GlyphsDataModule
 from lightning_recall.losses import RecallAtKLoss
@@ -57,24 +57,27 @@ class ImageTask:
 
     def rows(self) -> list[Row]:
         """This library first; the plain LightningModules embed the whole batch at once."""
-        recall = ("RecallAtKLoss", RecallAtKLoss)
-        rows = [self.our_row("chunks", *recall, 1), self.our_row("chunks, all kept", *recall, self.batch_size)]
         losses: dict[str, Callable[[], nn.Module]] = {"RecallAtKLoss": RecallAtKLoss}
         if find_spec("pytorch_metric_learning") is not None:
             losses |= {f"{name} (PML)": partial(pml_loss, name) for name in PML_LOSSES}
-            name = f"{PML_LOSSES[0]} (PML)"
-            rows.append(self.our_row("chunks, all kept", name, losses[name], self.batch_size))
+        rows = []
+        for step, (chunk_size, keep_chunks) in {
+            "chunks": (self.chunk_size, 1),
+            "chunks, all kept": (self.chunk_size, self.batch_size),
+            "whole batch": (self.batch_size, 1),
+        }.items():
+            train = partial(train_retrieval_module, RecallAtKLoss, chunk_size, keep_chunks)
+            batch_loss = partial(loss_of_images, RecallAtKLoss)
+            rows.append(Row(f"RetrievalModule, {step}", "RecallAtKLoss", train, batch_loss, step != "whole batch"))
         for name, build in losses.items():
-            train, batch_loss = partial(train_plain_module, build), partial(loss_of_images, build)
-            rows.append(Row("plain LightningModule, whole batch", name, train, batch_loss, in_chunks=False))
+            ours, plain = partial(train_retrieval_module, build, self.batch_size, 1), partial(train_plain_module, build)
+            batch_loss = partial(loss_of_images, build)
+            if build is not RecallAtKLoss:  # measured above
+                rows.append(Row("RetrievalModule, whole batch", name, ours, batch_loss, in_chunks=False))
+            rows.append(Row("plain LightningModule, whole batch", name, plain, batch_loss, in_chunks=False))
         if self.published is not None:
             rows.append(self.published_row(self.published))
         return rows
-
-    def our_row(self, step: str, loss: str, build: Callable[[], nn.Module], keep_chunks: int) -> Row:
-        """A row of `RetrievalModule`."""
-        train = partial(train_retrieval_module, build, self.chunk_size, keep_chunks)
-        return Row(f"RetrievalModule, {step}", loss, train, partial(loss_of_images, build))
 
     def published_row(self, folder: str) -> Row:
         """The published code's loss and step; the code does not run on several processes."""
@@ -115,15 +118,16 @@ class ImageTask:
 
     def in_chunks(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         """Chunks of `chunk_size` images."""
-        return lambda images: torch.cat([model(chunk) for chunk in images.split(self.chunk_size)])
+        return lambda images: torch.cat([model(chunk) for chunk in torch.split(images, self.chunk_size)])
 
     def score(self, model: nn.Module) -> float:
         """Recall@1 of the test characters."""
-        scores = RetrievalScores("recall", 1)
+        scores = RetrievalScores(["recall"], [1])
         with torch.no_grad():
             for images, labels in glyphs(self.root, self.batch_size, self.chunk_size).test_dataloader():
                 scores.update(model(images), labels)
-        return float(scores.compute())
+        recalls: dict[str, Tensor] = dict(scores.compute())
+        return float(recalls["recall@1"])
 
 
 @cache
@@ -158,6 +162,7 @@ def fit(module: LightningModule, batches: Batches) -> None:
         devices=distributed.get_world_size() if several else 1,
         strategy="ddp" if several else "auto",
         max_epochs=1,
+        limit_val_batches=0,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

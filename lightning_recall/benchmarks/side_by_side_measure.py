@@ -4,26 +4,27 @@ import logging
 import os
 import statistics
 import tempfile
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
 from functools import partial, wraps
 from itertools import pairwise
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 import torch.multiprocessing
 from torch import Tensor, distributed, nn
+from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_recall._lightning import PACKAGE
-from lightning_recall.benchmarks.measure import peak_bytes
+from lightning_recall.benchmarks.measure import peak_bytes, peak_tensor_bytes
+from lightning_recall.benchmarks.side_by_side_task import Batches, Row, Task, row_of
 
 CPU = torch.device("cpu")
 DROPOUT = 0.1
@@ -32,106 +33,12 @@ THREADS = 2
 WARM_UP = 1  # steps of each round that are not timed
 RATE = 1e-3  # learning rate of AdamW, for all rows
 
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-
-
-class Batches:
-    """Yields batches in a fixed order, again and again, and records when each was requested.
-
-    Sets torch's seed before each batch, so that all rows draw the same dropout masks.
-
-    Args:
-        batches: the batches.
-        steps: number of batches to yield.
-        seconds: processor time of this process after which no further batch is yielded; None: no limit.
-    """
-
-    def __init__(self, batches: Sequence[Any], steps: int, seconds: float | None = None) -> None:
-        self.batches, self.steps, self.seconds = batches, steps, seconds
-        self.times: list[float] = []
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[Any]:
-        start = time.process_time()
-        for step in range(self.steps):
-            self.times.append(time.perf_counter())
-            if self.seconds is not None and time.process_time() - start > self.seconds:
-                return
-            torch.manual_seed(step)
-            yield self.batches[step % len(self.batches)]
-
-
-class Row(NamedTuple):
-    """A training step to measure.
-
-    step: the library and how it embeds the batch.
-    loss: name of the loss.
-    train: trains a model on batches, with one optimizer step for each.
-    batch_loss: computes the same loss in one graph: (embed, batch) -> scalar, where `embed` embeds one input tensor or
-        dict. It is the reference for the gradient.
-    in_chunks: whether the step embeds chunks; the reference then draws its dropout masks chunk by chunk.
-    distributed: whether the step supports several processes.
-    """
-
-    step: str
-    loss: str
-    train: Callable[[nn.Module, Batches, OptimizerFactory], None]
-    batch_loss: Callable[[Callable[[Any], Tensor], Any], Tensor]
-    in_chunks: bool = True
-    distributed: bool = True
-
-    @property
-    def name(self) -> str:
-        """Step and loss."""
-        return f"{self.step}, {self.loss}"
-
-
-class Task(Protocol):
-    """A network, its data, and the rows that train it. Instances are pickled and sent to other processes.
-
-    items: what the rows count per second: "images" or "pairs".
-    batch_size: items in a batch, over all processes.
-    chunk_size: inputs in one pass of the network.
-    """
-
-    items: str
-    batch_size: int
-    chunk_size: int
-
-    def rows(self) -> list[Row]:
-        """The rows whose packages are installed."""
-
-    def absent(self) -> dict[str, str]:
-        """Step that is left out -> what to do to have it measured."""
-
-    def build(self, dropout: float = 0.0) -> nn.Module:
-        """The network in train mode, with the same initial weights at every call."""
-
-    def batches(self, count: int) -> list[Any]:
-        """The first training batches."""
-
-    def local_batch(self, batch: Any, rank: int, processes: int) -> Any:
-        """The part of a batch that one of several processes trains on."""
-
-    def in_chunks(self, model: nn.Module) -> Callable[[Any], Tensor]:
-        """A function that embeds inputs in chunks, in one graph."""
-
-    def score(self, model: nn.Module) -> float:
-        """Recall@1 on unseen classes."""
-
-
-def row_of(task: Task, name: str) -> Row:
-    """The row with this name; rows hold functions, which cannot be sent to other processes."""
-    return next(row for row in task.rows() if row.name == name)
-
 
 def helpers() -> BaseContext:
     """Processes that have imported the benchmark, and have not run torch yet."""
     context = torch.multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([f"{__package__}.side_by_side_{name}" for name in ("images", "text")])
-    return context  # type: ignore[no-any-return]  # torch has no types here
+    return context
 
 
 def set_up(threads: int) -> None:
@@ -140,6 +47,7 @@ def set_up(threads: int) -> None:
     logging.getLogger(PACKAGE).setLevel(logging.ERROR)
     for message in (".*isinstance.treespec, LeafSpec.*", "torch.distributed.nn.functional.* is deprecated"):
         warnings.filterwarnings("ignore", message, FutureWarning)
+    warnings.filterwarnings("ignore", "You defined a `validation_step` but have no")  # scores are computed elsewhere
 
 
 def step_seconds(task: Task, rows: Sequence[Row], rounds: int, steps: int) -> Iterator[tuple[str, float]]:
@@ -154,20 +62,34 @@ def step_seconds(task: Task, rows: Sequence[Row], rounds: int, steps: int) -> It
         yield row.name, statistics.median(times[row.name])
 
 
-def peak_mib(task: Task, name: str) -> float:
-    """Growth of the memory of a process in one step, after a first one, above model, batch and gradient, in MiB."""
+class Peak(NamedTuple):
+    """Peak memory of a step in MiB.
+
+    tensors: all tensors, with model and batch.
+    process: growth of the process, without model and batch; its allocator cannot reuse every freed block.
+    """
+
+    tensors: float
+    process: float
+
+
+def peak_of_step(task: Task, name: str) -> Peak:
+    """The memory of a step, after a first one."""
     set_up(THREADS)
     model, batches, row = task.build(), task.batches(1), row_of(task, name)
-    run = partial(row.train, model, optimizer=partial(torch.optim.SGD, lr=0.0))
-    run(Batches(batches, 1))
-    return peak_bytes(lambda: run(Batches(batches, 1)), CPU) / 2**20
+
+    def run() -> None:
+        row.train(model, Batches(batches, 1), partial(torch.optim.SGD, lr=0.0))
+
+    run()
+    return Peak(peak_tensor_bytes(run) / 2**20, peak_bytes(run, CPU) / 2**20)
 
 
-def peaks(task: Task, rows: Sequence[Row]) -> Iterator[tuple[str, float]]:
-    """Yields name and `peak_mib` of each row, each measured in a process of its own."""
+def peaks(task: Task, rows: Sequence[Row]) -> Iterator[tuple[str, Peak]]:
+    """Yields name and `peak_of_step` of each row, each measured in a process of its own."""
     for row in rows:
         with ProcessPoolExecutor(1, helpers()) as process:
-            yield row.name, process.submit(peak_mib, task, row.name).result()
+            yield row.name, process.submit(peak_of_step, task, row.name).result()
 
 
 def gradient_of_step(row: Row, model: nn.Module, batch: Any) -> Tensor:
@@ -182,8 +104,7 @@ def gradient_of_graph(task: Task, row: Row, dropout: float, batch: Any) -> Tenso
     model = task.build(dropout).double()
     torch.manual_seed(0)  # of the first batch, see `Batches`
     embed = task.in_chunks(model) if row.in_chunks else model
-    row.batch_loss(embed, batch).backward()
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    gradients = torch.autograd.grad(row.batch_loss(embed, batch), list(model.parameters()))
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
@@ -223,8 +144,8 @@ class Synchronisation(NamedTuple):
 
 
 def synchronisations(task: Task, rows: Sequence[Row]) -> list[tuple[str, Synchronisation]]:
-    """Runs a step of each row on two processes, with half of the batch each."""
-    names = [row.name for row in rows if row.distributed]
+    """Runs a step of each row on two processes, with half of the batch each; the rows must support it."""
+    names = [row.name for row in rows]
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(PROCESSES, helpers()) as processes:
         store = f"file://{Path(folder) / 'store'}"
         runs = [processes.submit(run_process, task, names, rank, store) for rank in range(PROCESSES)]
@@ -257,7 +178,7 @@ def count_all_reduces() -> list[int]:
     """
     reduced: list[int] = []
 
-    def hook(_: object, bucket: distributed.GradBucket) -> Future[Tensor]:
+    def hook(_: object, bucket: GradBucket) -> Future[Tensor]:
         if bucket.is_last():
             reduced.append(bucket.index())
         return allreduce_hook(None, bucket)  # type: ignore[arg-type]  # None is the default group

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_recall.benchmarks.side_by_side_measure import Batches, OptimizerFactory, Row
+from lightning_recall.benchmarks.side_by_side_task import Batches, OptimizerFactory, Row
 from lightning_recall.gather import gather_rows
 from lightning_recall.recompute import chunked_forward
 
@@ -81,6 +81,7 @@ class TextTask:
         steps: dict[str, tuple[Any, bool]] = {
             "chunked_forward": (partial(train_chunked, size, 1), True),
             "chunked_forward, all kept": (partial(train_chunked, size, 2 * self.batch_size), True),
+            "chunked_forward, whole batch": (partial(train_chunked, self.batch_size, 2), False),
         }
         if "sentence-transformers" not in absent:
             steps["sentence-transformers, cached"] = (partial(train_sentence_transformers, size), True)
@@ -107,7 +108,7 @@ class TextTask:
         """Chunks of `chunk_size` texts."""
 
         def embed(texts: Texts) -> Tensor:
-            parts = [tensor.split(self.chunk_size) for tensor in texts.values()]
+            parts = [torch.split(tensor, self.chunk_size) for tensor in texts.values()]
             return torch.cat([model(dict(zip(texts, part, strict=True))) for part in zip(*parts, strict=True)])
 
         return embed
@@ -153,10 +154,16 @@ class TextEncoder(nn.Module):
         super().__init__()
         from transformers import BertConfig, BertModel
 
-        rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-        sizes = {"hidden_size": DIM, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
-        sizes |= {"vocab_size": 1 + 2 * WORDS, "intermediate_size": 4 * DIM, "max_position_embeddings": LENGTHS[1]}
-        config = BertConfig(**sizes, **rates)
+        config = BertConfig(
+            vocab_size=1 + 2 * WORDS,
+            hidden_size=DIM,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            intermediate_size=4 * DIM,
+            max_position_embeddings=LENGTHS[1],
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+        )
         self.bert = BertModel(config, add_pooling_layer=False)
 
     def forward(self, texts: Texts | None = None, **named: Tensor) -> Tensor:
@@ -210,10 +217,8 @@ class ChunkedSoftmax(nn.Module):
         self.model, self.chunk_size, self.keep_chunks = model, chunk_size, keep_chunks
 
     def forward(self, pairs: Pairs) -> Tensor:
-        """The loss over the pairs of all processes."""
-        questions, answers = pairs
-        texts = {name: torch.cat([questions[name], answers[name]]) for name in questions}
-        embeddings = chunked_forward(self.model, texts, self.chunk_size, self.keep_chunks)
+        """The loss over the pairs of all processes; questions and answers are chunks of one batch."""
+        embeddings = chunked_forward(self.model, list(pairs), self.chunk_size, self.keep_chunks)
         return in_batch_softmax(*map(gather_rows, embeddings.chunk(2)))
 
 
