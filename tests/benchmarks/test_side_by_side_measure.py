@@ -70,7 +70,7 @@ def test_other_dropout_masks_are_an_error():
 def test_the_rows_take_turns():
     rows = Lines().rows()
     names, times = zip(*measures.step_seconds(Lines(), rows, rounds=2, steps=3), strict=True)
-    assert names == ("times 1", "times 0.5") * 2
+    assert names == ("times 1, square", "times 0.5, square") * 2
     assert statistics.fmean(times) > 0
 
 
