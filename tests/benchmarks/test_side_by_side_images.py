@@ -39,6 +39,7 @@ def task(glyph_folder, tmp_path):
     return ImageTask(16, 4, published=str(tmp_path), root=str(glyph_folder))
 
 
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")  # the task computes the score
 def test_gradients_are_those_of_one_graph(task):
     pytest.importorskip("pytorch_metric_learning")  # a test tool
     rows = {row.name: row for row in task.rows()}
