@@ -43,28 +43,19 @@ class Lines:
 
 
 @measures.double_precision
-def errors(dropout):
+def errors():
     class Doubles(Lines):
         def batches(self, count):
             return [batch.double() for batch in super().batches(count)]
 
-    return [measures.gradient_error(Doubles(), row, dropout) for row in Doubles().rows()]
+    return [measures.gradient_error(Doubles(), row) for row in Doubles().rows()]
 
 
 def test_a_wrong_gradient_has_an_error():
-    right, wrong = errors(0.0)
+    right, wrong = errors()
     assert right < 1e-14
     assert wrong == pytest.approx(0.5)
     assert torch.get_default_dtype() == torch.float32
-
-
-def test_other_dropout_masks_are_an_error():
-    # the row draws the masks of the whole batch at once, its reference those of two chunks, from the same seed
-    assert errors(0.0)[0] < 1e-14
-    torch.manual_seed(0)
-    model = Lines().build(0.5)
-    masks = [model[1](torch.ones(4, 2)) for _ in range(2)]
-    assert not torch.equal(*masks)  # so that equal gradients need equal masks
 
 
 def test_the_rows_take_turns():
