@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_recall._lightning import PACKAGE, Callback
-from lightning_recall.benchmarks.loading import write_images
+from lightning_recall.benchmarks.loading import draw_images
 from lightning_recall.benchmarks.measure import machine
 
 IMPORTS, READING, FIT = f"import {PACKAGE}", "imports and reading of the data", "fit, first batch"
@@ -80,10 +80,10 @@ def main(args: list[str] | None = None) -> None:
 def prepare(folder: Path, images: int) -> None:
     """Writes a settings file, and images of 64 pixels with 8 in each class."""
     (folder / "settings.yaml").write_text(yaml.safe_dump(SETTINGS))
-    for number, name in enumerate(write_images(folder, images, side=64)):
+    for number, path in enumerate(draw_images(folder, 64, 64, images)):
         class_folder = folder / "photos" / f"class_{number // 8}"
         class_folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).rename(class_folder / name)
+        path.rename(class_folder / path.name)
 
 
 def commands_in(folder: Path) -> dict[str, tuple[list[str], int]]:
