@@ -99,6 +99,7 @@ def test_compromised_releases_of_lightning_are_excluded(name, section, option):
 DISTRIBUTIONS = {"PIL": "pillow", "faiss": "faiss-cpu", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 """import name -> name of the distribution, where it is another"""
 WITH_LIGHTNING = {"lightning_fabric"}  # installed with pytorch-lightning
+PEERS = {"sentence-transformers"}  # a benchmark compares with them if they are installed, and says how to install them
 
 
 def imported_distributions(paths):
@@ -120,7 +121,7 @@ def test_every_import_of_the_package_is_declared():
     optional = {name for extra in extras() - {"dev"} for name in requirements("options.extras_require", extra)}
     assert imported_distributions(everywhere) <= declared | optional
     tools = set(requirements("options.extras_require", "dev"))
-    assert imported_distributions((package / "benchmarks").rglob("*.py")) <= declared | optional | tools
+    assert imported_distributions((package / "benchmarks").rglob("*.py")) <= declared | optional | tools | PEERS
     assert not declared & (optional | tools)
 
 

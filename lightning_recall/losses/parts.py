@@ -7,7 +7,7 @@ import torch
 
 BLOCK_ELEMENTS = 2**21  # number of similarities per block (8 MiB in fp32)
 BLOCK_QUERIES = 256  # minimum number of queries per block: small matmuls are slow
-PART_ELEMENTS = 2**20  # number of comparisons per part (4 MiB in fp32): read six times, so they should fit in cache
+PART_ELEMENTS = 2**21  # number of comparisons per part (8 MiB in fp32): read six times, so they should fit in cache
 GPU_ELEMENTS = 2**25  # limit of blocks and of parts on a GPU (128 MiB): smaller parts are launch-bound
 
 
