@@ -99,7 +99,11 @@ def test_compromised_releases_of_lightning_are_excluded(name, section, option):
 DISTRIBUTIONS = {"PIL": "pillow", "faiss": "faiss-cpu", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 """import name -> name of the distribution, where it is another"""
 WITH_LIGHTNING = {"lightning_fabric"}  # installed with pytorch-lightning
-PEERS = {"sentence-transformers"}  # a benchmark compares with them if they are installed, and says how to install them
+PEERS = {
+    "grad-cache",
+    "sentence-transformers",
+    "transformers",
+}  # a benchmark compares with them if they are installed, and says how to install them
 
 
 def imported_distributions(paths):
