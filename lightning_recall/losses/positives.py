@@ -62,7 +62,9 @@ def sort_queries(labels: Tensor) -> SortedQueries:
     _, inverse, counts = torch.unique_consecutive(labels[order], return_inverse=True, return_counts=True)
     starts = counts.cumsum(0) - counts
     size, start = counts[inverse], starts[inverse]  # (N,) size and start of the class of each sorted item
-    by_size = torch.argsort(size, stable=True)
+    sorted_position = torch.argsort(order)  # (N,) position of each item in `order`
+    # by size and index: if all classes have the same size, the queries are in their original order
+    by_size = sorted_position[torch.argsort(size[sorted_position], stable=True)]
     by_size = by_size[size[by_size] > 1]
     start = start[by_size]
     return SortedQueries(order[by_size], size[by_size] - 1, start, by_size - start, order)

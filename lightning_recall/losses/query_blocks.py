@@ -31,8 +31,9 @@ class QueryBlocks:
     def __init__(self, embeddings: Tensor, queries: Tensor, block_size: int) -> None:
         columns = torch.arange(len(embeddings), device=queries.device)
         order = columns.scatter(0, queries, columns[: len(queries)] - len(queries)).argsort()  # queries first
+        self.is_reordered = not torch.equal(order, columns)
         self.columns = torch.empty_like(order).scatter_(0, order, columns)
-        self.embeddings = embeddings[order]
+        self.embeddings = embeddings[order] if self.is_reordered else embeddings
         self.gradient = torch.zeros_like(embeddings)
         self.num_queries, self.block_size = len(queries), block_size
         # queries per group of blocks whose pairs are added: a quarter of a group's matrix is stored at most
@@ -77,7 +78,7 @@ class QueryBlocks:
 
     def embedding_gradient(self) -> Tensor:
         """The accumulated gradient (N, D), in the original order."""
-        return self.gradient[self.columns]
+        return self.gradient[self.columns] if self.is_reordered else self.gradient
 
 
 class MixedQueryBlocks:
