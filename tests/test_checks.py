@@ -55,6 +55,7 @@ def test_embeddings_and_labels_must_match(embeddings, labels, message):
 def test_one_value_that_is_not_finite_is_found(value):
     embeddings = torch.ones(3, 2)
     checks.check_finite(embeddings)
+    checks.check_finite(torch.full((4, 2), 3e38))  # the sum overflows
     embeddings[1, 1] = value
     with pytest.raises(ValueError, match="embeddings contain NaN or infinity"):
         checks.check_finite(embeddings)

@@ -60,7 +60,6 @@ class EmbeddingBlocks:
         """The embeddings at the given indices (n,), in this order; they are copied when they are read."""
         blocks = copy(self)
         blocks.order = order if self.order is None else self.order[order]
-        blocks.scale = None if self.scale is None else blocks._max_norm()
         return blocks
 
     def _max_norm(self) -> float:

@@ -21,10 +21,11 @@ def test_equals_the_sigmoid_of_each_difference(dtype, spread):
     assert (found[:, :, 0] == 0).all()
 
 
-def test_padding_with_any_similarity_is_finite():
-    positives, valid = torch.tensor([[1.0, 500.0, -500.0]]), torch.tensor([[True, False, False]])
-    found = sigmoid_of_differences(torch.tensor([[0.0, 3.0]]), positives, valid, torch.empty(1, 3, 2))
-    torch.testing.assert_close(found[0, 0], torch.tensor([-1.0, 2.0]).sigmoid())
+@pytest.mark.parametrize("padding", [500.0, -500.0])
+def test_padding_with_any_similarity_is_finite(padding):
+    positives, valid = torch.tensor([[1.0, padding]]), torch.tensor([[True, False]])
+    found = sigmoid_of_differences(torch.tensor([[0.0, 3.0, -300.0]]), positives, valid, torch.empty(1, 2, 3))
+    torch.testing.assert_close(found[0, 0], torch.tensor([-1.0, 2.0, -301.0]).sigmoid())
     assert found.isfinite().all()
 
 
