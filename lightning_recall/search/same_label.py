@@ -26,7 +26,7 @@ class SameLabelPairs(NamedTuple):
 
     @classmethod
     def of(cls, queries: Tensor, query_labels: Tensor, gallery_labels: Tensor) -> "SameLabelPairs":
-        """Finds the pairs of queries (q,), of which those with the same label are adjacent."""
+        """Finds the pairs of queries (q,). Queries with the same label must be adjacent."""
         ordered, order = gallery_labels.sort(stable=True)
         labels = query_labels[queries]
         starts = torch.searchsorted(ordered, labels)
