@@ -22,7 +22,10 @@ BOTTOM = {
     "memory_allocation",
     "evaluation_mode",
 }  # plain torch, for every room
-PLAIN = {"losses", "mixup", "models", "samplers", "search", "metrics", "plots", "recompute"}  # plain torch too
+PLAIN = {
+    *("losses", "mixup", "models", "samplers", "search", "metrics", "plots", "recompute"),
+    *("embedding_sets", "comparison", "compression", "indexes"),
+}  # plain torch too
 SHARED = {"optimization", "data", "callbacks", "cli"}  # with Lightning, for the wings too
 RETRIEVAL = {"modules", "datamodules"}
 WINGS = {"segmentation", "adaptation"}
@@ -36,16 +39,20 @@ ALLOWED = {
     **dict.fromkeys(PLAIN, BOTTOM),
     "metrics": BOTTOM | {"search"},
     "plots": BOTTOM | {"search"},
+    "comparison": BOTTOM | {"search", "metrics", "plots", "embedding_sets"},
+    "compression": BOTTOM | {"search", "metrics", "plots", "embedding_sets"},
+    "indexes": BOTTOM | {"search", "plots", "embedding_sets"},
     "optimization": BOTTOM | {"_lightning"},
     "data": BOTTOM | {"_lightning"},
-    "callbacks": BOTTOM | {"_lightning", "search", "metrics", "plots", "data"},
+    "callbacks": BOTTOM | {"_lightning", "search", "metrics", "plots", "data", "embedding_sets"},
     "cli": BOTTOM | {"_lightning", "callbacks"},
+    "commands": BOTTOM | PLAIN | {"_lightning", "data", "callbacks", "modules"},
     "modules": BOTTOM | {"_lightning", "losses", "mixup", "models", "recompute", "optimization", "data"},
     "datamodules": BOTTOM | {"_lightning", "samplers", "data"},
     **{wing: BOTTOM | {"_lightning", "recompute", "models"} | SHARED for wing in WINGS},
     "__main__": {"cli"},
     "__init__": BOTTOM | PLAIN | SHARED | RETRIEVAL,
-    "benchmarks": BOTTOM | PLAIN | SHARED | RETRIEVAL | WINGS | {"_lightning"},
+    "benchmarks": BOTTOM | PLAIN | SHARED | RETRIEVAL | WINGS | {"_lightning", "commands"},
 }
 FORBIDDEN = {"pytorch_lightning", "lightning", "lightning_fabric"}  # only _lightning.py names them
 MAX_FILE, MAX_FUNCTION, MAX_ARGUMENTS = 300, 40, 10  # lines, lines without docstring, arguments without self
@@ -126,7 +133,8 @@ TESTED_THROUGH = {
     "_lightning.py": "test_lightning.py",
     "benchmarks/measure.py": "benchmarks/test_loss_memory.py",
     "benchmarks/published.py": "benchmarks/test_loss_speed.py",
-    "callbacks/embedding_files.py": "callbacks/test_embedding_writer.py",
+    "embedding_sets/items.py": "embedding_sets/test_embedding_set.py",
+    "embedding_sets/shards.py": "callbacks/test_embedding_writer.py",
     "callbacks/embedding_folder.py": "callbacks/test_embedding_writer.py",
     "callbacks/embedding_state.py": "callbacks/test_embedding_writer.py",
     "callbacks/evaluation_metrics.py": "callbacks/test_retrieval_evaluation.py",

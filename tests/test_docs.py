@@ -16,6 +16,7 @@ import yaml
 
 from lightning_recall import ImageEmbedder, RetrievalEvaluation, RetrievalModule
 from lightning_recall._lightning import Trainer
+from lightning_recall.cli.tools import TOOLS, tool_parser
 from lightning_recall.models import SmallConvNet
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +26,9 @@ TUTORIAL = ROOT / "docs" / "tutorial.md"
 OWN_DATA = ROOT / "docs" / "how_to" / "own_data.md"
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 COMMAND = re.compile(r"^lightning-recall .*$", re.MULTILINE)
-COMMANDS = sorted({line for page in PAGES for line in COMMAND.findall(page.read_text())})
+ALL_COMMANDS = sorted({line for page in PAGES for line in COMMAND.findall(page.read_text())})
+TOOL_COMMANDS = [line for line in ALL_COMMANDS if line.split()[1] in TOOLS]
+COMMANDS = [line for line in ALL_COMMANDS if line not in TOOL_COMMANDS]
 TRAININGS = [
     line
     for line in COMMANDS
@@ -37,6 +40,7 @@ BENCHMARKS = sorted({match for page in [*PAGES, ROOT / "README.md"] for match in
 DOCUMENTED = [(page.stem, path) for page in REFERENCE for path in re.findall(r"^::: (\S+)$", page.read_text(), re.M)]
 ROOMS = (
     *("losses", "recompute", "models", "samplers", "search", "metrics", "plots"),
+    *("embedding_sets", "comparison", "compression", "indexes"),
     *("optimization", "data", "callbacks", "cli", "modules", "datamodules"),
     *(f"segmentation.{room}" for room in ("losses", "models", "data", "datamodules", "callbacks")),
     *(f"adaptation.{room}" for room in ("models", "data", "datamodules", "callbacks")),
@@ -154,6 +158,12 @@ def test_commands_are_understood(line, command, in_tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         command(subcommand, *options, *(() if "--data.help" in options else ("--print_config",)))
     assert stopped.value.code == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", TOOL_COMMANDS)
+def test_tool_commands_are_understood(line):
+    _, name, *options = shlex.split(line)
+    assert vars(tool_parser(name).parse_args(options))
 
 
 def settings(tree, path=""):

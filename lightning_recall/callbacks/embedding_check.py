@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_recall.callbacks.embedding_files import load_shard, shard_paths
+from lightning_recall.embedding_sets.shards import load_shard, shard_paths
 
 NUM_CHECKED = 16  # saved items that are computed again
 # The largest distance, relative to the norm of the embedding, that counts as rounding. Other batch sizes and process

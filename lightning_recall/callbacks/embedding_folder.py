@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lightning_recall.callbacks.embedding_check import ReferenceEmbeddings, compare_with_reference
-from lightning_recall.callbacks.embedding_files import save_shard
 from lightning_recall.callbacks.output import file_name
+from lightning_recall.embedding_sets.shards import save_shard
 
 
 class EmbeddingFolder:

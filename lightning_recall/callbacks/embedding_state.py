@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
 from lightning_recall._lightning import LightningModule, Trainer
-from lightning_recall.callbacks.embedding_files import write_atomically
 from lightning_recall.data.attributes import attribute_of, leaves
+from lightning_recall.embedding_sets.shards import write_atomically
 
 METADATA_FILE, ITEMS_FILE = "about.json", "rows-{}.npz"  # names as in folders of earlier versions
 WRAPPER_HASH = "nest of Subset and ConcatDataset"  # key of the hash of a data set's wrappers; as in earlier versions

@@ -18,7 +18,6 @@ from lightning_recall._lightning import (
 from lightning_recall.batch import labels_of_pair
 from lightning_recall.callbacks.dataloaders import loader_at, named_loaders
 from lightning_recall.callbacks.embedding_check import ReferenceEmbeddings, load_reference, saved_indices
-from lightning_recall.callbacks.embedding_files import load_embeddings
 from lightning_recall.callbacks.embedding_folder import EmbeddingFolder, folder_names, to_storable
 from lightning_recall.callbacks.embedding_state import EmbeddingState, differences, load_state, save_state, state_of
 from lightning_recall.callbacks.index_checks import check_recorded
@@ -32,6 +31,7 @@ from lightning_recall.callbacks.index_recorder import (
 from lightning_recall.callbacks.item_names import write_items
 from lightning_recall.callbacks.output import end_progress_bar, output_path, print_path, unused_paths, writes_files
 from lightning_recall.callbacks.remaining_batches import without_saved
+from lightning_recall.embedding_sets.shards import load_embeddings
 
 __all__ = ["EmbeddingWriter", "load_embeddings"]
 
@@ -41,10 +41,11 @@ REQUIRES_INDICES = "EmbeddingWriter needs the data set index of each item"
 class EmbeddingWriter(Callback):
     """Writes the embeddings that `predict` computes to a folder: embeddings (n, D), ids (n,) and labels (n,).
 
-    An id is an index of the data set; `items.csv` lists the path, label and class name of each id, those that the data
-    set defines (`paths`, `class_names`). `load_embeddings(folder)` reads the embeddings of all files. With `folder`
-    set, an interrupted run continues after its last complete file, also with another number of processes. A folder
-    whose embeddings come from a different model or data is rejected. These must be unchanged:
+    An id is an index of the data set; `items.csv` lists the path, label, class name and role of each id, those that the
+    data set defines (`paths`, `class_names`, `is_query`, `is_gallery`, `groups`). `load_embeddings(folder)` reads the
+    embeddings of all files. With `folder` set, an interrupted run continues after its last complete file, also with
+    another number of processes. A folder whose embeddings come from a different model or data is rejected. These must
+    be unchanged:
 
     - the weights, the module, the precision and the test-time augmentation;
     - the names of the dataloaders and their numbers of items;

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
-from lightning_recall.data.attributes import attribute_of, labels_of
+from lightning_recall._lightning import rank_zero_warn
+from lightning_recall.data.attributes import attribute_of, labels_of, roles_of
 from lightning_recall.search.result import SearchResult
 
 
@@ -56,14 +57,15 @@ def paths_of_samples(dataset: Any) -> list[str] | None:
 
 
 def write_items(dataset: Any, path: Path) -> None:
-    """Writes a CSV file that says what each index of a data set is: id, path, label and class; those that are known.
+    """Writes a CSV file that says what each index of a data set is: id, path, label, class and role, those known.
 
-    Does nothing for a data set without paths and class names. An existing file is replaced.
+    The roles are is_query and is_gallery, 0 or 1, and group, such as the camera. Does nothing for a data set without
+    paths, class names and roles. An existing file is replaced.
     """
-    labels, names = labels_of(dataset), class_names_of(dataset)
+    labels, names, roles = labels_of(dataset), class_names_of(dataset), known_roles(dataset)
     size = len(dataset) if hasattr(dataset, "__len__") else 0
     paths = paths_of(dataset, range(size))
-    if size == 0 or (paths is None and (names is None or labels is None)):
+    if size == 0 or not (paths or roles or (names and labels is not None)):
         return
     columns: dict[str, Iterable[Any]] = {"id": range(size)}
     if paths is not None:
@@ -72,11 +74,21 @@ def write_items(dataset: Any, path: Path) -> None:
         columns["label"] = labels.tolist()
         if names is not None:
             columns["class"] = [class_name(names, label) for label in labels.tolist()]
+    columns |= {"group" if name == "groups" else name: values.long().tolist() for name, values in roles.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
+
+
+def known_roles(dataset: Any) -> dict[str, Tensor]:
+    """`is_query`, `is_gallery` and `groups` (N,) of a data set; empty, with a warning, if a wrapper hides them."""
+    try:
+        return roles_of(dataset)
+    except ValueError as error:
+        rank_zero_warn(f"items.csv does not say which images are queries and gallery: {error}")
+        return {}
 
 
 def item_classes(result: SearchResult, dataset: Any, items: Iterable[int]) -> dict[int, str]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from lightning_recall.cli.class_help import asked_help
 from lightning_recall.cli.help import overview_parser, subcommand_names
+from lightning_recall.cli.tools import tool_of
 
 
 def answer_early(args: Sequence[str]) -> None:
@@ -16,6 +17,8 @@ def answer_early(args: Sequence[str]) -> None:
         args: the arguments of the command.
     """
     first = args[0] if args else ""
+    if tool_of(args):
+        return
     is_subcommand = first in subcommand_names()
     if first in ("", "-h", "--help", "--version") or not (is_subcommand or first.startswith("-")):
         overview_parser().parse_args(args[:1])

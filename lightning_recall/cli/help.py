@@ -11,6 +11,7 @@ from jsonargparse._util import import_object
 from lightning_recall.cli.errors import shorten, simplify
 from lightning_recall.cli.options import is_choice
 from lightning_recall.cli.task_options import TaskOptions, task_options
+from lightning_recall.cli.tools import TOOLS
 from lightning_recall.cli.version import PrintVersion
 
 VERBOSE = "LIGHTNING_RECALL_VERBOSE"  # environment variable
@@ -116,11 +117,16 @@ def complete_overview(parser: ArgumentParser) -> None:
     """
     parser.add_argument("--version", action=PrintVersion)
     # not before the subcommands are added, which begin their usage with it
-    parser.usage = f"lightning-recall {{{','.join(subcommand_names())}}} --config FILE [--OPTION VALUE ...]"
+    parser.usage = (
+        f"lightning-recall {{{','.join(subcommand_names())}}} --config FILE [--OPTION VALUE ...]\n"
+        f"       lightning-recall {{{','.join(TOOLS)}}} --help"
+    )
     subcommands = parser._subcommands_action  # jsonargparse has no public way to change the help of a subcommand
     assert subcommands is not None
     for choice in subcommands._choices_actions:
         choice.help = subcommand_summary(choice.dest)
+    for name, tool in TOOLS.items():
+        subcommands.add_subcommand(name, CommandParser(description=tool.summary), help=tool.summary)
 
 
 def overview_parser() -> CommandParser:

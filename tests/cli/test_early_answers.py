@@ -79,7 +79,7 @@ except SystemExit as stopped:
 @pytest.mark.parametrize(("args", "name"), [(["fitt"], ""), (["fit", "--config", "none.yaml"], "fit ")])
 def test_an_error_tells_which_help_to_read(args, name, capsys):
     _, shown = answer(answer_early, args, capsys)
-    _, tip, _ = shown.err.splitlines()
+    *_, tip, _ = shown.err.splitlines()
     assert tip == f"tip: For details of accepted options run: lightning-recall {name}--help"
 
 

@@ -64,6 +64,10 @@ def shard_paths(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("shard-*") if path.suffix in (".npz", ".safetensors"))
 
 
+READ_ERRORS = (OSError, EOFError, ValueError, KeyError, SafetensorError, zipfile.BadZipFile, zlib.error)
+"""what reading a damaged file raises"""
+
+
 def load_shard(path: Path) -> dict[str, Tensor]:
     """The arrays of one shard.
 
@@ -71,17 +75,21 @@ def load_shard(path: Path) -> dict[str, Tensor]:
         ValueError: if the file is damaged.
     """
     try:
-        if path.suffix == ".safetensors":
-            arrays = load_file(path)
-        else:
-            with path.open("rb") as raw, np.load(raw) as file:  # np.load(path) leaks the file handle if it raises
-                arrays = {name: torch.from_numpy(file[name]) for name in file.files}
+        arrays = read_arrays(path)
         is_consistent = len(arrays["embeddings"]) == len(arrays["ids"])
-    except (OSError, EOFError, ValueError, KeyError, SafetensorError, zipfile.BadZipFile, zlib.error) as error:
+    except READ_ERRORS as error:
         raise ValueError(f"{path} is damaged: delete it and run predict again to recompute it.") from error
     if not is_consistent:
         raise ValueError(f"{path} is damaged: it has {len(arrays['ids'])} ids, {len(arrays['embeddings'])} embeddings.")
     return arrays
+
+
+def read_arrays(path: Path) -> dict[str, Tensor]:
+    """All arrays of a .npz or .safetensors file; raises one of `READ_ERRORS` if it is damaged."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    with path.open("rb") as raw, np.load(raw) as file:  # np.load(path) leaks the file handle if it raises
+        return {name: torch.from_numpy(file[name]) for name in file.files}
 
 
 def save_shard(folder: Path, rank: int, suffix: str, arrays: dict[str, Tensor], state_hash: str) -> None:

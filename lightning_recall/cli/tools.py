@@ -1,0 +1,50 @@
+"""The commands for what comes after a training, such as `lightning-recall compare`; their parsers need no torch."""
+
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NamedTuple
+
+
+class Tool(NamedTuple):
+    """A command with a parser of its own.
+
+    module: has `add_arguments(parser)` and `run(arguments)`; importing it imports neither torch nor Lightning.
+    summary: what the command does, in one sentence.
+    """
+
+    module: str
+    summary: str
+
+
+TOOLS: dict[str, Tool] = {}
+"""name of the command -> what it is"""
+
+
+def tool_parser(name: str) -> ArgumentParser:
+    """The parser of a command."""
+    tool = TOOLS[name]
+    formatter = ArgumentDefaultsHelpFormatter
+    parser = ArgumentParser(
+        f"lightning-recall {name}", description=tool.summary, formatter_class=formatter, allow_abbrev=False
+    )
+    module: Any = import_module(tool.module)
+    module.add_arguments(parser)
+    return parser
+
+
+def run_tool(name: str, args: Sequence[str]) -> None:
+    """Runs a command.
+
+    Args:
+        name: its name.
+        args: arguments after the name.
+    """
+    arguments = tool_parser(name).parse_args(args)
+    module: Any = import_module(TOOLS[name].module)
+    module.run(arguments)
+
+
+def tool_of(args: Sequence[str]) -> str | None:
+    """Name of the command that the arguments start with; None if it is a subcommand of LightningCLI or an option."""
+    return args[0] if args and args[0] in TOOLS else None
