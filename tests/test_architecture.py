@@ -127,6 +127,7 @@ ABOUT_ALL = {
     "test_plug_in",
     "test_readme",
     "test_resume",
+    "test_security",
     "test_workflow",
 }
 TESTED_THROUGH = {

@@ -12,6 +12,7 @@ from lightning_recall.cli.task_options import task_options
 
 CKPT_KEYWORDS = ("best", "last", "hpc")  # special ckpt_path values of Lightning
 SHARDED_CHECKPOINT_FILES = (".metadata", "meta.pt", "latest")  # files in the checkpoint folder of a sharded strategy
+PYTHON_OBJECTS = "holds Python objects, which are not loaded because they could run any code"
 WEIGHTS_HINT = "to load only its weights, pass --weights {} instead of --ckpt_path"
 
 

@@ -4,6 +4,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from jsonargparse import Namespace
@@ -33,7 +34,7 @@ from lightning_recall.cli.callback_options import (
     share_settings,
     with_optional,
 )
-from lightning_recall.cli.checkpoints import check_checkpoint, is_local, load_weights, mismatch_message
+from lightning_recall.cli.checkpoints import PYTHON_OBJECTS, check_checkpoint, is_local, load_weights, mismatch_message
 from lightning_recall.cli.class_help import asked_help, class_help
 from lightning_recall.cli.help import CommandParser, complete_overview, parser_descriptions
 from lightning_recall.cli.last_as_best import LastAsBest
@@ -137,6 +138,8 @@ class RecallCLI(CLIHooks, LightningCLI):
             self.parser.error(
                 f"--ckpt_path {ckpt_path} is known only to the process that trained: pass the path of a file."
             )
+        if "://" in ckpt_path and config.get("weights_only") is None:
+            config.weights_only = True  # Lightning's default for remote files is to unpickle them
         given = weights or (ckpt_path if is_local(ckpt_path) else None)
         if given and not Path(given).exists():
             self.parser.error(f"--{'weights' if weights else 'ckpt_path'} {given}: there is no such file.")
@@ -150,11 +153,13 @@ class RecallCLI(CLIHooks, LightningCLI):
             rank_zero_info("No --ckpt_path is given: the model uses its initial weights.")
 
     def run_subcommand(self, subcommand: str) -> None:
-        """Adds the checkpoint's path to the error for mismatched weights."""
+        """Adds the checkpoint's path to the errors for mismatched weights, and for objects in a remote file."""
         if subcommand != "fit":
             hide_advice_on_callbacks()
         try:
             super().run_subcommand(subcommand)
+        except UnpicklingError as error:
+            raise ValueError(f"{self.config[subcommand].ckpt_path} {PYTHON_OBJECTS}.") from error
         except RuntimeError as error:
             if "loading state_dict" not in str(error):
                 raise

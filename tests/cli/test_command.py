@@ -2,6 +2,7 @@ import functools
 import logging
 from contextlib import nullcontext
 from pathlib import Path
+from pickle import UnpicklingError
 from types import SimpleNamespace
 
 import pytest
@@ -161,6 +162,13 @@ def test_a_checkpoint_is_checked_for_its_subcommand(subcommand, weights_only, me
         RecallCLI.before_instantiate_classes(cli)
 
 
+@pytest.mark.parametrize(("given", "used"), [(None, True), (False, False), (True, True)])
+def test_a_remote_checkpoint_is_not_unpickled_by_default(given, used):
+    _, config = evaluated([], {"ckpt_path": "https://example.com/a.ckpt", "weights_only": given})
+    RecallCLI.before_instantiate_classes(SimpleNamespace(config=Namespace(subcommand="test", test=config)))
+    assert config.weights_only is used
+
+
 @pytest.mark.parametrize("loading", [True, False])
 def test_only_weights_that_do_not_fit_are_an_error_of_the_checkpoint(loading, monkeypatch):
     def fails(*_):
@@ -171,6 +179,17 @@ def test_only_weights_that_do_not_fit_are_an_error_of_the_checkpoint(loading, mo
     cli.config = Namespace(test=Namespace(ckpt_path="some.ckpt"))
     expected = ValueError if loading else RuntimeError
     with pytest.raises(expected, match="some.ckpt holds weights that do not match" if loading else "a defect"):
+        cli.run_subcommand("test")
+
+
+def test_objects_in_a_remote_checkpoint_are_an_error_of_the_checkpoint(monkeypatch):
+    def fails(*_):
+        raise UnpicklingError("Weights only load failed.")
+
+    monkeypatch.setattr(command_module.LightningCLI, "_run_subcommand", fails)
+    cli = object.__new__(RecallCLI)
+    cli.config = Namespace(test=Namespace(ckpt_path="https://example.com/a.ckpt"))
+    with pytest.raises(ValueError, match="holds Python objects, which are not loaded"):
         cli.run_subcommand("test")
 
 
