@@ -4,10 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recall.checks import check_labelled_embeddings, check_labels
+from lightning_recall.constructor_arguments import record_arguments
 from lightning_recall.tensors import arange_within_groups
 from lightning_recall.virtual_pairs import VirtualPairs, append_virtual_labels, mix_embeddings, same_class_pairs
 
 
+@record_arguments
 class SimilarityMixup(nn.Module):
     """Appends one virtual example for every pair of same-class items; its similarities interpolate those of the pair.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recall.checks import check_finite, check_labelled_embeddings
+from lightning_recall.constructor_arguments import record_arguments
 from lightning_recall.tensors import at_least_float32
 from lightning_recall.virtual_pairs import VirtualPairs
 
@@ -15,6 +16,7 @@ CHECKED_BATCHES = 20  # later batches are not checked: reading a value synchroni
 MAX_UNIT_NORM = 1.05  # tolerance on unit norm: bf16 rounds norms by 0.4 percent
 
 
+@record_arguments
 class RetrievalLoss(nn.Module):
     """Base class of the losses: (embeddings (N, D), labels (N,)) -> scalar.
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_recall.checks import check_integer
+from lightning_recall.constructor_arguments import record_arguments
 from lightning_recall.models.backbones import Pooling, crashes_channels_last, own_backbone, rejection, timm_backbone
 from lightning_recall.models.pooling import ClassToken, GeM, as_maps
 
@@ -50,6 +51,7 @@ def build_projection(num_features: int, embedding_dim: int | Sequence[int] | Non
     return nn.Sequential(*layers, *([nn.BatchNorm1d(widths[-1])] if norm == "batch" else []))
 
 
+@record_arguments
 class ImageEmbedder(nn.Module):
     """Maps images to unit-norm embeddings: backbone, GeM, LayerNorm, linear projection, L2 normalisation.
 

@@ -9,11 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_recall.checks import check_above_zero, check_integer
+from lightning_recall.constructor_arguments import record_arguments
 from lightning_recall.models.backbones import REJECTIONS, meta_forward
 
 DEFAULT_SIZE = 224  # pixels, for backbones whose image size is unknown
 
 
+@record_arguments
 class LoRAEmbedder(nn.Module):
     """Adds a low-rank matrix to the weights of each chosen layer of an embedder's backbone, with peft.
 

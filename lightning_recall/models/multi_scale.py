@@ -6,7 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_recall.constructor_arguments import record_arguments
 
+
+@record_arguments
 class MultiScale(nn.Module):
     """Sums the normalised embeddings of an image over several scales and its horizontal flip, and normalises the sum.
 

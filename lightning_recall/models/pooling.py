@@ -4,9 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recall.checks import check_above_zero
+from lightning_recall.constructor_arguments import record_arguments
 from lightning_recall.tensors import at_least_float32
 
 
+@record_arguments
 class GeM(nn.Module):
     """Generalised-mean pooling: the p-th root of the mean of the p-th powers.
 

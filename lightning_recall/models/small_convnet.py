@@ -2,7 +2,10 @@
 
 from torch import Tensor, nn
 
+from lightning_recall.constructor_arguments import record_arguments
 
+
+@record_arguments
 class SmallConvNet(nn.Module):
     """Three 3 x 3 convolutions after PixelUnshuffle(2); the last feature map is flattened, not pooled.
 

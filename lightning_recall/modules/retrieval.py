@@ -8,6 +8,7 @@ from torch import Tensor, distributed, nn
 
 from lightning_recall._lightning import Callback, attached_trainer, rank_zero_info
 from lightning_recall.batch import Batch
+from lightning_recall.constructor_arguments import record_arguments
 from lightning_recall.gather import gather_rows
 from lightning_recall.losses.base import has_flag
 from lightning_recall.modules.checks import (
@@ -32,6 +33,7 @@ from lightning_recall.recompute import auto_chunk_size, chunked_forward
 from lightning_recall.tensors import at_least_float32
 
 
+@record_arguments
 class RetrievalModule(ModuleWithPreprocessing, ManualOptimization):
     """Manual optimization with one exact step per large batch, as in Patel et al., CVPR 2022 (arXiv 2108.11179).
 

@@ -1,0 +1,168 @@
+"""Remembers the arguments with which a module was built, so that it can be saved and built again."""
+
+import inspect
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial, wraps
+from typing import Any, NamedTuple, TypeVar
+
+from torch import nn
+
+ATTRIBUTE = "_constructor_arguments"
+T = TypeVar("T", bound=type)
+
+
+@dataclass(frozen=True)
+class Code:
+    """An argument that is no plain value, such as a function.
+
+    Attributes:
+        text: what it is, for readers.
+    """
+
+    text: str
+
+
+class Recorded(NamedTuple):
+    """What is remembered of the call of a constructor.
+
+    Attributes:
+        arguments: name -> plain value, or `Code`.
+        live: names of the arguments that the module keeps as attributes: their current values count.
+    """
+
+    arguments: dict[str, Any]
+    live: frozenset[str]
+
+
+def record_arguments(cls: T) -> T:
+    """Class decorator: instances of the class, and of its subclasses, remember their constructor's arguments.
+
+    >>> @record_arguments
+    ... class Scale(nn.Module):
+    ...     def __init__(self, factor: float, bias: float = 0.0) -> None:
+    ...         super().__init__()
+    ...         self.factor = factor
+    >>> scale = Scale(2.0)
+    >>> scale.factor = 3.0
+    >>> current_arguments(scale)
+    {'factor': 3.0, 'bias': 0.0}
+    """
+    record_constructor(cls)
+
+    def record_subclass(subclass: Any, **kwargs: Any) -> None:
+        super(cls, subclass).__init_subclass__(**kwargs)
+        record_constructor(subclass)
+
+    cls.__init_subclass__ = classmethod(record_subclass)  # type: ignore[assignment]  # a classmethod, as Python expects
+    return cls
+
+
+def record_constructor(cls: Any) -> None:
+    """Replaces the constructor that a class defines, if it defines one, by one that remembers the arguments."""
+    if "__init__" not in vars(cls):
+        return
+    init = cls.__init__
+    signature = inspect.signature(init)
+
+    @wraps(init)
+    def recording_init(self: Any, *args: Any, **kwargs: Any) -> None:
+        given = None
+        if type(self).__init__ is recording_init:  # otherwise a subclass calls it with arguments of its own
+            given = {name: to_recorded(value) for name, value in bind(signature, self, args, kwargs).items()}
+        init(self, *args, **kwargs)
+        if given is not None:
+            live = frozenset(name for name, value in given.items() if is_kept(self, name, value))
+            vars(self)[ATTRIBUTE] = Recorded(given, live)
+
+    recording_init.__signature__ = signature  # type: ignore[attr-defined]  # inspect.getfullargspec reads only this
+    cls.__init__ = recording_init
+
+
+def bind(signature: inspect.Signature, module: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """All arguments of a call by name, with those that `**kwargs` holds; empty if the call does not fit."""
+    try:
+        bound = signature.bind(module, *args, **kwargs)
+    except TypeError:
+        return {}  # the constructor itself raises, with its own message
+    bound.apply_defaults()
+    _, *names = bound.arguments
+    arguments: dict[str, Any] = {}
+    for name in names:
+        kind, value = signature.parameters[name].kind, bound.arguments[name]
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            arguments |= value
+        elif kind is not inspect.Parameter.VAR_POSITIONAL:
+            arguments[name] = value
+        elif value:
+            arguments[f"*{name}"] = Code(f"{len(value)} positional arguments")
+    return arguments
+
+
+def is_kept(module: nn.Module, name: str, value: Any) -> bool:
+    """Whether a module has an attribute that holds an argument: a module, an equal value, or what replaces None."""
+    kept = getattr(module, name, Code)
+    if isinstance(value, Code):
+        return isinstance(kept, nn.Module)
+    return is_plain(kept) and (value is None or to_recorded(kept) == value)
+
+
+def current_arguments(module: nn.Module) -> dict[str, Any] | None:
+    """The arguments with which a module would be built as it is now; None if its class does not record them.
+
+    An argument that the module keeps as an attribute has the attribute's value, since settings may change.
+
+    Returns:
+        name -> plain value, module, list of modules, or `Code`.
+    """
+    recorded: Recorded | None = vars(module).get(ATTRIBUTE)
+    if recorded is None:
+        return None
+    return {name: current_argument(module, recorded, name) for name in recorded.arguments}
+
+
+def current_argument(module: nn.Module, recorded: Recorded, name: str) -> Any:
+    """The current value of one argument; see `current_arguments`."""
+    value = recorded.arguments[name]
+    if name not in recorded.live:
+        return value
+    kept = getattr(module, name)
+    if isinstance(kept, nn.ModuleList):
+        return list(kept)
+    if isinstance(kept, nn.Module):
+        return kept
+    is_measured = isinstance(value, str) and not isinstance(kept, str)  # chunk_size="auto" becomes a number
+    return value if is_measured else to_recorded(kept)
+
+
+def to_recorded(value: Any) -> Any:
+    """A copy of a plain value, with lists for tuples; `Code` for anything else."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (list, tuple)) and is_plain(value):
+        return [to_recorded(item) for item in value]
+    if isinstance(value, Mapping) and is_plain(value):
+        return {key: to_recorded(item) for key, item in value.items()}
+    return value if is_plain(value) or isinstance(value, Code) else Code(describe(value))
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is None, a number, a text, or a list or dict of such."""
+    if isinstance(value, (list, tuple)):
+        return all(is_plain(item) for item in value)
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def describe(value: Any) -> str:
+    """What an argument is, without memory addresses: "AdamW(lr=0.001)", "SmallConvNet"."""
+    if isinstance(value, partial):
+        settings = [*map(describe, value.args), *(f"{name}={describe(item)}" for name, item in value.keywords.items())]
+        return f"{describe(value.func)}({', '.join(settings)})"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(describe, value))
+    if isinstance(value, Code):
+        return value.text
+    return repr(value) if is_plain(value) else str(getattr(value, "__qualname__", type(value).__qualname__))
