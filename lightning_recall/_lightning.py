@@ -136,7 +136,7 @@ if not TYPE_CHECKING:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         _log_choice()
         if name == "LightningModule":
-            _accept_both_packages()
+            _accept_more_checkpoints()
         submodule, original = _LOCATIONS[name]
         return getattr(import_module(PACKAGE + submodule), original)
 
@@ -152,23 +152,21 @@ def _log_choice() -> None:
 
 
 @cache
-def _accept_both_packages() -> None:
-    """Lets `load_from_checkpoint` load a checkpoint that was saved under the other package.
-
-    Such a checkpoint names a function of the other package as its instantiator. Lightning rejects that function or
-    cannot import it; the function of the package in use is identical.
-    """
+def _accept_more_checkpoints() -> None:
+    """Lets `load_from_checkpoint` load checkpoints of the other package, and of modules that were made in Python."""
     saving: Any = import_module(f"{PACKAGE}.core.saving")
     load_state = saving._load_state
 
     @wraps(load_state)
-    def load_with_this_instantiator(cls: type, checkpoint: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def load_rebuilt(cls: type, checkpoint: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         settings = checkpoint.get("hyper_parameters")
         if isinstance(settings, dict) and settings.get("_instantiator") in INSTANTIATORS:
-            settings["_instantiator"] = INSTANTIATOR
+            settings["_instantiator"] = INSTANTIATOR  # Lightning rejects the other package's, which is identical
+        elif hasattr(cls, "arguments_from_checkpoint"):
+            kwargs = {**cls.arguments_from_checkpoint(checkpoint), **kwargs}
         return load_state(cls, checkpoint, *args, **kwargs)
 
-    saving._load_state = load_with_this_instantiator
+    saving._load_state = load_rebuilt
 
 
 class CLIHooks:

@@ -15,13 +15,22 @@ T = TypeVar("T", bound=type)
 
 @dataclass(frozen=True)
 class Code:
-    """An argument that is no plain value, such as a function.
+    """Stands for an argument that is no plain value, such as a function; a saved model does not hold it.
 
     Attributes:
         text: what it is, for readers.
+        argument: name of the argument in a model that was loaded.
     """
 
     text: str
+    argument: str = ""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises ValueError: it says which argument to pass."""
+        raise ValueError(
+            f"{self.argument} was {self.text} when the model was saved, which is code and not part of the saved model: "
+            f"pass {self.argument.split('.')[0]}=... when loading it."
+        )
 
 
 class Recorded(NamedTuple):
@@ -49,13 +58,14 @@ def record_arguments(cls: T) -> T:
     >>> current_arguments(scale)
     {'factor': 3.0, 'bias': 0.0}
     """
-    record_constructor(cls)
+    decorated: Any = cls
+    record_constructor(decorated)
 
-    def record_subclass(subclass: Any, **kwargs: Any) -> None:
-        super(cls, subclass).__init_subclass__(**kwargs)
+    def record_subclass(subclass: Any, /, **kwargs: Any) -> None:
+        super(decorated, subclass).__init_subclass__(**kwargs)
         record_constructor(subclass)
 
-    cls.__init_subclass__ = classmethod(record_subclass)  # type: ignore[assignment]  # a classmethod, as Python expects
+    decorated.__init_subclass__ = classmethod(record_subclass)
     return cls
 
 
@@ -68,9 +78,10 @@ def record_constructor(cls: Any) -> None:
 
     @wraps(init)
     def recording_init(self: Any, *args: Any, **kwargs: Any) -> None:
-        given = None
+        bound = None
         if type(self).__init__ is recording_init:  # otherwise a subclass calls it with arguments of its own
-            given = {name: to_recorded(value) for name, value in bind(signature, self, args, kwargs).items()}
+            bound = bind(signature, self, args, kwargs)
+        given = None if bound is None else {name: to_recorded(value) for name, value in bound.items()}
         init(self, *args, **kwargs)
         if given is not None:
             live = frozenset(name for name, value in given.items() if is_kept(self, name, value))
@@ -80,24 +91,27 @@ def record_constructor(cls: Any) -> None:
     cls.__init__ = recording_init
 
 
-def bind(signature: inspect.Signature, module: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    """All arguments of a call by name, with those that `**kwargs` holds; empty if the call does not fit."""
+def bind(signature: inspect.Signature, module: Any, args: Any, kwargs: Any) -> dict[str, Any] | None:
+    """All arguments of a call by name, with those in `**kwargs`.
+
+    None for a call that does not fit the signature, and for positional arguments in `*args`, which have no names.
+    """
     try:
         bound = signature.bind(module, *args, **kwargs)
     except TypeError:
-        return {}  # the constructor itself raises, with its own message
+        return None  # the constructor itself raises, with its own message
     bound.apply_defaults()
-    _, *names = bound.arguments
-    arguments: dict[str, Any] = {}
-    for name in names:
-        kind, value = signature.parameters[name].kind, bound.arguments[name]
-        if kind is inspect.Parameter.VAR_KEYWORD:
-            arguments |= value
-        elif kind is not inspect.Parameter.VAR_POSITIONAL:
-            arguments[name] = value
-        elif value:
-            arguments[f"*{name}"] = Code(f"{len(value)} positional arguments")
-    return arguments
+    _, *arguments = bound.arguments.items()
+    kinds = {name: signature.parameters[name].kind for name, _ in arguments}
+    if any(value for name, value in arguments if kinds[name] is inspect.Parameter.VAR_POSITIONAL):
+        return None
+    by_name: dict[str, Any] = {}
+    for name, value in arguments:
+        if kinds[name] is inspect.Parameter.VAR_KEYWORD:
+            by_name |= value
+        elif kinds[name] is not inspect.Parameter.VAR_POSITIONAL:
+            by_name[name] = value
+    return by_name
 
 
 def is_kept(module: nn.Module, name: str, value: Any) -> bool:

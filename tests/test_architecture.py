@@ -21,10 +21,11 @@ BOTTOM = {
     "gather",
     "memory_allocation",
     "evaluation_mode",
+    "constructor_arguments",
 }  # plain torch, for every room
 PLAIN = {
     *("losses", "mixup", "models", "samplers", "search", "metrics", "plots", "recompute"),
-    *("embedding_sets", "comparison", "compression", "indexes"),
+    *("embedding_sets", "comparison", "compression", "indexes", "sharing"),
 }  # plain torch too
 SHARED = {"optimization", "data", "callbacks", "cli"}  # with Lightning, for the wings too
 RETRIEVAL = {"modules", "datamodules"}
@@ -47,7 +48,7 @@ ALLOWED = {
     "callbacks": BOTTOM | {"_lightning", "search", "metrics", "plots", "data", "embedding_sets"},
     "cli": BOTTOM | {"_lightning", "callbacks"},
     "commands": BOTTOM | PLAIN | {"_lightning", "data", "callbacks", "modules"},
-    "modules": BOTTOM | {"_lightning", "losses", "mixup", "models", "recompute", "optimization", "data"},
+    "modules": BOTTOM | {"_lightning", "losses", "mixup", "models", "recompute", "optimization", "data", "sharing"},
     "datamodules": BOTTOM | {"_lightning", "samplers", "data"},
     **{wing: BOTTOM | {"_lightning", "recompute", "models"} | SHARED for wing in WINGS},
     "__main__": {"cli"},
@@ -166,6 +167,10 @@ TESTED_THROUGH = {
         for name in ("checks", "class_balanced", "epochs", "pack_counts", "published", "spread", "super_classes")
     },
     **{f"search/{name}.py": "search/test_relevant_ranks.py" for name in ("count_ahead", "ranks", "same_label")},
+    **{
+        f"sharing/{name}.py": "modules/test_shared_module.py"
+        for name in ("config", "model_card", "settings", "weights")
+    },
     "search/result.py": "callbacks/test_evaluation_charts.py",
     "search/thresholds.py": "search/test_relevant_ranks.py",
 }

@@ -40,7 +40,7 @@ BENCHMARKS = sorted({match for page in [*PAGES, ROOT / "README.md"] for match in
 DOCUMENTED = [(page.stem, path) for page in REFERENCE for path in re.findall(r"^::: (\S+)$", page.read_text(), re.M)]
 ROOMS = (
     *("losses", "recompute", "models", "samplers", "search", "metrics", "plots"),
-    *("embedding_sets", "comparison", "compression", "indexes"),
+    *("embedding_sets", "comparison", "compression", "indexes", "sharing"),
     *("optimization", "data", "callbacks", "cli", "modules", "datamodules"),
     *(f"segmentation.{room}" for room in ("losses", "models", "data", "datamodules", "callbacks")),
     *(f"adaptation.{room}" for room in ("models", "data", "datamodules", "callbacks")),

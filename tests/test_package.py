@@ -52,7 +52,7 @@ def test_the_version_has_one_source():
 
 
 LEAVES = ("gather", "losses", "metrics", "mixup", "models", "plots", "recompute", "samplers", "search")
-LEAVES += ("embedding_sets", "comparison", "compression", "indexes")
+LEAVES += ("embedding_sets", "comparison", "compression", "indexes", "sharing")
 LEAVES += ("segmentation.losses", "segmentation.models", "segmentation.scores")
 ADAPTATION = ("domain_mixup", "gradient_reversal", "losses", "models", "scores")
 LEAVES += tuple(f"adaptation.{name}" for name in ADAPTATION)

@@ -5,14 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_recall.modules.retrieval import RetrievalModule
+    from lightning_recall.modules.shared_module import SharedModule
     from lightning_recall.optimization.manual_optimization import ManualOptimization
 
 _FILE_OF_NAME = {
     "ManualOptimization": "lightning_recall.optimization.manual_optimization",
     "RetrievalModule": "lightning_recall.modules.retrieval",
+    "SharedModule": "lightning_recall.modules.shared_module",
 }
 
-__all__ = ["ManualOptimization", "RetrievalModule"]
+__all__ = ["ManualOptimization", "RetrievalModule", "SharedModule"]
 
 
 def __getattr__(name: str) -> Any:

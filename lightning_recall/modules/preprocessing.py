@@ -91,17 +91,26 @@ class ModuleWithPreprocessing(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Saves the settings, as plain values."""
         super().on_save_checkpoint(checkpoint)
-        transforms = self.image_transforms
-        if transforms is not None and transforms.eval_transform is None:
-            checkpoint[CHECKPOINT_KEY] = {name: getattr(transforms, name) for name in SAVED}
-        elif transforms is not None or self.custom_transform is not None:
-            name = self.custom_transform if transforms is None else type(transforms.eval_transform).__name__
-            checkpoint[CHECKPOINT_KEY] = {CUSTOM: name}
+        saved = self.preprocessing_settings()
+        if saved is not None:
+            checkpoint[CHECKPOINT_KEY] = saved
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the settings."""
         super().on_load_checkpoint(checkpoint)
-        saved = checkpoint.get(CHECKPOINT_KEY)
+        self.set_preprocessing(checkpoint.get(CHECKPOINT_KEY))
+
+    def preprocessing_settings(self) -> dict[str, Any] | None:
+        """The settings as plain values, or {"custom": name of the `eval_transform`}; None if they are unknown."""
+        transforms = self.image_transforms
+        if transforms is not None and transforms.eval_transform is None:
+            return {name: getattr(transforms, name) for name in SAVED}
+        if transforms is None and self.custom_transform is None:
+            return None
+        return {CUSTOM: self.custom_transform if transforms is None else type(transforms.eval_transform).__name__}
+
+    def set_preprocessing(self, saved: dict[str, Any] | None) -> None:
+        """Takes the settings that `preprocessing_settings` returned; None changes nothing."""
         if saved is not None:
             self.custom_transform = saved.get(CUSTOM)
             self.image_transforms = None if CUSTOM in saved else ImageTransforms(**saved)

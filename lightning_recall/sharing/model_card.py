@@ -1,0 +1,105 @@
+"""Text of a model card: scores, data, recipe, picture, and how to load the model."""
+
+import html
+from collections.abc import Mapping
+from typing import Any
+
+TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ title }}
+An image-retrieval model: it maps an image to an embedding; images of the same class have a large cosine similarity.
+Trained with lightning_recall.
+
+## Use
+```python
+from lightning_recall import RetrievalModule
+
+module = RetrievalModule.from_pretrained("{{ model_id }}"{{ loading }})
+embedding = module(module.preprocess("photo.jpg")[None])
+```
+{% for name, rows in tables.items() %}
+## {{ name }}
+| | |
+|---|---|
+{% for key, value in rows.items() -%}
+| {{ key }} | {{ value }} |
+{% endfor %}{% endfor %}
+{%- if picture %}
+## Retrieved images
+Test queries, each with the most similar images of the test split.
+
+![Retrieved images]({{ picture }})
+{% endif %}"""
+
+
+def card_tables(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Heading -> rows of the tables of a card; tables without rows are left out.
+
+    Args:
+        config: the content of config.json; see `lightning_recall.modules.shared_module.SharedModule`.
+    """
+    record, threshold = config.get("training") or {}, config.get("similarity_threshold") or {}
+    arguments = config["model"]["init_args"] or {}
+    data = {name: count_text(value) for name, value in (record.get("data") or {}).items()}
+    recipe = {name: code_text(arguments.get(name)) for name in ("optimizer", "lr_scheduler", "loss", "mixup")}
+    tables = {
+        "Scores": {key.removeprefix("test/"): f"{value:.4g}" for key, value in (record.get("scores") or {}).items()},
+        "Data": data,
+        "Recipe": {**recipe, **(record.get("recipe") or {})},
+        "Network": embedder_rows(arguments.get("embedder")),
+        "Preprocessing": config.get("preprocessing") or {},
+        "Similarity threshold": threshold,
+        "Versions": config["versions"],
+    }
+    cleaned = {
+        title: {cell(name): cell(value) for name, value in rows.items() if value not in (None, "")}
+        for title, rows in tables.items()
+    }
+    return {title: rows for title, rows in cleaned.items() if rows}
+
+
+def cell(value: Any) -> str:
+    """A value as the text of a cell: one line, without HTML and without the column separator."""
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
+
+
+def count_text(value: Any) -> str:
+    """{"images": 1200, "classes": 30} -> "1,200 images, 30 classes"."""
+    return ", ".join(f"{number:,} {name}" for name, number in value.items()) if isinstance(value, dict) else str(value)
+
+
+def code_text(settings: Any) -> str:
+    """A module or function in a config as one line: "RecallAtKLoss(ks=[1, 2])"; "" for None."""
+    if isinstance(settings, dict) and "code" in settings:
+        return str(settings["code"])
+    if not isinstance(settings, dict):
+        return "" if settings is None else str(settings)
+    if "class_path" not in settings:
+        return str(dict(sorted(settings.items())))
+    arguments = (settings["init_args"] or {}).items()
+    shown = ", ".join(f"{name}={nested_text(value)}" for name, value in arguments if value is not None)
+    return f"{settings['class_path'].rpartition('.')[2]}({shown})"
+
+
+def nested_text(value: Any) -> str:
+    """`code_text` of a value, or of each in a list."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(nested_text, value))}]"
+    return code_text(value) if isinstance(value, dict) else str(value)
+
+
+def embedder_rows(settings: Any) -> dict[str, Any]:
+    """Class and arguments of an embedder."""
+    if not isinstance(settings, dict):
+        return {}
+    return {
+        "class": settings["class_path"],
+        **{
+            name: nested_text(value)
+            for name, value in (settings["init_args"] or {}).items()
+            if value is not None and name != "pretrained"
+        },
+    }
