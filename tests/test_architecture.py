@@ -45,7 +45,7 @@ ALLOWED = {
     "indexes": BOTTOM | {"search", "plots", "embedding_sets"},
     "optimization": BOTTOM | {"_lightning"},
     "data": BOTTOM | {"_lightning"},
-    "callbacks": BOTTOM | {"_lightning", "search", "metrics", "plots", "data", "embedding_sets"},
+    "callbacks": BOTTOM | {"_lightning", "search", "metrics", "plots", "data", "embedding_sets", "sharing"},
     "cli": BOTTOM | {"_lightning", "callbacks"},
     "commands": BOTTOM | PLAIN | {"_lightning", "data", "callbacks", "modules"},
     "modules": BOTTOM | {"_lightning", "losses", "mixup", "models", "recompute", "optimization", "data", "sharing"},

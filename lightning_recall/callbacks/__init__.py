@@ -6,6 +6,7 @@ from lightning_recall.callbacks.evaluation_charts import EvaluationCharts
 from lightning_recall.callbacks.evaluation_report import EvaluationReport
 from lightning_recall.callbacks.interrupt_checkpoint import InterruptCheckpoint
 from lightning_recall.callbacks.learning_rate_suggestion import LearningRateSuggestion
+from lightning_recall.callbacks.model_saving import ModelSaver
 from lightning_recall.callbacks.retrieval_evaluation import RetrievalEvaluation
 from lightning_recall.callbacks.retrieved_images import RetrievedImages
 from lightning_recall.callbacks.run_summary import RunSummary
@@ -18,6 +19,7 @@ __all__ = [
     "EvaluationReport",
     "InterruptCheckpoint",
     "LearningRateSuggestion",
+    "ModelSaver",
     "RetrievalEvaluation",
     "RetrievedImages",
     "RunSummary",

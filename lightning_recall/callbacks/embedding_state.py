@@ -50,7 +50,7 @@ class EmbeddingState(NamedTuple):
 def state_of(trainer: Trainer, pl_module: LightningModule, loaders: Mapping[str, Any]) -> EmbeddingState:
     """The state of a module and of the data sets of named dataloaders."""
     model = {
-        "weights": fingerprint(pl_module),
+        "weights": fingerprint(pl_module.state_dict()),
         "module": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
         "precision": str(trainer.precision),
         "test-time augmentation": one_line_repr(getattr(pl_module, "test_time_augmentation", None)),
@@ -205,10 +205,10 @@ def one_line_repr(value: Any) -> str:
     return re.sub(r"\s+", " ", re.sub(r" at 0x[0-9a-f]+", "", repr(value))) if value is not None else ""
 
 
-def fingerprint(module: LightningModule) -> str:
+def fingerprint(state_dict: Mapping[str, Any]) -> str:
     """A hash of all weights."""
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(state_dict.items()):
         digest.update(name.encode())
         digest.update(bytes_of(value) if isinstance(value, Tensor) else repr(value).encode())
     return digest.hexdigest()

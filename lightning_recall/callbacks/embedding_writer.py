@@ -29,8 +29,10 @@ from lightning_recall.callbacks.index_recorder import (
     stop_recording,
 )
 from lightning_recall.callbacks.item_names import write_items
+from lightning_recall.callbacks.model_saving import save_model_beside
 from lightning_recall.callbacks.output import end_progress_bar, output_path, print_path, unused_paths, writes_files
 from lightning_recall.callbacks.remaining_batches import without_saved
+from lightning_recall.embedding_sets.embedding_set import MODEL_FOLDER
 from lightning_recall.embedding_sets.shards import load_embeddings
 
 __all__ = ["EmbeddingWriter", "load_embeddings"]
@@ -59,6 +61,9 @@ class EmbeddingWriter(Callback):
     and saves nothing. The recomputed embeddings are among the predictions that `trainer.predict` returns. If
     other image files have changed contents, this is not detected.
 
+    The folder `model` beside the files holds the model, as `RetrievalModule.save_pretrained` saves it, so that more
+    images can be embedded; modules without this method are not saved.
+
     Works with any module whose predict step returns embeddings (b, D), with batches (inputs, labels) or inputs only.
     Several dataloaders have one folder each. Saved items are removed from all dataloaders, whether they come from the
     module, the data module or `trainer.predict`. The saved items to recompute are kept and come first.
@@ -68,6 +73,7 @@ class EmbeddingWriter(Callback):
             folder for each `predict`.
         format: "npz" or "safetensors".
         shard_size: images in a file, per process; at most this many are lost on interruption.
+        save_model: whether the model is saved too; takes as much space as its weights.
 
     Raises:
         ValueError: for an unknown format or a `shard_size` below 1; if the folder holds embeddings of a different model
@@ -81,6 +87,7 @@ class EmbeddingWriter(Callback):
         folder: str | None = None,
         format: Literal["npz", "safetensors"] = "npz",  # noqa: A002  # shadows the builtin on purpose
         shard_size: int = 100_000,
+        save_model: bool = True,
     ) -> None:
         if format not in ("npz", "safetensors"):
             raise ValueError(f'format must be "npz" or "safetensors", got {format!r}.')
@@ -89,6 +96,7 @@ class EmbeddingWriter(Callback):
         self.folder = folder
         self.format = format
         self.shard_size = shard_size
+        self.save_model = save_model
         self.root = Path()
         self.saved_state: EmbeddingState | None = None  # state of the embeddings in the folder
         self.state: EmbeddingState | None = None  # state of this run
@@ -162,6 +170,8 @@ class EmbeddingWriter(Callback):
         assert self.state is not None  # record_state sets it
         trainer.strategy.barrier()  # all processes have checked the folder
         if trainer.is_global_zero and writes_files(trainer):
+            if self.save_model:
+                save_model_beside(self.root / MODEL_FOLDER, pl_module)
             save_state(self.root, self.state)
         trainer.strategy.barrier()
 

@@ -17,7 +17,9 @@ class Tool(NamedTuple):
     summary: str
 
 
-TOOLS: dict[str, Tool] = {}
+TOOLS: dict[str, Tool] = {
+    "share": Tool("lightning_recall.commands.share", "Write a checkpoint as a model without pickles, with a card."),
+}
 """name of the command -> what it is"""
 
 

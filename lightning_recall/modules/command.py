@@ -21,7 +21,7 @@ OWN_CLASSES = (
     *(f"lightning_recall.{room}.*" for room in ("datamodules", "losses", "mixup", "modules", "samplers")),
     *(
         f"lightning_recall.callbacks.{file}.*"
-        for file in ("embedding_writer", "evaluation_charts", "evaluation_report")
+        for file in ("embedding_writer", "evaluation_charts", "evaluation_report", "model_saving")
     ),
     *(f"lightning_recall.callbacks.{file}.*" for file in ("retrieval_evaluation", "retrieved_images")),
 )

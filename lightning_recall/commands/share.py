@@ -1,0 +1,26 @@
+"""`lightning-recall share`: writes a checkpoint as a folder that `RetrievalModule.from_pretrained` loads."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint of a RetrievalModule, a .ckpt file")
+    parser.add_argument("--to", required=True, metavar="FOLDER", help="new folder for weights, settings and model card")
+    parser.add_argument("--license", default=None, help="licence for the model card, such as apache-2.0")
+    parser.add_argument("--picture", default=None, metavar="FILE", help="picture for the model card")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes the folder and prints it.
+
+    Raises:
+        ValueError: if the checkpoint needs code, or the folder holds a model.
+        OSError: if there is no such checkpoint.
+    """
+    from lightning_recall.callbacks.output import print_path
+    from lightning_recall.modules import RetrievalModule
+
+    module = RetrievalModule.load_from_checkpoint(arguments.checkpoint, map_location="cpu", weights_only=True)
+    module.save_pretrained(arguments.to, license=arguments.license, picture=arguments.picture)
+    print_path("Model, for RetrievalModule.from_pretrained", arguments.to)
