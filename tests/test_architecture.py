@@ -36,6 +36,7 @@ PLAIN_IN_WINGS = (
 )  # plain torch too
 ALLOWED = {
     "_lightning": set(),
+    "pil_preprocessing": set(),
     **{room: BOTTOM - {room} for room in BOTTOM},
     **dict.fromkeys(PLAIN, BOTTOM),
     "metrics": BOTTOM | {"search"},

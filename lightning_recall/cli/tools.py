@@ -19,6 +19,10 @@ class Tool(NamedTuple):
 
 TOOLS: dict[str, Tool] = {
     "share": Tool("lightning_recall.commands.share", "Write a checkpoint as a model without pickles, with a card."),
+    "export": Tool(
+        "lightning_recall.commands.export",
+        "Exports a trained model to ONNX, torch.export or OpenVINO, and compares the file with PyTorch.",
+    ),
 }
 """name of the command -> what it is"""
 

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_recall.modules.export import export_module
     from lightning_recall.modules.retrieval import RetrievalModule
     from lightning_recall.modules.shared_module import SharedModule
     from lightning_recall.optimization.manual_optimization import ManualOptimization
@@ -15,6 +16,10 @@ _FILE_OF_NAME = {
 }
 
 __all__ = ["ManualOptimization", "RetrievalModule", "SharedModule"]
+    "export_module": "lightning_recall.modules.export",
+}
+
+__all__ = ["ManualOptimization", "RetrievalModule", "export_module"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lightning_recall import ImageEmbedder, chunked_forward
-from lightning_recall.models import LoRAEmbedder, export_onnx
+from lightning_recall.models import LoRAEmbedder
 from lightning_recall.models.lora import can_be_adapted
 
 pytest.importorskip("peft")  # an extra
@@ -138,17 +138,6 @@ def test_layers_whose_weight_is_used_without_calling_them_are_left_out():
     lora(torch.rand(2, 3, 32, 32)).sum().backward()
     assert all(p.grad is not None for p in lora.parameters() if p.requires_grad)
     assert not hasattr(lora.backbone.blocks[0].attn.qkv, "lora_A")
-
-
-def test_export_merges(tmp_path, monkeypatch):
-    exported = []
-    monkeypatch.setattr("torch.onnx.export", lambda module, *_, **__: exported.append(module))
-    pytest.importorskip("onnxscript")  # an extra
-    lora = adapted("test_vit").float().eval()
-    export_onnx(lora, tmp_path / "x.onnx", 32)
-    assert type(exported[0]) is ImageEmbedder
-    batch = images("test_vit").float()
-    torch.testing.assert_close(exported[0](batch), lora(batch), atol=1e-5, rtol=0)
 
 
 def test_without_peft(monkeypatch):

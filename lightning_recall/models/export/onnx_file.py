@@ -104,6 +104,8 @@ def write_onnx(
                 raise ValueError(FIXED_SIZE) from error
             raise
     assert program is not None  # with dynamo=True
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces with the paths of this machine
     if preprocessing is not None:
         program.model.metadata_props["preprocessing"] = json.dumps(dict(preprocessing))
     program.save(path, external_data=False)

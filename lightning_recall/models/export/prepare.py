@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from lightning_recall.checks import check_integer
 from lightning_recall.models.lora import LoRAEmbedder
 
-
 COARSE = 8  # pixels of the random image that is enlarged to a smooth one
 
 

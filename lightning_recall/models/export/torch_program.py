@@ -60,6 +60,8 @@ def write_program(module: nn.Module, path: Path, images: Tensor, preprocessing: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # internal warnings of the exporter
         program = torch.export.export(module, (images[:2],), dynamic_shapes=dims)
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # holds the paths of this machine
         extra = {} if preprocessing is None else {"preprocessing": json.dumps(dict(preprocessing))}
         torch.export.save(program, path, extra_files=extra)
 
