@@ -2,6 +2,7 @@
 
 import torch
 
+from lightning_recall.benchmarks.export import spread_weights
 from lightning_recall.models import ImageEmbedder, SmallConvNet
 
 NETWORKS = {
@@ -13,11 +14,11 @@ NETWORKS = {
         {"img_size": 32, "window_size": 4, "depths": (1, 2), "embed_dim": 24, "num_heads": (1, 2)},
         "gem",
     ),
-    "convnext": ("convnext_atto", 32, {"depths": (1, 1, 1, 1), "dims": (8, 16, 16, 16), "ls_init_value": 1.0}, None),
+    "convnext": ("convnext_atto", 32, {"depths": (1, 1, 1, 1), "dims": (8, 16, 16, 16)}, None),
     "dinov2": (
         "vit_small_patch14_dinov2",
         56,
-        {"img_size": 56, "depth": 2, "embed_dim": 48, "num_heads": 2, "init_values": 1.0},
+        {"img_size": 56, "depth": 2, "embed_dim": 48, "num_heads": 2},
         "token",
     ),
 }
@@ -33,8 +34,5 @@ def make_embedder(family):
         return embedder.eval(), 32
     name, size, arguments, pooling = NETWORKS[family]
     embedder = ImageEmbedder(name, 16, pretrained=False, pooling=pooling, backbone_kwargs=arguments)
-    with torch.no_grad():
-        for parameter in embedder.backbone.parameters():
-            if parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=2 / parameter[0].numel() ** 0.5)
+    spread_weights(embedder.backbone)
     return embedder.eval(), size

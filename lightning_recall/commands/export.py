@@ -1,12 +1,14 @@
 """`lightning-recall export`: a checkpoint as an ONNX, `torch.export` or OpenVINO file."""
 
 import argparse
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from lightning_recall.models import ExportReport
+    from lightning_recall.modules import RetrievalModule
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,9 +32,11 @@ def run(arguments: argparse.Namespace) -> None:
     from rich import get_console
 
     from lightning_recall.checks import first_line
-    from lightning_recall.modules import RetrievalModule, export_module
+    from lightning_recall.modules import export_module
+    from lightning_recall.modules.export import check_new_file
 
-    module = RetrievalModule.load_from_checkpoint(arguments.checkpoint, map_location="cpu", weights_only=True)
+    check_new_file(arguments.to)
+    module = load(arguments.checkpoint)
     try:
         report = export_module(module, arguments.to, arguments.fp16)
     except RuntimeError as error:  # different embeddings, an old torch, or a network that cannot be exported
@@ -40,6 +44,24 @@ def run(arguments: argparse.Namespace) -> None:
     get_console().print(report_table(report))
     if module.test_time_augmentation is not None:
         get_console().print("The file embeds without the module's test_time_augmentation.")
+
+
+def load(checkpoint: str) -> "RetrievalModule":
+    """The module of a checkpoint, on the CPU.
+
+    Raises:
+        ValueError: if the file is not a checkpoint of a RetrievalModule, which can be rebuilt from its settings.
+    """
+    from lightning_recall.checks import first_line
+    from lightning_recall.modules import RetrievalModule
+
+    try:
+        return RetrievalModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    except (UnpicklingError, EOFError, KeyError, TypeError, RuntimeError) as error:  # what torch and Lightning raise
+        raise ValueError(
+            f"{checkpoint} is not a checkpoint of lightning-recall fit ({first_line(error)}): load the module in "
+            "Python, and call lightning_recall.modules.export_module."
+        ) from error
 
 
 def report_table(report: "ExportReport") -> "Table":

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_recall.models import ExportReport, export_onnx, export_openvino, export_program
+from lightning_recall.models.export.prepare import new_path
 from lightning_recall.modules.preprocessing import SAVED
 from lightning_recall.modules.retrieval import RetrievalModule
 
@@ -34,16 +35,22 @@ def export_module(module: RetrievalModule, path: str | Path, half: bool = False)
         ImportError: if a package is not installed that the format needs.
         RuntimeError: if the file's embeddings differ from PyTorch's, and with torch below 2.9.
     """
+    check_new_file(path)
+    settings = preprocessing_settings(module)
+    return EXPORTS[Path(path).suffix](
+        module.embedder, path, settings["size"], CHANNELS[settings["mode"]], half=half, preprocessing=settings
+    )
+
+
+def check_new_file(path: str | Path) -> None:
+    """Raises ValueError for a path with another suffix than those of `EXPORTS`, and for an existing file."""
     suffix = Path(path).suffix
     if suffix not in EXPORTS:
         raise ValueError(
             f"{path}: the file's name must end with .onnx (ONNX), .pt2 (torch.export) or .xml (OpenVINO), got "
             f"{suffix or 'no suffix'}."
         )
-    settings = preprocessing_settings(module)
-    return EXPORTS[suffix](
-        module.embedder, path, settings["size"], CHANNELS[settings["mode"]], half=half, preprocessing=settings
-    )
+    new_path(path, suffix)
 
 
 def preprocessing_settings(module: RetrievalModule) -> dict[str, Any]:

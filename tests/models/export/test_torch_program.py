@@ -48,14 +48,14 @@ def test_half_precision_and_settings(tmp_path):
 
 def test_lora_matrices_are_merged(tmp_path):
     pytest.importorskip("peft")  # an extra
-    lora = LoRAEmbedder(make_embedder("vit")[0], rank=2)
-    plain = make_embedder("vit")[0]
+    lora = LoRAEmbedder(make_embedder("dinov2")[0], rank=2)
+    plain, size = make_embedder("dinov2")
     for name, parameter in lora.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     lora.eval()
-    report = export_program(lora, tmp_path / "embedder.pt2", 32)
-    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    report = export_program(lora, tmp_path / "embedder.pt2", size)
+    images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
     program = torch.export.load(report.path)
     assert not [name for name in program.state_dict if "lora" in name]
     with torch.no_grad():
