@@ -16,7 +16,7 @@ from lightning_recall.benchmarks.measure import interleaved_times, machine
 from lightning_recall.models import ImageEmbedder, export_onnx, export_openvino, export_program
 from lightning_recall.models.export.onnx_file import onnx_embedder
 from lightning_recall.models.export.openvino_file import openvino_embedder
-from lightning_recall.models.export.parity import Embed, ExportReport, embed
+from lightning_recall.models.export.parity import Embed, ExportReport, between_images, embed, smallest_cosine
 from lightning_recall.models.export.prepare import example_images
 from lightning_recall.models.export.torch_program import program_embedder
 
@@ -104,8 +104,20 @@ def measure_family(name: str, size: int, repeats: int) -> list[Result]:
                 report = export(embedder, Path(folder, f"{half}{suffix}"), size, half=half)
                 reports.append((title, report))
                 runs.append(load(report.path))
+        if "OpenVINO" in FORMATS:
+            file = Path(folder, "False.xml")
+            runs.append(openvino_embedder(file, "bf16"))
+            reports.append(("OpenVINO", in_bfloat16(file, runs[-1], images, embed(embedder, images))))
         times = interleaved_times([on(images, run) for run in runs], CPU, repeats)
     return [Result(name, *row, time / times[0]) for row, time in zip(reports, times[1:], strict=True)]
+
+
+def in_bfloat16(path: Path, run: Embed, images: Tensor, expected: Tensor) -> ExportReport:
+    """Report of a float32 file that OpenVINO runs in bfloat16, its default on CPUs with instructions for it."""
+    one_by_one = torch.cat([run(image) for image in torch.split(images, 1)])
+    cosines = smallest_cosine(one_by_one, expected), smallest_cosine(run(images), expected)
+    num_bytes = sum(file.stat().st_size for file in (path, path.with_suffix(".bin")))
+    return ExportReport(path, "run in bfloat16", num_bytes, *cosines, between_images(expected))
 
 
 def on(images: Tensor, run: Embed) -> Callable[[], Tensor]:

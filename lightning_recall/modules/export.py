@@ -1,5 +1,6 @@
 """Exports a trained module, with the settings that turn an image file into its input."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,11 @@ from lightning_recall.models.export.prepare import new_path
 from lightning_recall.modules.preprocessing import SAVED
 from lightning_recall.modules.retrieval import RetrievalModule
 
-EXPORTS = {".onnx": export_onnx, ".pt2": export_program, ".xml": export_openvino}
+EXPORTS: dict[str, Callable[..., ExportReport]] = {
+    ".onnx": export_onnx,
+    ".pt2": export_program,
+    ".xml": export_openvino,
+}
 """suffix of the file -> the function that writes it"""
 CHANNELS = {"RGB": 3, "L": 1}
 

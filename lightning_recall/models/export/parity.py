@@ -94,7 +94,7 @@ def check_parity(exported: Embed, images: Tensor, expected: Tensor, precision: s
     Raises:
         RuntimeError: if a cosine is below `MIN_COSINE`, or not a number.
     """
-    one_by_one = torch.cat([exported(image) for image in images.split(1)])
+    one_by_one = torch.cat([exported(image) for image in torch.split(images, 1)])
     cosines = smallest_cosine(one_by_one, expected), smallest_cosine(exported(images), expected)
     for batch_size, cosine in zip(BATCH_SIZES, cosines, strict=True):
         if not cosine >= MIN_COSINE[precision]:
