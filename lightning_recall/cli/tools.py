@@ -18,11 +18,11 @@ class Tool(NamedTuple):
 
 
 TOOLS: dict[str, Tool] = {
-    "share": Tool("lightning_recall.commands.share", "Write a checkpoint as a model without pickles, with a card."),
     "export": Tool(
         "lightning_recall.commands.export",
-        "Exports a trained model to ONNX, torch.export or OpenVINO, and compares the file with PyTorch.",
+        "Export a trained model to ONNX, torch.export or OpenVINO, and compare the file with PyTorch.",
     ),
+    "share": Tool("lightning_recall.commands.share", "Write a checkpoint as a model without pickles, with a card."),
 }
 """name of the command -> what it is"""
 

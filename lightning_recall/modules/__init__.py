@@ -13,13 +13,10 @@ _FILE_OF_NAME = {
     "ManualOptimization": "lightning_recall.optimization.manual_optimization",
     "RetrievalModule": "lightning_recall.modules.retrieval",
     "SharedModule": "lightning_recall.modules.shared_module",
-}
-
-__all__ = ["ManualOptimization", "RetrievalModule", "SharedModule"]
     "export_module": "lightning_recall.modules.export",
 }
 
-__all__ = ["ManualOptimization", "RetrievalModule", "export_module"]
+__all__ = ["ManualOptimization", "RetrievalModule", "SharedModule", "export_module"]
 
 
 def __getattr__(name: str) -> Any:
