@@ -130,6 +130,7 @@ ABOUT_ALL = {
     "test_readme",
     "test_resume",
     "test_security",
+    "test_service",
     "test_workflow",
 }
 TESTED_THROUGH = {
