@@ -145,6 +145,8 @@ TESTED_THROUGH = {
     "callbacks/score_rows.py": "callbacks/test_baselines.py",
     "callbacks/tables.py": "callbacks/test_retrieval_evaluation.py",
     "cli/help.py": "test_cli.py",
+    "compression/searches.py": "compression/test_protocol.py",
+    "compression/variants.py": "compression/test_sizes.py",
     "data/messages.py": "data/test_tables.py",
     **{f"datamodules/{name}.py": "test_datamodules.py" for name in ("cars196", "cub", "in_shop", "inaturalist")},
     **{f"datamodules/{name}.py": "test_datamodules.py" for name in ("landmarks", "omniglot", "sop", "vehicle_id")},

@@ -63,7 +63,7 @@ def _label_points(axes: Axes, rows: Sequence[SizeRow], key: str) -> None:
     for row, place in zip(rows, places, strict=True):
         colour, _ = STYLES[row.family]
         label = axes.annotate(_label(row), place, OFFSETS[0], textcoords="offset points", fontsize=7, ha="center")
-        label.set(color=colour, arrowprops=None)
+        label.set_color(colour)
         for offset in OFFSETS:
             label.xyann = offset
             box = label.get_window_extent()

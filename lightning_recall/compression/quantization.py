@@ -68,7 +68,8 @@ def pack_binary(embeddings: Tensor) -> Tensor:
     _check_matrix(embeddings)
     bits = torch.nn.functional.pad((embeddings > 0).to(torch.uint8), (0, -embeddings.shape[1] % 8))
     shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
-    return (bits.unflatten(1, (-1, 8)) << shifts).sum(2, dtype=torch.uint8)
+    packed: Tensor = (bits.view(len(bits), -1, 8) << shifts).sum(2, dtype=torch.uint8)
+    return packed
 
 
 def unpack_signs(codes: Tensor, dim: int) -> Tensor:

@@ -68,6 +68,7 @@ class RescoredSearch(ListSearch):
     queries: EmbeddingBlocks
     codes: Tensor
     oversampling: int
+    engine: str
 
     def candidates(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The same as that of the coarse search."""

@@ -42,7 +42,7 @@ class SizeRow(NamedTuple):
     scores: {"recall@1": in [0, 1], ..., "map@r": ...}; mAP@R is NaN if it was not measured.
     build_seconds: seconds to fit, encode and index the gallery.
     search_ms: milliseconds a query, of a batch of queries that are already encoded.
-    engine: what searched while the time was taken: "torch" or "faiss".
+    engine: what searched while the time was taken: "torch", "faiss", or "faiss, torch" with rescoring.
     """
 
     method: str
@@ -91,9 +91,10 @@ def size_table(
         ValueError: if there are no labels or no query has a relevant item; for `ks` or `dims` out of range; for
             embeddings of dimension 1; if `fit` holds the same embeddings, those of another model, or of another D.
 
-    >>> embeddings = torch.randn(40, 64, generator=torch.Generator().manual_seed(0))
-    >>> labels = torch.arange(40) // 4
-    >>> rows = size_table(EmbeddingSet(Path("random"), embeddings, torch.arange(40), labels), ks=(1,), dims=(32,))
+    >>> embeddings = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
+    >>> labels = torch.arange(300) // 4
+    >>> random = EmbeddingSet(Path("random"), embeddings, torch.arange(300), labels)
+    >>> rows = size_table(random, ks=(1,), dims=(32,))
     >>> next((row.bytes_per_image, row.shared_bytes) for row in rows if row.method == "int8")
     (64, 256)
     """
@@ -188,7 +189,8 @@ class _Rows:
         )
         for fine, more_bytes, more_seconds in ((finer, 0, 0.0), (both, variant.bytes_per_image, int8_seconds)):
             codes = fine.items.pieces[0][self.protocol.gallery]
-            search = RescoredSearch(coarse, fine.queries, torch.as_tensor(codes), oversampling)
+            engine = "torch" if coarse.engine == "torch" else f"{coarse.engine}, torch"
+            search = RescoredSearch(coarse, fine.queries, torch.as_tensor(codes), oversampling, engine)
             row = self._row(fine, search, self.protocol.list_scores(search), seconds + more_seconds)
             yield row._replace(bytes_per_image=row.bytes_per_image + more_bytes)
 
