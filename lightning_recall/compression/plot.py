@@ -26,6 +26,8 @@ OFFSETS = [(x, y) for y in (6, -12, 16, -22, 26, -32, 36, -42, 46, -52) for x in
 def draw_sizes(rows: Sequence[SizeRow], k: int = 1) -> Figure:
     """Plots Recall@k against bytes an image, on a logarithmic axis, with the name of each method.
 
+    Rows below half of the best recall would flatten the others; the title names them instead.
+
     Args:
         rows: rows of `size_table`.
         k: one of its cut-offs.
@@ -36,6 +38,9 @@ def draw_sizes(rows: Sequence[SizeRow], k: int = 1) -> Figure:
     key = f"recall@{k}"
     if any(key not in row.scores for row in rows):
         raise ValueError(f"k must be a cut-off of the rows, which have {', '.join(rows[0].scores)}, got {k}.")
+    best = max(row.scores[key] for row in rows)
+    below = [f"{row.method}: {100 * row.scores[key]:.1f}" for row in rows if row.scores[key] < best / 2]
+    rows = [row for row in rows if row.scores[key] >= best / 2]
     figure = Figure(figsize=(10, 6), layout="constrained")
     axes = figure.subplots()
     for family, (colour, marker) in STYLES.items():
@@ -46,8 +51,10 @@ def draw_sizes(rows: Sequence[SizeRow], k: int = 1) -> Figure:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set(xlabel="bytes an image", ylabel=f"Recall@{k}, %", title="Recall of stored embeddings")
-    axes.margins(x=0.08, y=0.12)
+    axes.set(xlabel="bytes an image", ylabel=f"Recall@{k}, %")
+    axes.set_title("\n".join(["Recall of stored embeddings", *(["Not shown: " + "; ".join(below)] if below else [])]))
+    axes.title.set_fontsize(9)
+    axes.margins(x=0.12, y=0.2)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.draw_without_rendering()  # fixes the axes, so that labels can be measured

@@ -20,6 +20,12 @@ def test_each_row_is_a_point_with_a_label_that_hides_no_other():
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
+def test_rows_that_would_flatten_the_others_are_named():
+    (axes,) = draw_sizes([row("PCA", 8, 32, 0.8), row("binary", 8, 1, 0.1, "signs")]).axes
+    assert [text.get_text() for text in axes.texts] == ["8"]
+    assert axes.get_title().endswith("Not shown: signs: 10.0")
+
+
 def test_k_is_one_of_the_rows():
     with pytest.raises(ValueError, match="k must be a cut-off of the rows, which have recall@1, got 5"):
         draw_sizes([row("PCA", 8, 32, 0.5)], k=5)
