@@ -23,7 +23,7 @@ TOOLS: dict[str, Tool] = {
         "Export a trained model to ONNX, torch.export or OpenVINO, and compare the file with PyTorch.",
     ),
     "share": Tool("lightning_recall.commands.share", "Write a checkpoint as a model without pickles, with a card."),
-    "sizes": Tool("lightning_recall.commands.sizes", "Compares recall, bytes and search time of smaller embeddings."),
+    "sizes": Tool("lightning_recall.commands.sizes", "Compare recall, bytes and search time of smaller embeddings."),
 }
 """name of the command -> what it is"""
 
