@@ -17,6 +17,7 @@ from lightning_recall.metrics.states import (
     check_same_columns,
     convert_only_embeddings,
 )
+from lightning_recall.search.count_ahead import Processes
 from lightning_recall.search.inputs import check_batch, check_bools, check_integers
 
 
@@ -80,6 +81,14 @@ class RetrievalMetric(Metric):
         columns = {"is_query": is_query, "is_gallery": is_gallery, "groups": groups}
         append_batch(self, embeddings, labels=labels, indices=indices, **columns)
 
+    def processes(self) -> Processes:
+        """The processes that share a search: all of them within `sync_context()`, otherwise this one."""
+        if not (self._is_synced and torch.distributed.is_initialized()):
+            return Processes()
+        group = self.process_group
+        rank, world_size = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+        return Processes(rank, world_size, partial(sum_over_processes, group=group))
+
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plots one value, a sequence of values, or the current value; returns figure and axes."""
         return self._plot(val, ax)
@@ -92,3 +101,9 @@ class RetrievalMetric(Metric):
     def _sync_dist(self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any = None) -> None:
         add_empty_states(self, dist_sync_fn, process_group or self.process_group)
         super()._sync_dist(dist_sync_fn, process_group)
+
+
+def sum_over_processes(values: Tensor, group: Any) -> Tensor:
+    """The sum of a tensor over the processes of a group."""
+    torch.distributed.all_reduce(values, group=group)
+    return values

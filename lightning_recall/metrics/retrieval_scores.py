@@ -1,7 +1,6 @@
 """Retrieval metrics, per query and averaged, from one exact search."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,10 +9,9 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_recall.metrics.base import RetrievalMetric
 from lightning_recall.metrics.scores import AT_K, FIRST_RANK_SCORES, checked_scores, score, score_names
-from lightning_recall.metrics.states import concatenated_states
+from lightning_recall.metrics.states import concatenated_states, labelled_embeddings
 from lightning_recall.search.count_ahead import Processes
-from lightning_recall.search.embedding_blocks import EmbeddingBlocks
-from lightning_recall.search.relevant_ranks import LabelledEmbeddings, rank_by_label, rank_leave_one_out
+from lightning_recall.search.relevant_ranks import rank_by_label, rank_leave_one_out
 from lightning_recall.search.result import SearchResult
 
 
@@ -33,6 +31,8 @@ class RetrievalScores(RetrievalMetric):
       Metric Learning Reality Check", ECCV 2020).
     - `map`: mean of the precision at each relevant item.
     - `mrr`: reciprocal rank of the first relevant item.
+    - `minp`: number of relevant items over the rank of the last one, mINP (Ye et al., "Deep Learning for Person
+      Re-identification: A Survey and Outlook", TPAMI 2021).
 
     Ties are broken against the query: a collapsed network scores 0. Similarities too close for float32 are compared in
     float64, so that the scores are the same for any block size, number of processes and device. The N x N similarities
@@ -118,15 +118,10 @@ class RetrievalScores(RetrievalMetric):
 
         Each process searches its part of the queries; then all processes gather the results.
         """
-        group = self.process_group
-        is_distributed = self._is_synced and torch.distributed.is_initialized()
-        processes = Processes()
-        if is_distributed:
-            rank, world_size = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
-            processes = Processes(rank, world_size, partial(sum_over_processes, group=group))
+        processes = self.processes()
         parts = self._search_local_queries(states, gallery, processes)
-        if is_distributed:
-            parts = tuple(torch.cat(gather_all_tensors(part, group)) for part in parts)
+        if processes.world_size > 1:
+            parts = tuple(torch.cat(gather_all_tensors(part, self.process_group)) for part in parts)
         queries, first_ranks, scores = parts
         order = queries.argsort()
         return queries[order], first_ranks[order], scores[order]
@@ -136,13 +131,13 @@ class RetrievalScores(RetrievalMetric):
     ) -> tuple[Tensor, ...]:
         """Queries (Q,), ranks (Q,) of their first relevant items and scores (Q, S), for one process's queries."""
         queries = states["is_query"].nonzero().squeeze(1)
-        labelled_queries = _labelled_embeddings(states, queries, self.normalize)
+        labelled_queries = labelled_embeddings(states, queries, self.normalize)
         only_first = set(self.scores) <= FIRST_RANK_SCORES
         progress = self.progress and processes.rank == 0
         if torch.equal(queries, gallery):
             found = rank_leave_one_out(labelled_queries, processes, only_first, progress)
         else:
-            labelled_gallery = _labelled_embeddings(states, gallery, self.normalize)
+            labelled_gallery = labelled_embeddings(states, gallery, self.normalize)
             found = rank_by_label(labelled_queries, labelled_gallery, processes[:2], only_first, progress)
         num_scores = len(score_names(self.scores, self.ks))
         scores = torch.zeros(0, num_scores, dtype=torch.float64, device=queries.device)
@@ -151,18 +146,3 @@ class RetrievalScores(RetrievalMetric):
             scores = torch.stack([*score(ranks, self.scores, self.ks).values()], dim=1)  # (q, S)
             parts.append((queries[ranks.queries], ranks.rank[ranks.num_relevant_before == 0], scores))
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
-
-
-def sum_over_processes(values: Tensor, group: Any) -> Tensor:
-    """The sum of a tensor over the processes of a group."""
-    torch.distributed.all_reduce(values, group=group)
-    return values
-
-
-def _labelled_embeddings(states: Mapping[str, Tensor], items: Tensor, normalize: bool) -> LabelledEmbeddings:
-    """Selects items (n,) by index, without copying their embeddings."""
-    groups = states.get("groups")
-    blocks = EmbeddingBlocks(states["embeddings"], normalize, states["embeddings"].device)
-    if len(items) < len(blocks):
-        blocks = blocks.reordered(items)
-    return LabelledEmbeddings(blocks, states["labels"][items], items, None if groups is None else groups[items])

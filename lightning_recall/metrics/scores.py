@@ -57,6 +57,12 @@ def reciprocal_rank(ranks: RelevantRanks) -> Tensor:
     return 1 / ranks.rank[ranks.num_relevant_before == 0].double()
 
 
+def inverse_negative_penalty(ranks: RelevantRanks) -> Tensor:
+    """Number of relevant items over the rank of the last one: the mean is mINP (Ye et al., AGW, TPAMI 2021)."""
+    is_last = ranks.num_relevant_before + 1 == ranks.num_relevant[ranks.query_position]
+    return ranks.num_relevant / ranks.rank[is_last].double()
+
+
 AT_K: dict[str, Callable[[RelevantRanks, int], Tensor]] = {
     "recall": recall,
     "fraction_retrieved": fraction_retrieved,
@@ -69,6 +75,7 @@ OVERALL: dict[str, Callable[[RelevantRanks], Tensor]] = {
     "r_precision": r_precision,
     "map": average_precision,
     "mrr": reciprocal_rank,
+    "minp": inverse_negative_penalty,
 }
 """scores without a cut-off"""
 

@@ -10,8 +10,9 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
 
 from lightning_recall.checks import check_finite
-from lightning_recall.search.embedding_blocks import BLOCK_SIZE
+from lightning_recall.search.embedding_blocks import BLOCK_SIZE, EmbeddingBlocks
 from lightning_recall.search.inputs import FLOAT_DTYPES
+from lightning_recall.search.relevant_ranks import LabelledEmbeddings
 
 COLUMNS = {
     "labels": torch.int64,
@@ -84,6 +85,15 @@ def concatenated_states(metric: Metric, ignore_index: int | None = None) -> dict
         states = states if bool(is_kept.all()) else {name: values[is_kept] for name, values in states.items()}
     check_finite(states["embeddings"])
     return deduplicate(states) if "indices" in states else states
+
+
+def labelled_embeddings(states: Mapping[str, Tensor], items: Tensor, normalize: bool) -> LabelledEmbeddings:
+    """Selects items (n,) of concatenated states by index, without copying their embeddings."""
+    groups = states.get("groups")
+    blocks = EmbeddingBlocks(states["embeddings"], normalize, states["embeddings"].device)
+    if len(items) < len(blocks):
+        blocks = blocks.reordered(items)
+    return LabelledEmbeddings(blocks, states["labels"][items], items, None if groups is None else groups[items])
 
 
 def deduplicate(states: Mapping[str, Tensor]) -> dict[str, Tensor]:

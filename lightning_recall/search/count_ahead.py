@@ -83,7 +83,7 @@ def count_ahead(
     query, item = query[query >= 0], item[query >= 0]
     excluded_pairs = _ExcludedPairs(query, item, (len(order), len(gallery)), counter.block_shape)
     buffer = torch.empty(math.prod(counter.block_shape), device=device)
-    blocks = _blocks(queries, gallery, order, counter.block_shape, processes is not None)
+    blocks = block_pairs(queries, gallery, order, counter.block_shape, processes is not None)
     for number, (query_block, part, item_block, items) in enumerate(blocks):
         both_ways = processes is not None and query_block < item_block
         if number % world_size == rank:
@@ -99,7 +99,7 @@ def count_ahead(
     counter.resolve_in_float64(queries, gallery)
 
 
-def _blocks(
+def block_pairs(
     queries: EmbeddingBlocks, gallery: EmbeddingBlocks, order: Tensor, block_shape: tuple[int, int], upper_half: bool
 ) -> Iterator[tuple[int, Tensor, int, Tensor]]:
     """Blocks of the similarity matrix: number and embeddings (q, D) of the query block, the same of the item block.
