@@ -142,6 +142,7 @@ TESTED_THROUGH = {
     "callbacks/embedding_folder.py": "callbacks/test_embedding_writer.py",
     "callbacks/embedding_state.py": "callbacks/test_embedding_writer.py",
     "callbacks/evaluation_metrics.py": "callbacks/test_retrieval_evaluation.py",
+    "callbacks/evaluation_listener.py": "callbacks/test_threshold_selection.py",
     "callbacks/score_rows.py": "callbacks/test_baselines.py",
     "callbacks/tables.py": "callbacks/test_retrieval_evaluation.py",
     "cli/help.py": "test_cli.py",
@@ -175,6 +176,8 @@ TESTED_THROUGH = {
         f"sharing/{name}.py": "modules/test_shared_module.py"
         for name in ("config", "model_card", "settings", "weights")
     },
+    "search/best_match.py": "metrics/test_open_set.py",
+    "search/operating_points.py": "metrics/test_verification.py",
     "search/result.py": "callbacks/test_evaluation_charts.py",
     "search/thresholds.py": "search/test_relevant_ranks.py",
 }

@@ -10,6 +10,7 @@ from lightning_recall.callbacks.model_saving import ModelSaver
 from lightning_recall.callbacks.retrieval_evaluation import RetrievalEvaluation
 from lightning_recall.callbacks.retrieved_images import RetrievedImages
 from lightning_recall.callbacks.run_summary import RunSummary
+from lightning_recall.callbacks.threshold_selection import ThresholdSelection
 from lightning_recall.callbacks.training_curves import TrainingCurves
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "RetrievalEvaluation",
     "RetrievedImages",
     "RunSummary",
+    "ThresholdSelection",
     "TrainingCurves",
     "load_embeddings",
 ]

@@ -10,6 +10,7 @@ from lightning_recall._lightning import Callback, LightningModule, Trainer, call
 from lightning_recall.batch import evaluation_labels
 from lightning_recall.callbacks.baselines import Baselines, embed_before_training
 from lightning_recall.callbacks.dataloaders import check_loaders, loader_at, loaders_of, named_loaders
+from lightning_recall.callbacks.evaluation_listener import Evaluated, notify_listeners
 from lightning_recall.callbacks.evaluation_metrics import EvaluationMetrics, embeddings_of_batch
 from lightning_recall.callbacks.index_checks import check_recorded
 from lightning_recall.callbacks.index_recorder import record_indices, stop_recording
@@ -252,6 +253,8 @@ class RetrievalEvaluation(Callback):
             pl_module.log_dict(logged, sync_dist=True, add_dataloader_idx=False)
             if kind == MODEL:
                 model_scores |= {key: score.item() for key, score in logged.items()}
+                metric, own_name = self.metrics.metrics[dataloader_idx, kind], str(name) if len(names) > 1 else ""
+                notify_listeners(trainer, pl_module, Evaluated(split, dataloader_idx, own_name, metric))
             if kind == MODEL and trainer.state.fn != "fit":
                 dataset = getattr(loaders[name], "dataset", None)
                 self.results.append(EvaluationResult(str(name) if len(names) > 1 else "", dataset, result))

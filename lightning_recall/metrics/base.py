@@ -30,7 +30,7 @@ class RetrievalMetric(Metric):
     """
 
     is_differentiable = False
-    higher_is_better = True
+    higher_is_better: bool | None = True
     full_state_update = False
     plot_lower_bound, plot_upper_bound = 0.0, 1.0
     embeddings: list[Tensor]
@@ -80,6 +80,12 @@ class RetrievalMetric(Metric):
         is_query, is_gallery = (all_true if mask is None else mask for mask in (is_query, is_gallery))
         columns = {"is_query": is_query, "is_gallery": is_gallery, "groups": groups}
         append_batch(self, embeddings, labels=labels, indices=indices, **columns)
+
+    def share_items(self, other: "RetrievalMetric") -> None:
+        """Takes the items of another metric of this process, without copying them."""
+        for name in other.metric_state:
+            setattr(self, name, getattr(other, name))
+        self.ignore_index = other.ignore_index
 
     def processes(self) -> Processes:
         """The processes that share a search: all of them within `sync_context()`, otherwise this one."""

@@ -45,7 +45,7 @@ def global_average_precision(predictions: Predictions) -> float:
     """
     order = predictions.confidence.argsort(descending=True)
     is_correct = predictions.is_correct[order].double()
-    _, tie, counts = predictions.confidence[order].unique_consecutive(return_inverse=True, return_counts=True)
+    _, tie, counts = torch.unique_consecutive(predictions.confidence[order], return_inverse=True, return_counts=True)
     last = counts.cumsum(0)[tie]  # (Q,) number of predictions that are at least as confident
     precision = is_correct.cumsum(0)[last - 1] / last
     return float((precision * is_correct).sum() / predictions.is_known.sum())
@@ -60,8 +60,8 @@ def identification_rate(predictions: Predictions, false_alarm_rate: float) -> tu
     Source: Phillips, Grother, Micheals, "Evaluation Methods in Face Recognition", Handbook of Face Recognition, 2011:
     detection and identification rate at rank 1.
 
-    >>> predictions = Predictions(torch.tensor([0.9, 0.6, 0.7, 0.2]), *torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0]]).bool())
-    >>> identification_rate(predictions, 0.5)[0]
+    >>> is_known = torch.tensor([True, True, False, False])
+    >>> identification_rate(Predictions(torch.tensor([0.9, 0.6, 0.7, 0.2]), is_known, is_known), 0.5)[0]
     1.0
     """
     unknown = predictions.confidence[~predictions.is_known].sort(descending=True).values

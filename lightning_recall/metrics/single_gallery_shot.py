@@ -99,8 +99,8 @@ class SingleGalleryShotCMC(RetrievalMetric):
         cmc = total(cmc)
         if not cmc[-1]:
             raise ValueError(
-                f"None of the {len(queries.labels)} items has a gallery image of its identity, so there are no queries: "
-                "evaluate identities with at least 2 images, in different groups if there are any."
+                f"None of the {len(queries.labels)} items has a gallery image of its identity, so there are no "
+                "queries: evaluate identities with at least 2 images, in different groups if there are any."
             )
         return {f"single_shot_cmc@{k}": value.float() for k, value in zip(self.ks, cmc[:-1] / cmc[-1], strict=True)}
 
@@ -120,7 +120,7 @@ def expected_cmc(
     is_ignored = queries.ids[block, None] == gallery.ids
     if queries.groups is not None and gallery.groups is not None:
         is_ignored |= queries.groups[block, None] == gallery.groups
-    _, identity = gallery.labels.unique(return_inverse=True)  # (G,)
+    _, identity = torch.unique(gallery.labels, return_inverse=True)  # (G,)
     similarities = similarities_in_float64(queries.embeddings, gallery.embeddings, block)
     for values, same_label, ignored in zip(similarities, is_positive, is_ignored, strict=True):  # (G,) of a query
         positives = values[same_label & ~ignored]  # (R,)
@@ -149,7 +149,7 @@ def ahead_probabilities(positives: Tensor, similarities: Tensor, identity: Tenso
         identity: (n,) their identities.
     """
     is_ahead = similarities >= positives.min()
-    ahead_identity, column = identity[is_ahead].unique(return_inverse=True)
+    ahead_identity, column = torch.unique(identity[is_ahead], return_inverse=True)
     counts = torch.zeros(len(positives), len(ahead_identity), dtype=torch.float64, device=positives.device)
     counts.index_add_(1, column, (similarities[is_ahead] >= positives[:, None]).double())
     return counts / torch.bincount(identity)[ahead_identity]

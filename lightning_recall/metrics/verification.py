@@ -131,8 +131,8 @@ def check_pairs(histogram: PairHistogram) -> None:
     """Raises ValueError without a genuine or an impostor pair."""
     if histogram.num_genuine == 0:
         raise ValueError(
-            f"None of the {histogram.num_impostor:,} pairs is genuine, so there is no true accept rate: evaluate classes "
-            "with at least 2 images, in different groups if there are any."
+            f"None of the {histogram.num_impostor:,} pairs shows the same class, so there is no true accept rate: "
+            "evaluate classes with at least 2 images, in different groups if there are any."
         )
     if histogram.num_impostor == 0:
         raise ValueError(
@@ -141,7 +141,7 @@ def check_pairs(histogram: PairHistogram) -> None:
         )
 
 
-def check_false_accept_rates(rates: Sequence[float]) -> None:
+def check_false_accept_rates(rates: Sequence[Any]) -> None:
     """Raises ValueError unless all rates are numbers between 0 and 1."""
     for rate in rates:
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1:
@@ -184,7 +184,7 @@ class VerificationScores(RetrievalMetric):
     {'tar@far=0.5': tensor(1.), 'eer': tensor(0.2500)}
     """
 
-    higher_is_better = None  # TAR is, EER is not
+    higher_is_better: bool | None = None  # TAR is, EER is not
 
     def __init__(
         self,
@@ -221,7 +221,5 @@ class VerificationScores(RetrievalMetric):
 
 def scores_of(verification: Verification) -> dict[str, float]:
     """The scores of `VerificationScores`, by name."""
-    scores = {
-        f"tar@far={rate:g}": point.true_accept_rate for rate, point in verification.at_false_accept_rate.items()
-    }
+    scores = {f"tar@far={rate:g}": point.true_accept_rate for rate, point in verification.at_false_accept_rate.items()}
     return {**scores, "eer": verification.equal_error_rate}

@@ -7,16 +7,19 @@ if TYPE_CHECKING:
     from lightning_recall.modules.export import export_module
     from lightning_recall.modules.retrieval import RetrievalModule
     from lightning_recall.modules.shared_module import SharedModule
+    from lightning_recall.modules.threshold import ModuleWithThreshold
     from lightning_recall.optimization.manual_optimization import ManualOptimization
 
 _FILE_OF_NAME = {
     "ManualOptimization": "lightning_recall.optimization.manual_optimization",
+    "ModuleWithThreshold": "lightning_recall.modules.threshold",
     "RetrievalModule": "lightning_recall.modules.retrieval",
     "SharedModule": "lightning_recall.modules.shared_module",
     "export_module": "lightning_recall.modules.export",
 }
 
 __all__ = ["ManualOptimization", "RetrievalModule", "SharedModule", "export_module"]
+__all__ = ["ManualOptimization", "ModuleWithThreshold", "RetrievalModule", "SharedModule"]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,6 +22,7 @@ from lightning_recall.modules.fine_tuning import retrieval_groups
 from lightning_recall.modules.frozen_backbone import ALL_CHUNKS, FrozenBackbone, find_backbone
 from lightning_recall.modules.local_queries import local_queries
 from lightning_recall.modules.shared_module import SharedModule
+from lightning_recall.modules.threshold import ModuleWithThreshold
 from lightning_recall.modules.training_summary import training_summary
 from lightning_recall.optimization import weight_averaging
 from lightning_recall.optimization.distributed_random_states import get_random_states, set_random_states
@@ -34,7 +35,7 @@ from lightning_recall.tensors import at_least_float32
 
 
 @record_arguments
-class RetrievalModule(SharedModule, ManualOptimization):
+class RetrievalModule(ModuleWithThreshold, SharedModule, ManualOptimization):
     """Manual optimization with one exact step per large batch, as in Patel et al., CVPR 2022 (arXiv 2108.11179).
 
     A training step embeds the batch chunk by chunk, gathers the embeddings of all processes, computes the loss over all

@@ -3,6 +3,7 @@
 from lightning_recall.plots.charts import draw_embedding_map, draw_recall_over_k, draw_similarities
 from lightning_recall.plots.retrieved_images import draw_neighbors, draw_retrieved_images
 from lightning_recall.plots.training_curves import draw_training_curves
+from lightning_recall.plots.verification import draw_verification
 
 __all__ = [
     "draw_embedding_map",
@@ -11,4 +12,5 @@ __all__ = [
     "draw_retrieved_images",
     "draw_similarities",
     "draw_training_curves",
+    "draw_verification",
 ]

@@ -42,10 +42,10 @@ def best_matches(
     items = torch.zeros(2, size, dtype=torch.int64, device=device)
     for block in pairs.blocks("Searching"):
         part = slice(block.first_query, block.first_query + len(block.similarities))
-        masks = (block.is_genuine, None if block.is_genuine is None else ~(block.is_genuine | block.is_ignored))
+        masks: tuple[Tensor | None, ...] = (None,)  # the block has no item of a query's class
+        if block.is_genuine is not None and block.is_ignored is not None:
+            masks = ~(block.is_genuine | block.is_ignored), block.is_genuine
         for kind, mask in enumerate(masks):
-            if kind == 0 and mask is None:
-                continue  # no item of the query's class
             similarities = block.similarities if mask is None else block.similarities.masked_fill(~mask, -torch.inf)
             values, columns = similarities.max(1)
             is_better = values > best[kind, part]
@@ -54,7 +54,7 @@ def best_matches(
     exact = [_exact(pairs, values, found) for values, found in zip(best, items, strict=True)]
     merged = _maximum(torch.stack(exact), processes)
     order = queries.labels.argsort(stable=True)
-    return BestMatches(*torch.empty_like(merged).index_copy_(1, order, merged))
+    return BestMatches(*torch.empty_like(merged).index_copy_(1, order, merged).flip(0))
 
 
 def _exact(pairs: PairSimilarities, best: Tensor, items: Tensor) -> Tensor:

@@ -105,8 +105,8 @@ class PairHistogram:
         genuine, impostor = self.above
         edges = np.arange(self.num_bins + 1)
         low, high = (np.clip(edges + step, 0, self.num_bins) for step in (-self.margin, self.margin))
-        guaranteed = f1_score(genuine[high], impostor[low], self.num_genuine)
-        possible = f1_score(genuine[low][:-1], impostor[high][1:], self.num_genuine)
+        guaranteed = f1_score((genuine[high], impostor[low]), self.num_genuine)
+        possible = f1_score((genuine[low][:-1], impostor[high][1:]), self.num_genuine)
         has_genuine = genuine[low][:-1] > genuine[high][1:]  # only genuine pairs raise the score
         candidates: Integers = np.flatnonzero((possible >= guaranteed.max()) & has_genuine)
         return candidates
@@ -139,8 +139,9 @@ class PairHistogram:
         return int(np.flatnonzero(is_reached[:-1])[-1])
 
 
-def f1_score(num_genuine: Integers, num_impostor: Integers, total_genuine: int) -> Floats:
+def f1_score(num_accepted: tuple[Integers, Integers], total_genuine: int) -> Floats:
     """F1 score of accepting these numbers of genuine and impostor pairs."""
+    num_genuine, num_impostor = num_accepted
     scores: Floats = 2 * num_genuine / (num_genuine + num_impostor + total_genuine)
     return scores
 
@@ -220,7 +221,7 @@ class ExactOperatingPoints:
             run = self.runs[number]
             thresholds = np.unique(run.genuine)
             thresholds = thresholds[np.isin(bin_of(thresholds), candidates)]
-            scores = f1_score(*run.num_accepted(thresholds), self.histogram.num_genuine)
+            scores = f1_score(run.num_accepted(thresholds), self.histogram.num_genuine)
             if len(scores) and scores.max() >= best:
                 best = float(scores.max())
                 best_point = self.at(float(thresholds[np.flatnonzero(scores == best)[-1]]), run)

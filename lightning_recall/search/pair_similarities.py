@@ -105,14 +105,15 @@ class PairSimilarities:
         table = torch.cat([is_selected, is_selected.new_zeros(1)])  # the last bin holds ignored pairs
         parts = [ExactPairs(*(torch.zeros(0, dtype=dtype, device=self.device) for dtype in EXACT_DTYPES))]
         buffers = self._buffers()
+        is_found = torch.empty(math.prod(self.shape), dtype=torch.bool, device=self.device)
         for block in self.blocks("Selecting pairs"):
             bins = _bins(block, *buffers)
-            positions = table[bins].nonzero().squeeze(1)
+            positions = torch.index_select(table, 0, bins, out=is_found[: len(bins)]).nonzero().squeeze(1)
             if len(positions):
                 is_genuine = torch.zeros_like(positions, dtype=torch.bool)
                 if block.is_genuine is not None:
                     is_genuine = block.is_genuine.flatten()[positions]
-                parts.append(ExactPairs(self._exact(block, positions), bins[positions].int(), is_genuine))
+                parts.append(ExactPairs(self._exact(block, positions), bins[positions], is_genuine))
         return ExactPairs(*(_gather(torch.cat(column), self.processes) for column in zip(*parts, strict=True)))
 
     def blocks(self, description: str) -> Iterator[PairBlock]:
@@ -135,9 +136,9 @@ class PairSimilarities:
                 bar.update(len(part) * len(items))
 
     def _buffers(self) -> tuple[Tensor, Tensor]:
-        """Memory for the bin numbers of a block, in float32 and as integers: allocating them per block is slower."""
+        """Memory for the bin numbers of a block, in float32 and int32: allocating them per block is slower."""
         size = math.prod(self.shape)
-        return torch.empty(size, device=self.device), torch.empty(size, dtype=torch.int64, device=self.device)
+        return torch.empty(size, device=self.device), torch.empty(size, dtype=torch.int32, device=self.device)
 
     def _block(self, similarities: Tensor, query_block: int, item_block: int) -> PairBlock:
         """Adds the masks of genuine and ignored pairs; labels are sorted, so that few blocks have any."""
@@ -190,8 +191,8 @@ def _bins(block: PairBlock, scaled: Tensor, bins: Tensor) -> Tensor:
     """The bin (q * g,) of each pair of a block, in the given memory; that of ignored pairs is NUM_BINS."""
     size = block.similarities.numel()
     scaled, bins = scaled[:size], bins[:size]
-    torch.mul(block.similarities.flatten(), BINS_PER_UNIT, out=scaled)
-    bins.copy_(scaled.add_(ZERO_BIN))
+    zero_bin = torch.tensor(float(ZERO_BIN), device=scaled.device)
+    bins.copy_(torch.add(zero_bin, block.similarities.flatten(), alpha=BINS_PER_UNIT, out=scaled))
     if block.is_ignored is not None:
         bins[block.is_ignored.flatten()] = NUM_BINS
     return bins

@@ -37,6 +37,7 @@ def scores_by_sorting(embeddings, labels, ks, is_query=None, is_gallery=None, gr
                     "r_precision": right[:total].sum() / total,
                     "map": sum(precision[i] for i in np.flatnonzero(right)) / total,
                     "mrr": 1 / (np.flatnonzero(right)[0] + 1),
+                    "minp": total / (np.flatnonzero(right)[-1] + 1),
                 }
             )
     return {name: np.mean([scores[name] for scores in found]) for name in found[0]}
