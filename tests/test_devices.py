@@ -29,8 +29,11 @@ from lightning_recall.datamodules import GlyphsDataModule
 from lightning_recall.losses import pairwise, parts, uniloss
 from lightning_recall.metrics import (
     ClusterNMI,
+    OpenSetScores,
     RetrievalScores,
     RevisitedMAP,
+    SingleGalleryShotCMC,
+    VerificationScores,
 )
 from lightning_recall.metrics.revisited import GroundTruth
 from lightning_recall.mixup import SimilarityMixup
@@ -125,6 +128,11 @@ EVALUATIONS = {
     "scores": lambda e, y: scores_of(RetrievalScores(("recall", "map@r", "mrr"), ks=(1, 10)), e, y),
     "many positives": lambda e, y: scores_of(RetrievalScores(("recall", "map"), ks=(1,)), e, y // 200),
     "revisited": lambda e, y: scores_of(RevisitedMAP(TRUTH), e, y, torch.arange(len(y), device=y.device)),
+    "verification": lambda e, y: scores_of(VerificationScores((0.1, 0.01)), e, y),
+    "open set": lambda e, y: scores_of(
+        OpenSetScores(0.5, (0.1,)), e, torch.where(y > 3, y, -1 - torch.arange(len(y), device=y.device))
+    ),
+    "single gallery shot": lambda e, y: scores_of(SingleGalleryShotCMC((1, 5)), e, y),
     "clusters": lambda e, y: scores_of(ClusterNMI(), e, y),
     "nearest": lambda e, _: nearest(
         EmbeddingBlocks(e, device=e.device), EmbeddingBlocks([e[:20], e[20:]], device=e.device), 5

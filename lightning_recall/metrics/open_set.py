@@ -142,7 +142,7 @@ class OpenSetScores(RetrievalMetric):
         if self.threshold is not None:
             known, unknown = map(float, accuracies(predictions, self.threshold))
             scores |= {"known_accuracy": known, "unknown_accuracy": unknown, "open_set_accuracy": (known + unknown) / 2}
-        return {name: torch.tensor(value) for name, value in scores.items()}
+        return {name: torch.tensor(value, device=self.device) for name, value in scores.items()}
 
     def predictions(self) -> Predictions:
         """The prediction of each query, in the order of the items.

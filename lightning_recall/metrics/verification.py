@@ -202,7 +202,7 @@ class VerificationScores(RetrievalMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """Computes TAR at each false accept rate, and the equal error rate."""
-        return {name: torch.tensor(value) for name, value in scores_of(self.verify()).items()}
+        return {name: torch.tensor(value, device=self.device) for name, value in scores_of(self.verify()).items()}
 
     def verify(self, thresholds: Sequence[float] = (), with_f1: bool = False) -> Verification:
         """Returns operating points and ROC curve; arguments as those of `verify`.
