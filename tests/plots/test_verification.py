@@ -39,7 +39,7 @@ def test_perfect_and_useless_similarities_can_be_drawn(tmp_path):
     for far, tar in (([0, 0, 1], [0, 1, 1]), ([0, 1], [0, 1])):
         curve = RocCurve(np.array(far, float), np.array(tar, float), np.linspace(1, 0, len(far)))
         figure = draw_verification(curve, {"equal error": OperatingPoint(0.5, 0.0, 1.0)})
-        figure.savefig(tmp_path / "curve.png")
+        figure.savefig(tmp_path / "curve.png", dpi=30)
 
 
 def test_long_curves_are_thinned_out_and_keep_their_ends():
