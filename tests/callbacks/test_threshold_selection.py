@@ -188,13 +188,13 @@ class Fork(Plain):
         (self.folder / f"{self.global_rank}.txt").write_text(repr(self.similarity_threshold))
 
 
-def test_several_processes_choose_what_one_chooses(tmp_path, processes=2):
+def test_several_processes_choose_what_one_chooses(tmp_path):
     odd = loader(VECTORS[:59], LABELS[:59])  # the sampler repeats an image
     trainer = make_trainer(
-        tmp_path, RetrievalEvaluation((1,)), ThresholdSelection(0.01), devices=processes, strategy="ddp_fork"
+        tmp_path, RetrievalEvaluation((1,)), ThresholdSelection(0.01), devices=2, strategy="ddp_fork"
     )
     trainer.validate(Fork(tmp_path), odd, verbose=False)
-    texts = {(tmp_path / f"{rank}.txt").read_text() for rank in range(processes)}
+    texts = {(tmp_path / f"{rank}.txt").read_text() for rank in range(2)}
     point = verification(Plain(), VECTORS[:59], labels=LABELS[:59]).at_false_accept_rate[0.01]
     (text,) = texts
     assert eval(text)["true_accept_rate"] == point.true_accept_rate

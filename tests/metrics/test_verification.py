@@ -11,6 +11,7 @@ from sklearn.metrics import f1_score, roc_curve
 from lightning_recall.benchmarks.measure import peak_tensor_bytes
 from lightning_recall.metrics import VerificationScores, verification, verify
 from lightning_recall.search import EmbeddingBlocks, LabelledEmbeddings
+from lightning_recall.search.operating_points import largest_count
 from lightning_recall.search.pair_similarities import PairBlock, PairSimilarities
 
 RATES = (0.3, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -114,6 +115,13 @@ def test_rounding_in_float32_does_not_matter(monkeypatch):
     found = metric.verify(THRESHOLDS, with_f1=True)
     assert found._replace(roc=None) == exact._replace(roc=None)
     check_against_scikit_learn(found, *all_pairs(embeddings, labels))
+
+
+def test_the_count_is_the_largest_whose_fraction_is_allowed():
+    assert largest_count(0.29, 100) == 29  # 0.29 * 100 is below 29 in floating point
+    below = 0.8533475026567481  # the number before 803 / 941, times 941 rounds to 803
+    assert below < 803 / 941
+    assert largest_count(below, 941) == 802
 
 
 def test_by_hand():
