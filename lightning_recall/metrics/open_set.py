@@ -39,9 +39,9 @@ def global_average_precision(predictions: Predictions) -> float:
     Renders, "A Family of Contextual Measures of Similarity between Distributions with Application to Image Retrieval",
     CVPR 2009.
 
-    >>> confidence, correct = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([True, False, True])
-    >>> global_average_precision(Predictions(confidence, correct, torch.tensor([True, False, True])))  # (1 + 2/3) / 2
-    0.8333333333333334
+    >>> confidence, is_correct = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([True, False, True])
+    >>> round(global_average_precision(Predictions(confidence, is_correct, is_correct)), 4)  # (1 + 2/3) / 2
+    0.8333
     """
     order = predictions.confidence.argsort(descending=True)
     is_correct = predictions.is_correct[order].double()
