@@ -18,8 +18,7 @@ _FILE_OF_NAME = {
     "export_module": "lightning_recall.modules.export",
 }
 
-__all__ = ["ManualOptimization", "RetrievalModule", "SharedModule", "export_module"]
-__all__ = ["ManualOptimization", "ModuleWithThreshold", "RetrievalModule", "SharedModule"]
+__all__ = ["ManualOptimization", "ModuleWithThreshold", "RetrievalModule", "SharedModule", "export_module"]
 
 
 def __getattr__(name: str) -> Any:
