@@ -1,5 +1,6 @@
 """Metrics: torchmetrics.Metric classes over (embeddings (B, D), labels (B,)), and scores of a similarity matrix."""
 
+from lightning_recall.metrics.bootstrap import Interval, class_bootstrap, class_bootstraps, score_intervals
 from lightning_recall.metrics.cluster_nmi import ClusterNMI
 from lightning_recall.metrics.open_set import OpenSetScores
 from lightning_recall.metrics.recall_at_k import RecallAtK
@@ -19,6 +20,13 @@ __all__ = [
     "SingleGalleryShotCMC",
     "Verification",
     "VerificationScores",
+    "Interval",
+    "RecallAtK",
+    "RetrievalScores",
+    "RevisitedMAP",
+    "class_bootstrap",
+    "class_bootstraps",
+    "score_intervals",
     "score_similarities",
     "verify",
 ]
