@@ -16,6 +16,7 @@ from lightning_recall.callbacks.item_names import class_names_of, item_classes, 
 from lightning_recall.callbacks.output import output_path, print_path, unused_paths, writes_files
 from lightning_recall.callbacks.retrieval_evaluation import EvaluationResult, evaluation_results
 from lightning_recall.callbacks.retrieved_images import check_images, pictures_of
+from lightning_recall.callbacks.score_rows import interval_notes, interval_text
 from lightning_recall.checks import check_integer
 from lightning_recall.plots.charts import charts_of
 from lightning_recall.plots.retrieved_images import Choice, retrieve
@@ -85,6 +86,7 @@ class EvaluationReport(Callback):
             details=details,
             score_names=list(score_names),
             test_sets=[self.test_set(result) for result in results],
+            interval_notes=interval_notes({result.name: result.intervals for result in results}),
             has_names=any(item["class"] or item["file"] for item in data["items"].values()),
             data=data,
         )
@@ -96,6 +98,7 @@ class EvaluationReport(Callback):
         return {
             "name": result.name,
             "scores": {name: 100 * float(mean) for name, mean in search_result.means().items()},
+            "intervals": {name: interval_text(interval, digits=2) for name, interval in result.intervals.items()},
             "num_queries": len(search_result.queries),
             "num_gallery": len(search_result.gallery),
             "charts": [(chart.title, to_data_url(chart.draw())) for chart in charts],

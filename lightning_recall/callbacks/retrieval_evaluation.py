@@ -20,18 +20,20 @@ from lightning_recall.callbacks.tables import write_tables
 from lightning_recall.callbacks.validation_history import Validation, ValidationHistory, print_verdict
 from lightning_recall.data.attributes import ground_truth_of
 from lightning_recall.metrics import RetrievalScores
-from lightning_recall.metrics.scores import AT_K
+from lightning_recall.metrics.bootstrap import Interval, score_intervals
+from lightning_recall.metrics.scores import score_names
 from lightning_recall.search.result import SearchResult
 
 HISTORY = "validation_history"  # key in checkpoints
 
 
 class EvaluationResult(NamedTuple):
-    """Result for one dataloader, used by other callbacks; `name` is "" for a single dataloader."""
+    """Result for one dataloader, used by other callbacks; `name` is "" for a single one, `intervals` may be empty."""
 
     name: str
     dataset: Any
     search_result: SearchResult
+    intervals: dict[str, Interval]
 
 
 class RetrievalEvaluation(Callback):
@@ -72,6 +74,8 @@ class RetrievalEvaluation(Callback):
             `test/pixels/recall@k`.
         tables: whether `trainer.validate` and `trainer.test` write the scores of each query and of each class to
             `test_queries.csv` and `test_classes.csv`.
+        intervals: whether the printed table and the report show 95 % intervals over the classes of the queries
+            (`metrics.class_bootstraps`). `RevisitedMAP` has none: its queries of one landmark are not independent.
 
     Raises:
         ValueError: for invalid `ks` or `scores`. During evaluation: if embeddings or labels have the wrong shape, a
@@ -85,11 +89,12 @@ class RetrievalEvaluation(Callback):
         scores: Sequence[str] = ("recall", "map@r"),
         baselines: bool = False,
         tables: bool = False,
+        intervals: bool = True,
     ) -> None:
         checked = RetrievalScores(scores, ks)  # validates the arguments early, not after an epoch
         self.ks, self.scores = checked.ks, checked.scores
         self.baselines = Baselines() if baselines else None
-        self.tables = tables
+        self.tables, self.intervals = tables, intervals
         self.metrics = EvaluationMetrics(self.scores, self.ks)
         self.results: list[EvaluationResult] = []  # results of the last validate or test
         self.start_time = 0.0
@@ -105,10 +110,8 @@ class RetrievalEvaluation(Callback):
         datasets = [getattr(loader, "dataset", None) for loader in loaders.values()]
         if any(ground_truth_of(dataset) is not None for dataset in datasets):
             return None
-        scores = [f"{name}@{k}" for name in self.scores if name in AT_K for k in self.ks]
-        scores += [name for name in self.scores if name not in AT_K]
         prefixes = [f"val/{name}/" if len(loaders) > 1 else "val/" for name in loaders]
-        return [f"{prefix}{score}" for prefix in prefixes for score in scores]
+        return [f"{prefix}{score}" for prefix in prefixes for score in score_names(self.scores, self.ks)]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Copies the initial weights if they are a baseline, and starts to record indices."""
@@ -244,11 +247,14 @@ class RetrievalEvaluation(Callback):
         names = list(loaders)
         embedding_seconds, search_start = time.perf_counter() - self.start_time, time.perf_counter()
         rows: dict[str, dict[str, Tensor]] = {}
+        intervals: dict[str, dict[str, Interval]] = {}
         model_scores: dict[str, float] = {}
         for dataloader_idx, kind, result in self.metrics.search(trainer, names):
             name = names[dataloader_idx]
             prefix = split + (f"/{name}" if len(names) > 1 else "") + (f"/{kind}" if kind != MODEL else "")
-            rows[row_title(kind, pl_module, names, dataloader_idx)] = scores = result.means()
+            title = row_title(kind, pl_module, names, dataloader_idx)
+            rows[title] = scores = result.means()
+            intervals[title] = score_intervals(result) if self.intervals and trainer.state.fn != "fit" else {}
             logged = {f"{prefix}/{key}": score for key, score in scores.items()}
             pl_module.log_dict(logged, sync_dist=True, add_dataloader_idx=False)
             if kind == MODEL:
@@ -257,7 +263,8 @@ class RetrievalEvaluation(Callback):
                 notify_listeners(trainer, pl_module, Evaluated(split, dataloader_idx, own_name, metric))
             if kind == MODEL and trainer.state.fn != "fit":
                 dataset = getattr(loaders[name], "dataset", None)
-                self.results.append(EvaluationResult(str(name) if len(names) > 1 else "", dataset, result))
+                shown_name = str(name) if len(names) > 1 else ""
+                self.results.append(EvaluationResult(shown_name, dataset, result, intervals[title]))
         self.metrics = EvaluationMetrics(self.scores, self.ks)  # frees the embeddings
         if trainer.state.fn == "fit":
             self.history.validations.append(Validation(trainer.current_epoch + 1, model_scores))
@@ -265,7 +272,7 @@ class RetrievalEvaluation(Callback):
         end_progress_bar(trainer)
         search_seconds = time.perf_counter() - search_start
         caption = f"embedded in {embedding_seconds:.1f} s, searched in {search_seconds:.1f} s"
-        print_scores(rows, f"Retrieval on the {split} split, in %", caption)
+        print_scores(rows, f"Retrieval on the {split} split, in %", caption, intervals)
         print_if_below(rows, pl_module)
         if self.tables and writes_files(trainer):
             self.write_score_tables(trainer, split)

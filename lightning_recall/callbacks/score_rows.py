@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rich import get_console
+from rich.measure import Measurement
 from rich.table import Table
 from torch import Tensor
 
@@ -16,11 +17,15 @@ from lightning_recall.callbacks.validation_history import (
     print_paragraph,
     what_to_try,
 )
+from lightning_recall.metrics.bootstrap import Interval
 
 MODEL = "model"
 
 Rows = Mapping[str, Mapping[str, Tensor]]
 """title of a row -> name of a score -> score in [0, 1]"""
+
+Intervals = Mapping[str, Mapping[str, Interval]]
+"""title of a row -> name of a score -> its interval"""
 
 
 def row_title(kind: str, pl_module: LightningModule, names: Sequence[int | str], dataloader_idx: int) -> str:
@@ -31,15 +36,53 @@ def row_title(kind: str, pl_module: LightningModule, names: Sequence[int | str],
 
 
 @rank_zero_only
-def print_scores(rows: Rows, title: str, caption: str = "") -> None:
-    """Prints a table of scores in percent."""
-    table = Table(title=title, caption=caption or None, min_width=max(len(title), len(caption)))
+def print_scores(rows: Rows, title: str, caption: str = "", intervals: Intervals | None = None) -> None:
+    """Prints a table of scores in percent, with the interval of each score beside it; on narrow terminals, below it."""
+    console, intervals = get_console(), intervals or {}
+    table = score_table(rows, title, caption, intervals, " ")
+    if Measurement.get(console, console.options.update(width=10_000), table).maximum > console.width:
+        table = score_table(rows, title, caption, intervals, "\n")
+    console.print(table)
+
+
+def score_table(rows: Rows, title: str, caption: str, intervals: Intervals, separator: str) -> Table:
+    """A table of scores in percent; `separator` is between a score and its interval."""
+    below = "\n".join(filter(None, [caption, *interval_notes(intervals)]))
+    table = Table(title=title, caption=below or None, min_width=max(len(title), len(caption)))
     table.add_column("")
     for name in next(iter(rows.values())):
         table.add_column(column_title(f"split/{name}"), justify="right")
     for row, scores in rows.items():
-        table.add_row(row, *(percent(score.item()) for score in scores.values()))
-    get_console().print(table)
+        ends = {name: interval_text(interval) for name, interval in intervals.get(row, {}).items()}
+        cells = [separator.join(filter(None, (percent(scores[name].item()), ends.get(name)))) for name in scores]
+        table.add_row(row, *cells)
+    return table
+
+
+def interval_text(interval: Interval, digits: int = 1) -> str:
+    """The ends of an interval in percent; "" if there is none.
+
+    >>> interval_text(Interval(0.841, 0.829, 0.8524, 1.0, 30))
+    '[82.9, 85.2]'
+    """
+    if interval.reason:
+        return ""
+    return f"[{100 * interval.lower:.{digits}f}, {100 * interval.upper:.{digits}f}]"
+
+
+def interval_notes(intervals: Intervals) -> list[str]:
+    """What the intervals are, and why a score has none."""
+    every = [(name, interval) for scores in intervals.values() for name, interval in scores.items()]
+    shown = sorted({interval.num_classes for _, interval in every if not interval.reason})
+    counts = " to ".join(f"{count:,}" for count in dict.fromkeys([*shown[:1], *shown[-1:]]))
+    notes = [f"95 % intervals: bootstrap over {counts} classes"] if shown else []
+    reasons: dict[str, dict[str, None]] = {}
+    for name, interval in every:
+        if interval.reason:
+            reasons.setdefault(interval.reason, {})[column_title(f"split/{name}")] = None
+    return notes + [
+        f"no interval{' for ' + ', '.join(names) if shown else ''}: {reason}" for reason, names in reasons.items()
+    ]
 
 
 @rank_zero_only
