@@ -228,6 +228,7 @@ def test_the_wheel_works_in_an_environment_of_its_own(distributions, tmp_path):
     assert {path.name for path in (site / "lightning_recall").rglob("*") if path.suffix in (".typed", ".html")} == {
         "py.typed",
         "report.html",
+        "compare.html",
     }
     assert not (site / "tests").exists()
 

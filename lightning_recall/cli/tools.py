@@ -18,6 +18,7 @@ class Tool(NamedTuple):
 
 
 TOOLS: dict[str, Tool] = {
+    "compare": Tool("lightning_recall.commands.compare", "Compare two models by their embeddings of the same images."),
     "export": Tool(
         "lightning_recall.commands.export",
         "Export a trained model to ONNX, torch.export or OpenVINO, and compare the file with PyTorch.",
