@@ -13,6 +13,7 @@ from lightning_recall.metrics.verification import Verification, VerificationScor
 __all__ = [
     "ClusterNMI",
     "GroundTruth",
+    "Interval",
     "OpenSetScores",
     "RecallAtK",
     "RetrievalScores",
@@ -20,10 +21,6 @@ __all__ = [
     "SingleGalleryShotCMC",
     "Verification",
     "VerificationScores",
-    "Interval",
-    "RecallAtK",
-    "RetrievalScores",
-    "RevisitedMAP",
     "class_bootstrap",
     "class_bootstraps",
     "score_intervals",
