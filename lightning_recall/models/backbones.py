@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recall.checks import first_line
+from lightning_recall.models.sources import SOURCES
 from lightning_recall.models.weights import load_timm
 
 Layout = Literal["vectors", "channels first", "channels last", "tokens"]
 """Shape of a backbone's output: (B, C), (B, C, H, W), (B, H, W, C) or (B, N, C)."""
 Pooling = Literal["gem", "avg", "token"]
-SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
 REJECTIONS = (AssertionError, RuntimeError, TypeError, ValueError, IndexError)  # raised by models for a wrong size
 
 

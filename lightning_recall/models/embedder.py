@@ -12,6 +12,7 @@ from lightning_recall.checks import check_integer
 from lightning_recall.constructor_arguments import record_arguments
 from lightning_recall.models.backbones import Pooling, crashes_channels_last, own_backbone, rejection, timm_backbone
 from lightning_recall.models.pooling import ClassToken, GeM, as_maps
+from lightning_recall.models.sources import model_arguments, without_source
 
 CHECKED_BATCHES = 20  # later batches on a GPU are not checked: reading a value synchronises with the GPU
 OVERSHOOT = 0.25  # tolerance around [0, 1]: bicubic resizing overshoots by up to 0.2; normalised images go below -0.3
@@ -120,6 +121,7 @@ class ImageEmbedder(nn.Module):
             freeze_batch_norm = bool(pretrained) if freeze_batch_norm is None else freeze_batch_norm
         else:
             built = own_backbone(backbone, pooling, backbone_kwargs)
+        self.model_args = model_arguments(backbone) if isinstance(backbone, str) else {}
         self.backbone, self.num_features = built.model, built.num_features
         self.layout, self.num_prefix_tokens = built.layout, built.num_prefix_tokens
         self.in_channels, self.image_size = built.in_channels, built.image_size
@@ -148,6 +150,11 @@ class ImageEmbedder(nn.Module):
         self.range_checks = 0
         self.is_pretrained = isinstance(backbone, str) and bool(pretrained)  # evaluation names the features by it
         self.freeze_batch_norm = bool(freeze_batch_norm)
+
+    def portable_arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Constructor arguments that need neither the folder nor the repository of the backbone's model."""
+        config: Any = getattr(self.backbone, "pretrained_cfg", {})
+        return without_source(arguments, config, self.model_args, self.layout == "channels first")
 
     @property
     def head(self) -> nn.Module:

@@ -9,13 +9,14 @@ from typing import Any, Self
 import torch
 from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin
 
+from lightning_recall._lightning import rank_zero_warn
 from lightning_recall.modules.preprocessing import ModuleWithPreprocessing
 from lightning_recall.modules.training_record import ModuleWithTrainingRecord
 from lightning_recall.sharing.building import build_arguments, find_class
 from lightning_recall.sharing.config import CONFIG, FORMAT, WEIGHTS, installed_versions, locate, read_config
 from lightning_recall.sharing.model_card import TEMPLATE, card_tables
 from lightning_recall.sharing.settings import ARGUMENTS, CLASS, public_path, settings_of
-from lightning_recall.sharing.weights import load_weights, read_weights, save_weights
+from lightning_recall.sharing.weights import differences, load_weights, read_weights, save_weights
 
 PICTURE = "retrieved_images.png"
 CHECKPOINT_KEY = "constructor"
@@ -69,6 +70,7 @@ class SharedModule(
         if "picture" in card and not Path(card["picture"]).is_file():
             raise ValueError(f"picture must be an image file, no such file: {card['picture']}.")
         kwargs["config"] = kwargs.get("config") or self.sharing_config()
+        self.warn_if_changed(kwargs["config"])
         if "picture" in card:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(card["picture"], folder / PICTURE)
@@ -166,6 +168,20 @@ class SharedModule(
             return chosen(**{**build_arguments(saved, trust), **given})
         except TypeError as error:
             raise ValueError(f"{source} cannot be built by {chosen.__name__} of this version: {error}.") from error
+
+    def warn_if_changed(self, config: dict[str, Any]) -> None:
+        """Warns if the settings build a module with other weights, since a part was replaced after its construction."""
+        try:
+            with torch.device("meta"), torch.random.fork_rng(devices=[]):
+                built = self.from_sharing_config(config, "the model", [public_path(type(self))])
+        except (ValueError, RuntimeError, NotImplementedError):
+            return  # whoever loads it passes a part, or it cannot be built without memory
+        found = differences(built.state_dict(), self.state_dict())
+        if found:
+            rank_zero_warn(
+                f"The settings of this {type(self).__name__} build another model, as if a part had been replaced after "
+                f"its construction: {found}. Pass the part to from_pretrained, such as embedder=..., to load it."
+            )
 
     def sharing_config(self) -> dict[str, Any]:
         """The content of config.json, plain values: everything but weights that a loaded model needs."""

@@ -21,13 +21,16 @@ def settings_of(module: nn.Module) -> dict[str, Any]:
 
     Returns:
         {"class_path": ..., "init_args": {name: value} or None}. Values are plain, {"code": text} for a function, or
-        the settings of a module. Names of pretrained weights are left out, since the saved weights replace them.
+        the settings of a module. Names of pretrained weights are left out, since the saved weights replace them; a
+        module's method `portable_arguments(arguments)`, if it has one, replaces other arguments.
 
     >>> settings_of(nn.Sequential())
     {'class_path': 'torch.nn.Sequential', 'init_args': None}
     """
     arguments = current_arguments(module)
     if arguments is not None:
+        replace: Any = getattr(module, "portable_arguments", dict)
+        arguments = replace(arguments)
         arguments = without_pretrained({name: to_plain(value) for name, value in arguments.items()})
     return {CLASS: public_path(type(module)), ARGUMENTS: arguments}
 

@@ -1,6 +1,7 @@
 """Weights in a safetensors file: saved once if shared, and loaded into a module with their dtypes."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,17 +71,7 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> 
         ValueError: if the names or shapes are not those of the module.
     """
     expected = module.state_dict()
-    kinds = {
-        "missing": [name for name in expected if name not in weights],
-        "unexpected": [name for name in weights if name not in expected],
-        "of another shape": [
-            f"{name}: {tuple(value.shape)} instead of {tuple(expected[name].shape)}"
-            for name, value in weights.items()
-            if isinstance(expected.get(name), Tensor) and value.shape != expected[name].shape
-            if not name.endswith("_extra_state")
-        ],
-    }
-    found = "; ".join(f"{len(names)} {kind} ({shorten(names)})" for kind, names in kinds.items() if names)
+    found = differences(expected, weights)
     if found:
         raise ValueError(f"The weights in {source} do not belong to the model that its settings describe: {found}.")
     (own, saved) = ({v.dtype for v in state.values() if is_float(v)} for state in (expected, weights))
@@ -91,6 +82,21 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> 
             if name in weights and weights[name].dtype != tensor.dtype:
                 tensor.data = tensor.data.to(weights[name].dtype)
     module.load_state_dict(weights)
+
+
+def differences(expected: Mapping[str, Any], weights: Mapping[str, Any]) -> str:
+    """Says how names and shapes of weights differ from those of a module's state_dict; empty if they do not."""
+    kinds = {
+        "missing": [name for name in expected if name not in weights],
+        "unexpected": [name for name in weights if name not in expected],
+        "of another shape": [
+            f"{name}: {tuple(value.shape)} instead of {tuple(expected[name].shape)}"
+            for name, value in weights.items()
+            if isinstance(expected.get(name), Tensor) and value.shape != expected[name].shape
+            if not name.endswith("_extra_state")  # a module's own affair
+        ],
+    }
+    return "; ".join(f"{len(names)} {kind} ({shorten(names)})" for kind, names in kinds.items() if names)
 
 
 def is_float(value: Any) -> bool:

@@ -178,6 +178,23 @@ def test_parts_of_others_are_passed_or_trusted(tmp_path):
         load(embedder=OwnEmbedder(3), loss=OwnLoss(1), losses=3)
 
 
+def test_a_part_that_was_replaced_is_noticed(tmp_path):
+    module = small()
+    module.embedder.projection = nn.Linear(32, 5)
+    before = torch.random.get_rng_state()
+    with pytest.warns(
+        UserWarning, match=r"build another model, .*: 7 missing .*; 2 unexpected .* Pass the part to from"
+    ):
+        module.save_pretrained(tmp_path / "model")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    with pytest.raises(ValueError, match="do not belong to the model that its settings describe"):
+        RetrievalModule.from_pretrained(tmp_path / "model")
+    embedder = small().embedder
+    embedder.projection = nn.Linear(32, 5)
+    again = RetrievalModule.from_pretrained(tmp_path / "model", embedder=embedder)
+    assert torch.equal(again.embedder.projection.weight, module.embedder.projection.weight)
+
+
 def test_an_optimizer_is_named_and_must_be_passed(tmp_path):
     module = small(optimizer=partial(torch.optim.SGD, lr=0.5))
     module.save_pretrained(tmp_path / "model")
