@@ -14,7 +14,7 @@ from lightning_recall.modules.preprocessing import ModuleWithPreprocessing
 from lightning_recall.modules.training_record import ModuleWithTrainingRecord
 from lightning_recall.sharing.building import build_arguments, find_class
 from lightning_recall.sharing.config import CONFIG, FORMAT, WEIGHTS, installed_versions, locate, read_config
-from lightning_recall.sharing.model_card import TEMPLATE, card_tables
+from lightning_recall.sharing.model_card import TEMPLATE, card_values
 from lightning_recall.sharing.settings import ARGUMENTS, CLASS, public_path, settings_of
 from lightning_recall.sharing.weights import differences, load_weights, read_weights, save_weights
 
@@ -198,7 +198,11 @@ class SharedModule(
         """The model card; see `save_pretrained`."""
         known: Any = self._hub_mixin_info.model_card_data
         data = {**known.to_dict(), "license": kwargs.pop("license", None)}
-        values = {"title": type(self).__name__, "model_id": "FOLDER", "tables": card_tables(self.sharing_config())}
+        values: dict[str, Any] = {
+            "title": type(self).__name__,
+            "model_id": "FOLDER",
+            **card_values(self.sharing_config()),
+        }
         if kwargs.pop("picture", None) is not None:
             values["picture"] = PICTURE
         card: ModelCard = ModelCard.from_template(ModelCardData(**data), template_str=TEMPLATE, **{**values, **kwargs})

@@ -4,6 +4,9 @@ import html
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_recall.sharing.building import TRUSTED, is_in
+from lightning_recall.sharing.settings import ARGUMENTS, CLASS
+
 TEMPLATE = """---
 {{ card_data }}
 ---
@@ -16,8 +19,9 @@ Trained with lightning_recall.
 ```python
 from lightning_recall import RetrievalModule
 
-module = RetrievalModule.from_pretrained("{{ model_id }}"{{ loading }})
-embedding = module(module.preprocess("photo.jpg")[None])
+module = RetrievalModule.from_pretrained("{{ model_id }}"{% for name in passed %}, {{ name }}=...{% endfor %})
+{% if has_preprocessing %}embedding = module(module.preprocess("photo.jpg")[None]){% else -%}
+embeddings = module(images)  # (b, C, H, W), preprocessed as in training{% endif %}
 ```
 {% for name, rows in tables.items() %}
 ## {{ name }}
@@ -34,11 +38,31 @@ Test queries, each with the most similar images of the test split.
 {% endif %}"""
 
 
+def card_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `TEMPLATE` that follow from a config; see `lightning_recall.modules.shared_module.SharedModule`."""
+    arguments = config["model"]["init_args"] or {}
+    return {
+        "tables": card_tables(config),
+        "passed": [name for name, value in arguments.items() if needs_code(value)],
+        "has_preprocessing": "mode" in (config.get("preprocessing") or {}),
+    }
+
+
+def needs_code(settings: Any) -> bool:
+    """Whether settings hold a module whose class `build` refuses, or whose arguments are unknown."""
+    if isinstance(settings, list):
+        return any(map(needs_code, settings))
+    if not isinstance(settings, dict) or CLASS not in settings:
+        return False
+    arguments = settings[ARGUMENTS]
+    return arguments is None or not is_in(settings[CLASS], TRUSTED) or any(map(needs_code, arguments.values()))
+
+
 def card_tables(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """Heading -> rows of the tables of a card; tables without rows are left out.
 
     Args:
-        config: the content of config.json; see `lightning_recall.modules.shared_module.SharedModule`.
+        config: the content of config.json.
     """
     record, threshold = config.get("training") or {}, config.get("similarity_threshold") or {}
     arguments = config["model"]["init_args"] or {}
@@ -47,7 +71,7 @@ def card_tables(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     tables = {
         "Scores": {key.removeprefix("test/"): f"{value:.4g}" for key, value in (record.get("scores") or {}).items()},
         "Data": data,
-        "Recipe": {**recipe, **(record.get("recipe") or {})},
+        "Recipe": recipe | (record.get("recipe") or {}),
         "Network": embedder_rows(arguments.get("embedder")),
         "Preprocessing": config.get("preprocessing") or {},
         "Similarity threshold": threshold,

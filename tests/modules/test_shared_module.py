@@ -149,6 +149,7 @@ def test_preprocessing_and_threshold_are_saved(tmp_path):
     draw(tmp_path / "a.jpg", size=(90, 60))
     assert torch.equal(again.preprocess(tmp_path / "a.jpg"), module.preprocess(tmp_path / "a.jpg"))
     card = (tmp_path / "model" / "README.md").read_text()
+    assert 'embedding = module(module.preprocess("photo.jpg")[None])\n```' in card
     assert "| resize | 40 |" in card
     assert "| similarity | 0.25 |" in card
     module.image_transforms = ImageTransforms(eval_transform=nn.Identity())
@@ -160,6 +161,8 @@ def test_preprocessing_and_threshold_are_saved(tmp_path):
 def test_parts_of_others_are_passed_or_trusted(tmp_path):
     embedder = OwnEmbedder(3)
     RetrievalModule(embedder, OwnLoss(7)).save_pretrained(tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert 'from_pretrained("FOLDER", embedder=..., loss=...)' in card
     load = partial(RetrievalModule.from_pretrained, tmp_path / "model")
     with pytest.raises(ValueError, match=r"^embedder is a .*OwnEmbedder, whose constructor .*: pass embedder=\.\.\."):
         load(loss=OwnLoss(1))
@@ -217,7 +220,7 @@ def test_the_card_names_licence_picture_and_loading(tmp_path):
     assert "| recall@1 | 0.875 |" in card.text
     assert "| folder | a\\|b &lt;c&gt; |" in card.text
     assert "| mixup | SimilarityMixup(max_virtual_per_class=3, seed=0) |" in card.text
-    assert 'from_pretrained("FOLDER")' in card.text
+    assert 'from_pretrained("FOLDER")\nembeddings = module(images)  # (b, C, H, W)' in card.text
     assert "![Retrieved images](retrieved_images.png)" in card.text
     assert (tmp_path / "model" / "retrieved_images.png").read_bytes() == (tmp_path / "found.png").read_bytes()
     assert str(tmp_path) not in card.text + (tmp_path / "model" / "config.json").read_text()
