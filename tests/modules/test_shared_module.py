@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import draw
 from huggingface_hub import HfApi, ModelCard
-from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from safetensors import safe_open
 from torch import nn
 
@@ -338,7 +338,7 @@ class Hub:
         if not (self.folder / repo_id).exists():
             raise RepositoryNotFoundError("404 Client Error. (Request ID: 1)\n\nmore", response=response())
         if not (self.folder / repo_id / filename).exists():
-            raise RemoteEntryNotFoundError("no such entry", response=response())
+            raise HfHubHTTPError("no such entry", response=response())
         return str(self.folder / repo_id / filename)
 
 
