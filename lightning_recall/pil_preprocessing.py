@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 SIDEWAYS = 5  # EXIF orientations from 5 to 8 exchange width and height
@@ -45,7 +45,9 @@ def preprocess(
     except (FileNotFoundError, PermissionError, IsADirectoryError, ValueError):
         raise  # their messages are clear enough
     except Exception as error:  # decoders may raise any exception
-        raise ValueError(f"This is not an image file that Pillow can decode: {error}.") from error
+        # an unknown format: Pillow's message is the representation of the file object
+        reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else str(error).rstrip(".")
+        raise ValueError(f"This is not an image file that Pillow can decode: {reason}.") from error
 
 
 def decode(image: Image.Image, settings: Mapping[str, Any], max_pixels: int | None) -> NDArray[np.uint8]:

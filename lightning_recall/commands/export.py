@@ -1,6 +1,7 @@
-"""`lightning-recall export`: a checkpoint as an ONNX, `torch.export` or OpenVINO file."""
+"""`lightning-recall export`: a trained model as an ONNX, `torch.export` or OpenVINO file."""
 
 import argparse
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    parser.add_argument("checkpoint", help="checkpoint of a training (.ckpt)")
+    parser.add_argument("model", help="checkpoint of a training (.ckpt), or folder that save_pretrained has written")
     parser.add_argument(
         "--to",
         required=True,
@@ -36,30 +37,32 @@ def run(arguments: argparse.Namespace) -> None:
     from lightning_recall.modules.export import check_new_file
 
     check_new_file(arguments.to)
-    module = load(arguments.checkpoint)
+    module = load(arguments.model)
     try:
         report = export_module(module, arguments.to, arguments.fp16)
     except RuntimeError as error:  # different embeddings, an old torch, or a network that cannot be exported
-        raise ValueError(f"{arguments.checkpoint} was not exported: {first_line(error)}.") from error
+        raise ValueError(f"{arguments.model} was not exported: {first_line(error)}.") from error
     get_console().print(report_table(report))
     if module.test_time_augmentation is not None:
         get_console().print("The file embeds without the module's test_time_augmentation.")
 
 
-def load(checkpoint: str) -> "RetrievalModule":
-    """The module of a checkpoint, on the CPU.
+def load(model: str) -> "RetrievalModule":
+    """The module of a checkpoint or of a folder of `save_pretrained`, on the CPU.
 
     Raises:
-        ValueError: if the file is not a checkpoint of a RetrievalModule, which can be rebuilt from its settings.
+        ValueError: if it is neither, or its module cannot be rebuilt from its settings.
     """
     from lightning_recall.checks import first_line
     from lightning_recall.modules import RetrievalModule
 
+    if Path(model).is_dir():
+        return RetrievalModule.from_pretrained(model)
     try:
-        return RetrievalModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+        return RetrievalModule.load_from_checkpoint(model, map_location="cpu", weights_only=True)
     except (UnpicklingError, EOFError, KeyError, TypeError, RuntimeError) as error:  # what torch and Lightning raise
         raise ValueError(
-            f"{checkpoint} is not a checkpoint of lightning-recall fit ({first_line(error)}): load the module in "
+            f"{model} is not a checkpoint that can be loaded ({first_line(error)}): load the module in "
             "Python, and call lightning_recall.modules.export_module."
         ) from error
 

@@ -47,6 +47,11 @@ def test_a_checkpoint_is_exported(command, small_data, in_tmp_path, exported, ca
     with torch.no_grad():
         found = torch.export.load("model.pt2").module()(images)
         torch.testing.assert_close(found, module(images), atol=1e-5, rtol=0)
+    module.save_pretrained("shared")
+    code, shown = exported("shared", "--to", "shared.pt2")
+    assert code == 0, shown
+    with torch.no_grad():
+        torch.testing.assert_close(torch.export.load("shared.pt2").module()(images), found, atol=0, rtol=0)
     before = Path("model.pt2").read_bytes()
     code, shown = exported(checkpoint, "--to", "model.pt2", "--fp16")
     assert (code, Path("model.pt2").read_bytes()) == (1, before)
@@ -64,7 +69,7 @@ def test_wrong_arguments_are_answered_in_a_sentence(exported, in_tmp_path):
     assert "model.pb: the file's name must end with .onnx (ONNX), .pt2 (torch.export) or .xml (OpenVINO)" in shown
     code, shown = exported("a.ckpt", "--to", "model.onnx")
     assert code == 1
-    assert "a.ckpt is not a checkpoint of lightning-recall fit (" in shown
+    assert "a.ckpt is not a checkpoint that can be loaded (" in shown
     assert list(in_tmp_path.iterdir()) == [in_tmp_path / "a.ckpt"]
 
 

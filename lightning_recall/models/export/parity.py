@@ -13,7 +13,7 @@ from lightning_recall.models.export.prepare import prepared, unfinished
 BATCH_SIZES = 1, 7
 """numbers of images that every exported file is run with"""
 MIN_COSINE = {"float32": 0.99999, "float16": 0.999}
-"""precision of the file -> smallest cosine to PyTorch in float32; bfloat16 gives 0.9999 to 0.99999"""
+"""precision of the file -> smallest cosine to PyTorch in float32; bfloat16 would give 0.998 to 0.99998"""
 
 Embed = Callable[[Tensor], Tensor]
 """images (B, C, H, W) uint8 -> embeddings (B, D)"""
