@@ -151,17 +151,17 @@ def draw_queries(
         names: item -> class name, drawn below its picture, in red if it is not the class of the query.
     """
     num_queries, num_neighbors = retrieved.neighbors.shape
-    grid = Grid(LARGE_IMAGE if _longest_side(pictures.values()) >= LARGE else IMAGE, NAME if names else 0.0)
-    figure, axes = _empty_figure(grid, num_neighbors + 1, num_queries, head=0.6)
+    grid = Grid(LARGE_IMAGE if longest_side(pictures.values()) >= LARGE else IMAGE, NAME if names else 0.0)
+    figure, axes = empty_figure(grid, num_neighbors + 1, num_queries, head=0.6)
     names = names or {}
     for row, query in enumerate(retrieved.queries.tolist()):
         caption = f"first relevant\nat rank {int(retrieved.first_ranks[row]):,}"
-        _show(axes, grid, (row, 0), pictures[query], (caption, names.get(query, "")), BLACK, line_width=1)
+        show_picture(axes, grid, (row, 0), pictures[query], (caption, names.get(query, "")), BLACK, line_width=1)
         for column, item in enumerate(retrieved.neighbors[row].tolist()):
             frame = RELEVANT if retrieved.is_relevant[row, column] else IRRELEVANT
             caption = f"{retrieved.similarities[row, column]:.2f}"
             texts = caption, names.get(item, "")
-            _show(axes, grid, (row, column + 1), pictures[item], texts, frame, line_width=3)
+            show_picture(axes, grid, (row, column + 1), pictures[item], texts, frame, line_width=3)
     figure.suptitle(
         "Queries, with the rank of their first relevant item, and their nearest neighbours, with similarity:\n"
         "green solid = relevant, red dashed = not relevant",
@@ -180,11 +180,11 @@ def draw_neighbors(query: Tensor, neighbors: Sequence[Tensor], similarities: Ten
         similarities: (K,) similarity of each neighbour.
     """
     pictures = [to_picture(image) for image in (query, *neighbors)]
-    grid = Grid(LARGE_IMAGE if _longest_side(pictures) >= LARGE else IMAGE, 0.0)
-    figure, axes = _empty_figure(grid, len(pictures), 1)
-    _show(axes, grid, (0, 0), pictures[0], ("query", ""), BLACK, line_width=3)
+    grid = Grid(LARGE_IMAGE if longest_side(pictures) >= LARGE else IMAGE, 0.0)
+    figure, axes = empty_figure(grid, len(pictures), 1)
+    show_picture(axes, grid, (0, 0), pictures[0], ("query", ""), BLACK, line_width=3)
     for column, (picture, similarity) in enumerate(zip(pictures[1:], similarities.tolist(), strict=True), 1):
-        _show(axes, grid, (0, column), picture, (f"{similarity:.2f}", ""), ("grey", "solid"), line_width=1)
+        show_picture(axes, grid, (0, column), picture, (f"{similarity:.2f}", ""), ("grey", "solid"), line_width=1)
     return figure
 
 
@@ -199,12 +199,12 @@ class Grid(NamedTuple):
     name: float
 
 
-def _longest_side(pictures: Iterable[NDArray[np.float64]]) -> int:
+def longest_side(pictures: Iterable[NDArray[np.float64]]) -> int:
     """The longest side of all pictures (H, W) or (H, W, 3), in pixels."""
     return max(int(side) for picture in pictures for side in picture.shape[:2])
 
 
-def _empty_figure(grid: Grid, num_columns: int, num_rows: int, head: float = 0.0) -> tuple[Figure, Axes]:
+def empty_figure(grid: Grid, num_columns: int, num_rows: int, head: float = 0.0) -> tuple[Figure, Axes]:
     """Creates a figure with a single Axes in inches, with the origin at the upper left.
 
     One Axes per image would take three times as long to draw.
@@ -224,7 +224,7 @@ def _empty_figure(grid: Grid, num_columns: int, num_rows: int, head: float = 0.0
     return figure, axes
 
 
-def _show(
+def show_picture(
     axes: Axes,
     grid: Grid,
     position: tuple[int, int],
