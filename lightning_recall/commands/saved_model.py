@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import NamedTuple
 
 import torch
@@ -37,11 +38,19 @@ def load_model(path: Path) -> RetrievalModule:
 
     Args:
         path: folder written by `save_pretrained`, or a checkpoint.
+
+    Raises:
+        ValueError: for a damaged folder, and a file that is not a checkpoint of RetrievalModule.
+        OSError: if there is no such file.
     """
-    if path.is_dir():
-        module = RetrievalModule.from_pretrained(path)
-    else:
-        module = RetrievalModule.load_from_checkpoint(path, map_location="cpu")
+    try:
+        module: RetrievalModule
+        if path.is_dir():
+            module = RetrievalModule.from_pretrained(path)
+        else:
+            module = RetrievalModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, UnpicklingError, KeyError, EOFError) as error:
+        raise ValueError(f"{path} is not a checkpoint of RetrievalModule: {first_line(error)}.") from error
     return module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
