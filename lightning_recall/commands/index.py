@@ -86,8 +86,8 @@ def build(arguments: argparse.Namespace) -> None:
     embedding_set = read_embedding_set(arguments.source)
     with tempfile.TemporaryDirectory() as temporary:
         embedding_set, threshold = with_model(embedding_set, arguments.model, Path(temporary, "model"))
-        kind, engine = arguments.kind or "auto", arguments.engine or "faiss"
-        index = build_index(embedding_set, arguments.to, kind, engine, similarity_threshold=threshold)
+        given = {name: getattr(arguments, name) for name in ("kind", "engine") if getattr(arguments, name) is not None}
+        index = build_index(embedding_set, arguments.to, **given, similarity_threshold=threshold)
     print_line(describe(index))
     if index.model_folder is None:
         print_line("It has no model: search it with embeddings, or build it with --model to search it with images.")

@@ -27,7 +27,8 @@ MATCH = {True: "yes", False: "no match", None: ""}
 def print_tables(answers: Sequence[Answer], threshold: float | None) -> None:
     """Prints a table for each of the first 20 queries."""
     for answer in answers[:MAX_SHOWN]:
-        table = Table(title=Text(printable(answer.name)), title_justify="left")
+        print_line(printable(answer.name))
+        table = Table()
         for name in ("rank", "similarity", *["match"] * (threshold is not None)):
             table.add_column(name, justify="right")
         for name in ("class", "file"):

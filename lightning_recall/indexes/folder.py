@@ -80,6 +80,7 @@ class SearchIndex:
                 process has changed the index since it was opened.
         """
         check_same_model(self.manifest.weights, embedding_set.model.get("weights", ""), embedding_set.path)
+        self.vectors.check_dim(embedding_set.embeddings, f"{embedding_set.path}: embeddings have")
         with locked(self.path):
             if read_manifest(self.path).generation != self.manifest.generation or len(self.vectors) != len(self):
                 raise ValueError(f"{self.path} has changed since it was opened: open it again.")

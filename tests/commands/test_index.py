@@ -7,76 +7,31 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw
-from torch.utils.data import DataLoader
+from indexed_photos import CLASSES, copy_photos, embed, make_module, make_photos
 
-from lightning_recall import EmbeddingWriter, ImageEmbedder, RecallAtKLoss, RetrievalModule
-from lightning_recall._lightning import Trainer
+from lightning_recall import RetrievalModule
 from lightning_recall.cli import main
 from lightning_recall.commands import index as index_command
-from lightning_recall.data import ImageFiles, ImageTransforms
 from lightning_recall.embedding_sets import read_embedding_set
 from lightning_recall.indexes import open_index
-from lightning_recall.models import SmallConvNet
 from lightning_recall.search import EmbeddingBlocks, nearest
 
 pytest.importorskip("faiss")  # an extra
 
-CLASSES = ("cat", "dog")
-QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-
-
-def make_module(seed):
-    torch.manual_seed(seed)
-    embedder = ImageEmbedder(SmallConvNet(3, image_size=16, widths=(4, 4, 4)), embedding_dim=8)
-    module = RetrievalModule(embedder, RecallAtKLoss())
-    module.image_transforms = ImageTransforms(size=16, resize=16)
-    module.similarity_threshold = {"similarity": 0.5, "false_accept_rate": 1e-3}
-    return module.eval()
-
-
-def predict(module, root, paths, folder):
-    """Embeds images as `lightning-recall predict` does."""
-    labels = [CLASSES.index(path.split("/")[0]) for path in paths]
-    data = ImageFiles(root, paths, labels, transforms=module.image_transforms)
-    data.class_names = CLASSES
-    trainer = Trainer(callbacks=[EmbeddingWriter(str(folder))], **QUIET)
-    trainer.predict(module, DataLoader(data, batch_size=4), return_predictions=False)
-    if not (folder / "model").exists():
-        module.save_pretrained(folder / "model")
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with 12 photographs, embeddings of the first 3 of each class and their model."""
-    root = tmp_path_factory.mktemp("made")
-    for name in CLASSES:
-        for number in range(6):
-            draw(root / "photos" / name / f"{number}.png")
-    module = make_module(1)
-    paths = [f"{name}/{number}.png" for name in CLASSES for number in range(3)]
-    predict(module, root / "photos", paths, root / "embeddings")
-    return root
+    return make_photos(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture
 def shop(made, tmp_path):
-    """A copy of `made`, which tests may change."""
-    shutil.copytree(made, tmp_path / "shop")
-    about = tmp_path / "shop" / "embeddings" / "about.json"
-    about.write_text(about.read_text().replace(str(made), str(tmp_path / "shop")))
-    return tmp_path / "shop"
+    return copy_photos(made, tmp_path / "shop")
 
 
 def build(shop, *options):
     main(["index", str(shop / "embeddings"), "--to", str(shop / "shop.faiss"), *options])
     return open_index(shop / "shop.faiss")
-
-
-def expected_embeddings(shop, files):
-    """By the module itself, one image at a time."""
-    module = RetrievalModule.from_pretrained(shop / "embeddings" / "model")
-    with torch.no_grad():
-        return torch.cat([module(module.preprocess(file)[None]) for file in files])
 
 
 def test_an_index_of_what_predict_has_written(shop, capsys):
@@ -109,7 +64,7 @@ def test_new_images_are_added(shop, capsys):
     assert [item.path for item in index.items[6:]] == [*names, "new.jpg"]
     assert [item.class_name for item in index.items[6:]] == ["cat"] * 3 + ["dog"] * 3 + [""]
     assert [item.id for item in index.items] == list(range(13))
-    everything = expected_embeddings(shop, index.files())
+    everything = embed(shop, index.files())
     similarities, rows = index.search(everything, 5)
     values, items = nearest(EmbeddingBlocks(everything), EmbeddingBlocks(everything), 5)
     torch.testing.assert_close(similarities, values, atol=1e-5, rtol=0)
@@ -134,26 +89,21 @@ def test_adding_again_changes_nothing(shop, capsys):
     assert len(open_index(shop / "shop.faiss")) == 12
 
 
-def test_images_are_saved_in_portions(shop, capsys, monkeypatch):
+def test_images_are_saved_in_portions(shop, monkeypatch):
     build(shop)
     monkeypatch.setattr(index_command, "IMAGES_PER_SAVE", 4)
     main(["index", "--add", str(shop / "photos"), "--to", str(shop / "shop.faiss")])
     index = open_index(shop / "shop.faiss")
     assert index.manifest.generation == 3
-    _, rows = index.search(expected_embeddings(shop, index.files()), 1)
+    _, rows = index.search(embed(shop, index.files()), 1)
     assert rows[:, 0].tolist() == list(range(12))
 
 
 def test_a_checkpoint_gives_the_model(shop, tmp_path):
-    module = make_module(1)
-    trainer = Trainer(**QUIET)
-    trainer.strategy.connect(module)
-    trainer.save_checkpoint(tmp_path / "model.ckpt")
-    (shop / "embeddings" / "model").rename(tmp_path / "model")
-    index = build(shop, "--model", str(tmp_path / "model.ckpt"))
-    assert index.threshold == 0.5
+    shutil.rmtree(shop / "embeddings" / "model")
+    index = build(shop, "--model", str(shop / "model.ckpt"))
     reloaded = RetrievalModule.from_pretrained(index.model_folder)
-    for name, value in module.state_dict().items():
+    for name, value in make_module(1).state_dict().items():
         assert torch.equal(reloaded.state_dict()[name], value)
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     shutil.rmtree(shop / "shop.faiss")
@@ -203,10 +153,10 @@ def test_options_that_do_not_go_together(options, message):
 def test_bad_input(shop, tmp_path):
     build(shop)
     add = ["index", "--to", str(shop / "shop.faiss"), "--add"]
-    with pytest.raises(ValueError, match="shop.faiss exists: choose another name"):
+    with pytest.raises(ValueError, match=r"shop.faiss exists: choose another name"):
         build(shop)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty holds no image files, such as .jpg or .png"):
+    with pytest.raises(ValueError, match=r"empty holds no image files, such as .jpg or .png"):
         main([*add, str(tmp_path / "empty")])
     with pytest.raises(ValueError, match="nothing is not a folder: pass a folder of images, or embeddings"):
         main([*add, str(tmp_path / "nothing")])
@@ -214,7 +164,7 @@ def test_bad_input(shop, tmp_path):
     with pytest.raises(ValueError, match="embeddings have dimension 3, but those of the index have dimension 8"):
         main([*add, str(tmp_path / "a.npz")])
     main(["index", str(tmp_path / "a.npz"), "--to", str(tmp_path / "a.faiss")])
-    with pytest.raises(ValueError, match="a.faiss has no model, so that it cannot embed images"):
+    with pytest.raises(ValueError, match=r"a.faiss has no model, so that it cannot embed images"):
         main(["index", "--to", str(tmp_path / "a.faiss"), "--add", str(shop / "photos")])
 
 
@@ -222,12 +172,12 @@ def test_another_model(shop, tmp_path):
     build(shop)
     other = make_module(2)
     other.save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match="The index belongs to another model than .*other: their weights differ"):
+    with pytest.raises(ValueError, match=r"The index belongs to another model than .*other: their weights differ"):
         main(["index", str(shop / "embeddings"), "--to", str(tmp_path / "b.faiss"), "--model", str(tmp_path / "other")])
     assert not (tmp_path / "b.faiss").exists()
     about = shop / "embeddings" / "about.json"
     about.write_text(json.dumps({**json.loads(about.read_text()), "model": {"weights": "other"}}))
-    with pytest.raises(ValueError, match="another model than .*embeddings"):
+    with pytest.raises(ValueError, match=r"another model than .*embeddings"):
         main(["index", "--to", str(shop / "shop.faiss"), "--add", str(shop / "embeddings")])
     shutil.rmtree(shop / "shop.faiss" / "model")
     shutil.copytree(tmp_path / "other", shop / "shop.faiss" / "model")

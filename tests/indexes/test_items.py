@@ -17,7 +17,9 @@ def test_items_of_a_set():
     )
     assert items_of(known) == [Item(4, "a", 1, "cat"), Item(7, "b", 1, "cat"), Item(9, "c", 0, "dog")]
     unknown = items_of(EmbeddingSet(Path(), EMBEDDINGS, torch.arange(3)))
-    assert [(item.id, item.path, item.label, item.class_name) for item in unknown] == [(i, "", None, "") for i in range(3)]
+    assert [(item.id, item.path, item.label, item.class_name) for item in unknown] == [
+        (i, "", None, "") for i in range(3)
+    ]
     assert len({item.checksum for item in unknown}) == 3
     assert items_of(EmbeddingSet(Path(), EMBEDDINGS.half(), torch.arange(3))) == unknown
 

@@ -75,7 +75,7 @@ def test_nothing_is_overwritten(client):
 def test_an_interrupted_upload_leaves_nothing(client, monkeypatch):
     sent = []
 
-    def upsert(collection, points):
+    def upsert(_, points):
         sent.append(len(points))
         if len(sent) == 2:
             raise KeyboardInterrupt
@@ -90,7 +90,7 @@ def test_an_interrupted_upload_leaves_nothing(client, monkeypatch):
 def test_errors(client, monkeypatch):
     with pytest.raises(ValueError, match="Qdrant takes ids of at least 0, got -1"):
         export_to_qdrant(GIVEN._replace(ids=IDS - 11), client, "shop")
-    with pytest.raises(ValueError, match="Qdrant cannot be reached at http://127.0.0.1:1: "):
+    with pytest.raises(ValueError, match=r"Qdrant cannot be reached at http://127.0.0.1:1: "):
         qdrant.connect("http://127.0.0.1:1")
     monkeypatch.setitem(__import__("sys").modules, "qdrant_client", None)
     with pytest.raises(ImportError, match=r'pip install "lightning-recall\[qdrant\]"'):

@@ -24,9 +24,8 @@ def queries():
 
 def by_loops(queries, embeddings, k):
     """Similarities and rows (Q, k), by NumPy in float64."""
-    unit_queries, unit_items = (
-        values / np.linalg.norm(values, axis=1, keepdims=True) for values in (queries.double().numpy(), embeddings.double().numpy())
-    )
+    arrays = (queries.double().numpy(), embeddings.double().numpy())
+    unit_queries, unit_items = (values / np.linalg.norm(values, axis=1, keepdims=True) for values in arrays)
     similarities = np.array([[query @ item for item in unit_items] for query in unit_queries])
     rows = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(similarities, rows, 1), rows
