@@ -126,13 +126,18 @@ def with_model(
 
 def describe(index: "SearchIndex") -> str:
     """What was built, and how many neighbours it finds."""
+    from lightning_recall.indexes import IndexRecall
+
     about, size = index.manifest, (index.path / index.manifest.index_name).stat().st_size
     text = (
         f"Index of {len(index):,} items, {about.kind} ({about.engine}), {size / len(index):,.0f} bytes an item: "
         f"{index.path}"
     )
     if about.recall is not None:
-        text += "\nIt finds {recall:.1%} of the {k} nearest of {num_queries:,} sampled items.".format(**about.recall)
+        recall = IndexRecall(**about.recall)
+        text += (
+            f"\nIt finds {100 * recall.recall:.1f} % of the {recall.k} nearest of {recall.num_queries:,} sampled items."
+        )
     return text
 
 

@@ -69,9 +69,10 @@ def draw(answers: Sequence[Answer], threshold: float | None) -> Figure:
 
 
 def found_image(found: Neighbor) -> FoundImage:
-    """A neighbour with its image, and its class or else its file as name."""
-    name = printable(found.item.class_name) or shown_name(found.item.path) or f"id {found.item.id}"
-    return FoundImage(load(found.file), name, found.similarity, found.is_match)
+    """A neighbour with its image and class; without one of them, its file is its name."""
+    image, file = load(found.file), shown_name(found.item.path) or f"id {found.item.id}"
+    name = file if image is None else printable(found.item.class_name) or file
+    return FoundImage(image, name, found.similarity, found.is_match)
 
 
 def load(file: str) -> Tensor | None:

@@ -117,7 +117,7 @@ def test_the_recall_of_an_approximate_index_is_printed(tmp_path, capsys):
     main(["index", str(tmp_path / "a.npz"), "--to", str(tmp_path / "a.faiss"), "--kind", "ivf"])
     recall = open_index(tmp_path / "a.faiss").manifest.recall
     printed = capsys.readouterr().out
-    assert f"It finds {recall['recall']:.1%} of the 10 nearest of 500 sampled items." in printed
+    assert f"It finds {100 * recall['recall']:.1f} % of the 10 nearest of 500 sampled items." in printed
     assert "It has no model: search it with embeddings" in printed
 
 

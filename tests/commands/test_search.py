@@ -1,6 +1,8 @@
 import csv
 import os
+import re
 import shutil
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -109,7 +111,7 @@ def test_what_is_drawn(tmp_path):
     answer = Answer(
         "x/query.png", str(tmp_path / "gone.png"), [Neighbor(0.75, item, str(tmp_path / "cat/a.png"), True)]
     )
-    gone = Answer("a.npz 1", "", [Neighbor(0.1, Item(4, "cat/b.png"), str(tmp_path / "b.png"), False)])
+    gone = Answer("a.npz 1", "", [Neighbor(0.1, Item(4, "cat/b.png", 0, "cat"), str(tmp_path / "b.png"), False)])
     nameless = Answer("a.npz 2", "", [Neighbor(0.2, Item(5), "", False)])
     (axes,) = search_results.draw([answer, gone, nameless], 0.5).axes
     texts = [text.get_text() for text in axes.texts]
@@ -204,3 +206,15 @@ def test_test_time_augmentation_is_used(made, tmp_path, found):
     plain = module(module.preprocess(made / "photos" / "cat" / "0.png")[None]).detach()
     augmented = torch.from_numpy(np.load(next((tmp_path / "embeddings").glob("shard*")))["embeddings"][0])
     assert float(plain @ augmented) < 1 - 1e-4  # the augmentation matters
+
+
+def test_the_python_of_the_how_to_page(made, monkeypatch, tmp_path):
+    """The blocks that need a model; `test_snippets_run` runs the other."""
+    page = (Path(__file__).parents[2] / "docs" / "how_to" / "search.md").read_text()
+    (block,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "FOLDER" in block)
+    shutil.copytree(made / "shop.faiss", tmp_path / "shop.faiss")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(block.replace("FOLDER/query.jpg", str(made / "photos" / "dog" / "2.png")), names)
+    assert names["found"][0] == (pytest.approx(1, abs=1e-5), str(made / "photos" / "dog" / "2.png"), "dog")
+    assert len(names["found"]) == 3
