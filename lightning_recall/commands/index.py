@@ -3,6 +3,7 @@
 import argparse
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from lightning_recall.embedding_sets import EmbeddingSet
     from lightning_recall.indexes import SearchIndex
 
+TRUST = "classes or packages of your own that the model is made of, such as my_package.MyEmbedder"
 IMAGES_PER_SAVE = 10_000
 """images that are embedded before they are added to the index: an interruption loses no more"""
 
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="model of the embeddings: a folder written by save_pretrained, or a checkpoint (default: the folder "
         "`model` beside the embeddings)",
     )
+    parser.add_argument("--trust", metavar="CLASS_OR_PACKAGE", nargs="+", default=(), help=TRUST)
     parser.add_argument(
         "--to-qdrant", metavar="URL_OR_FOLDER", help="copy the embeddings to Qdrant; QDRANT_API_KEY is its key"
     )
@@ -57,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.to_qdrant is not None:
         copy_to_qdrant(arguments)
     elif arguments.add:
-        add(Path(arguments.source).expanduser(), arguments.to)
+        add(Path(arguments.source).expanduser(), arguments.to, arguments.trust)
     else:
         build(arguments)
 
@@ -85,7 +88,7 @@ def build(arguments: argparse.Namespace) -> None:
     check_new(Path(arguments.to).expanduser())
     embedding_set = read_embedding_set(arguments.source)
     with tempfile.TemporaryDirectory() as temporary:
-        embedding_set, threshold = with_model(embedding_set, arguments.model, Path(temporary, "model"))
+        embedding_set, threshold = with_model(embedding_set, arguments, Path(temporary, "model"))
         given = {name: getattr(arguments, name) for name in ("kind", "engine") if getattr(arguments, name) is not None}
         index = build_index(embedding_set, arguments.to, **given, similarity_threshold=threshold)
     print_line(describe(index))
@@ -94,13 +97,13 @@ def build(arguments: argparse.Namespace) -> None:
 
 
 def with_model(
-    embedding_set: "EmbeddingSet", model: str | None, folder: Path
+    embedding_set: "EmbeddingSet", arguments: argparse.Namespace, folder: Path
 ) -> tuple["EmbeddingSet", dict[str, Any] | None]:
     """The embeddings with the folder and the weights of their model, and the threshold of the model.
 
     Args:
         embedding_set: the embeddings.
-        model: folder or checkpoint; None: the folder that the embeddings know.
+        arguments: of the command: model, trust.
         folder: where the model of a checkpoint is saved.
 
     Raises:
@@ -110,10 +113,10 @@ def with_model(
     from lightning_recall.commands.saved_model import load_model
     from lightning_recall.indexes.folder import check_same_model
 
-    path = embedding_set.model_folder if model is None else Path(model).expanduser()
+    path = embedding_set.model_folder if arguments.model is None else Path(arguments.model).expanduser()
     if path is None:
         return embedding_set, None
-    module = load_model(path)
+    module = load_model(path, arguments.trust)
     weights = fingerprint(module)
     check_same_model(embedding_set.model.get("weights", ""), weights, path)
     if not path.is_dir():
@@ -141,7 +144,7 @@ def describe(index: "SearchIndex") -> str:
     return text
 
 
-def add(source: Path, target: str) -> None:
+def add(source: Path, target: str, trust: Sequence[str]) -> None:
     """Adds embeddings or images to an index."""
     from lightning_recall.callbacks.output import print_line
     from lightning_recall.embedding_sets import read_embedding_set
@@ -152,7 +155,7 @@ def add(source: Path, target: str) -> None:
         embedding_set = read_embedding_set(source)
         num_added, num_given = index.add(embedding_set), len(embedding_set.ids)
     else:
-        num_added, num_given = add_images(index, source)
+        num_added, num_given = add_images(index, source, trust)
     known = f" ({num_given - num_added:,} were in it)" if num_added < num_given else ""
     print_line(f"Added {num_added:,} of {num_given:,} items{known}; the index now has {len(index):,}: {index.path}")
 
@@ -164,7 +167,7 @@ def holds_embeddings(source: Path) -> bool:
     return source.suffix in (".npz", ".safetensors")
 
 
-def add_images(index: "SearchIndex", source: Path) -> tuple[int, int]:
+def add_images(index: "SearchIndex", source: Path, trust: Sequence[str]) -> tuple[int, int]:
     """Embeds the image files that an index does not have, and adds them; warns of files that cannot be read.
 
     Returns:
@@ -183,14 +186,14 @@ def add_images(index: "SearchIndex", source: Path) -> tuple[int, int]:
     if not files:
         state = "holds no image files, such as .jpg or .png" if source.is_dir() else "is not a folder"
         raise ValueError(f"{source} {state}: pass a folder of images, or embeddings.")
-    known = set(index.files())
+    known = {index.file(row) for row in range(len(index))}
     new = [file for file in files if file not in known]
     num_gone = sum(file.startswith(os.path.join(folder, "")) for file in known - set(files))
     if num_gone:
         print_line(f"{pluralize(num_gone, 'item')} of the index had files in {source} that are gone: they stay in it.")
     if not new:
         return 0, len(files)
-    module = model_of(index)
+    module = model_of(index, trust)
     num_added, unreadable = 0, dict[str, str]()
     for start in range(0, len(new), IMAGES_PER_SAVE):
         embedded = embed_files(module, new[start : start + IMAGES_PER_SAVE])

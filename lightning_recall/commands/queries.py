@@ -58,18 +58,19 @@ class Answer(NamedTuple):
     neighbors: list[Neighbor]
 
 
-def read_queries(index: SearchIndex, sources: Sequence[str]) -> Queries:
+def read_queries(index: SearchIndex, sources: Sequence[str], trust: Sequence[str] = ()) -> Queries:
     """Embeds image files with the model of an index, and reads embeddings; keeps the order.
 
     Args:
         index: the index.
         sources: image files; .npz or .safetensors files, or folders, of embeddings.
+        trust: see `RetrievalModule.from_pretrained`.
 
     Raises:
         ValueError: for images, if the index has no model; for embeddings of another model.
     """
     images = [source for source in sources if not is_embeddings(source)]
-    embedded = embed_files(model_of(index), images) if images else None
+    embedded = embed_files(model_of(index, trust), images) if images else None
     of_image = {} if embedded is None else dict(zip(embedded.files, embedded.embeddings, strict=True))
     embeddings, names, files = [torch.zeros(0, index.manifest.dim)], [], []
     for source in sources:
@@ -105,12 +106,11 @@ def answer(index: SearchIndex, queries: Queries, k: int, threshold: float | None
         ValueError: if k is not in 1 to N.
     """
     similarities, rows = index.search(queries.embeddings, k)
-    files = index.files()
     answers = []
     for number, (name, file) in enumerate(zip(queries.names, queries.files, strict=True)):
         found = zip(similarities[number].tolist(), rows[number].tolist(), strict=True)
         neighbors = [
-            Neighbor(value, index.items[row], files[row], None if threshold is None else value >= threshold)
+            Neighbor(value, index.items[row], index.file(row), None if threshold is None else value >= threshold)
             for value, row in found
             if row >= 0
         ]

@@ -33,11 +33,12 @@ class EmbeddedFiles(NamedTuple):
     unreadable: dict[str, str]
 
 
-def load_model(path: Path) -> RetrievalModule:
+def load_model(path: Path, trust: Sequence[str] = ()) -> RetrievalModule:
     """Loads a module to the GPU, if there is one, and puts it into evaluation mode.
 
     Args:
         path: folder written by `save_pretrained`, or a checkpoint.
+        trust: classes or packages that a folder may build; see `RetrievalModule.from_pretrained`.
 
     Raises:
         ValueError: for a damaged folder, and a file that is not a checkpoint of RetrievalModule.
@@ -46,7 +47,7 @@ def load_model(path: Path) -> RetrievalModule:
     try:
         module: RetrievalModule
         if path.is_dir():
-            module = RetrievalModule.from_pretrained(path)
+            module = RetrievalModule.from_pretrained(path, trust=trust)
         else:
             module = RetrievalModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except (RuntimeError, UnpicklingError, KeyError, EOFError) as error:
@@ -54,7 +55,7 @@ def load_model(path: Path) -> RetrievalModule:
     return module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
-def model_of(index: SearchIndex) -> RetrievalModule:
+def model_of(index: SearchIndex, trust: Sequence[str] = ()) -> RetrievalModule:
     """The model of an index.
 
     Raises:
@@ -65,7 +66,7 @@ def model_of(index: SearchIndex) -> RetrievalModule:
             f"{index.path} has no model, so that it cannot embed images: pass embeddings (.npz, .safetensors or a "
             "folder of them), or build the index with --model FOLDER_OR_CKPT."
         )
-    module = load_model(index.model_folder)
+    module = load_model(index.model_folder, trust)
     check_same_model(index.manifest.weights, fingerprint(module), index.model_folder)
     return module
 

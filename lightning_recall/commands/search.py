@@ -5,6 +5,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from lightning_recall.commands.index import TRUST
+
 DEFAULT_K = 8
 
 
@@ -25,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--draw", metavar="FILE.png", help="draw queries and neighbours")
     parser.add_argument("--csv", metavar="FILE.csv", help="write all neighbours to a table")
+    parser.add_argument("--trust", metavar="CLASS_OR_PACKAGE", nargs="+", default=(), help=TRUST)
     parser.add_argument(
         "--images",
         metavar="FOLDER",
@@ -51,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
         index.manifest = replace(index.manifest, image_folder=os.path.realpath(arguments.images))
     k = min(DEFAULT_K, len(index)) if arguments.k is None else arguments.k
     threshold = index.threshold if arguments.threshold is None else arguments.threshold
-    queries = read_queries(index, arguments.queries)
+    queries = read_queries(index, arguments.queries, arguments.trust)
     answers = answer(index, queries, k, threshold)
     print_tables(answers, threshold)
     if arguments.csv is not None:

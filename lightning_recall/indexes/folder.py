@@ -62,9 +62,9 @@ class SearchIndex:
         """Similarities and rows (Q, k) of the k nearest items of queries (Q, D); see `VectorIndex.search`."""
         return self.vectors.search(queries, k)
 
-    def files(self) -> list[str]:
-        """Absolute path of the image of each item; "" if it is unknown."""
-        return [image_file(item.path, self.manifest.image_folder) for item in self.items]
+    def file(self, row: int) -> str:
+        """Absolute path of the image of the item in a row; "" if it is unknown."""
+        return image_file(self.items[row].path, self.manifest.image_folder)
 
     def add(self, embedding_set: EmbeddingSet) -> int:
         """Adds the items that the index does not have yet, on disk too. An interruption leaves the index as it was.
@@ -165,9 +165,14 @@ def open_index(path: str | Path) -> SearchIndex:
     """
     path = Path(path).expanduser()
     manifest = read_manifest(path)
-    manifest.check_files(path)
-    vectors = load_vectors(manifest.engine, manifest.kind, path / manifest.index_name)
-    items = read_items(path / manifest.items_name)
+    try:
+        manifest.check_files(path)
+        vectors = load_vectors(manifest.engine, manifest.kind, path / manifest.index_name)
+        items = read_items(path / manifest.items_name)
+    except (ValueError, OSError):
+        if read_manifest(path).generation != manifest.generation:  # items were added, and old files removed
+            return open_index(path)
+        raise
     if not len(vectors) == len(items) == manifest.num_items or vectors.dim != manifest.dim:
         raise ValueError(f"{path} is damaged: its files have different numbers of items. Build the index again.")
     return SearchIndex(path, vectors, items, manifest)

@@ -6,11 +6,14 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from lightning_recall.embedding_sets import EmbeddingSet
 from lightning_recall.tensors import at_least_float32
 
+BLOCK_SIZE = 16_384
+"""embeddings that are converted at once"""
 COLUMNS = ("id", "path", "label", "class", "checksum")
 
 
@@ -43,7 +46,8 @@ def items_of(embedding_set: EmbeddingSet) -> list[Item]:
 
 def checksums_of(embeddings: Tensor) -> list[str]:
     """CRC-32 of each of the embeddings (N, D)."""
-    return [f"{zlib.crc32(at_least_float32(row).cpu().numpy().tobytes()):08x}" for row in embeddings]
+    blocks = (at_least_float32(block).cpu().contiguous().numpy() for block in torch.split(embeddings, BLOCK_SIZE))
+    return [f"{zlib.crc32(row):08x}" for block in blocks for row in block]
 
 
 def write_items(file: Path, items: list[Item]) -> None:

@@ -9,7 +9,7 @@ import torch
 from conftest import draw
 from indexed_photos import CLASSES, copy_photos, embed, make_module, make_photos
 
-from lightning_recall import RetrievalModule
+from lightning_recall import ImageEmbedder, RetrievalModule
 from lightning_recall.cli import main
 from lightning_recall.commands import index as index_command
 from lightning_recall.embedding_sets import read_embedding_set
@@ -64,7 +64,7 @@ def test_new_images_are_added(shop, capsys):
     assert [item.path for item in index.items[6:]] == [*names, "new.jpg"]
     assert [item.class_name for item in index.items[6:]] == ["cat"] * 3 + ["dog"] * 3 + [""]
     assert [item.id for item in index.items] == list(range(13))
-    everything = embed(shop, index.files())
+    everything = embed(shop, [index.file(row) for row in range(len(index))])
     similarities, rows = index.search(everything, 5)
     values, items = nearest(EmbeddingBlocks(everything), EmbeddingBlocks(everything), 5)
     torch.testing.assert_close(similarities, values, atol=1e-5, rtol=0)
@@ -95,7 +95,7 @@ def test_images_are_saved_in_portions(shop, monkeypatch):
     main(["index", "--add", str(shop / "photos"), "--to", str(shop / "shop.faiss")])
     index = open_index(shop / "shop.faiss")
     assert index.manifest.generation == 3
-    _, rows = index.search(embed(shop, index.files()), 1)
+    _, rows = index.search(embed(shop, [index.file(row) for row in range(len(index))]), 1)
     assert rows[:, 0].tolist() == list(range(12))
 
 
@@ -185,3 +185,29 @@ def test_another_model(shop, tmp_path):
         main(["index", "--to", str(shop / "shop.faiss"), "--add", str(shop / "photos")])
     with (shop / "shop.faiss" / "items-1.csv").open() as file:
         assert len(list(csv.reader(file))) == 7
+
+
+class OwnEmbedder(ImageEmbedder):
+    """A class that is not of this package."""
+
+
+def test_classes_of_the_user_are_trusted_by_name(shop, capsys):
+    module = make_module(1)
+    module.embedder.__class__ = OwnEmbedder
+    name = f"{OwnEmbedder.__module__}.OwnEmbedder"
+    shutil.rmtree(shop / "embeddings" / "model")
+    module.save_pretrained(shop / "embeddings" / "model")
+    with pytest.raises(ValueError, match="OwnEmbedder"):
+        build(shop)
+    assert not (shop / "shop.faiss").exists()
+    build(shop, "--trust", name)
+    add = ["index", "--add", str(shop / "photos"), "--to", str(shop / "shop.faiss")]
+    with pytest.raises(ValueError, match="OwnEmbedder"):
+        main(add)
+    main([*add, "--trust", name])
+    assert "Added 6 of 12" in capsys.readouterr().out
+    query = ["search", str(shop / "shop.faiss"), str(shop / "photos" / "cat" / "0.png")]
+    with pytest.raises(ValueError, match="OwnEmbedder"):
+        main(query)
+    main([*query, "--trust", name])
+    assert "cat/0.png" in capsys.readouterr().out

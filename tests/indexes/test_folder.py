@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_recall.embedding_sets import EmbeddingSet
-from lightning_recall.indexes import SearchIndex, build_index, open_index
+from lightning_recall.indexes import Manifest, SearchIndex, build_index, open_index
 from lightning_recall.indexes import folder as folder_module
 from lightning_recall.indexes.folder import image_folder_of
 from lightning_recall.indexes.manifest import read_manifest
@@ -203,4 +203,19 @@ def test_folder_of_the_images(tmp_path, monkeypatch):
     assert image_folder_of(photos([1])._replace(image_folder=None)) == ""
     assert image_folder_of(photos([1])._replace(paths=None)) == ""
     index = build_index(in_working_folder, "shop.faiss")
-    assert index.files() == [str(tmp_path / "real" / "0.jpg")]
+    assert index.file(0) == str(tmp_path / "real" / "0.jpg")
+
+
+def test_items_are_added_while_another_process_opens_the_index(tmp_path, monkeypatch):
+    """It reads index.json before, and the other files after they were replaced."""
+    path = tmp_path / "shop.faiss"
+    index = build_index(photos(range(20)), path)
+    check = Manifest.check_files
+
+    def add_first(manifest, folder):
+        monkeypatch.setattr(Manifest, "check_files", check)
+        index.add(photos(range(40)))
+        manifest.check_files(folder)
+
+    monkeypatch.setattr(Manifest, "check_files", add_first)
+    assert found(open_index(path)) == expected(range(40))
