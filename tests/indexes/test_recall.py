@@ -27,14 +27,14 @@ def test_a_case_by_hand():
     embeddings = on_circle([0.0, 10.0, 30.0, 60.0])
     rows = torch.tensor(
         [
-            [0, 1, 3],  # finds 1, but not 2
-            [0, 2, 3],  # misses itself; the third does not count
+            [1, 3, 2],  # misses itself, and 2: the third does not count
+            [1, 2, -1],  # finds one only
             [2, 0, 1],  # 0 is as near as 3
-            [3, 2, -1],  # finds one only
+            [3, 2, 1],
         ]
     )
     measured = measure_recall(Given(rows, embeddings), embeddings, k=2)
-    assert measured == (pytest.approx((0.5 + 1 + 1 + 0.5) / 4), 2, 4, 4)
+    assert measured == (pytest.approx((0.5 + 0.5 + 1 + 1) / 4), 2, 4, 4)
 
 
 def test_copies_are_interchangeable():
