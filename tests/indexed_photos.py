@@ -33,8 +33,6 @@ def predict(module, root, paths, folder):
     trainer = Trainer(callbacks=[EmbeddingWriter(str(folder))], **QUIET)
     trainer.predict(module, DataLoader(data, batch_size=4), return_predictions=False)
     trainer.save_checkpoint(folder.parent / "model.ckpt")
-    if not (folder / "model").exists():
-        module.save_pretrained(folder / "model")
 
 
 def make_photos(root):

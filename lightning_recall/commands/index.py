@@ -117,7 +117,7 @@ def with_model(
     if path is None:
         return embedding_set, None
     module = load_model(path, arguments.trust)
-    weights = fingerprint(module)
+    weights = fingerprint(module.state_dict())
     check_same_model(embedding_set.model.get("weights", ""), weights, path)
     if not path.is_dir():
         module.save_pretrained(folder)

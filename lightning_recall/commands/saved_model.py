@@ -67,7 +67,7 @@ def model_of(index: SearchIndex, trust: Sequence[str] = ()) -> RetrievalModule:
             "folder of them), or build the index with --model FOLDER_OR_CKPT."
         )
     module = load_model(index.model_folder, trust)
-    check_same_model(index.manifest.weights, fingerprint(module), index.model_folder)
+    check_same_model(index.manifest.weights, fingerprint(module.state_dict()), index.model_folder)
     return module
 
 
