@@ -23,10 +23,10 @@ TOOLS: dict[str, Tool] = {
         "lightning_recall.commands.export",
         "Export a trained model to ONNX, torch.export or OpenVINO, and compare the file with PyTorch.",
     ),
+    "index": Tool("lightning_recall.commands.index", "Build a search index of embeddings, or add items to one."),
+    "search": Tool("lightning_recall.commands.search", "Find the items of an index that are nearest to images."),
     "share": Tool("lightning_recall.commands.share", "Write a checkpoint as a model without pickles, with a card."),
     "sizes": Tool("lightning_recall.commands.sizes", "Compare recall, bytes and search time of smaller embeddings."),
-    "index": Tool("lightning_recall.commands.index", "Builds a search index of embeddings, or adds items to one."),
-    "search": Tool("lightning_recall.commands.search", "Finds the items of an index that are nearest to images."),
 }
 """name of the command -> what it is"""
 
