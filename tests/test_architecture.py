@@ -131,6 +131,7 @@ ABOUT_ALL = {
     "test_resume",
     "test_security",
     "test_service",
+    "test_torchrun",
     "test_workflow",
 }
 TESTED_THROUGH = {

@@ -3,7 +3,7 @@
 import os
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,18 @@ def load_embeddings(folder: str | Path) -> dict[str, Tensor]:
         ValueError: if the folder has no shards, a shard is damaged, or the shards come from different models or data.
     """
     folder = Path(folder).expanduser()
+    paths = found_shards(folder)
+    shards = [load_shard(path) for path in paths]
+    check_same_origin(folder, paths, [signature_of(path, shard) for path, shard in zip(paths, shards, strict=True)])
+    joined = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
+    order = joined["ids"].argsort(stable=True)
+    ids = joined["ids"][order]
+    order = order[torch.cat([ids[:1] == ids[:1], ids[1:] != ids[:-1]])]  # drop duplicate ids
+    return {name: values[order] for name, values in joined.items()}
+
+
+def found_shards(folder: Path) -> list[Path]:
+    """Paths of the shards in a folder; raises ValueError if there are none."""
     paths = shard_paths(folder)
     if not paths:
         inner = sorted({path.parent.name for path in folder.glob("*/shard-*")})
@@ -32,22 +44,20 @@ def load_embeddings(folder: str | Path) -> dict[str, Tensor]:
             else "it should hold files such as shard-00-00000.npz"
         )
         raise ValueError(f"There are no embeddings in {folder}: {hint}.")
-    shards = [load_shard(path) for path in paths]
-    signatures = [signature_of(path, shard) for path, shard in zip(paths, shards, strict=True)]
+    return paths
+
+
+def check_same_origin(folder: Path, paths: list[Path], signatures: list[Any]) -> None:
+    """Raises ValueError if shards of a folder have different signatures."""
     for path, signature in zip(paths, signatures, strict=True):
         if signature != signatures[0]:
             raise ValueError(
                 f"{paths[0].name} and {path.name} in {folder} come from different weights, data or settings: "
                 "delete the shards of the other model or data."
             )
-    joined = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
-    order = joined["ids"].argsort(stable=True)
-    ids = joined["ids"][order]
-    order = order[torch.cat([ids[:1] == ids[:1], ids[1:] != ids[:-1]])]  # drop duplicate ids
-    return {name: values[order] for name, values in joined.items()}
 
 
-def signature_of(path: Path, shard: dict[str, Tensor]) -> Any:
+def signature_of(path: Path, shard: Mapping[str, Any]) -> Any:
     """Signature that all shards of a folder must share; shards of earlier versions have no state hash."""
     embeddings = shard["embeddings"]
     if path.suffix == ".safetensors":
@@ -56,7 +66,8 @@ def signature_of(path: Path, shard: dict[str, Tensor]) -> Any:
     else:
         with zipfile.ZipFile(path) as archive:
             state_hash = archive.comment.decode()
-    return sorted(shard), embeddings.shape[1:], embeddings.dtype, state_hash
+    dtype = str(embeddings.dtype).removeprefix("torch.")
+    return sorted(shard), embeddings.shape[1:], dtype, state_hash
 
 
 def shard_paths(folder: Path) -> list[Path]:

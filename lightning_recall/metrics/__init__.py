@@ -6,6 +6,7 @@ from lightning_recall.metrics.open_set import OpenSetScores
 from lightning_recall.metrics.recall_at_k import RecallAtK
 from lightning_recall.metrics.retrieval_scores import RetrievalScores
 from lightning_recall.metrics.revisited import GroundTruth, RevisitedMAP
+from lightning_recall.metrics.scores_in_parts import score_in_parts
 from lightning_recall.metrics.similarity_scores import score_similarities
 from lightning_recall.metrics.single_gallery_shot import SingleGalleryShotCMC
 from lightning_recall.metrics.verification import Verification, VerificationScores, verify
@@ -24,6 +25,7 @@ __all__ = [
     "class_bootstrap",
     "class_bootstraps",
     "score_intervals",
+    "score_in_parts",
     "score_similarities",
     "verify",
 ]
