@@ -138,7 +138,7 @@ def _map_npz(path: Path, header_offset: int) -> dict[str, Any]:
             arrays: dict[str, Any] = {name: torch.from_numpy(file[name]) for name in names}
         raw.seek(header_offset + 26)  # lengths of the file name and of the extra field, which follow
         raw.seek(sum(np.frombuffer(raw.read(4), "<u2").tolist()), 1)
-        read_header = HEADERS[np.lib.format.read_magic(raw)]  # type: ignore[no-untyped-call]  # of NumPy
+        read_header = HEADERS[np.lib.format.read_magic(raw)]
         shape, is_fortran, dtype = read_header(raw)
         arrays["embeddings"] = np.memmap(path, dtype, "r", raw.tell(), shape, "F" if is_fortran else "C")
     return arrays

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -235,7 +236,9 @@ def _evenly_spaced(count: int, device: torch.device) -> Tensor:
 def _save_part(file: Path, queries: Tensor, values: Tensor, columns: Sequence[str]) -> None:
     """Writes the scores (q, S) of queries (q,)."""
     unfinished = file.with_name(f"unfinished-{file.name}")
-    arrays = {name: column.cpu().numpy() for name, column in zip(columns, values.unbind(1), strict=True)}
+    arrays: dict[str, Any] = {
+        name: column.cpu().numpy() for name, column in zip(columns, values.unbind(1), strict=True)
+    }
     np.savez(unfinished, queries=queries.cpu().numpy(), **arrays)
     os.replace(unfinished, file)
 
