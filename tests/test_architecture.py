@@ -120,6 +120,7 @@ def test_a_class_has_at_most_two_of_ours_above_it():
 
 ABOUT_ALL = {
     "test_architecture",
+    "test_clusters",
     "test_configs",
     "test_devices",
     "test_distributed",

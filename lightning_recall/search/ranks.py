@@ -116,6 +116,8 @@ class RankCounter:
 
     def _keep(self, pairs: ThresholdItemPairs) -> None:
         """Adds unresolved pairs."""
+        if len(pairs.item) == 0:
+            return  # kept objects between the buffers of each block would fragment the heap, by 1.5 MiB a block
         self.unresolved.append(pairs)
         self.num_unresolved += len(pairs.item)
 
