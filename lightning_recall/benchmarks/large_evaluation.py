@@ -69,8 +69,8 @@ class PeakAnonymousMemory:
 def score(rank: int, options: argparse.Namespace, reports: "multiprocessing.Queue[Any]") -> None:
     """Process `rank`: scores its share of the queries, and reports the seconds and its peak of anonymous memory."""
     torch.set_num_threads(options.threads)
-    store = torch.distributed.FileStore(str(options.folder / "store"), options.processes)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=options.processes)
+    meeting = f"file://{(options.folder / 'store').absolute()}"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=options.processes)
     start, before = time.perf_counter(), resident_bytes("RssAnon")
     with PeakAnonymousMemory() as memory:
         items = map_embedding_set(options.folder / "embeddings")
