@@ -145,7 +145,6 @@ TESTED_THROUGH = {
     "callbacks/embedding_state.py": "callbacks/test_embedding_writer.py",
     "callbacks/evaluation_metrics.py": "callbacks/test_retrieval_evaluation.py",
     "callbacks/evaluation_listener.py": "callbacks/test_threshold_selection.py",
-    "callbacks/score_rows.py": "callbacks/test_baselines.py",
     "callbacks/tables.py": "callbacks/test_retrieval_evaluation.py",
     "cli/help.py": "test_cli.py",
     "compression/searches.py": "compression/test_protocol.py",

@@ -19,6 +19,10 @@ class Tool(NamedTuple):
 
 TOOLS: dict[str, Tool] = {
     "compare": Tool("lightning_recall.commands.compare", "Compare two models by their embeddings of the same images."),
+    "evaluate": Tool(
+        "lightning_recall.commands.evaluate",
+        "Score embeddings on disk with little memory; torchrun shares the queries among processes.",
+    ),
     "export": Tool(
         "lightning_recall.commands.export",
         "Export a trained model to ONNX, torch.export or OpenVINO, and compare the file with PyTorch.",
@@ -27,10 +31,6 @@ TOOLS: dict[str, Tool] = {
     "search": Tool("lightning_recall.commands.search", "Find the items of an index that are nearest to images."),
     "share": Tool("lightning_recall.commands.share", "Write a checkpoint as a model without pickles, with a card."),
     "sizes": Tool("lightning_recall.commands.sizes", "Compare recall, bytes and search time of smaller embeddings."),
-    "evaluate": Tool(
-        "lightning_recall.commands.evaluate",
-        "Scores embeddings on disk, with little memory; torchrun shares the queries among processes.",
-    ),
 }
 """name of the command -> what it is"""
 

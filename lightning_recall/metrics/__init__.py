@@ -24,8 +24,8 @@ __all__ = [
     "VerificationScores",
     "class_bootstrap",
     "class_bootstraps",
-    "score_intervals",
     "score_in_parts",
+    "score_intervals",
     "score_similarities",
     "verify",
 ]

@@ -57,11 +57,12 @@ def console(in_tmp_path, monkeypatch, capsys):  # noqa: ARG001  # the command wr
 def test_a_wrong_option_is_explained_in_a_line(console, option, message):
     code, shown = console("fit", "--config", GLYPHS, *option)
     assert code == 2
-    *usage, error = shown.strip().splitlines()
+    *usage, tip, error = shown.strip().splitlines()
     assert message in error
     assert shown.count("It takes") <= 1
     assert error.count("There is no class") <= 1
-    assert len(usage) == 2
+    assert all(line.strip().removeprefix("usage: ").startswith("lightning-recall ") for line in usage)
+    assert tip.startswith("tip: ")
     assert not any(word in shown for word in ("Union", "NoneType", "Namespace", "Traceback"))
 
 
