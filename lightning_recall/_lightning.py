@@ -155,7 +155,8 @@ def _log_choice() -> None:
 def _accept_more_checkpoints() -> None:
     """Lets `load_from_checkpoint` load checkpoints of the other package, and of modules that were made in Python."""
     saving: Any = import_module(f"{PACKAGE}.core.saving")
-    load_state = saving._load_state
+    module: Any = import_module(f"{PACKAGE}.core.module")
+    load_state, load = saving._load_state, module._load_from_checkpoint
 
     @wraps(load_state)
     def load_rebuilt(cls: type, checkpoint: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -166,7 +167,13 @@ def _accept_more_checkpoints() -> None:
             kwargs = {**cls.arguments_from_checkpoint(checkpoint), **kwargs}
         return load_state(cls, checkpoint, *args, **kwargs)
 
-    saving._load_state = load_rebuilt
+    @wraps(load)
+    def load_plain(cls: type, path: Any, device: Any, file: Any, strict: Any, weights_only: Any, **kwargs: Any) -> Any:
+        if weights_only is None and any(base.__module__.startswith("lightning_recall.") for base in cls.__mro__):
+            weights_only = True  # Lightning unpickles URLs by default, which can run any code
+        return load(cls, path, device, file, strict, weights_only, **kwargs)
+
+    saving._load_state, module._load_from_checkpoint = load_rebuilt, load_plain
 
 
 class CLIHooks:
@@ -255,11 +262,6 @@ def unwrapped_batch_sampler(batch_sampler: Any) -> Any:
 def is_fast_dev_run(trainer: "Trainer") -> bool:
     """Whether `fast_dev_run` is on."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by Lightning
-
-
-def version() -> str:
-    """Version of the package in use."""
-    return str(import_module(PACKAGE).__version__)
 
 
 def backward_is_skipped(trainer: "Trainer") -> bool:

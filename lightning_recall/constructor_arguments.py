@@ -173,8 +173,11 @@ def is_plain(value: Any) -> bool:
 def describe(value: Any) -> str:
     """What an argument is, without memory addresses: "AdamW(lr=0.001)", "SmallConvNet"."""
     if isinstance(value, partial):
-        settings = [*map(describe, value.args), *(f"{name}={describe(item)}" for name, item in value.keywords.items())]
-        return f"{describe(value.func)}({', '.join(settings)})"
+        function, args = value.func, value.args
+        if function.__module__.startswith("jsonargparse."):  # calls one of its arguments, a class
+            function, args = next(arg for arg in args if isinstance(arg, type)), ()
+        settings = [*map(describe, args), *(f"{name}={describe(item)}" for name, item in value.keywords.items())]
+        return f"{describe(function)}({', '.join(settings)})"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(describe, value))
     if isinstance(value, Code):

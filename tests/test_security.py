@@ -2,9 +2,18 @@
 
 import ast
 import re
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from pickle import UnpicklingError
 
 import pytest
+import torch
+
+from lightning_recall import RetrievalModule
+from lightning_recall.adaptation import DANNModule
+from lightning_recall.segmentation import SegmentationModule
 
 PACKAGE = Path(__file__).parent.parent / "lightning_recall"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -59,6 +68,37 @@ def test_no_code_in_a_file_is_run(path):
 )
 def test_violations_are_found(code):
     assert len(list(violations(code))) == 1
+
+
+class Attack:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return open, (self.file, "w")
+
+
+@pytest.mark.parametrize("module", [RetrievalModule, SegmentationModule, DANNModule])
+def test_a_checkpoint_from_a_url_is_not_unpickled(module, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    checkpoint = {"state_dict": {}, "pytorch-lightning_version": "2.6.0", "attack": Attack(str(tmp_path / "created"))}
+    torch.save(checkpoint, tmp_path / "a.ckpt")
+    handler = partial(SilentHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(UnpicklingError, match="Weights only load failed"):
+            module.load_from_checkpoint(f"http://127.0.0.1:{server.server_port}/a.ckpt")
+        server.shutdown()
+    assert not (tmp_path / "created").exists()
+
+
+class SilentHandler(SimpleHTTPRequestHandler):
+    """Serves files and logs nothing."""
+
+    def log_message(self, *_):
+        """Logs nothing."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,10 +1,12 @@
 """Prints a summary before and after training, and logs throughput."""
 
 import time
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from rich import get_console
+from rich.markup import escape
 from rich.table import Table
 
 from lightning_recall import _lightning
@@ -93,7 +95,7 @@ def run_rows(trainer: Trainer, pl_module: LightningModule) -> dict[str, str]:
         "trainable",
         "steps": f"{steps:,.0f}, {batches_per_epoch:,} {'batch' if batches_per_epoch == 1 else 'batches'} per epoch",
         "device": f"{device}, {processes}, precision {trainer.precision}",
-        "Lightning": f"{_lightning.PACKAGE} {_lightning.version()}",
+        "Lightning": f"{_lightning.PACKAGE} {version(_lightning.PACKAGE.partition('.')[0])}",
     }
 
 
@@ -117,5 +119,5 @@ def print_rows(title: str, rows: dict[str, str]) -> None:
     """Prints a table of names and values."""
     table = Table(title=title, show_header=False)
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     get_console().print(table)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rich import get_console
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 from torch import Tensor
@@ -55,7 +56,7 @@ def score_table(rows: Rows, title: str, caption: str, intervals: Intervals, sepa
     for row, scores in rows.items():
         ends = {name: interval_text(interval) for name, interval in intervals.get(row, {}).items()}
         cells = [separator.join(filter(None, (percent(scores[name].item()), ends.get(name)))) for name in scores]
-        table.add_row(row, *cells)
+        table.add_row(escape(row), *cells)
     return table
 
 

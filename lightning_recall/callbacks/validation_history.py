@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from rich import get_console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -138,7 +139,7 @@ def result_table(history: ValidationHistory, monitor: str | None) -> Table:
     for key in keys:
         table.add_column(history.column_title(key), justify="right")
     for name, scores in rows:
-        table.add_row(name, *(history.text(key, scores[key]) if key in scores else "" for key in keys))
+        table.add_row(escape(name), *(history.text(key, scores[key]) if key in scores else "" for key in keys))
     return table
 
 

@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prints a table of the scores; under torchrun, the processes share the queries."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from lightning_recall.embedding_sets import map_embedding_set
@@ -55,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
         num_gallery = len(items.ids) if items.is_gallery is None else int(items.is_gallery.sum())
         title = f"{num_queries:,} queries, gallery of {num_gallery:,}"
         table = Table("in %", *scores, title=title, min_width=len(title))
-        table.add_row(arguments.embeddings.name, *(f"{100 * value:.2f}" for value in scores.values()))
+        table.add_row(escape(arguments.embeddings.name), *(f"{100 * value:.2f}" for value in scores.values()))
         Console().print(table)
 
 

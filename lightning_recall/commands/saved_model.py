@@ -1,4 +1,4 @@
-"""Loads the model that belongs to an index, and embeds image files with it."""
+"""Loads saved models, and embeds image files with them."""
 
 import os
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class EmbeddedFiles(NamedTuple):
 
 
 def load_model(path: Path, trust: Sequence[str] = ()) -> RetrievalModule:
-    """Loads a module to the GPU, if there is one, and puts it into evaluation mode.
+    """Loads a module to the CPU, and puts it into evaluation mode.
 
     Args:
         path: folder written by `save_pretrained`, or a checkpoint.
@@ -50,13 +50,13 @@ def load_model(path: Path, trust: Sequence[str] = ()) -> RetrievalModule:
             module = RetrievalModule.from_pretrained(path, trust=trust)
         else:
             module = RetrievalModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, UnpicklingError, KeyError, EOFError) as error:
+    except (RuntimeError, UnpicklingError, KeyError, EOFError, TypeError) as error:
         raise ValueError(f"{path} is not a checkpoint of RetrievalModule: {first_line(error)}.") from error
-    return module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return module.eval()
 
 
 def model_of(index: SearchIndex, trust: Sequence[str] = ()) -> RetrievalModule:
-    """The model of an index.
+    """The model of an index, on the GPU if there is one.
 
     Raises:
         ValueError: if the index has none, or its folder `model` was replaced by that of another model.
@@ -68,7 +68,7 @@ def model_of(index: SearchIndex, trust: Sequence[str] = ()) -> RetrievalModule:
         )
     module = load_model(index.model_folder, trust)
     check_same_model(index.manifest.weights, fingerprint(module.state_dict()), index.model_folder)
-    return module
+    return module.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def embed_files(module: RetrievalModule, files: Sequence[str]) -> EmbeddedFiles:

@@ -1,6 +1,7 @@
 """`lightning-recall share`: writes a checkpoint as a folder that `RetrievalModule.from_pretrained` loads."""
 
 import argparse
+from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,8 +20,8 @@ def run(arguments: argparse.Namespace) -> None:
         OSError: if there is no such checkpoint.
     """
     from lightning_recall.callbacks.output import print_path
-    from lightning_recall.modules import RetrievalModule
+    from lightning_recall.commands.saved_model import load_model
 
-    module = RetrievalModule.load_from_checkpoint(arguments.checkpoint, map_location="cpu", weights_only=True)
+    module = load_model(Path(arguments.checkpoint).expanduser())
     module.save_pretrained(arguments.to, license=arguments.license, picture=arguments.picture)
     print_path("Model, for RetrievalModule.from_pretrained", arguments.to)

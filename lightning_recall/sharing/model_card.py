@@ -67,7 +67,8 @@ def card_tables(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     record, threshold = config.get("training") or {}, config.get("similarity_threshold") or {}
     arguments = config["model"]["init_args"] or {}
     data = {name: count_text(value) for name, value in (record.get("data") or {}).items()}
-    recipe = {name: code_text(arguments.get(name)) for name in ("optimizer", "lr_scheduler", "loss", "mixup")}
+    parts = {"optimizer": "optimizer", "scheduler": "lr_scheduler", "loss": "loss", "mixup": "mixup"}
+    recipe = {name: code_text(arguments.get(argument)) for name, argument in parts.items()}
     tables = {
         "Scores": {key.removeprefix("test/"): f"{value:.4g}" for key, value in (record.get("scores") or {}).items()},
         "Data": data,

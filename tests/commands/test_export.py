@@ -69,7 +69,7 @@ def test_wrong_arguments_are_answered_in_a_sentence(exported, in_tmp_path):
     assert "model.pb: the file's name must end with .onnx (ONNX), .pt2 (torch.export) or .xml (OpenVINO)" in shown
     code, shown = exported("a.ckpt", "--to", "model.onnx")
     assert code == 1
-    assert "a.ckpt is not a checkpoint that can be loaded (" in shown
+    assert "a.ckpt is not a checkpoint of RetrievalModule: " in shown
     assert list(in_tmp_path.iterdir()) == [in_tmp_path / "a.ckpt"]
 
 
@@ -77,7 +77,7 @@ def test_what_torch_cannot_export_is_a_sentence(exported, monkeypatch):
     def fail(*_):
         raise RuntimeError("The exported model does not compute what PyTorch computes.\n details")
 
-    monkeypatch.setattr(RetrievalModule, "load_from_checkpoint", lambda *_, **__: None)
+    monkeypatch.setattr("lightning_recall.commands.saved_model.load_model", lambda *_: None)
     monkeypatch.setattr("lightning_recall.modules.export_module", fail)
     code, shown = exported("a.ckpt", "--to", "model.onnx")
     assert code == 1

@@ -54,6 +54,7 @@ trainer:
         text = (in_tmp_path / folder / "config.json").read_text() + (in_tmp_path / folder / "README.md").read_text()
         assert str(in_tmp_path) not in text
         assert str(root.parent) not in text
+        assert '"code": "SGD(lr=0.1, ' in text
         assert (
             json.loads((in_tmp_path / folder / "config.json").read_text())["training"]["recipe"]["optimizer"] == "SGD"
         )
