@@ -45,6 +45,7 @@ ROOMS = (
     *(f"segmentation.{room}" for room in ("losses", "models", "data", "datamodules", "callbacks")),
     *(f"adaptation.{room}" for room in ("models", "data", "datamodules", "callbacks")),
 )
+AFTER_TRAINING = [line for line in COMMAND.findall((ROOT / "README.md").read_text()) if line.split()[1] in TOOLS]
 SHORT = {
     "fit": "--trainer.max_epochs 1 --trainer.limit_train_batches 1 --trainer.check_val_every_n_epoch 1",
     "test": "--trainer.limit_test_batches 2",
@@ -114,9 +115,11 @@ SMALL = (
 )
 
 
+@pytest.mark.filterwarnings("ignore:No row for faiss")  # the folder has too few images for a product quantizer
 def test_your_images_are_searched(command, small_data, in_tmp_path):
-    """The commands and the faiss block of own_data.md, in their order."""
+    """The commands and the faiss block of own_data.md, in their order, and those of the README for what comes after."""
     pytest.importorskip("faiss")  # an extra
+    pytest.importorskip("onnxscript")  # an extra
     (in_tmp_path / "configs").symlink_to(ROOT / "configs")
     folder, table = small_data("image_folder"), small_data("image_table") / "images"
     for line in COMMAND.findall(OWN_DATA.read_text()):
@@ -127,6 +130,19 @@ def test_your_images_are_searched(command, small_data, in_tmp_path):
     exec(block.replace("QUERY.jpg", str(folder / "class 1" / "0.png")).replace("FOLDER", str(folder)), names)
     assert names["similarities"][0, 0] > names["similarities"][0, -1]
     assert plt.imread("neighbors.png").std() > 0.1
+    config = ("--config", "configs/your_images.yaml", "--data.root", folder)
+    command("predict", *config, *SMALL)  # of the network without training
+    first, second = sorted(Path("runs/your_images").glob("*/embeddings"))
+    names = {"A/embeddings": str(second), "B/embeddings": str(first)}
+    names["QUERY.jpg"] = shlex.quote(str(folder / "class 1" / "0.png"))
+    for line in AFTER_TRAINING:
+        for name, replacement in names.items():
+            line = line.replace(name, replacement)
+        few_items = ("--ks", "1", "--dims", "4") if " sizes " in line else ()
+        command(*shlex.split(line)[1:], *few_items)
+    for path in ("comparison/compare.html", "sizes.png", "shop.faiss/index.json", "found.png", "model.onnx"):
+        assert Path(path).stat().st_size > 100
+    assert RetrievalModule.from_pretrained("shared_model").preprocess("found.png").shape == (3, 64, 64)
 
 
 @pytest.mark.filterwarnings("ignore:.* lists .* images of .* classes, but the published split")
