@@ -1,14 +1,17 @@
-"""Image file -> input of an exported model, with Pillow and NumPy only: for servers that do not import torch."""
+"""Decoding with Pillow and NumPy only, and the input of an exported model: for servers that do not import torch."""
 
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+
+Box = tuple[float, float, float, float]
+"""left, top, right, bottom in pixels"""
 
 SIDEWAYS = 5  # EXIF orientations from 5 to 8 exchange width and height
 
@@ -56,7 +59,8 @@ def decode(image: Image.Image, settings: Mapping[str, Any], max_pixels: int | No
     if max_pixels is not None and whole[0] * whole[1] > max_pixels:
         raise ValueError(f"The image has {whole[0]} x {whole[1]} pixels, more than {max_pixels}: send a smaller one.")
     width, height = resized_size(whole, settings)
-    factor = reduce(image, (width, height), settings.get("reducing_gap"))
+    gap = settings.get("reducing_gap")
+    factor = 1 if gap is None or not can_reduce(image) else reduce(image, (0, 0, *whole), (height, width), gap)
     image.load()
     box = (0, 0, whole[0] / factor, whole[1] / factor)
     image = upright(image, settings["mode"])
@@ -98,33 +102,51 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return (height, width) if orientation(image) >= SIDEWAYS else (width, height)
 
 
-def reduce(image: Image.Image, size: tuple[int, int], gap: float | None) -> int:
-    """Makes the JPEG decoder reduce an RGB image that is not decoded yet; returns the factor, 1, 2, 4 or 8.
+def reduce(image: JpegImageFile, crop: Box, size: tuple[int, int], gap: float) -> int:
+    """Makes the decoder reduce an image that is not decoded yet; returns the factor, 1, 2, 4 or 8.
 
-    The image keeps at least `gap` times the width and height of `size`, to which it is resized.
+    The crop keeps at least `gap` times the height and width that it is resized to.
     """
-    if gap is None or not isinstance(image, JpegImageFile) or image.mode != "RGB":
-        return 1
+    left, top, right, bottom = crop
+    largest = min((bottom - top) / size[0], (right - left) / size[1]) / gap
     width, height = upright_size(image)
-    largest = min(height / size[1], width / size[0]) / gap
+    inside = 0 <= left <= right <= width and 0 <= top <= bottom <= height
     is_turned = orientation(image) > 1  # a last, incomplete column would become the first
     for factor in (8, 4, 2):
         divides = width % factor == 0 == height % factor
-        if factor <= largest and (divides or not is_turned):
+        if factor <= largest and inside and (divides or not is_turned):
             drafted = image.draft(None, (image.width // factor, image.height // factor))
             return 1 if drafted is None else factor
     return 1
 
 
+def can_reduce(image: Image.Image) -> TypeGuard[JpegImageFile]:
+    """Whether the decoder of an image can reduce it: an RGB JPEG file."""
+    return isinstance(image, JpegImageFile) and image.mode == "RGB"
+
+
 def upright(image: Image.Image, mode: str) -> Image.Image:
-    """The image in its EXIF orientation and the colour mode, with 8 bits per channel; may change it in place."""
+    """The image in its EXIF orientation and the colour mode, with 8 bits per channel; may change the image in place.
+
+    Raises:
+        ValueError: for 32-bit integers and floating-point numbers, whose white level is not defined.
+    """
     file_format = image.format
     with suppress(Exception):  # broken EXIF tags may raise, after the image has been rotated
         ImageOps.exif_transpose(image, in_place=True)  # copies only if it rotates
-    if image.mode == "F" or (image.mode == "I" and file_format not in ("PNG", "PPM")):
-        raise ValueError("32-bit images have no defined white level: save the image with 8 or 16 bits per channel.")
+    check_depth(image.mode, file_format)
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))  # Pillow would clip 16 bits to 8
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image if image.mode == mode else image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)  # convert would copy
+
+
+def check_depth(mode: str, file_format: str | None) -> None:
+    """Checks that the mode of an image has a defined white level; Pillow opens some 16-bit formats in mode "I".
+
+    Raises:
+        ValueError: for 32-bit integers or floating-point numbers.
+    """
+    if mode == "F" or (mode == "I" and file_format not in ("PNG", "PPM")):
+        raise ValueError("32-bit images have no defined white level: save the image with 8 or 16 bits per channel")

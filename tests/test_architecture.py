@@ -22,6 +22,7 @@ BOTTOM = {
     "memory_allocation",
     "evaluation_mode",
     "constructor_arguments",
+    "pil_preprocessing",
 }  # plain torch, for every room
 PLAIN = {
     *("losses", "mixup", "models", "samplers", "search", "metrics", "plots", "recompute"),
@@ -36,7 +37,6 @@ PLAIN_IN_WINGS = (
 )  # plain torch too
 ALLOWED = {
     "_lightning": set(),
-    "pil_preprocessing": set(),
     **{room: BOTTOM - {room} for room in BOTTOM},
     **dict.fromkeys(PLAIN, BOTTOM),
     "metrics": BOTTOM | {"search"},
@@ -54,7 +54,7 @@ ALLOWED = {
     **{wing: BOTTOM | {"_lightning", "recompute", "models"} | SHARED for wing in WINGS},
     "__main__": {"cli"},
     "__init__": BOTTOM | PLAIN | SHARED | RETRIEVAL,
-    "benchmarks": BOTTOM | PLAIN | SHARED | RETRIEVAL | WINGS | {"pil_preprocessing", "_lightning", "commands"},
+    "benchmarks": BOTTOM | PLAIN | SHARED | RETRIEVAL | WINGS | {"_lightning", "commands"},
 }
 FORBIDDEN = {"pytorch_lightning", "lightning", "lightning_fabric"}  # only _lightning.py names them
 MAX_FILE, MAX_FUNCTION, MAX_ARGUMENTS = 300, 40, 10  # lines, lines without docstring, arguments without self

@@ -2,19 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
-from PIL.JpegImagePlugin import JpegImageFile
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from lightning_recall.data import resampling
 from lightning_recall.data.resampling import Box, ChooseResampling
+from lightning_recall.pil_preprocessing import can_reduce, reduce, upright, upright_size
 
 Mode = Literal["RGB", "L"]
 
@@ -68,7 +67,7 @@ def read_resampled(
         reducing_gap: see `ImageTransforms`.
     """
     with Image.open(path) as file:
-        if reducing_gap is None or not isinstance(file, JpegImageFile) or file.mode != "RGB":
+        if reducing_gap is None or not can_reduce(file):
             file.load()
             return decode(file, choose, mode, box)
         whole = upright_size(file)
@@ -77,51 +76,6 @@ def read_resampled(
         file.load()
     image = upright(file, mode)
     return resample(image, crop, size) if factor == 1 else resample_reduced(image, crop, size, factor)
-
-
-def orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 (upright) if there is none or it cannot be read."""
-    found = None
-    with suppress(Exception):  # broken EXIF tags may raise
-        found = image.getexif().get(ExifTags.Base.Orientation)
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
-
-
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height once the EXIF orientation is applied."""
-    width, height = image.size
-    return (height, width) if orientation(image) >= 5 else (width, height)
-
-
-def reduce(image: JpegImageFile, crop: Box, size: tuple[int, int], gap: float) -> int:
-    """Makes the decoder reduce an image that is not decoded yet; returns the factor, 1, 2, 4 or 8.
-
-    The crop keeps at least `gap` times the height and width that it is resized to.
-    """
-    left, top, right, bottom = crop
-    largest = min((bottom - top) / size[0], (right - left) / size[1]) / gap
-    width, height = upright_size(image)
-    inside = 0 <= left <= right <= width and 0 <= top <= bottom <= height
-    is_turned = orientation(image) > 1  # a last, incomplete column would become the first
-    for factor in (8, 4, 2):
-        divides = width % factor == 0 == height % factor
-        if factor <= largest and inside and (divides or not is_turned):
-            drafted = image.draft(None, (image.width // factor, image.height // factor))
-            return 1 if drafted is None else factor
-    return 1
-
-
-def upright(image: Image.Image, mode: Mode) -> Image.Image:
-    """The image in its EXIF orientation and the colour mode, with 8 bits per channel; may change the image in place."""
-    file_format = image.format
-    with suppress(Exception):  # broken EXIF tags may raise, after the image has been rotated
-        ImageOps.exif_transpose(image, in_place=True)  # copies only if it rotates
-    check_depth(image.mode, file_format)
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))  # Pillow would clip 16 bits to 8
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image if image.mode == mode else image.convert(mode)  # convert would copy
 
 
 def whole_pixels(box: Sequence[float] | None, size: tuple[int, int]) -> Box:
@@ -149,13 +103,3 @@ def resample_reduced(image: Image.Image, crop: Box, size: tuple[int, int], facto
     resized = image.crop(outer).resize((width, height), Image.Resampling.BILINEAR, inner)
     tensor: Tensor = tv.pil_to_tensor(resized)
     return tensor
-
-
-def check_depth(mode: str, file_format: str | None) -> None:
-    """Checks that the mode of an image has a defined white level; Pillow opens some 16-bit formats in mode "I".
-
-    Raises:
-        ValueError: for 32-bit integers or floating-point numbers.
-    """
-    if mode == "F" or (mode == "I" and file_format not in ("PNG", "PPM")):
-        raise ValueError("32-bit images have no defined white level: save the image with 8 or 16 bits per channel")

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from lightning_recall.data import ImageFiles, ImageTransforms
-from lightning_recall.data.decoding import reduce
+from lightning_recall.pil_preprocessing import reduce
 
 UNDO = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
 """EXIF orientation -> the Image.Transpose that stores an upright image so; the inverse of Pillow's table"""

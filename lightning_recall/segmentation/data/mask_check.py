@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
 
-from lightning_recall.data.decoding import check_depth
 from lightning_recall.data.messages import pluralize, shorten
+from lightning_recall.pil_preprocessing import check_depth
 from lightning_recall.segmentation.data.files import SegmentationFiles, size_message
 from lightning_recall.segmentation.data.masks import IGNORED_PIXEL
 
