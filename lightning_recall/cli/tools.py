@@ -1,6 +1,6 @@
 """The commands for what comes after a training, such as `lightning-recall compare`; their parsers need no torch."""
 
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -35,12 +35,19 @@ TOOLS: dict[str, Tool] = {
 """name of the command -> what it is"""
 
 
+class ToolHelp(ArgumentDefaultsHelpFormatter):
+    """Help formatter that shows defaults, except those that say nothing."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        says_something = action.default not in (None, False, ()) and "(default: " not in str(action.help)
+        return super()._get_help_string(action) if says_something else action.help
+
+
 def tool_parser(name: str) -> ArgumentParser:
     """The parser of a command."""
     tool = TOOLS[name]
-    formatter = ArgumentDefaultsHelpFormatter
     parser = ArgumentParser(
-        f"lightning-recall {name}", description=tool.summary, formatter_class=formatter, allow_abbrev=False
+        f"lightning-recall {name}", description=tool.summary, formatter_class=ToolHelp, allow_abbrev=False
     )
     module: Any = import_module(tool.module)
     module.add_arguments(parser)
