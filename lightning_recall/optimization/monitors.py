@@ -18,7 +18,10 @@ from lightning_recall._lightning import (
     rank_zero_warn,
 )
 
-KNOWN_PACKAGES = ("lightning_recall", "lightning", "pytorch_lightning", "lightning_fabric", "torch", "builtins")
+KNOWN_PACKAGES = (
+    *("lightning_recall", "lightning", "pytorch_lightning", "lightning_fabric", "torch", "builtins"),
+    "huggingface_hub",  # its mixin saves modules
+)
 ALWAYS_KNOWN = ("epoch", "step")  # ModelCheckpoint always accepts these
 NON_LOGGING_HOOKS = hooks_without_logging() - {"on_validation_end"}
 """hooks in which Lightning does not allow `log`; on_validation_end is excluded, because callbacks write to
