@@ -1,6 +1,6 @@
 """The commands for what comes after a training, such as `lightning-recall compare`; their parsers need no torch."""
 
-from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser
+from argparse import SUPPRESS, Action, ArgumentParser, HelpFormatter
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -29,25 +29,33 @@ TOOLS: dict[str, Tool] = {
     ),
     "index": Tool("lightning_recall.commands.index", "Build a search index of embeddings, or add items to one."),
     "search": Tool("lightning_recall.commands.search", "Find the items of an index that are nearest to images."),
-    "share": Tool("lightning_recall.commands.share", "Write a checkpoint as a model without pickles, with a card."),
+    "share": Tool(
+        "lightning_recall.commands.share",
+        "Write a checkpoint as a folder without pickles, with a model card.",
+    ),
     "sizes": Tool("lightning_recall.commands.sizes", "Compare recall, bytes and search time of smaller embeddings."),
 }
 """name of the command -> what it is"""
 
 
-class ToolHelp(ArgumentDefaultsHelpFormatter):
-    """Help formatter that shows defaults, except those that say nothing."""
+class DefaultsHelpFormatter(HelpFormatter):
+    """Adds the default of an option to its help, if there is one and the help does not name it."""
 
     def _get_help_string(self, action: Action) -> str | None:
-        says_something = action.default not in (None, False, ()) and "(default: " not in str(action.help)
-        return super()._get_help_string(action) if says_something else action.help
+        default = action.default
+        if not action.option_strings or default is None or default is False or default == () or default == SUPPRESS:
+            return action.help
+        if action.help is None or "default:" in action.help:
+            return action.help
+        text = " ".join(map(str, default)) if isinstance(default, list) else "%(default)s"
+        return f"{action.help} (default: {text})"
 
 
 def tool_parser(name: str) -> ArgumentParser:
     """The parser of a command."""
     tool = TOOLS[name]
     parser = ArgumentParser(
-        f"lightning-recall {name}", description=tool.summary, formatter_class=ToolHelp, allow_abbrev=False
+        f"lightning-recall {name}", description=tool.summary, formatter_class=DefaultsHelpFormatter, allow_abbrev=False
     )
     module: Any = import_module(tool.module)
     module.add_arguments(parser)

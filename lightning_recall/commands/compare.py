@@ -14,7 +14,11 @@ NUM_QUERIES = 5  # changed queries printed, of each kind
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.add_argument("first", metavar="A", help="embeddings of model A: a folder written by predict, or a file")
+    parser.add_argument(
+        "first",
+        metavar="A",
+        help="embeddings of model A: a folder of predict, or a .npz or .safetensors file",
+    )
     parser.add_argument("second", metavar="B", help="embeddings of model B")
     parser.add_argument(
         "--scores", nargs="+", default=["recall", "map@r"], help="scores; classes are sorted by the first"
@@ -81,14 +85,17 @@ def score_table(comparison: "Comparison") -> "Table":
         "In brackets: 95 % intervals, bootstrap over the classes of the queries, with the gallery held fixed. One "
         "model is better if the interval of the difference excludes 0."
     )
-    table = Table(title="Scores, in %", caption=caption)
+    rows = [score_row(name, *each, each.verdict) for name, each in comparison.scores.items()]
+    has_intervals = any(row["better"] for row in rows)
+    table = Table(title="Scores, in %", caption=caption if has_intervals else None)
     table.add_column("")
     for name in ("A", "B", "B - A"):
         table.add_column(name, justify="right")
-    table.add_column("resamples with B better", justify="right", max_width=9)
+    if has_intervals:
+        table.add_column("resamples with B better", justify="right", max_width=9)
     table.add_column("")
-    for name, each in comparison.scores.items():
-        table.add_row(*score_row(name, *each, each.verdict).values())
+    for row in rows:
+        table.add_row(*(text for key, text in row.items() if has_intervals or key != "better"))
     return table
 
 
@@ -120,8 +127,8 @@ def class_tables(comparison: "Comparison") -> "list[Table]":
         title = f"Classes in which {model} is better, by {score_title(comparison.main_score)} in %"
         table = Table(title=title)
         table.add_column("class", overflow="fold")
-        for name in ("queries", "A", "B", "B - A", "right only in A", "only in B"):
-            table.add_column(name, justify="right")
+        for name in ("queries", "A", "B", "B - A", "right only in A", "right only in B"):
+            table.add_column(name, justify="right", max_width=len("right only"))  # leaves room for the class
         for each in classes:
             name, *numbers = class_row(each, comparison.main_score)
             table.add_row(Text(printable(name)), *numbers)

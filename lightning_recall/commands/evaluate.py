@@ -9,14 +9,24 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    parser.add_argument("embeddings", type=Path, help="folder that predict wrote, or a .npz or .safetensors file")
-    parser.add_argument("--queries", type=int, help="search only this many queries, drawn at random (seed 0)")
     parser.add_argument(
-        "--scores", nargs="+", default=["recall", "map@r"], help="names of scores, as in RetrievalScores"
+        "embeddings",
+        metavar="EMBEDDINGS",
+        type=Path,
+        help="folder of predict, or a .npz or .safetensors file",
+    )
+    parser.add_argument("--queries", type=int, metavar="NUMBER", help="search only a random sample of queries")
+    parser.add_argument(
+        "--scores", nargs="+", default=["recall", "map@r"], help="scores, such as recall, map@r, map or mrr"
     )
     parser.add_argument("--ks", nargs="+", type=int, default=[1, 10, 100], help="cut-offs of the scores")
-    parser.add_argument("--results", type=Path, help="folder for each query's scores; an interrupted run continues")
-    parser.add_argument("--part_size", type=int, default=4096, help="queries that are searched and saved at a time")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the parts, from which an interrupted run continues",
+    )
+    parser.add_argument("--part-size", type=int, default=4096, help="queries that are searched and saved at a time")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
 
 
@@ -54,8 +64,10 @@ def run(arguments: argparse.Namespace) -> None:
     if rank == 0:
         num_queries = len(items.ids) if is_query is None else int(is_query.sum())
         num_gallery = len(items.ids) if items.is_gallery is None else int(items.is_gallery.sum())
-        title = f"{num_queries:,} queries, gallery of {num_gallery:,}"
-        table = Table("in %", *scores, title=title, min_width=len(title))
+        title = f"{num_queries:,} queries, gallery of {num_gallery:,}, scores in %"
+        table = Table("", title=title, min_width=len(title))
+        for name in scores:
+            table.add_column(name, justify="right")
         table.add_row(escape(arguments.embeddings.name), *(f"{100 * value:.2f}" for value in scores.values()))
         Console().print(table)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    parser.add_argument("model", help="checkpoint of a training (.ckpt), or folder that save_pretrained has written")
+    parser.add_argument("model", metavar="MODEL", help="checkpoint (.ckpt), or folder of share or save_pretrained")
     parser.add_argument(
         "--to",
         required=True,
@@ -54,9 +54,9 @@ def report_table(report: "ExportReport") -> "Table":
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(
-        "file", "precision", "MB", "cosine at 1", "cosine at 7", "between images", title="Parity with PyTorch"
-    )
+    table = Table("file", "precision", title="Parity with PyTorch")
+    for name in ("MB", "cosine, batch of 1", "cosine, batch of 7", "cosine between images"):
+        table.add_column(name, justify="right", max_width=14)
     cosines = (f"{value:.7f}" for value in (report.cosine_1, report.cosine_7))
     size = f"{report.num_bytes / 1e6:.1f}"
     table.add_row(escape(report.path.name), report.precision, size, *cosines, f"{report.between_images:.2f}")

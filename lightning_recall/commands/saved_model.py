@@ -51,7 +51,9 @@ def load_model(path: Path, trust: Sequence[str] = ()) -> RetrievalModule:
         else:
             module = RetrievalModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except (RuntimeError, UnpicklingError, KeyError, EOFError, TypeError) as error:
-        raise ValueError(f"{path} is not a checkpoint of RetrievalModule: {first_line(error)}.") from error
+        is_unnamed = isinstance(error, (KeyError, EOFError))  # their texts are bare keys, or empty
+        reason = "it is damaged, or not from Lightning" if is_unnamed else first_line(error)
+        raise ValueError(f"{path} is not a checkpoint of RetrievalModule: {reason}.") from error
     return module.eval()
 
 

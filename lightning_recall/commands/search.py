@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning_recall.commands.index import TRUST
 
 DEFAULT_K = 8
+PICTURE_SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="items below this similarity are no match (default: the threshold saved with the model, if there is one)",
     )
-    parser.add_argument("--draw", metavar="FILE.png", help="draw queries and neighbours")
-    parser.add_argument("--csv", metavar="FILE.csv", help="write all neighbours to a table")
+    parser.add_argument("--draw", metavar="FILE.png", help="draw queries and neighbours; also .jpg, .pdf, .svg")
+    parser.add_argument("--csv", metavar="FILE.csv", help="write the neighbours of all queries to a table")
     parser.add_argument("--trust", metavar="CLASS_OR_PACKAGE", nargs="+", default=(), help=TRUST)
     parser.add_argument(
         "--images",
@@ -39,14 +40,15 @@ def run(arguments: argparse.Namespace) -> None:
     """Runs the command; existing files are kept, new ones get a number.
 
     Raises:
-        ValueError: for a folder --images that does not exist, embeddings of another model, and k above the number of
-            items. For images that cannot be read, after the others are answered.
+        ValueError: for a folder --images that does not exist, files that cannot be written, embeddings of another
+            model, and k above the number of items. For images that cannot be read, after the others are answered.
     """
     from lightning_recall.callbacks.output import print_path, unused_paths
     from lightning_recall.commands.queries import answer, read_queries
     from lightning_recall.commands.search_results import draw, print_tables, write_csv
     from lightning_recall.indexes import open_index
 
+    check_outputs(arguments)
     index = open_index(arguments.index)
     if arguments.images is not None:
         if not os.path.isdir(arguments.images):
@@ -68,3 +70,14 @@ def run(arguments: argparse.Namespace) -> None:
     if queries.unreadable:
         reasons = "; ".join(f"{file}: {reason}" for file, reason in queries.unreadable.items())
         raise ValueError(f"These queries cannot be read as images: {reasons}.")
+
+
+def check_outputs(arguments: argparse.Namespace) -> None:
+    """Raises ValueError, before anything is embedded, for files that cannot be written."""
+    for name in ("draw", "csv"):
+        file = getattr(arguments, name)
+        folder = Path(file or "").expanduser().parent
+        if not folder.is_dir():
+            raise ValueError(f"--{name} must be in an existing folder, and there is no {folder}: create it first.")
+    if arguments.draw is not None and Path(arguments.draw).suffix.lower() not in PICTURE_SUFFIXES:
+        raise ValueError(f"--draw must end in {', '.join(PICTURE_SUFFIXES)}, got {arguments.draw}.")

@@ -16,12 +16,17 @@ def run(arguments: argparse.Namespace) -> None:
     """Writes the folder and prints it.
 
     Raises:
-        ValueError: if the checkpoint needs code, or the folder holds a model.
+        ValueError: if the checkpoint cannot be loaded, or the folder holds a model.
         OSError: if there is no such checkpoint.
     """
-    from lightning_recall.callbacks.output import print_path
+    from lightning_recall.callbacks.output import print_line, print_path
     from lightning_recall.commands.saved_model import load_model
 
-    module = load_model(Path(arguments.checkpoint).expanduser())
+    path, card = Path(arguments.checkpoint).expanduser(), Path(arguments.to).expanduser() / "README.md"
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: pass a checkpoint, a .ckpt file.")
+    module, has_card = load_model(path), card.exists()
     module.save_pretrained(arguments.to, license=arguments.license, picture=arguments.picture)
     print_path("Model, for RetrievalModule.from_pretrained", arguments.to)
+    if has_card:
+        print_line(f"No model card was written, because {card} existed.")

@@ -68,6 +68,21 @@ def test_each_command_has_help(name, capsys):
     assert callable(importlib.import_module(TOOLS[name].module).run)
 
 
+@pytest.mark.usefixtures("echo")
+def test_defaults_are_shown_once_and_only_if_there_are_any():
+    parser = tool_parser("echo")
+    parser.add_argument("--none", help="without.")
+    parser.add_argument("--flag", action="store_true", help="a flag.")
+    parser.add_argument("--named", default="x", help="named (default: a folder).")
+    parser.add_argument("--seed", type=int, default=0, help="a number")
+    parser.add_argument("--ks", nargs="+", default=[1, 2], help="numbers")
+    shown = " ".join(parser.format_help().split())
+    assert shown.count("(default:") == 3
+    assert "named (default: a folder)." in shown
+    assert "a number (default: 0)" in shown
+    assert "numbers (default: 1 2)" in shown
+
+
 def test_the_help_of_commands_needs_no_torch():
     code = (
         "import sys; from lightning_recall.cli.tools import TOOLS, tool_parser\n"

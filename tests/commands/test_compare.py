@@ -97,6 +97,21 @@ def test_files_without_names_are_compared(tmp_path, capsys):
         command(paths[0], tmp_path / "c.npz")
 
 
+def test_without_intervals_no_column_is_empty(tmp_path, capsys, folders):
+    command(*folders)
+    shown = capsys.readouterr().out
+    assert "resamples" in shown
+    assert "In brackets: 95 % intervals" in shown
+    for name, seed in (("a", 0), ("b", 1)):
+        embeddings = np.random.default_rng(seed).normal(size=(40, 4)).astype(np.float32)
+        np.savez(tmp_path / f"{name}.npz", embeddings=embeddings, labels=np.arange(40) // 4)
+    command(tmp_path / "a.npz", tmp_path / "b.npz")
+    shown = capsys.readouterr().out
+    assert "│ not known: 10 classes, fewer than 20 │" in shown
+    assert "resamples" not in shown
+    assert "In brackets" not in shown
+
+
 def test_the_same_model_is_noticed(folders, tmp_path, capsys):
     copy = tmp_path / "copy"
     copy.mkdir()

@@ -38,7 +38,7 @@ def test_it_prints_the_scores(folder, capsys):
 
 
 def test_queries_are_drawn_and_saved(folder, tmp_path, capsys):
-    arguments = ["evaluate", str(folder), "--queries", "12", "--part_size", "5", "--results", str(tmp_path / "results")]
+    arguments = ["evaluate", str(folder), "--queries", "12", "--part-size", "5", "--results", str(tmp_path / "results")]
     main(arguments)
     first = capsys.readouterr().out
     assert "12 queries, gallery of 60" in first
@@ -52,7 +52,7 @@ def one_of_two(rank, store, folder, output):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     with (output / f"{rank}.txt").open("w") as file, redirect_stdout(file):
-        main(["evaluate", str(folder), "--ks", "1", "10", "--part_size", "20"])
+        main(["evaluate", str(folder), "--ks", "1", "10", "--part-size", "20"])
 
 
 def test_under_torchrun_the_processes_share_the_queries(folder, tmp_path):

@@ -41,7 +41,7 @@ def test_a_checkpoint_is_exported(command, small_data, in_tmp_path, exported, ca
     capsys.readouterr()
     code, shown = exported(checkpoint, "--to", "model.pt2")
     assert code == 0, shown
-    assert re.search(r"model\.pt2 │ float32 +│ +\d\.\d │ [01]\.\d{7} +│ [01]\.\d{7}", shown)
+    assert re.search(r"model\.pt2 │ float32 +│ +\d\.\d │ +[01]\.\d{7} │ +[01]\.\d{7} │", shown)
     module = RetrievalModule.load_from_checkpoint(checkpoint, map_location="cpu").eval()
     images = module.preprocess(torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8))[None]
     with torch.no_grad():

@@ -157,6 +157,10 @@ def test_bad_input(made, found, tmp_path):
     query = made / "photos" / "cat" / "4.png"
     with pytest.raises(ValueError, match="k must be at most 6, the number of items in the index, got 7"):
         found(query, "-k", 7)
+    with pytest.raises(ValueError, match=r"--draw must be in an existing folder, and there is no .*none: create it"):
+        found(query, "--draw", tmp_path / "none" / "found.png")
+    with pytest.raises(ValueError, match=r"--draw must end in .png, .jpg, .pdf, .svg, got .*found[.]"):
+        found(query, "--draw", tmp_path / "found")
     with pytest.raises(ValueError, match=r"photos is not an index, it has no index.json"):
         found(query, index=made / "photos")
     np.savez(tmp_path / "a.npz", embeddings=np.eye(3))

@@ -6,6 +6,7 @@ from conftest import draw
 
 from lightning_recall import RetrievalModule
 from lightning_recall.cli.tools import run_tool
+from lightning_recall.losses import ContrastiveLoss
 
 pytestmark = pytest.mark.usefixtures("quick_parsing")
 
@@ -63,3 +64,21 @@ trainer:
         run_tool("share", ["kept/a.ckpt", "--to", "shared"])
     with pytest.raises(FileNotFoundError, match=r"no\.ckpt"):
         run_tool("share", ["no.ckpt", "--to", "other"])
+    (in_tmp_path / "text.ckpt").write_text("hello")
+    with pytest.raises(ValueError, match=r"text\.ckpt is not a checkpoint of RetrievalModule: it is damaged, or not"):
+        run_tool("share", ["text.ckpt", "--to", "other"])
+    with pytest.raises(ValueError, match=r"shared is a folder: pass a checkpoint"):
+        run_tool("share", ["shared", "--to", "other"])
+    assert not (in_tmp_path / "other").exists()
+
+
+def test_a_model_card_that_exists_is_kept(in_tmp_path, capsys, monkeypatch):
+    module = RetrievalModule(torch.nn.Flatten(), ContrastiveLoss())
+    monkeypatch.setattr(RetrievalModule, "load_from_checkpoint", lambda *_, **__: module)
+    (in_tmp_path / "shared").mkdir()
+    (in_tmp_path / "shared" / "README.md").write_text("mine")
+    run_tool("share", ["a.ckpt", "--to", "shared"])
+    assert "No model card was written, because shared/README.md existed." in capsys.readouterr().out
+    assert (in_tmp_path / "shared" / "README.md").read_text() == "mine"
+    run_tool("share", ["a.ckpt", "--to", "new"])
+    assert "No model card" not in capsys.readouterr().out
