@@ -59,7 +59,8 @@ class SharedModule(
             The URL of the commit with `push_to_hub=True`, otherwise None.
 
         Raises:
-            ValueError: if the folder holds a model, there is no such picture, or a part of the state is no tensor.
+            ValueError: if the folder holds a model or another picture of this name, there is no such picture, or a part
+                of the state is no tensor.
         """
         folder = Path(save_directory).expanduser()
         existing = [name for name in (CONFIG, WEIGHTS) if (folder / name).exists()]
@@ -72,8 +73,7 @@ class SharedModule(
         kwargs["config"] = kwargs.get("config") or self.sharing_config()
         self.warn_if_changed(kwargs["config"])
         if "picture" in card:
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(card["picture"], folder / PICTURE)
+            copy_new(Path(card["picture"]), folder / PICTURE)
         return super().save_pretrained(folder, model_card_kwargs=card, **kwargs)
 
     def push_to_hub(
@@ -238,3 +238,16 @@ class SharedModule(
             )
         saved = {name: value for name, value in (settings[ARGUMENTS] or {}).items() if name not in given}
         return build_arguments(saved, None)
+
+
+def copy_new(source: Path, target: Path) -> None:
+    """Copies a file into a folder, which is created if necessary; a file that is there already stays.
+
+    Raises:
+        ValueError: if there is another file of this name.
+    """
+    if target.exists() and not target.samefile(source):
+        raise ValueError(f"{target} exists, and is not overwritten: choose another folder, or delete it.")
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)

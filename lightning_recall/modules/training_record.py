@@ -83,7 +83,7 @@ def describe_recipe(module: Any) -> dict[str, Any]:
     data = getattr(trainer, "datamodule", None)
     embedder = getattr(module.embedder, "embedder", module.embedder)  # of a wrapper
     recipe = {
-        "initial weights": "of timm, pretrained" if getattr(embedder, "is_pretrained", False) else "random",
+        "initial weights": "pretrained" if getattr(embedder, "is_pretrained", False) else "random",
         "optimizer": ", ".join(type(optimizer).__name__ for optimizer in optimizers),
         "learning rate": learning_rates(module, optimizers),
         "weight decay": max((float(group.get("weight_decay", 0)) for group in groups), default=0.0),

@@ -244,6 +244,13 @@ def test_nothing_is_overwritten(tmp_path):
     with pytest.raises(ValueError, match=r"model holds a model already \(config.json\): choose another folder, or del"):
         small().save_pretrained(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    (tmp_path / "taken").mkdir()
+    for name in ("found.png", "taken/retrieved_images.png"):
+        (tmp_path / name).write_bytes(name.encode())
+    with pytest.raises(ValueError, match=r"retrieved_images\.png exists, and is not overwritten"):
+        small().save_pretrained(tmp_path / "taken", picture=tmp_path / "found.png")
+    assert (tmp_path / "taken/retrieved_images.png").read_bytes() == b"taken/retrieved_images.png"
+    small().save_pretrained(tmp_path / "taken", picture=tmp_path / "taken/retrieved_images.png")
     with pytest.raises(ValueError, match=r"picture must be an image file, no such file: no.png\.$"):
         small().save_pretrained(tmp_path / "other", picture="no.png")
     assert not (tmp_path / "other").exists()
