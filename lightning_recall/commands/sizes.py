@@ -22,8 +22,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--dims", type=_integers, help="fewer dimensions to try; default: D/2, D/4, ..., at least 32")
     parser.add_argument("--rescore", type=int, default=4, help="binary candidates for each item that is asked for")
+    parser.add_argument("--queries", type=int, default=5000, help="if there are more queries, score this many of them")
     parser.add_argument("--plot", help="new .png, .pdf or .svg file: recall against bytes")
-    parser.add_argument("--csv", help="new file with the table")
+    parser.add_argument("--csv", help="new file with the table, and with the bytes that are kept once")
 
 
 def run(arguments: Namespace) -> None:
@@ -38,13 +39,17 @@ def run(arguments: Namespace) -> None:
     from rich import get_console
 
     from lightning_recall.compression import draw_sizes, size_table, write_size_csv
+    from lightning_recall.compression.protocol import RetrievalProtocol
     from lightning_recall.embedding_sets import read_embedding_set
 
     embedding_set = read_embedding_set(arguments.embeddings)
     fit = None if arguments.fit is None else read_embedding_set(arguments.fit)
-    ks = arguments.ks
-    rows = size_table(embedding_set, ks, fit, arguments.dims, arguments.rescore, progress=True)
-    _print_table(rows, f"{len(embedding_set.embeddings):,} embeddings of {arguments.embeddings}", arguments.fit)
+    ks, queries = arguments.ks, arguments.queries
+    num_queries = RetrievalProtocol(embedding_set, ks, queries).num_queries
+    rows = size_table(embedding_set, ks, fit, arguments.dims, arguments.rescore, queries, progress=True)
+    num, dim = embedding_set.embeddings.shape
+    title = f"{num:,} embeddings of {dim:,} dimensions: {arguments.embeddings}"
+    _print_table(rows, title, _notes(rows, num_queries, arguments.fit))
     if csv is not None:
         write_size_csv(rows, csv)
         get_console().print(f"Table: {csv}", soft_wrap=True)
@@ -75,26 +80,38 @@ def _new_file(name: str, text: str | None) -> Path | None:
     return path
 
 
-def _print_table(rows: "list[SizeRow]", title: str, fit: str | None) -> None:
-    """Prints the rows, and what the columns mean."""
-    import torch
+def _print_table(rows: "list[SizeRow]", title: str, notes: str) -> None:
+    """Prints the rows; on narrow terminals, names take several lines and nothing is cut."""
     from rich import get_console
     from rich.table import Table
 
-    where = "the gallery itself, without labels: slightly optimistic" if fit is None else fit
-    caption = (
-        f"Scores in %. Fitted on {where}. Bytes: of each image, and kept once (shared). Build: seconds to fit, encode "
-        f"and index. Search: milliseconds a query, of a batch, on this machine with {torch.get_num_threads()} threads."
-    )
-    table = Table(title=title, caption=caption, min_width=len(title))
-    table.add_column("stored as")
-    for name in ("dim", "bytes", "shared", *(_title(name) for name in rows[0].scores), "build, s", "search, ms", "by"):
-        table.add_column(name, justify="right")
+    get_console().print(title, soft_wrap=True, highlight=False, markup=False)
+    table = Table(caption=notes, caption_justify="left")
+    table.add_column("stored as", overflow="fold")
+    for name in ("bytes", *map(_title, rows[0].scores), "build,\ns", "search,\nms"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         scores = ["-" if math.isnan(value) else f"{100 * value:.1f}" for value in row.scores.values()]
-        sizes = f"{row.dim}", f"{row.bytes_per_image:,.0f}", f"{row.shared_bytes:,}"
-        table.add_row(row.method, *sizes, *scores, f"{row.build_seconds:.2f}", f"{row.search_ms:.3f}", row.engine)
+        table.add_row(
+            row.method, f"{row.bytes_per_image:,.0f}", *scores, f"{row.build_seconds:.2f}", f"{row.search_ms:.3f}"
+        )
     get_console().print(table)
+
+
+def _notes(rows: "list[SizeRow]", num_queries: int, fit: str | None) -> str:
+    """What the columns and the names mean."""
+    import torch
+    from rich.markup import escape
+
+    scored = f"{rows[0].num_queries:,}" + f" of {num_queries:,}" * (rows[0].num_queries < num_queries)
+    where = "the gallery itself, without labels: slightly optimistic" if fit is None else escape(fit)
+    has_faiss = any(row.family == "faiss" for row in rows)
+    names = "leading: first dimensions; xN: N times as many binary candidates, ordered by float query or int8 codes"
+    return (
+        f"Scores in %, of {scored} queries. Fitted on {where}. Names: {names}{'; IVF, HNSW, PQ: faiss' * has_faiss}. "
+        "Bytes: of each image. Build: seconds to fit, encode and index. Search: milliseconds a query, of a batch, on "
+        f"this machine; threads: {torch.get_num_threads()}."
+    )
 
 
 def _title(score: str) -> str:

@@ -3,7 +3,8 @@
 from lightning_recall.compression.dimensions import PCA, truncate
 from lightning_recall.compression.plot import draw_sizes
 from lightning_recall.compression.quantization import hamming, int8_scale, pack_binary, quantize_int8, unpack_signs
-from lightning_recall.compression.sizes import SizeRow, size_table, write_size_csv
+from lightning_recall.compression.size_rows import SizeRow, write_size_csv
+from lightning_recall.compression.sizes import size_table
 
 __all__ = [
     "PCA",

@@ -31,7 +31,7 @@ class IndexRecipe(NamedTuple):
     @property
     def method(self) -> str:
         """The factory string with the settings."""
-        return ", ".join([f"faiss {self.factory}", *(f"{name} {value}" for name, value in self.settings.items())])
+        return ", ".join([self.factory, *(f"{name} {value}" for name, value in self.settings.items())])
 
 
 def has_faiss() -> bool:
@@ -99,7 +99,7 @@ def approximate_index(items: EmbeddingBlocks, fit: EmbeddingBlocks, recipe: Inde
     _prepare_training(index)
     if not index.is_trained:
         step = -(-len(fit) // MAX_TRAINING_POINTS)
-        index.train(fit.select(torch.arange(0, len(fit), step)).float().numpy())
+        index.train(torch.cat([*read(fit.reordered(torch.arange(0, len(fit), step)))]).numpy())
     trained_bytes = index_bytes(index)
     for block in read(items):
         index.add(block.numpy())

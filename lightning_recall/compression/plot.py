@@ -1,13 +1,18 @@
 """A plot of recall against bytes an image."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import pairwise, product
+from math import cos, pi, sin
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.transforms import Bbox
 
-from lightning_recall.compression.sizes import SizeRow
+from lightning_recall.compression.size_rows import SizeRow
 
 STYLES = {
     "leading dimensions": ("#0072b2", "o"),
@@ -19,14 +24,18 @@ STYLES = {
 """family -> colour (colour-blind safe, Okabe and Ito) and marker"""
 
 LINES = ("leading dimensions", "PCA")  # families whose points are connected
-OFFSETS = [(x, y) for y in (6, -12, 16, -22, 26, -32, 36, -42, 46, -52) for x in (0, -40, 40)]
+OFFSETS = [
+    (radius * cos(pi * angle / 8), radius * sin(pi * angle / 8))
+    for radius, angle in product(range(11, 72, 6), (4, -4, 2, 6, -2, -6, 0, 8, 3, 5, -3, -5, 1, 7, -1, -7))
+]
 """where a label may stand, in points from its point, best first"""
 
 
 def draw_sizes(rows: Sequence[SizeRow], k: int = 1) -> Figure:
-    """Plots Recall@k against bytes an image, on a logarithmic axis, with the name of each method.
+    """Plots Recall@k against bytes an image, on a logarithmic axis.
 
-    Rows below half of the best recall would flatten the others; the title names them instead.
+    Numbers of dimensions are beside their points; other methods have a number, which the legend explains. Rows below
+    half of the best recall would flatten the others; the title names them instead.
 
     Args:
         rows: rows of `size_table`.
@@ -40,50 +49,77 @@ def draw_sizes(rows: Sequence[SizeRow], k: int = 1) -> Figure:
         raise ValueError(f"k must be a cut-off of the rows, which have {', '.join(rows[0].scores)}, got {k}.")
     best = max(row.scores[key] for row in rows)
     below = [f"{row.method}: {100 * row.scores[key]:.1f}" for row in rows if row.scores[key] < best / 2]
-    rows = [row for row in rows if row.scores[key] >= best / 2]
-    figure = Figure(figsize=(10, 6), layout="constrained")
+    shown = sorted((row for row in rows if row.scores[key] >= best / 2), key=lambda row: [*STYLES].index(row.family))
+    figure = Figure(figsize=(10, 5.5), layout="constrained")
     axes = figure.subplots()
-    for family, (colour, marker) in STYLES.items():
-        points = sorted((row.bytes_per_image, 100 * row.scores[key]) for row in rows if row.family == family)
-        style: dict[str, Any] = {"color": colour, "marker": marker, "label": family}
+    for row in shown:
+        colour, marker = STYLES[row.family]
+        axes.plot(*_place(row, key), color=colour, marker=marker, linestyle="none", markersize=7, alpha=0.8)
+    for family in LINES:
+        points = sorted(_place(row, key) for row in shown if row.family == family)
         if points:
-            axes.plot(*zip(*points, strict=True), linestyle="-" if family in LINES else "none", alpha=0.8, **style)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set(xlabel="bytes an image", ylabel=f"Recall@{k}, %")
+            axes.plot(*zip(*points, strict=True), color=STYLES[family][0], alpha=0.8)
     axes.set_title("\n".join(["Recall of stored embeddings", *(["Not shown: " + "; ".join(below)] if below else [])]))
     axes.title.set_fontsize(9)
-    axes.margins(x=0.12, y=0.2)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-    figure.draw_without_rendering()  # fixes the axes, so that labels can be measured
-    _label_points(axes, rows, key)
+    _label(axes, shown, key)
     return figure
 
 
-def _label_points(axes: Axes, rows: Sequence[SizeRow], key: str) -> None:
-    """Writes the name of each row beside its point, at the first place where it hides no other label and no point."""
-    places = [(row.bytes_per_image, 100 * row.scores[key]) for row in rows]
-    points = axes.transData.transform(places)
-    taken = [axes.get_legend().get_window_extent()]  # type: ignore[union-attr]  # drawn above
-    for row, place in zip(rows, places, strict=True):
-        colour, _ = STYLES[row.family]
-        label = axes.annotate(_label(row), place, OFFSETS[0], textcoords="offset points", fontsize=7, ha="center")
-        label.set_color(colour)
-        for offset in OFFSETS:
-            label.xyann = offset
-            box = label.get_window_extent()
-            inside = (
-                axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 and axes.bbox.y0 <= box.y0 <= box.y1 <= axes.bbox.y1
-            )
-            if inside and not any(box.overlaps(other) for other in taken) and box.count_contains(points) == 0:
-                break
-        taken.append(label.get_window_extent())
+def _place(row: SizeRow, key: str) -> tuple[float, float]:
+    """Where the point of a row is: bytes, and recall in percent."""
+    return row.bytes_per_image, 100 * row.scores[key]
 
 
-def _label(row: SizeRow) -> str:
-    """What stands beside a point: the dimension for families that are connected, else the method."""
-    if row.family in LINES and row.method != "full":
-        return str(row.dim)
-    return row.method.removeprefix("faiss ").replace(", ", ",\n", 1) if row.family == "binary" else row.method
+def _label(axes: Axes, rows: Sequence[SizeRow], key: str) -> None:
+    """Sets up the axes and the legend, and writes a dimension or a number beside each point."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel="bytes an image", ylabel=f"{key.capitalize()}, %")
+    axes.margins(x=0.12, y=0.2)
+    axes.grid(alpha=0.3)
+    numbered = [row for row in rows if row.family not in LINES]
+    texts = [
+        str(numbered.index(row) + 1) if row in numbered else "full" if row.method == "full" else str(row.dim)
+        for row in rows
+    ]
+    handles = [_handle(family, f"{family}, d") for family in LINES if any(row.family == family for row in rows)]
+    handles += [_handle(row.family, f"{number} {row.method}") for number, row in enumerate(numbered, 1)]
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # a Figure; fixes the axes, so that labels can be measured
+    obstacles = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in _drawn(axes)]  # pixels
+    for row, text in zip(rows, texts, strict=True):
+        obstacles.append(_write(axes, text, _place(row, key), STYLES[row.family][0], obstacles))
+
+
+def _handle(family: str, label: str) -> Line2D:
+    """An entry of the legend."""
+    colour, marker = STYLES[family]
+    return Line2D([], [], color=colour, marker=marker, linestyle="-" if family in LINES else "none", label=label)
+
+
+def _drawn(axes: Axes) -> Iterator[tuple[float, float]]:
+    """Pixels along the lines and at the points."""
+    for line in axes.lines:
+        pixels = [tuple(pixel) for pixel in axes.transData.transform(line.get_xydata())]
+        yield from pixels
+        for (x0, y0), (x1, y1) in pairwise(pixels):
+            for part in torch.linspace(0, 1, 2 + int(max(abs(x1 - x0), abs(y1 - y0)) / 4)).tolist():
+                yield x0 + part * (x1 - x0), y0 + part * (y1 - y0)
+
+
+def _write(axes: Axes, text: str, place: tuple[float, float], colour: str, obstacles: Sequence[Bbox]) -> Bbox:
+    """Writes a label, tied to its point, at the first offset where it hides nothing; returns its box and a margin."""
+    line = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
+    label = axes.annotate(
+        text, place, textcoords="offset points", xytext=(0, 0), fontsize=8, ha="center", va="center", arrowprops=line
+    )
+    label.set_color(colour)
+    for offset in OFFSETS:
+        label.xyann = offset
+        label.get_window_extent()  # moves the label
+        box = Text.get_window_extent(label)  # without the line to the point
+        inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 and axes.bbox.y0 <= box.y0 and box.y1 <= axes.bbox.y1
+        if inside and not box.count_overlaps(obstacles):
+            break
+    return box.padded(1.5)

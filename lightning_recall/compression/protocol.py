@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_recall.checks import ks_to_tuple
+from lightning_recall.checks import check_integer, ks_to_tuple
 from lightning_recall.embedding_sets import EmbeddingSet
 from lightning_recall.metrics.scores import score
 from lightning_recall.search import EmbeddingBlocks
@@ -20,6 +20,7 @@ from lightning_recall.search.relevant_ranks import (
 from lightning_recall.tensors import arange_within_groups
 
 QUERIES_PER_BLOCK = 256  # queries whose lists are scored at a time
+MAX_QUERIES = 5000  # the standard error of a Recall@k is at most 0.7 points
 MAX_LIST = 1000  # items; with more relevant items of a query than this, lists have no mAP@R
 
 
@@ -51,13 +52,15 @@ class RetrievalProtocol:
     Args:
         embedding_set: with labels.
         ks: cut-offs of recall.
+        max_queries: if there are more queries, this many of them are drawn, always the same ones.
 
     Raises:
-        ValueError: if there are no labels, no query has a relevant item, or a cut-off exceeds the number of items that
-            a query is compared with.
+        ValueError: if there are no labels, `max_queries` is below 1, no query has a relevant item, or a cut-off exceeds
+            the number of items that a query is compared with.
     """
 
-    def __init__(self, embedding_set: EmbeddingSet, ks: Sequence[int]) -> None:
+    def __init__(self, embedding_set: EmbeddingSet, ks: Sequence[int], max_queries: int = MAX_QUERIES) -> None:
+        check_integer("max_queries", max_queries, 1)
         if embedding_set.labels is None:
             raise ValueError(f"{embedding_set.path} has no labels, so nothing is relevant: embed images with classes.")
         self.ks = ks_to_tuple(ks)
@@ -66,15 +69,18 @@ class RetrievalProtocol:
         is_query = everything if embedding_set.is_query is None else embedding_set.is_query
         is_gallery = everything if embedding_set.is_gallery is None else embedding_set.is_gallery
         self.gallery = is_gallery.nonzero().squeeze(1)  # (G,)
-        self.all_queries = is_query.nonzero().squeeze(1)
         num_ignored = self._num_ignored(is_gallery)  # (N,)
         num_relevant = _counts(self.labels, is_gallery) - num_ignored
-        self.queries = (is_query & (num_relevant > 0)).nonzero().squeeze(1)  # (Q,)
-        if len(self.queries) == 0:
+        queries = (is_query & (num_relevant > 0)).nonzero().squeeze(1)
+        if len(queries) == 0:
             raise ValueError(
                 f"No query of {embedding_set.path} has another item of its class in the gallery: evaluate classes with "
                 "at least 2 images."
             )
+        self.num_queries = len(queries)  # before some are drawn
+        self.queries = _sample(queries, max_queries)  # (Q,)
+        # leave-one-out is faster with all items as queries, though some have nothing relevant
+        self.searched = is_query.nonzero().squeeze(1) if len(queries) <= max_queries else self.queries
         self.num_ignored, self.num_relevant = num_ignored, num_relevant
         most = len(self.gallery) - int(num_ignored[self.queries].max())
         if max(self.ks) > most:
@@ -96,10 +102,10 @@ class RetrievalProtocol:
             queries: what each of the N items is as a query.
             items: what each of them is in the gallery; the same object if that is the same.
         """
-        if queries is items and torch.equal(self.all_queries, self.gallery):
+        if queries is items and torch.equal(self.searched, self.gallery):
             parts = rank_leave_one_out(self._labelled(items, self.gallery))
         else:
-            parts = rank_by_label(self._labelled(queries, self.all_queries), self._labelled(items, self.gallery))
+            parts = rank_by_label(self._labelled(queries, self.searched), self._labelled(items, self.gallery))
         scored = [(ranks.queries, score(ranks, ("recall", "map@r"), self.ks)) for ranks in parts]
         order = torch.cat([indices for indices, _ in scored]).argsort()  # the sum of RetrievalScores, to the last bit
         return _means([values for _, values in scored], order)
@@ -118,20 +124,23 @@ class RetrievalProtocol:
         num_distances = signs.dim + 1
         histograms = torch.zeros(len(queries) * num_distances, dtype=torch.int64)
         relevant: list[tuple[Tensor, Tensor, Tensor]] = []
+        first_bins = num_distances * torch.arange(len(queries), dtype=torch.int32)[:, None]  # (q, 1)
         query_signs = signs.select(queries).float()  # (q, D), scaled to unit length
         for items in torch.split(self.gallery, BLOCK_SIZE):  # (g,)
             products = query_signs @ signs.select(items).float().T
-            distances = ((1 - products) * (signs.dim / 2)).round_().long()  # (q, g)
-            same_class = self.labels[items] == self.labels[queries, None]
-            bins = distances + num_distances * torch.arange(len(queries))[:, None]
-            histograms += torch.bincount(bins[~same_class], minlength=len(histograms))
-            query, item = (same_class & ~self._is_ignored(queries, items.expand(len(queries), -1))).nonzero().unbind(1)
-            relevant.append((query, distances[query, item], items[item]))
-        query, distance, item = (torch.cat(parts) for parts in zip(*relevant, strict=True))
-        order = (query * num_distances + distance).argsort(stable=True)
-        query, distance, item = query[order], distance[order], item[order]
+            distances = products.sub_(1).mul_(-signs.dim / 2).round_()  # (q, g)
+            bins = distances.int().add_(first_bins)
+            query, item = (self.labels[items] == self.labels[queries, None]).nonzero().unbind(1)  # of the same class
+            histograms += torch.bincount(bins.flatten(), minlength=len(histograms))
+            histograms -= torch.bincount(bins[query, item], minlength=len(histograms))
+            is_relevant = ~self._is_ignored(queries[query], items[item, None]).squeeze(1)
+            query, item = query[is_relevant], item[is_relevant]
+            relevant.append((query, bins[query, item], items[item]))
+        query, bins, item = (torch.cat(parts) for parts in zip(*relevant, strict=True))
+        order = bins.argsort(stable=True)
+        query, bins, item = query[order], bins[order], item[order]
         num_before = arange_within_groups(self.num_relevant[queries])
-        num_ahead = histograms.view(len(queries), -1).cumsum(1)[query, distance]  # ties count against the query
+        num_ahead = histograms.view(len(queries), -1).cumsum(1).flatten()[bins]  # ties count against the query
         return RelevantRanks(queries, self.num_relevant[queries], query, num_ahead + num_before + 1, num_before, item)
 
     def _labelled(self, embeddings: EmbeddingBlocks, indices: Tensor) -> LabelledEmbeddings:
@@ -192,6 +201,14 @@ class RetrievalProtocol:
         num_before = (is_relevant.cumsum(1) - 1)[query, position]
         found = items.gather(1, order)[query, position]
         return RelevantRanks(queries, self.num_relevant[queries], query, position + 1, num_before, found)
+
+
+def _sample(queries: Tensor, num: int) -> Tensor:
+    """All queries (Q,), or `num` of them, drawn with a fixed seed, in their order."""
+    if len(queries) <= num:
+        return queries
+    drawn = torch.randperm(len(queries), generator=torch.Generator().manual_seed(0))[:num]
+    return queries[drawn.sort().values]
 
 
 def _counts(labels: Tensor, is_gallery: Tensor) -> Tensor:

@@ -1,13 +1,9 @@
 """Recall, bytes and time of embeddings that are stored in different ways."""
 
-import csv
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
-from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
 
 import torch
 from tqdm.auto import tqdm
@@ -21,39 +17,16 @@ from lightning_recall.compression.approximate import (
     index_recipes,
 )
 from lightning_recall.compression.dimensions import PCA
-from lightning_recall.compression.protocol import ListSearch, RetrievalProtocol
+from lightning_recall.compression.protocol import MAX_QUERIES, ListSearch, RetrievalProtocol
 from lightning_recall.compression.searches import FaissSearch, RescoredSearch, exact_search, in_order
+from lightning_recall.compression.size_rows import SizeRow
 from lightning_recall.compression.variants import Source, Variant
 from lightning_recall.embedding_sets import EmbeddingSet
 from lightning_recall.search import EmbeddingBlocks
 
-MAX_TIMED = 1000  # queries
-TIMED_AT_A_TIME = 250
+MAX_TIMED = 1000  # queries, in one batch: faiss multiplies small batches of few dimensions without BLAS
+NUM_WARM_UP = 32  # queries
 MIN_DIM = 32  # halving stops here
-
-
-class SizeRow(NamedTuple):
-    """One way to store embeddings.
-
-    method: how they are stored; `family`: methods of one kind.
-    dim: dimensions that are kept.
-    bytes_per_image: bytes that each gallery item takes, with ids and links of an index.
-    shared_bytes: bytes that are kept once: components, scales, centroids.
-    scores: {"recall@1": in [0, 1], ..., "map@r": ...}; mAP@R is NaN if it was not measured.
-    build_seconds: seconds to fit, encode and index the gallery.
-    search_ms: milliseconds a query, of a batch of queries that are already encoded.
-    engine: what searched while the time was taken: "torch", "faiss", or "faiss, torch" with rescoring.
-    """
-
-    method: str
-    family: str
-    dim: int
-    bytes_per_image: float
-    shared_bytes: int
-    scores: dict[str, float]
-    build_seconds: float
-    search_ms: float
-    engine: str
 
 
 def size_table(
@@ -62,6 +35,7 @@ def size_table(
     fit: EmbeddingSet | None = None,
     dims: Sequence[int] | None = None,
     oversampling: int = 4,
+    max_queries: int = MAX_QUERIES,
     progress: bool = False,
 ) -> list[SizeRow]:
     """Scores embeddings that are stored in different ways, by the protocol of `RetrievalScores`.
@@ -82,15 +56,19 @@ def size_table(
             on them. None: on the gallery, without labels, which is slightly optimistic for a gallery that grows.
         dims: fewer dimensions to try, each from 1 to D - 1. None: D / 2, D / 4, ..., at least 32.
         oversampling: candidates that are rescored for each item that is asked for, at least 2.
+        max_queries: if there are more queries, this many of them are scored and timed, the same ones in every row and
+            every call. All of them are compared with the whole gallery.
         progress: whether to show a progress bar over the rows.
 
     Returns:
         The rows, by ascending bytes.
 
     Raises:
-        ValueError: if there are no labels or no query has a relevant item; for `ks` or `dims` out of range; for
-            embeddings of dimension 1; if `fit` holds the same embeddings, those of another model, or of another D.
+        ValueError: if there are no labels or no query has a relevant item; for `ks`, `dims` or `max_queries` out of
+            range; for embeddings of dimension 1; if `fit` holds the same embeddings, those of another model, or of
+            another D.
 
+    >>> from pathlib import Path
     >>> embeddings = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
     >>> labels = torch.arange(300) // 4
     >>> random = EmbeddingSet(Path("random"), embeddings, torch.arange(300), labels)
@@ -99,7 +77,7 @@ def size_table(
     (64, 256)
     """
     check_integer("oversampling", oversampling, 2)
-    protocol = RetrievalProtocol(embedding_set, ks)
+    protocol = RetrievalProtocol(embedding_set, ks, max_queries)
     embeddings = embedding_set.embeddings
     dims = _checked_dims(dims, embeddings.shape[1])
     _check_fit(embedding_set, fit)
@@ -131,7 +109,7 @@ class _Rows:
         """Float32 of all and fewer dimensions, float16, int8."""
         source = self.source
         steps = [self._scan(source.full), self._scan(source.half), self._scan(source.int8)]
-        steps += [self._scan(partial(source.full, "leading dimensions", dim)) for dim in dims]
+        steps += [self._scan(partial(source.full, f"leading {dim}", dim)) for dim in dims]
         most = min(source.dim, len(source.fit) - 1)
         for dim in dims:
             if dim <= most:
@@ -182,15 +160,16 @@ class _Rows:
         start = perf_counter()
         int8 = self.source.int8()
         int8_seconds = perf_counter() - start
-        name = f"{variant.method}, rescored x{oversampling}"
-        finer = self.source.float_queries(variant)._replace(method=f"{name} by float query")
+        name = f"{variant.method}, x{oversampling}"
+        finer = self.source.float_queries(variant)._replace(method=f"{name} float")
         both = int8._replace(
-            method=f"{name} by int8", family="binary", shared_bytes=variant.shared_bytes + int8.shared_bytes
+            method=f"{name} int8", family="binary", shared_bytes=variant.shared_bytes + int8.shared_bytes
         )
         for fine, more_bytes, more_seconds in ((finer, 0, 0.0), (both, variant.bytes_per_image, int8_seconds)):
-            codes = fine.items.pieces[0][self.protocol.gallery]
+            codes, gallery = torch.as_tensor(fine.items.pieces[0]), self.protocol.gallery
+            codes = codes if len(gallery) == len(codes) else codes[gallery]
             engine = "torch" if coarse.engine == "torch" else f"{coarse.engine}, torch"
-            search = RescoredSearch(coarse, fine.queries, torch.as_tensor(codes), oversampling, engine)
+            search = RescoredSearch(coarse, fine.queries, codes, oversampling, engine)
             row = self._row(fine, search, self.protocol.list_scores(search), seconds + more_seconds)
             yield row._replace(bytes_per_image=row.bytes_per_image + more_bytes)
 
@@ -226,18 +205,18 @@ class _Rows:
         """The row of a variant, with the time of its search for max(ks) items."""
         sizes = variant.items.dim, variant.bytes_per_image, variant.shared_bytes
         ms = self._search_ms(search)
-        return SizeRow(variant.method, variant.family, *sizes, scores, seconds, ms, search.engine)
+        num_queries = len(self.protocol.queries)
+        return SizeRow(variant.method, variant.family, *sizes, scores, num_queries, seconds, ms, search.engine)
 
     def _search_ms(self, search: ListSearch) -> float:
-        """Milliseconds a query, of up to 1,000 evenly spaced queries, after a first batch that is not timed."""
+        """Milliseconds a query, of a batch of up to 1,000 evenly spaced queries, after a short search for warm-up."""
         protocol = self.protocol
         step = -(-len(protocol.queries) // MAX_TIMED)
-        parts = torch.split(protocol.queries[::step], TIMED_AT_A_TIME)
-        protocol.first(search, parts[0], max(protocol.ks))
+        queries = protocol.queries[::step]
+        protocol.first(search, queries[:NUM_WARM_UP], max(protocol.ks))
         start = perf_counter()
-        for part in parts:
-            protocol.first(search, part, max(protocol.ks))
-        return 1000 * (perf_counter() - start) / sum(map(len, parts))
+        protocol.first(search, queries, max(protocol.ks))
+        return 1000 * (perf_counter() - start) / len(queries)
 
 
 def _checked_dims(dims: Sequence[int] | None, dim: int) -> list[int]:
@@ -273,18 +252,3 @@ def _check_fit(embedding_set: EmbeddingSet, fit: EmbeddingSet | None) -> None:
             f"{fit.path} comes from another model (weights {fit_weights[:8]}) than {embedding_set.path} (weights "
             f"{weights[:8]}): embed the other images with the same weights."
         )
-
-
-def write_size_csv(rows: Sequence[SizeRow], file: str | Path) -> None:
-    """Writes rows to a new CSV file: a column for each field and each score, scores in [0, 1].
-
-    Raises:
-        FileExistsError: if there is such a file.
-    """
-    with Path(file).open("x", newline="", encoding="utf-8") as opened:
-        writer = csv.writer(opened)
-        writer.writerow([*SizeRow._fields[:5], *rows[0].scores, *SizeRow._fields[6:]])
-        for row in rows:
-            scores = ["" if math.isnan(value) else value for value in row.scores.values()]
-            sizes = row.dim, row.bytes_per_image, row.shared_bytes
-            writer.writerow([row.method, row.family, *sizes, *scores, row.build_seconds, row.search_ms, row.engine])

@@ -63,7 +63,7 @@ class Source(NamedTuple):
     def principal(self, pca: PCA, dim: int) -> Variant:
         """Principal components in float32."""
         blocks = EmbeddingBlocks(pca(self.embeddings, dim))
-        return Variant("PCA", "PCA", FLOAT, blocks, blocks, shared_bytes=4 * self.dim * (dim + 1))
+        return Variant(f"PCA {dim}", "PCA", FLOAT, blocks, blocks, shared_bytes=4 * self.dim * (dim + 1))
 
     def half(self) -> Variant:
         """Float16 items, float32 queries."""

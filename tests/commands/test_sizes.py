@@ -1,6 +1,9 @@
+import csv
+
 import numpy as np
 import pytest
 import torch
+from rich import get_console
 
 from lightning_recall.cli import main
 
@@ -15,16 +18,45 @@ def file(tmp_path_factory):
     return path
 
 
-@pytest.mark.filterwarnings("ignore:No row for faiss")  # the set is too small for a product quantizer
-def test_the_command_prints_draws_and_writes(file, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+@pytest.mark.filterwarnings("ignore:No row for")  # the set is too small for a product quantizer
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_command_prints_draws_and_writes(file, tmp_path, capsys, monkeypatch, width):
+    monkeypatch.setattr(get_console(), "_width", width)  # from COLUMNS, which is read once
     plot, table = tmp_path / "sizes.png", tmp_path / "sizes.csv"
-    main(["sizes", str(file), "--ks", "1,5", "--dims", "16", "--plot", str(plot), "--csv", str(table)])
-    text = " ".join(capsys.readouterr().out.split())
-    for part in ("60 embeddings", "R@1", "R@5", "mAP@R", "binary, rescored x4 by int8", "Fitted on the gallery itself"):
+    options = ["--ks", "1,5", "--dims", "16", "--queries", "50", "--plot", str(plot), "--csv", str(table)]
+    main(["sizes", str(file), *options])
+    printed = capsys.readouterr().out
+    with table.open(newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    lines = [line.split("│")[1:-1] for line in printed.splitlines() if line.startswith("│")]
+    assert [cells[0].strip() for cells in lines] == [row["method"] for row in rows]
+    assert "binary, centred, x4 float" in {row["method"] for row in rows}
+    percents = [[f"{100 * float(row[key]):.1f}" for key in ("recall@1", "recall@5", "map@r")] for row in rows]
+    assert [[cell.strip() for cell in cells[2:5]] for cells in lines] == percents
+    assert "…" not in printed
+    text = " ".join(printed.split())
+    for part in (
+        f"60 embeddings of 32 dimensions: {file}",
+        "R@1",
+        "mAP@R",
+        "of 50 of 60 queries",
+        "the gallery itself",
+    ):
         assert part in text
+    assert {row["num_queries"] for row in rows} == {"50"}
     assert plot.stat().st_size > 10_000
-    assert len(table.read_text().splitlines()) > 10
+
+
+@pytest.mark.filterwarnings("ignore:No row for")
+def test_many_scores_wrap_the_names(file, capsys, monkeypatch):
+    monkeypatch.setattr(get_console(), "_width", 80)
+    main(["sizes", str(file), "--ks", "1,2,4,8", "--dims", "16"])
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert max(map(len, printed.splitlines()[1:])) <= 80
+    names = " ".join(line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│"))
+    assert "binary, centred, x4 float" in names
+    assert "of 60 queries" in printed
 
 
 @pytest.mark.parametrize(
@@ -35,6 +67,7 @@ def test_the_command_prints_draws_and_writes(file, tmp_path, capsys, monkeypatch
         (["--csv", "FOLDER/none/sizes.csv"], "there is no .*none: create it first"),
         (["--plot", "FOLDER/sizes.jpg"], "--plot must end in .png, .pdf, .svg, got"),
         (["--ks", "60"], "ks must be at most 59"),
+        (["--queries", "0"], "max_queries must be at least 1, got 0"),
         (["--dims", "64"], "dims must be distinct and from 1 to 31"),
     ],
 )

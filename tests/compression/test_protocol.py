@@ -85,6 +85,26 @@ def test_ignored_items_do_not_use_up_candidates(kind):
             assert not same.any()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_some_queries_are_compared_with_the_whole_gallery(kind):
+    known = embedding_set(kind)
+    protocol, variant = RetrievalProtocol(known, (1, 5), 17), Source(known.embeddings, EmbeddingBlocks([])).full()
+    every = RetrievalProtocol(known, (1, 5))
+    assert len(set(protocol.queries.tolist()) & set(every.queries.tolist())) == len(protocol.queries) == 17
+    assert protocol.queries.tolist() == sorted(RetrievalProtocol(known, (1, 5), 17).queries.tolist())
+    assert protocol.num_queries == every.num_queries == len(every.queries)
+    drawn = torch.zeros(NUM, dtype=torch.bool)
+    drawn[protocol.queries] = True
+    everything = torch.ones(NUM, dtype=torch.bool)
+    known = known._replace(is_query=drawn, is_gallery=everything if known.is_gallery is None else known.is_gallery)
+    assert protocol.exact_scores(variant.queries, variant.items) == reference(known, known.embeddings)
+    search = exact_search(variant, protocol.gallery)
+    assert protocol.list_scores(search) == pytest.approx(reference(known, known.embeddings))
+    signs = Source(known.embeddings, EmbeddingBlocks([])).binary(center=False)
+    expected = reference(known, torch.where(known.embeddings > 0, 1.0, -1.0))
+    assert protocol.hamming_scores(signs.items) == pytest.approx(expected)
+
+
 def test_ties_count_against_the_query_in_lists():
     labels = torch.tensor([0, 0, 1, 1])
     known = EmbeddingSet(Path("same"), torch.ones(4, 2), torch.arange(4), labels)
