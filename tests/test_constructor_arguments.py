@@ -94,6 +94,15 @@ def test_a_list_of_arguments_is_not_recorded():
     assert current_arguments(nn.Sequential()) is None
 
 
+def test_further_keywords_have_their_own_names():
+    @record_arguments
+    class Keywords(nn.Module):
+        def __init__(self, a, **more):
+            super().__init__()
+
+    assert current_arguments(Keywords(1, b=2, c="d")) == {"a": 1, "b": 2, "c": "d"}
+
+
 def test_copies_and_pickles_keep_the_arguments():
     module = RetrievalModule(ImageEmbedder(SmallConvNet(), 4), RecallAtKLoss(ks=(1, 2)))
     for copied in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):

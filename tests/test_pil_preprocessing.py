@@ -63,6 +63,23 @@ def encoded(size=(40, 30), image_format="PNG"):
     return file.getvalue()
 
 
+def test_transparent_pixels_become_white():
+    file = io.BytesIO()
+    Image.new("RGBA", (20, 20), (10, 20, 30, 0)).save(file, "PNG")
+    assert preprocess(file, PLAIN).min() == 255
+
+
+def test_a_thin_image_keeps_a_pixel():
+    assert preprocess(io.BytesIO(encoded((300, 1))), {"longest_side": 50, "mode": "RGB"}).shape == (3, 1, 50)
+
+
+def test_an_unknown_orientation_is_upright():
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[274] = 9
+    Image.new("RGB", (80, 40)).save(file, "JPEG", exif=exif)
+    assert preprocess(file, {"longest_side": 40, "mode": "RGB"}).shape == (3, 20, 40)
+
+
 PLAIN = {"size": 16, "resize": 16, "mode": "RGB"}
 
 

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import ConcatDataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 
 from lightning_recall.callbacks.item_names import class_name, class_names_of, paths_of, write_items
+from lightning_recall.embedding_sets import map_embedding_set, read_embedding_set
+from lightning_recall.embedding_sets.shards import save_shard
 
 
 class Named(TensorDataset):
@@ -74,3 +76,50 @@ def test_what_a_data_set_lacks_is_left_out(attribute, missing, tmp_path):
 def test_nothing_is_written_about_data_without_names(data, tmp_path):
     write_items(data, tmp_path / "items.csv")
     assert list(Path(tmp_path).iterdir()) == []
+
+
+class WithRoles(TensorDataset):
+    """Four items without paths and class names."""
+
+    is_query = np.array([True, False, True, False])
+    is_gallery = (False, True, False, True)
+    groups = torch.tensor([7, 7, 8, 9])
+
+
+def test_roles_are_listed_and_read_again(tmp_path):
+    data = Subset(WithRoles(torch.rand(4, 3), torch.arange(4)), [3, 2, 0])
+    write_items(data, tmp_path / "items.csv")
+    expected = [("0", "1", "9"), ("1", "0", "8"), ("1", "0", "7")]
+    for number, (row, (query, gallery, group)) in enumerate(
+        zip(rows_of(tmp_path / "items.csv"), expected, strict=True)
+    ):
+        label = row.pop("label")
+        assert label == str([3, 2, 0][number])
+        assert row == {"id": str(number), "is_query": query, "is_gallery": gallery, "group": group}
+    arrays = {"embeddings": torch.rand(3, 2), "ids": torch.arange(3)}
+    save_shard(tmp_path, 0, "npz", arrays, "")
+    for found in (read_embedding_set(tmp_path), map_embedding_set(tmp_path)):
+        assert found.is_query.tolist() == [False, True, True]
+        assert found.is_gallery.tolist() == [True, False, False]
+        assert found.groups.tolist() == [9, 8, 7]
+
+
+class Hidden(Dataset):
+    """A wrapper that does not say which items are queries."""
+
+    paths = ("a.jpg", "b.jpg", "c.jpg", "d.jpg")
+
+    def __init__(self):
+        self.data = WithRoles(torch.rand(4, 3), torch.arange(4))
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return self.data[index]
+
+
+def test_hidden_roles_are_a_warning(tmp_path):
+    with pytest.warns(UserWarning, match=r"^items.csv does not say which images are queries and gallery: .*Hidden"):
+        write_items(Hidden(), tmp_path / "items.csv")
+    assert rows_of(tmp_path / "items.csv")[1] == {"id": "1", "path": "b.jpg"}

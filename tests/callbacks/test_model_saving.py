@@ -34,11 +34,11 @@ def test_a_test_ends_with_a_saved_model(tmp_path, glyph_folder, capsys):
     pictures = [folder / "retrieved_images.png", folder.parent / "retrieved_images_worst.png"]
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
     before = files(folder)
-    callbacks.pop()
+    trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, RetrievedImages)]
     Trainer.test(trainer, module, data, verbose=False)
     assert files(folder) == before
     second = folder.with_name("model-1")
-    assert "picture" not in files(second)
+    assert sorted(files(second)) == ["README.md", "config.json", "model.safetensors"]  # no picture of the first test
     assert RetrievalModule.from_pretrained(second).training_record["data"]["class"] == "GlyphsDataModule"
 
 
@@ -63,6 +63,8 @@ def predict(module, folder, **options):
 
 def test_embeddings_have_their_model_beside_them(tmp_path):
     module, folder = small(), tmp_path / "a"
+    (folder / "unfinished-model").mkdir(parents=True)  # of an interrupted run
+    (folder / "unfinished-model" / "config.json").write_text("{")
     predict(module, folder)
     assert read_embedding_set(folder).model_folder == folder / "model"
     again = RetrievalModule.from_pretrained(folder / "model")

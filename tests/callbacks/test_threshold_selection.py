@@ -3,6 +3,7 @@ import csv
 import pytest
 import pytorch_lightning as pl
 import torch
+from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_recall import RecallAtKLoss, RetrievalEvaluation, RetrievalModule
 from lightning_recall.callbacks import ThresholdSelection
+from lightning_recall.callbacks import threshold_selection as selection_module
 from lightning_recall.metrics import VerificationScores
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -143,11 +145,15 @@ def test_criteria(criterion, tmp_path, capsys):
     assert next(line for line in shown.splitlines() if "0.0001 %" in line).count("- ") == 3
 
 
-def test_the_test_prints_a_table_and_draws_curves(tmp_path, capsys):
+def test_the_test_prints_a_table_and_draws_curves(tmp_path, capsys, monkeypatch):
     module = Plain()
-    trainer = make_trainer(tmp_path, ThresholdSelection(0.01, (0.1,)), RetrievalEvaluation((1,)))
+    drawn = []
+    monkeypatch.setattr(selection_module, "draw_verification", lambda _, points: drawn.append(points) or Figure())
+    trainer = make_trainer(tmp_path, ThresholdSelection(0.01, (0.1, 1e-6)), RetrievalEvaluation((1,)))
     (scores,) = trainer.test(module, loader(TEST_VECTORS), verbose=False)
     assert "test/tar@threshold" not in scores
+    assert "test/tar@far=1e-06" not in scores  # less than one pair
+    assert [*drawn.pop()] == ["equal error"]
     result = verification(module, TEST_VECTORS, (0.1, 0.01))
     assert scores["test/tar@far=0.1"] == pytest.approx(result.at_false_accept_rate[0.1].true_accept_rate)
     assert scores["test/eer"] == pytest.approx(result.equal_error_rate)
@@ -159,6 +165,9 @@ def test_the_test_prints_a_table_and_draws_curves(tmp_path, capsys):
     shown = capsys.readouterr().out
     row = next(line for line in shown.splitlines() if "saved threshold" in line)
     _, far, tar = verification(module, TEST_VECTORS, (), (saved,)).at_threshold[saved]
+    (points,) = drawn
+    assert points["saved threshold"] == pytest.approx((saved, far, tar))
+    assert points["equal error"] == pytest.approx(result.equal_error)
     assert [f"{100 * far:.3g}", f"{100 * tar:.1f}", f"{saved:.4f}"] == row.replace("│", " ").split()[2:]
     assert len(list(tmp_path.glob("runs/version_0/verification*.png"))) == 2  # nothing is overwritten
 
@@ -175,6 +184,9 @@ def test_the_first_dataloader_chooses(tmp_path):
     trainer.test(module, {"a": loader(), "b": loader(TEST_VECTORS)}, verbose=False)
     pictures = {path.name for path in tmp_path.glob("runs/version_0/*.png")}
     assert pictures == {"verification_a.png", "verification_b.png"}
+    trainer.test(module, loader(), verbose=False)
+    pictures = {path.name for path in tmp_path.glob("runs/version_0/*.png")}
+    assert pictures == {"verification_a.png", "verification_b.png", "verification.png"}
 
 
 class Fork(Plain):
@@ -201,13 +213,14 @@ def test_several_processes_choose_what_one_chooses(tmp_path):
     assert eval(text)["similarity"] == pytest.approx(point.threshold, abs=1e-6)
 
 
-def test_logs_reach_the_logger(tmp_path):
+def test_logs_reach_the_logger(tmp_path, capsys):
     trainer = make_trainer(
         tmp_path, RetrievalEvaluation((1,)), ThresholdSelection("eer"), logger=CSVLogger(tmp_path), max_epochs=2
     )
     trainer.fit(Plain(), loader(), loader())
     rows = list(csv.DictReader((tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()))
     assert len([row for row in rows if row.get("val/tar@eer") and row.get("val/threshold")]) == 2
+    assert "Verification" not in capsys.readouterr().out  # training prints no table
 
 
 def test_bad_settings_and_data_are_refused(tmp_path):

@@ -162,9 +162,10 @@ def test_a_checkpoint_is_checked_for_its_subcommand(subcommand, weights_only, me
         RecallCLI.before_instantiate_classes(cli)
 
 
+@pytest.mark.parametrize("url", ["https://example.com/a.ckpt", "s3://bucket/a.ckpt"])
 @pytest.mark.parametrize(("given", "used"), [(None, True), (False, False), (True, True)])
-def test_a_remote_checkpoint_is_not_unpickled_by_default(given, used):
-    _, config = evaluated([], {"ckpt_path": "https://example.com/a.ckpt", "weights_only": given})
+def test_a_remote_checkpoint_is_not_unpickled_by_default(url, given, used):
+    _, config = evaluated([], {"ckpt_path": url, "weights_only": given})
     RecallCLI.before_instantiate_classes(SimpleNamespace(config=Namespace(subcommand="test", test=config)))
     assert config.weights_only is used
 

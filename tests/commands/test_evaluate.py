@@ -1,7 +1,8 @@
 import multiprocessing
 import os
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,12 +48,40 @@ def test_queries_are_drawn_and_saved(folder, tmp_path, capsys):
     assert capsys.readouterr().out == first
 
 
+def test_roles_groups_and_scores_are_used(folder, tmp_path, capsys):
+    """Those of items.csv; drawn queries are queries."""
+    is_query, groups = torch.arange(60) % 3 == 0, torch.arange(60) // 20
+    rows = [f"{number},{int(is_query[number])},{int(not is_query[number])},{groups[number]}\n" for number in range(60)]
+    (folder / "items.csv").write_text("id,is_query,is_gallery,group\n" + "".join(rows))
+    main(["evaluate", str(folder), "--scores", "mrr"])
+    printed = capsys.readouterr().out
+    metric = RetrievalScores("mrr")
+    metric.update(EMBEDDINGS, LABELS, is_query=is_query, is_gallery=~is_query, groups=groups)
+    assert f"{100 * float(metric.compute()):.2f}" in printed
+    assert "20 queries, gallery of 40" in printed
+    assert "recall" not in printed
+    results = tmp_path / "results"
+    main(["evaluate", str(folder), "--queries", "9", "--results", str(results)])
+    position_of = torch.cat([torch.arange(0, 60, 2), torch.arange(1, 60, 2)])  # -> id, in the order of the shards
+    assert is_query[position_of[np.load(results / "part-000000.npz")["queries"]]].all()
+
+
+def test_each_process_of_a_machine_has_its_gpu(folder, monkeypatch):
+    devices = []
+    monkeypatch.setattr("lightning_recall.metrics.score_in_parts", lambda *args: devices.append(args[-1]) or {})
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    for device in ("cuda", "cuda:1", "cpu"):
+        main(["evaluate", str(folder), "--device", device])
+    assert devices == ["cuda:3", "cuda:1", "cpu"]
+
+
 def one_of_two(rank, store, folder, output):
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    with (output / f"{rank}.txt").open("w") as file, redirect_stdout(file):
+    with (output / f"{rank}.txt").open("w") as file, redirect_stdout(file), redirect_stderr(file):
         main(["evaluate", str(folder), "--ks", "1", "10", "--part-size", "20"])
+    assert not torch.distributed.is_initialized()
 
 
 def test_under_torchrun_the_processes_share_the_queries(folder, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lightning_recall.embedding_sets import read_embedding_set
+from lightning_recall.embedding_sets import load_embeddings, map_embedding_set, read_embedding_set
 from lightning_recall.embedding_sets.shards import save_shard
 
 EMBEDDINGS = torch.arange(12.0).reshape(4, 3)
@@ -38,6 +38,7 @@ def test_a_folder_is_read_with_all_that_is_known(tmp_path):
     assert found.is_query.tolist() == [True, False, True, False]
     assert found.is_gallery.tolist() == [False, True, True, True]
     assert found.groups.tolist() == [5, 5, 6, 6]
+    assert (found.is_query.dtype, found.is_gallery.dtype, found.groups.dtype) == (torch.bool, torch.bool, torch.int64)
     assert found.model == {"weights": "abc"}
     assert found.model_folder == tmp_path / "model"
     assert str(found.image_folder) == "/photos"
@@ -73,6 +74,14 @@ def test_files_are_read(tmp_path):
     assert found.ids.tolist() == [1, 2, 4, 9]
     assert torch.equal(found.embeddings, EMBEDDINGS[[1, 3, 0, 2]])
     assert found.labels is None
+
+
+def test_a_path_in_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "a")
+    assert read_embedding_set("~/a").ids.tolist() == [0, 1, 2, 3]
+    assert load_embeddings("~/a")["ids"].tolist() == [0, 1, 2, 3]
+    assert map_embedding_set("~/a").ids.tolist() == [2, 0, 3, 1]
 
 
 def test_labels_of_another_shape_are_no_classes(tmp_path):

@@ -70,6 +70,16 @@ def test_one_file(tmp_path, suffix, dtype):
     assert torch.equal(mapped.labels, read.labels)
 
 
+def test_arrays_of_other_programs(tmp_path):
+    """Column by column, with labels in 32 bits."""
+    arrays = {"embeddings": np.asfortranarray(EMBEDDINGS.numpy()), "labels": LABELS.int().numpy()}
+    np.savez(tmp_path / "one.npz", **arrays)
+    mapped = map_embedding_set(tmp_path / "one.npz")
+    torch.testing.assert_close(values(mapped), EMBEDDINGS)
+    assert torch.equal(mapped.labels, LABELS)  # also the dtype
+    assert mapped.labels.dtype == torch.int64
+
+
 def write_items(folder, ids):
     with (folder / "items.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -85,6 +95,16 @@ def test_roles_of_items_csv(folder, monkeypatch):
         field, expected = getattr(mapped, name), getattr(read, name)
         assert field.dtype == expected.dtype
         assert torch.equal(field[mapped.ids.argsort()], expected)
+
+
+def test_items_csv_may_list_more_items_and_no_roles(tmp_path):
+    ids = torch.arange(0, 23, 2)  # a subset, such as the items that one process has embedded
+    save_shard(tmp_path, 0, "npz", {"embeddings": EMBEDDINGS[ids], "ids": ids}, "")
+    write_items(tmp_path, range(23))
+    assert map_embedding_set(tmp_path).groups.tolist() == (ids // 4).tolist()
+    (tmp_path / "items.csv").write_text("id,path\n0,a.jpg\n")
+    mapped = map_embedding_set(tmp_path)
+    assert mapped.is_query is mapped.is_gallery is mapped.groups is None
 
 
 def test_items_csv_of_others_is_refused(folder):

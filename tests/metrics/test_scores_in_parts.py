@@ -1,5 +1,7 @@
+import itertools
 import os
 import re
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from lightning_recall.metrics import RetrievalScores, score_in_parts
 from lightning_recall.metrics import scores_in_parts as module
 from lightning_recall.metrics.scores import AT_K, OVERALL
 from lightning_recall.metrics.scores_in_parts import drawn_queries
+from lightning_recall.search import EmbeddingBlocks
 
 ALL = (*AT_K, *OVERALL)
 GENERATOR = torch.Generator().manual_seed(3)
@@ -130,6 +133,8 @@ def test_results_hold_each_query(pieces, tmp_path):
     metric.update(EMBEDDINGS.float(), LABELS)
     result = metric.search()
     assert sorted(queries.tolist()) == result.queries.tolist()
+    classes = [LABELS[part["queries"]] for part in parts]  # a part has few
+    assert all(part.max() <= following.min() for part, following in itertools.pairwise(classes))
     mrr = np.concatenate([part["mrr"] for part in parts])[queries.argsort()]
     np.testing.assert_allclose(mrr, result.scores["mrr"])
 
@@ -139,12 +144,16 @@ def test_results_hold_each_query(pieces, tmp_path):
     [
         {"labels": LABELS.flip(0)},
         {"is_query": IS_QUERY},
+        {"is_gallery": IS_GALLERY},
+        {"groups": GROUPS},
+        {"scores": ("recall", "map@r")},
         {"ks": (1, 3)},
         {"part_size": 50},
-        {"embeddings": EMBEDDINGS.flip(0)},
+        {"embeddings": EMBEDDINGS.where(LABELS[:, None] < 20, -EMBEDDINGS)},
     ],
 )
-def test_results_of_others_are_kept(tmp_path, changed):
+def test_results_of_others_are_kept(tmp_path, changed, monkeypatch):
+    monkeypatch.setattr(module, "SAMPLE", 30)  # of 97 embeddings
     arguments = {"embeddings": EMBEDDINGS, "labels": LABELS, "ks": (1, 5), "part_size": 40, "results": tmp_path}
     score_in_parts(**arguments)
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
@@ -155,10 +164,26 @@ def test_results_of_others_are_kept(tmp_path, changed):
     assert before == {file: file.read_bytes() for file in tmp_path.iterdir()}
 
 
+def test_an_interrupted_write_leaves_no_result(tmp_path, monkeypatch):
+    def interrupted(file, **_):
+        file.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score_in_parts(EMBEDDINGS, LABELS, results=tmp_path)
+    monkeypatch.undo()
+    score_in_parts(EMBEDDINGS, LABELS, results=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["part-000000.npz", "settings.json"]
+
+
 def test_a_damaged_result_is_reported(tmp_path):
     score_in_parts(EMBEDDINGS, LABELS, part_size=40, results=tmp_path)
     os.truncate(tmp_path / "part-000001.npz", 100)
     with pytest.raises(ValueError, match=r"part-000001.npz is damaged: delete it to search these queries again"):
+        score_in_parts(EMBEDDINGS, LABELS, part_size=40, results=tmp_path)
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(ValueError, match="holds results of other embeddings"):
         score_in_parts(EMBEDDINGS, LABELS, part_size=40, results=tmp_path)
 
 
@@ -177,6 +202,26 @@ def test_a_damaged_result_is_reported(tmp_path):
 def test_wrong_arguments_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         score_in_parts(**({"embeddings": EMBEDDINGS, "labels": LABELS} | given))
+
+
+@pytest.mark.parametrize("wrong", [0, 12, 47, 96])
+@pytest.mark.parametrize("world", [1, 2])
+def test_each_process_refuses_what_one_has_found(wrong, world, monkeypatch):
+    """Each process reads its blocks only; here they take turns, and see the sum over both."""
+    monkeypatch.setattr(module, "BLOCK_SIZE", 16)
+    embeddings = EMBEDDINGS.where(torch.arange(97)[:, None] != wrong, torch.inf)
+    found = [0] * world
+    for _ in range(2):  # the first round finds what the second one sums
+        total, found = sum(found), []
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda part, total=total: part.copy_(total or part))
+        for rank in range(world):
+            monkeypatch.setattr(module, "_rank_and_world_size", lambda rank=rank: (rank, world))
+            found.append(1)
+            with suppress(ValueError):
+                module._check_finite(EmbeddingBlocks(embeddings))
+                found[-1] = 0
+        assert total or sum(found) == 1
+    assert found == [1] * world
 
 
 def test_drawn_queries_are_queries():

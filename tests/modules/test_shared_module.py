@@ -124,6 +124,7 @@ def test_tied_weights_are_saved_once(tmp_path):
     module.loss = OwnLoss(2)
     module.loss.register_parameter("tied", first.weight)
     module.loss.register_buffer("part", first.weight.detach()[:2])  # a view
+    module.loss.register_buffer("flat", first.weight.detach().view(-1))  # of the same size
     module.loss.register_buffer("turned", first.weight.detach().transpose(0, 1))
     del second
     module.save_pretrained(tmp_path / "model")
@@ -132,6 +133,7 @@ def test_tied_weights_are_saved_once(tmp_path):
     loss = OwnLoss(1)
     loss.register_parameter("tied", nn.Parameter(torch.zeros(4, 4, 3, 3)))
     loss.register_buffer("part", torch.zeros(2, 4, 3, 3))
+    loss.register_buffer("flat", torch.zeros(144))
     loss.register_buffer("turned", torch.zeros(4, 4, 3, 3))
     again = RetrievalModule.from_pretrained(tmp_path / "model", loss=loss)
     for key, value in module.state_dict().items():
@@ -211,14 +213,17 @@ def test_an_optimizer_is_named_and_must_be_passed(tmp_path):
 def test_the_card_names_licence_picture_and_loading(tmp_path):
     draw(tmp_path / "found.png")
     module = small(mixup=SimilarityMixup(3))
-    module.training_record = {"scores": {"test/recall@1": 0.875}, "data": {"folder": "a|b <c>", "class": "Birds"}}
+    module.training_record = {
+        "scores": {"test/recall@1": 0.875},
+        "data": {"folder": "a|b\n <c>", "x|y": "z", "class": "Birds"},
+    }
     module.save_pretrained(tmp_path / "model", license="apache-2.0", picture=tmp_path / "found.png")
     card = ModelCard.load(tmp_path / "model" / "README.md")
     assert card.data.license == "apache-2.0"
     assert card.data.library_name == "lightning_recall"
     assert {"image-retrieval", "model_hub_mixin"} <= set(card.data.tags)
     assert "| recall@1 | 0.875 |" in card.text
-    assert "| folder | a\\|b &lt;c&gt; |" in card.text
+    assert "| folder | a\\|b &lt;c&gt; |\n| x\\|y | z |" in card.text
     assert "| mixup | SimilarityMixup(max_virtual_per_class=3, seed=0) |" in card.text
     assert 'from_pretrained("FOLDER")\nembeddings = module(images)  # (b, C, H, W)' in card.text
     assert "![Retrieved images](retrieved_images.png)" in card.text

@@ -30,15 +30,24 @@ def test_both_curves_show_the_rates():
     assert crossing == pytest.approx(deviate(result.equal_error_rate), abs=0.05)
     (text,) = roc.get_legend().get_texts()
     assert text.get_text().startswith("saved threshold 0.")
-    _, far, tar = result.at_false_accept_rate[0.01]
+    threshold, far, tar = result.at_false_accept_rate[0.01]
     assert roc.lines[-1].get_data()[1] == [pytest.approx(100 * tar)]
+    assert roc.lines[-1].get_data()[0] == pytest.approx([far])
+    assert text.get_text() == f"saved threshold {threshold:.3f}: FAR {100 * far:.2g} %, TAR {100 * tar:.3g} %"
     assert det.lines[-1].get_data()[0] == pytest.approx([deviate(far)])
+    assert det.lines[-1].get_data()[1] == pytest.approx([deviate(1 - tar)])
+    for axis in (det.xaxis, det.yaxis):  # in percent, where the rates are
+        ticks = dict(zip([label.get_text() for label in axis.get_ticklabels()], axis.get_ticklocs(), strict=True))
+        assert ticks["5"] == pytest.approx(-1.6449, abs=1e-4)
+        assert ticks["0.0001"] == pytest.approx(-4.7534, abs=1e-4)
 
 
 def test_perfect_and_useless_similarities_can_be_drawn(tmp_path):
     for far, tar in (([0, 0, 1], [0, 1, 1]), ([0, 1], [0, 1])):
         curve = RocCurve(np.array(far, float), np.array(tar, float), np.linspace(1, 0, len(far)))
         figure = draw_verification(curve, {"equal error": OperatingPoint(0.5, 0.0, 1.0)})
+        marked = figure.axes[0].lines[-1].get_data()[0]
+        assert marked[0] > 0  # on a logarithmic axis
         figure.savefig(tmp_path / "curve.png", dpi=30)
 
 

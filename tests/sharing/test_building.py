@@ -56,6 +56,7 @@ def test_weights_are_neither_downloaded_nor_read(tmp_path):
         ("lightning_recall_evil.Loss", "which is not a class of"),
         ("torch.nn.functional.relu", "loss must be a subclass of torch.nn.Module, but torch.nn.functional.relu is not"),
         ("lightning_recall.models.weights.load_timm", "must be a subclass of torch.nn.Module"),
+        ("torchvision.datasets.FakeData", "must be a subclass of torch.nn.Module"),
         ("timm.models.create_model", "must be a subclass of torch.nn.Module"),
         ("lightning_recall.losses.NoLoss", "loss is a lightning_recall.losses.NoLoss, which is not installed here"),
         ("torch.nn.No.Such", "which is not installed here"),

@@ -37,6 +37,9 @@ def test_nothing_is_overwritten(tmp_path):
     for name, suffix, file in (("a.onnx", ".onnx", "a.onnx"), ("b.xml", ".xml", "b.bin")):
         with pytest.raises(ValueError, match=rf"{file} exists, and is not overwritten: choose another name"):
             new_path(tmp_path / name, suffix)
+    (tmp_path / "c.onnx").symlink_to(tmp_path / "later")
+    with pytest.raises(ValueError, match=r"c\.onnx exists, and is not overwritten"):
+        new_path(tmp_path / "c.onnx", ".onnx")
     with pytest.raises(ValueError, match=r"must end with \.onnx, got model\.pb"):
         new_path("model.pb", ".onnx")
     with pytest.raises(FileNotFoundError, match=r"There is no folder .*none: create it first"):
