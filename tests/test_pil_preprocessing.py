@@ -70,7 +70,8 @@ def test_transparent_pixels_become_white():
 
 
 def test_a_thin_image_keeps_a_pixel():
-    assert preprocess(io.BytesIO(encoded((300, 1))), {"longest_side": 50, "mode": "RGB"}).shape == (3, 1, 50)
+    for size, shape in (((300, 1), (3, 1, 50)), ((1, 300), (3, 50, 1))):
+        assert preprocess(io.BytesIO(encoded(size)), {"longest_side": 50, "mode": "RGB"}).shape == shape
 
 
 def test_an_unknown_orientation_is_upright():

@@ -79,7 +79,8 @@ def test_files_are_read(tmp_path):
 def test_a_path_in_the_home_folder_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path / "a")
-    assert read_embedding_set("~/a").ids.tolist() == [0, 1, 2, 3]
+    items(tmp_path / "a", b"id,path", b"0,a", b"1,b", b"2,c", b"3,d")
+    assert read_embedding_set("~/a").paths == ["a", "b", "c", "d"]
     assert load_embeddings("~/a")["ids"].tolist() == [0, 1, 2, 3]
     assert map_embedding_set("~/a").ids.tolist() == [2, 0, 3, 1]
 

@@ -100,7 +100,7 @@ def test_roles_of_items_csv(folder, monkeypatch):
 def test_items_csv_may_list_more_items_and_no_roles(tmp_path):
     ids = torch.arange(0, 23, 2)  # a subset, such as the items that one process has embedded
     save_shard(tmp_path, 0, "npz", {"embeddings": EMBEDDINGS[ids], "ids": ids}, "")
-    write_items(tmp_path, range(23))
+    write_items(tmp_path, reversed(range(23)))
     assert map_embedding_set(tmp_path).groups.tolist() == (ids // 4).tolist()
     (tmp_path / "items.csv").write_text("id,path\n0,a.jpg\n")
     mapped = map_embedding_set(tmp_path)
