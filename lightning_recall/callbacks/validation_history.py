@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_recall._lightning import ModelCheckpoint, Trainer, callbacks_of
 from lightning_recall.callbacks.baselines import TITLES, UNTRAINED
 from lightning_recall.callbacks.output import end_progress_bar, writes_files
+from lightning_recall.metrics.scores import score_title
 
 EARLY = 0.2  # a best validation in this first part of the training is early
 MIN_VALIDATIONS = 3  # fewer validations show no trend
@@ -123,7 +124,7 @@ def main_keys(keys: Any) -> list[str]:
 def column_title(key: str) -> str:
     """Title of a column: R@1 for "val/recall@1", small mAP@R for "val/small/map@r"."""
     *dataloader, name = key.split("/")[1:]
-    return " ".join([*dataloader, name.replace("recall", "R").replace("map@r", "mAP@R")])
+    return " ".join([*dataloader, score_title(name)])
 
 
 def result_table(history: ValidationHistory, monitor: str | None) -> Table:

@@ -119,7 +119,8 @@ def class_tables(comparison: "Comparison") -> "list[Table]":
     from rich.table import Table
     from rich.text import Text
 
-    from lightning_recall.comparison.page import class_row, extremes, score_title
+    from lightning_recall.comparison.page import class_row, extremes
+    from lightning_recall.metrics.scores import score_title
 
     losers, winners = extremes(comparison)
     tables = []

@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from lightning_recall.embedding_sets import map_embedding_set
     from lightning_recall.metrics import score_in_parts
+    from lightning_recall.metrics.scores import score_title
     from lightning_recall.metrics.scores_in_parts import drawn_queries
 
     items = map_embedding_set(arguments.embeddings)
@@ -67,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
         title = f"{num_queries:,} queries, gallery of {num_gallery:,}, scores in %"
         table = Table("", title=title, min_width=len(title))
         for name in scores:
-            table.add_column(name, justify="right")
+            table.add_column(score_title(name), justify="right")
         table.add_row(escape(arguments.embeddings.name), *(f"{100 * value:.2f}" for value in scores.values()))
         Console().print(table)
 

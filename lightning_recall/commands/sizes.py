@@ -85,10 +85,12 @@ def _print_table(rows: "list[SizeRow]", title: str, notes: str) -> None:
     from rich import get_console
     from rich.table import Table
 
+    from lightning_recall.metrics.scores import score_title
+
     get_console().print(title, soft_wrap=True, highlight=False, markup=False)
     table = Table(caption=notes, caption_justify="left")
     table.add_column("stored as", overflow="fold")
-    for name in ("bytes", *map(_title, rows[0].scores), "build,\ns", "search,\nms"):
+    for name in ("bytes", *map(score_title, rows[0].scores), "build,\ns", "search,\nms"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         scores = ["-" if math.isnan(value) else f"{100 * value:.1f}" for value in row.scores.values()]
@@ -112,8 +114,3 @@ def _notes(rows: "list[SizeRow]", num_queries: int, fit: str | None) -> str:
         "Bytes: of each image. Build: seconds to fit, encode and index. Search: milliseconds a query, of a batch, on "
         f"this machine; threads: {torch.get_num_threads()}."
     )
-
-
-def _title(score: str) -> str:
-    """R@1 for recall@1, mAP@R for map@r."""
-    return score.replace("recall", "R").replace("map@r", "mAP@R")

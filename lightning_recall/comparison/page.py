@@ -11,10 +11,10 @@ from lightning_recall.comparison.pairing import item_name
 from lightning_recall.comparison.thumbnails import thumbnail
 from lightning_recall.embedding_sets import EmbeddingSet
 from lightning_recall.metrics import Interval
+from lightning_recall.metrics.scores import score_title
 
 NUM_CLASSES = 10  # winners, and losers
 NUM_QUERIES = 40  # gained, and lost
-TITLES = {"recall": "R", "map@r": "mAP@R"}
 
 
 def page(comparison: Comparison, images: Path | None = None) -> str:
@@ -59,16 +59,6 @@ def model_text(embeddings: EmbeddingSet) -> str:
         filter(None, [embeddings.model.get("module", "").rpartition(".")[2], weights and f"weights {weights}"])
     )
     return f"{embeddings.path}" + (f" ({known})" if known else "")
-
-
-def score_title(name: str) -> str:
-    """Short name of a score.
-
-    >>> score_title("recall@1"), score_title("map@r")
-    ('R@1', 'mAP@R')
-    """
-    kind, *cutoff = (name,) if name in TITLES else name.split("@")
-    return "@".join([TITLES.get(kind, kind), *cutoff])
 
 
 def score_row(name: str, first: Interval, second: Interval, difference: Interval, verdict: str) -> dict[str, str]:

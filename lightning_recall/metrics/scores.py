@@ -79,6 +79,9 @@ OVERALL: dict[str, Callable[[RelevantRanks], Tensor]] = {
 }
 """scores without a cut-off"""
 
+TITLES = {"recall": "R", "map@r": "mAP@R", "minp": "mINP"}
+"""how the field writes a score, if not by its name"""
+
 FIRST_RANK_SCORES = {"recall", "mrr"}
 """scores that need only the rank of the first relevant item, which is faster to find than all ranks"""
 
@@ -109,3 +112,13 @@ def score(ranks: RelevantRanks, scores: Sequence[str], ks: Sequence[int]) -> dic
         else:
             values[name] = OVERALL[name](ranks)
     return values
+
+
+def score_title(name: str) -> str:
+    """How the field writes a score.
+
+    >>> score_title("recall@10"), score_title("map@r"), score_title("minp")
+    ('R@10', 'mAP@R', 'mINP')
+    """
+    kind, *cutoff = (name,) if name in TITLES else name.split("@")
+    return "@".join([TITLES.get(kind, kind), *cutoff])

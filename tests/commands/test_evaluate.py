@@ -33,8 +33,8 @@ def test_it_prints_the_scores(folder, capsys):
     main(["evaluate", str(folder), "--ks", "1", "10"])
     printed = capsys.readouterr().out
     assert "60 queries, gallery of 60" in printed
-    for name in ("recall@1", "recall@10", "map@r"):
-        assert name in printed
+    for name, title in (("recall@1", "R@1"), ("recall@10", "R@10"), ("map@r", "mAP@R")):
+        assert title in printed
         assert expected(name) in printed
 
 

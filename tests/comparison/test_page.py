@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from lightning_recall.comparison import compare, write_comparison
-from lightning_recall.comparison.page import class_row, extremes, page, score_row, score_title
+from lightning_recall.comparison.page import class_row, extremes, page, score_row
+from lightning_recall.metrics.scores import score_title
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ATTACKS = (
