@@ -132,7 +132,7 @@ EVALUATIONS = {
     "open set": lambda e, y: scores_of(
         OpenSetScores(0.5, (0.1,)), e, torch.where(y > 3, y, -1 - torch.arange(len(y), device=y.device))
     ),
-    "single gallery shot": lambda e, y: scores_of(SingleGalleryShotCMC((1, 5)), e, y),
+    "single gallery shot": lambda e, y: scores_of(SingleGalleryShotCMC((1, 5)), e[:60], y[:60]),
     "clusters": lambda e, y: scores_of(ClusterNMI(), e, y),
     "nearest": lambda e, _: nearest(
         EmbeddingBlocks(e, device=e.device), EmbeddingBlocks([e[:20], e[20:]], device=e.device), 5

@@ -115,7 +115,7 @@ SMALL = (
 )
 
 
-@pytest.mark.filterwarnings("ignore:No row for faiss")  # the folder has too few images for a product quantizer
+@pytest.mark.filterwarnings("ignore:No row for")  # the folder has too few images for a product quantizer
 def test_your_images_are_searched(command, small_data, in_tmp_path):
     """The commands and the faiss block of own_data.md, in their order, and those of the README for what comes after."""
     pytest.importorskip("faiss")  # an extra

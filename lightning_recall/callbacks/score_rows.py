@@ -38,23 +38,32 @@ def row_title(kind: str, pl_module: LightningModule, names: Sequence[int | str],
 
 @rank_zero_only
 def print_scores(rows: Rows, title: str, caption: str = "", intervals: Intervals | None = None) -> None:
-    """Prints a table of scores in percent, with the interval of each score beside it; on narrow terminals, below it."""
+    """Prints a table of scores in percent, with the interval of each score beside it.
+
+    On narrow terminals the intervals of the model are below its scores, and baselines have none; if they do not fit
+    either, the table has only scores.
+    """
     console, intervals = get_console(), intervals or {}
-    table = score_table(rows, title, caption, intervals, " ")
-    if Measurement.get(console, console.options.update(width=10_000), table).maximum > console.width:
-        table = score_table(rows, title, caption, intervals, "\n")
+    of_model = {row: ends for row, ends in intervals.items() if row.split(" on ")[0] == MODEL}
+    layouts = (intervals, " ", ", "), (of_model, "\n", ", "), (of_model, "\n", ",\n")
+    for shown, separator, comma in (*layouts, ({}, "", "")):
+        table = score_table(rows, title, caption, shown, separator, comma)
+        if Measurement.get(console, console.options.update(width=10_000), table).maximum <= console.width:
+            break
     console.print(table)
 
 
-def score_table(rows: Rows, title: str, caption: str, intervals: Intervals, separator: str) -> Table:
-    """A table of scores in percent; `separator` is between a score and its interval."""
+def score_table(
+    rows: Rows, title: str, caption: str, intervals: Intervals, separator: str = " ", comma: str = ", "
+) -> Table:
+    """A table of scores in percent; `separator` is between a score and its interval, `comma` between its ends."""
     below = "\n".join(filter(None, [caption, *interval_notes(intervals)]))
     table = Table(title=title, caption=below or None, min_width=max(len(title), len(caption)))
     table.add_column("")
     for name in next(iter(rows.values())):
         table.add_column(column_title(f"split/{name}"), justify="right")
     for row, scores in rows.items():
-        ends = {name: interval_text(interval) for name, interval in intervals.get(row, {}).items()}
+        ends = {name: interval_text(value).replace(", ", comma) for name, value in intervals.get(row, {}).items()}
         cells = [separator.join(filter(None, (percent(scores[name].item()), ends.get(name)))) for name in scores]
         table.add_row(escape(row), *cells)
     return table

@@ -114,6 +114,19 @@ def test_six_scores_fit_in_a_hundred_columns(num_scores, separator, console, cap
     assert rows[0].count("50.0") == num_scores
 
 
+@pytest.mark.parametrize(("width", "num_lines"), [(120, 1), (70, 3), (55, 1)])
+def test_on_narrow_terminals_only_the_model_has_intervals(width, num_lines, monkeypatch, capsys):
+    monkeypatch.setattr(get_console(), "_width", width)
+    scores = {f"recall@{k}": torch.tensor(0.5) for k in range(1, 6)}
+    titles = ("raw pixels", "model")
+    print_scores(dict.fromkeys(titles, scores), "T", "", {title: dict.fromkeys(scores, interval()) for title in titles})
+    rows = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert all(line.count("50.0") == 5 for line in rows[:2])
+    assert len(rows) == 1 + num_lines
+    assert ("[49.0" in rows[0]) == (width == 120)
+    assert any("[49.0" in line for line in rows[1:]) == (width > 55)
+
+
 def test_notes_say_why_there_is_no_interval():
     some = {"a": {"recall@1": interval(), "recall@2": interval(reason="too few"), "map@r": interval(reason="too few")}}
     assert interval_notes(some) == [
