@@ -100,7 +100,7 @@ def import_qdrant() -> Any:
         ImportError: with the line for pip.
     """
     try:
-        import qdrant_client
+        import qdrant_client.models
     except ImportError as error:
         raise ImportError('Qdrant needs its client: pip install "lightning-recall[qdrant]"') from error
     return qdrant_client
