@@ -1,4 +1,4 @@
-"""Queries of which only one of two models retrieves an image of the right class first."""
+"""Queries that only one of two models answers with an image of the right class first."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ MAX_SIMILARITIES = 2**24  # in memory at a time: 64 MiB
 
 
 class Changes(NamedTuple):
-    """Queries of which only one model is right: it retrieves an image of the query's class first.
+    """Queries that only one model answers right: it retrieves an image of the query's class first.
 
     Sorted by the rank of the first relevant image of the model that is wrong, the largest first.
 
@@ -21,8 +21,8 @@ class Changes(NamedTuple):
     wrong: (n,) the item that the wrong model retrieves first.
     similarities: (n, 2) of the query to these two, each in its model.
     ranks: (n,) rank of the first relevant item, by the wrong model.
-    both_right: number of queries of which both models are right.
-    both_wrong: number of queries of which both models are wrong.
+    both_right: number of queries that both models answer right.
+    both_wrong: number of queries that both models answer wrong.
     """
 
     queries: Tensor
@@ -36,12 +36,12 @@ class Changes(NamedTuple):
 
     @property
     def num_gained(self) -> int:
-        """Number of queries of which only the second model is right."""
+        """Number of queries that only the second model answers right."""
         return int(self.gained.sum())
 
     @property
     def num_lost(self) -> int:
-        """Number of queries of which only the first model is right."""
+        """Number of queries that only the first model answers right."""
         return len(self.gained) - self.num_gained
 
 

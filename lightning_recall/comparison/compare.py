@@ -41,7 +41,7 @@ class ClassDifference(NamedTuple):
     name: its name; "" if not known.
     num_queries: number of its queries.
     first, second: mean of each score over its queries.
-    gained, lost: number of its queries of which only the second or only the first model is right.
+    gained, lost: number of its queries that only the second or only the first model answers right.
     """
 
     label: int
@@ -64,7 +64,7 @@ class Comparison(NamedTuple):
     results: the searches in both.
     scores: name of a score -> its difference.
     classes: sorted by the difference of the first score, smallest first.
-    changes: the queries of which only one model is right.
+    changes: the queries that only one model answers right.
     """
 
     first: EmbeddingSet

@@ -111,7 +111,7 @@ class RetrievalProtocol:
         return _means([values for _, values in scored], order)
 
     def hamming_scores(self, signs: EmbeddingBlocks) -> dict[str, float]:
-        """Recall@k and mAP@R by Hamming distances, of which too many are equal to compare them one by one in float64.
+        """Recall@k and mAP@R by Hamming distances; too many are equal to compare them one by one in float64.
 
         Args:
             signs: (N, D) of -1 and 1.
