@@ -82,7 +82,7 @@ def random_embedder(family: Family, size: int) -> ImageEmbedder:
 
 
 def spread_weights(backbone: nn.Module) -> None:
-    """Larger random weights than timm's, with which a network tells images apart before any training."""
+    """Larger random weights than timm's, so that an untrained network embeds different images differently."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in backbone.named_parameters():

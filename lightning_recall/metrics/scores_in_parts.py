@@ -129,7 +129,7 @@ def _mean_over_parts(
     cutoffs: tuple[int, ...],
     folder: Path | None,
 ) -> dict[str, float]:
-    """The means of the scores over the queries of all parts, of which each process searches its share."""
+    """The means of the scores over the queries of all parts; each process searches some of the parts."""
     rank, world_size = _rank_and_world_size()
     columns = score_names(names, cutoffs)
     totals = torch.zeros(len(columns) + 1, dtype=torch.float64, device=items.labels.device)  # the last counts queries

@@ -33,7 +33,7 @@ class SharedModule(
 ):
     """Adds `save_pretrained`, `push_to_hub` and `from_pretrained`; checkpoints load without arguments.
 
-    A saved model is a folder with three files, none of which is a pickle: `model.safetensors` (parameters and
+    A saved model is a folder with three files, without pickles: `model.safetensors` (parameters and
     buffers, of the loss too), `config.json` (the classes and constructor arguments of the module and its parts,
     preprocessing, similarity threshold, data, recipe and test scores, versions) and `README.md`, a model card. It
     contains neither the path of a file nor code: functions, such as the optimizer, are named only.
@@ -174,7 +174,7 @@ class SharedModule(
         try:
             with torch.device("meta"), torch.random.fork_rng(devices=[]):
                 built = self.from_sharing_config(config, "the model", [public_path(type(self))])
-        except (ValueError, RuntimeError, NotImplementedError):
+        except (ValueError, RuntimeError):
             return  # whoever loads it passes a part, or it cannot be built without memory
         found = differences(built.state_dict(), self.state_dict())
         if found:

@@ -28,8 +28,8 @@ class ExportReport(NamedTuple):
         num_bytes: size of the file, or of both files of OpenVINO.
         cosine_1: smallest cosine between the embeddings of PyTorch and of the file, one image at a time.
         cosine_7: the same for a batch of 7 images.
-        between_images: smallest cosine between the embeddings of different images in PyTorch. The network tells the
-            images apart only as far as it is below 1, and the other two cosines mean as much.
+        between_images: smallest cosine between the embeddings of different images in PyTorch. If it is close to 1, all
+            images have nearly the same embedding, and the other two cosines prove little.
     """
 
     path: Path
